@@ -1,0 +1,36 @@
+# `make help` lists what there is. Every target makes the environment it needs.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MODEL ?= demo
+BIN := .venv/bin
+
+.PHONY: help env serve test check bench cluster lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: ## make .venv from the lock file
+	@scripts/bootstrap
+
+serve: env ## serve MODEL (default: the ImageNet demo) on http://127.0.0.1:8000
+	@$(BIN)/pthserve serve $(MODEL)
+
+check: env ## the fast loop: format, lint, types, unit tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/shellcheck $$(git ls-files | xargs grep -lE '^\#!.*(bash|sh)$$')
+	@$(BIN)/mypy
+	@$(BIN)/pytest -q -m "not slow and not cluster and not browser" tests
+
+test: env ## every test there is
+	@scripts/test
+
+bench: env ## measure this service beside its peers, as ratios
+	@$(BIN)/python -m benchmarks
+
+cluster: env ## start the local Kubernetes of k8s/local
+	@k8s/local/cluster up
+
+lock: env ## renew requirements.lock
+	@scripts/lock

@@ -1,0 +1,67 @@
+"""Every Prometheus object of the service, and nothing else. The table is docs/metrics.md."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+
+# Upper bounds in seconds: from a packed ResNet-18's forward pass to the default deadline.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+REQUESTS = Counter("pthserve_requests", "Requests answered.", ["route", "code"], registry=REGISTRY)
+REQUEST_DURATION = Histogram(
+    "pthserve_request_duration_seconds",
+    "From the request line to the last byte of the answer.",
+    ["route"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+STAGE_DURATION = Histogram(
+    "pthserve_stage_duration_seconds",
+    "Time that an image spent in one stage: decode, queue or infer.",
+    ["stage"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+INFLIGHT = Gauge("pthserve_inflight_requests", "Images admitted and not yet answered.", registry=REGISTRY)
+QUEUE_DEPTH = Gauge("pthserve_queue_depth", "Decoded images that wait for the engine.", registry=REGISTRY)
+SATURATION = Gauge(
+    "pthserve_saturation", "Share of the recent past in which the engine was busy, 0 to 1.", registry=REGISTRY
+)
+BATCH_SIZE = Histogram(
+    "pthserve_batch_size",
+    "Images in one forward pass.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    registry=REGISTRY,
+)
+REJECTED = Counter("pthserve_rejected", "Requests turned away, by reason.", ["reason"], registry=REGISTRY)
+DISCONNECTS = Counter("pthserve_disconnects", "Clients that left before their answer.", registry=REGISTRY)
+MODEL_INFO = Info("pthserve_model", "The model that is served.", registry=REGISTRY)
+MODEL_LOAD_SECONDS = Gauge(
+    "pthserve_model_load_seconds", "How long the served model took to load.", registry=REGISTRY
+)
+MODEL_LOADS = Counter(
+    "pthserve_model_loads", "Attempts to load a model, by result.", ["result"], registry=REGISTRY
+)
+PREDICTIONS = Counter(
+    "pthserve_predictions",
+    "Answers by top class; beyond the first 100 labels seen: `other`.",
+    ["label"],
+    registry=REGISTRY,
+)
+CONFIDENCE = Histogram(
+    "pthserve_prediction_confidence",
+    "Probability of the top class.",
+    buckets=tuple(tenth / 10 for tenth in range(1, 11)),
+    registry=REGISTRY,
+)
+BUILD_INFO = Info("pthserve_build", "Version of the service and of what it runs on.", registry=REGISTRY)

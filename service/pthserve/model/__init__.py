@@ -1,0 +1,44 @@
+"""Model: what is served. Everything between a file and its first forward pass is in this package."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pthserve.model.engine import Engine
+from pthserve.model.plan import Plan
+from pthserve.model.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A golden image: its file, the class it must be given, and (where known) with what probability."""
+
+    image: Path
+    class_index: int
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A loaded model; each request holds the one it was admitted for.
+
+    forward: uint8 (n, height, width, channels) or float32 (n, channels, height, width) to logits,
+    float32 (n, classes).
+    labels: one a class, in the order of the logits.
+    digest: SHA-256 of the weights file, 64 hexadecimal digits.
+    """
+
+    forward: Engine
+    labels: tuple[str, ...]
+    spec: Spec
+    plan: Plan
+    digest: str
+    name: str
+    version: str
+    architecture: str
+    parameters: int
+    golden: tuple[Golden, ...] = field(default=())
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the model tells apart."""
+        return len(self.labels)

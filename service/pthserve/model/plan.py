@@ -1,0 +1,49 @@
+"""Plan: which engine runs a model on this machine, and how. `tune` chooses it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One measured candidate.
+
+    rate: images a second at `batch`; difference: largest |dp| from fp32 torch on the proof images;
+    agrees: whether the guard let it pass; note: why not, in words.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+    batch: int
+    rate: float
+    difference: float
+    agrees: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to run a model: engine, precision, threads, the largest batch worth making.
+
+    reason: why this won over `trials`, in words.
+    digest, cpu: the weights and the processor that were measured ("" when nothing was).
+    """
+
+    engine: str = "torch"
+    precision: str = "fp32"
+    threads: int = 1
+    max_batch: int = 8
+    reason: str = "nothing was measured"
+    digest: str = ""
+    cpu: str = ""
+    trials: tuple[Trial, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+        """The inverse of `to_dict`; raises TypeError on a field it does not know."""
+        return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values.get("trials", ()))})

@@ -1,0 +1,46 @@
+"""Spec: how an image is preprocessed, as it was in training."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Resize, crop, scale to 0..1, normalise: torchvision's Resize, CenterCrop, ToTensor and Normalize.
+
+    resize: length of the shorter side in pixels after resizing, or (height, width), or None to leave it.
+    crop: (height, width) in pixels of the centre crop.
+    mean, std: one number a channel, of values in 0..1; their length (1 or 3) says grey or RGB.
+    assumed: True when nobody said so and the common values were taken.
+    The default values are those of torchvision's ImageNet reference training.
+    """
+
+    resize: int | tuple[int, int] | None = 256
+    crop: tuple[int, int] = (224, 224)
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    exif: bool = False
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    assumed: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image: 1 (grey) or 3 (RGB)."""
+        return len(self.mean)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one preprocessed uint8 image: (height, width, channels)."""
+        return (*self.crop, self.channels)
+
+    @property
+    def tensor_shape(self) -> tuple[int, int, int]:
+        """Shape of one normalised float32 tensor: (channels, height, width)."""
+        return (self.channels, *self.crop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain values, ready for JSON or YAML."""
+        return asdict(self)

@@ -1,0 +1,114 @@
+"""Settings: one frozen object; flag, environment variable and chart value share one name.
+
+`PTHSERVE_MAX_BATCH`, `--max-batch` and `.Values.settings.maxBatch` are the same setting; a flag beats the
+environment, the environment beats the default. The table is docs/settings.md.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def cpu_quota() -> int:
+    """Whole CPUs this process may use: the cgroup's quota (v2, then v1) or the affinity mask, at least 1."""
+    affinity = len(os.sched_getaffinity(0))
+    for quota, period in (_cgroup_v2(), _cgroup_v1()):
+        if quota > 0 and period > 0:
+            return max(1, min(affinity, round(quota / period)))
+    return affinity
+
+
+def _cgroup_v2() -> tuple[int, int]:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return 0, 0
+    return (0 if quota == "max" else int(quota)), int(period)
+
+
+def _cgroup_v1() -> tuple[int, int]:
+    folder = Path("/sys/fs/cgroup/cpu")
+    try:
+        return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
+    except OSError:
+        return 0, 0
+
+
+class Settings(BaseSettings):
+    """What a user may choose. Sizes in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="PTHSERVE_", frozen=True, extra="forbid")
+
+    model: str = Field("demo", description="weights file, folder with a card, packed folder, or `demo`")
+    name: str | None = Field(
+        None, description="the model's name in answers and metrics; default: the card's, or the file's"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="serve /metrics on this port alone")
+    grpc_port: int | None = Field(None, ge=0, le=65535, description="serve gRPC on this port; off when unset")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the forward pass runs")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="what runs the forward pass")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="number format of the forward pass; `auto` never takes int8"
+    )
+    calibration: Path | None = Field(None, description="folder of images that int8 is calibrated on")
+    decode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="`exact`: torchvision's numbers to the bit; `fast`: within 0.3 grey levels, sooner",
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: the cgroup's quota")
+    max_batch: int | None = Field(
+        None, ge=1, le=1024, description="most images in one forward pass; default: the plan's"
+    )
+    max_inflight: int = Field(256, ge=1, description="most images admitted at once")
+    deadline: float = Field(10.0, gt=0, description="seconds after which an answer is of no use")
+    drain_seconds: float = Field(5.0, ge=0, description="seconds of serving while not ready, after SIGTERM")
+    max_body: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
+    max_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels")
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="largest difference of a probability from fp32's that a plan or a golden image may show",
+    )
+    tune_budget: float = Field(
+        10.0, ge=0, description="seconds that tuning may take at load; 0 takes the default plan"
+    )
+    plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
+    cache_dir: Path | None = Field(None, description="folder for compiled models and plans")
+    golden: Literal["gate", "warn", "off"] = Field("gate", description="what a disagreeing golden image does")
+    reload_interval: float = Field(
+        0.0, ge=0, description="seconds between looks at the model file; 0: only on SIGHUP"
+    )
+    shadow: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of live traffic that a new model must also answer before it is swapped in",
+    )
+    shadow_agreement: float = Field(
+        0.0, ge=0, le=1, description="least share of agreement in the shadow phase"
+    )
+    api_keys: Path | None = Field(None, description="file with one API key a line; keys are off when unset")
+    rate_limit: str | None = Field(
+        None, description="requests a key, or a client without one, may send, such as `100/second`"
+    )
+    explain: Literal["on", "off"] = Field("on", description="whether POST /explain answers")
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector (OTLP over HTTP); traces are off when unset"
+    )
+    log_format: Literal["json", "text"] = Field(
+        "text", description="one JSON object a line, or lines for a person"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe line that is logged"
+    )
+
+    @property
+    def cpus(self) -> int:
+        """CPU threads to use: `threads`, or what the cgroup grants."""
+        return self.threads or cpu_quota()
