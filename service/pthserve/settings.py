@@ -11,26 +11,28 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def cpu_quota() -> int:
-    """Whole CPUs this process may use: the cgroup's quota (v2, then v1) or the affinity mask, at least 1."""
+    """Whole CPUs this process may use: the cgroup's quota rounded up (v2, then v1), or the affinity mask."""
     affinity = len(os.sched_getaffinity(0))
     for quota, period in (_cgroup_v2(), _cgroup_v1()):
         if quota > 0 and period > 0:
-            return max(1, min(affinity, round(quota / period)))
+            return min(affinity, max(1, -(-quota // period)))
     return affinity
 
 
 def _cgroup_v2() -> tuple[int, int]:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
     except OSError:
         return 0, 0
     return (0 if quota == "max" else int(quota)), int(period)
 
 
 def _cgroup_v1() -> tuple[int, int]:
-    folder = Path("/sys/fs/cgroup/cpu")
+    folder = CGROUP / "cpu"
     try:
         return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
     except OSError:
