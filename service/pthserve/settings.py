@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PTHSERVE_", frozen=True, extra="forbid")
 
     model: str = Field("demo", description="weights file, folder with a card, packed folder, or `demo`")
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 that the weights file must have; default: the card's",
+    )
     name: str | None = Field(
         None, description="the model's name in answers and metrics; default: the card's, or the file's"
     )
