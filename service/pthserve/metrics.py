@@ -45,12 +45,19 @@ BATCH_SIZE = Histogram(
 )
 REJECTED = Counter("pthserve_rejected", "Requests turned away, by reason.", ["reason"], registry=REGISTRY)
 DISCONNECTS = Counter("pthserve_disconnects", "Clients that left before their answer.", registry=REGISTRY)
-MODEL_INFO = Info("pthserve_model", "The model that is served.", registry=REGISTRY)
+MODEL_INFO = Info(
+    "pthserve_model",
+    "The model that is served: name, version, architecture, digest, engine and precision.",
+    registry=REGISTRY,
+)
 MODEL_LOAD_SECONDS = Gauge(
     "pthserve_model_load_seconds", "How long the served model took to load.", registry=REGISTRY
 )
 MODEL_LOADS = Counter(
-    "pthserve_model_loads", "Attempts to load a model, by result.", ["result"], registry=REGISTRY
+    "pthserve_model_loads",
+    "Attempts to load a model, by result: ok, failed, or golden when its golden images disagree.",
+    ["result"],
+    registry=REGISTRY,
 )
 PREDICTIONS = Counter(
     "pthserve_predictions",
