@@ -1,0 +1,161 @@
+{{- define "pthserve.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* Room is left for the longest suffix, "-dashboard-service". */ -}}
+{{- define "pthserve.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- default $full .Values.fullnameOverride | trunc 45 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "pthserve.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "pthserve.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: server
+{{- end -}}
+
+{{- define "pthserve.commonLabels" -}}
+app.kubernetes.io/name: {{ include "pthserve.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "pthserve.labels" -}}
+{{ include "pthserve.commonLabels" . }}
+app.kubernetes.io/component: server
+{{- end -}}
+
+{{- define "pthserve.testLabels" -}}
+{{ include "pthserve.commonLabels" . }}
+app.kubernetes.io/component: test
+{{- end -}}
+
+{{- define "pthserve.serviceAccountName" -}}
+{{- default (ternary (include "pthserve.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- /* The image of a variant: (list $ "full"). */ -}}
+{{- define "pthserve.imageOf" -}}
+{{- $root := index . 0 -}}
+{{- $variant := index . 1 -}}
+{{- with $root.Values.image -}}
+{{- if ne $variant .variant -}}
+{{ printf "%s:%s-%s" .repository (.tag | default $root.Chart.AppVersion | trimSuffix (print "-" .variant)) $variant }}
+{{- else if .digest -}}
+{{ printf "%s@%s" .repository .digest }}
+{{- else -}}
+{{ printf "%s:%s" .repository (default (printf "%s-%s" $root.Chart.AppVersion $variant) .tag) }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "pthserve.image" -}}
+{{- include "pthserve.imageOf" (list . .Values.image.variant) -}}
+{{- end -}}
+
+{{- define "pthserve.httpPort" -}}
+{{- .Values.settings.port | default 8000 | int -}}
+{{- end -}}
+
+{{- /* The port that answers GET /metrics. */ -}}
+{{- define "pthserve.metricsPortName" -}}
+{{- ternary "metrics" "http" (not (empty .Values.settings.metricsPort)) -}}
+{{- end -}}
+
+{{- define "pthserve.minReplicas" -}}
+{{- ternary .Values.autoscaling.minReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
+{{- end -}}
+
+{{- define "pthserve.maxReplicas" -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
+{{- end -}}
+
+{{- /* The file, inside /models, that a source's model lies in; empty for the folder itself. */ -}}
+{{- define "pthserve.weightsFile" -}}
+{{- $fetched := "" -}}
+{{- if eq .Values.weights.source "download" -}}
+{{- $fetched = regexReplaceAll "[?#].*$" .Values.weights.download.url "" | base -}}
+{{- end -}}
+{{- .Values.weights.file | default $fetched -}}
+{{- end -}}
+
+{{- define "pthserve.weightsPath" -}}
+{{- list "/models" (include "pthserve.weightsFile" .) | join "/" | trimSuffix "/" -}}
+{{- end -}}
+
+{{- define "pthserve.weightsClaim" -}}
+{{- .Values.weights.pvc.existingClaim | default (printf "%s-weights" (include "pthserve.fullname" .)) -}}
+{{- end -}}
+
+{{- define "pthserve.packClaim" -}}
+{{- .Values.pack.existingClaim | default (printf "%s-pack" (include "pthserve.fullname" .)) -}}
+{{- end -}}
+
+{{- /* The service's environment: what the chart knows, under what the user says. */ -}}
+{{- define "pthserve.environment" -}}
+{{- $settings := dict "host" "0.0.0.0" "cacheDir" "/var/cache/pthserve" -}}
+{{- with .Values.weights -}}
+{{- if ne .source "demo" -}}
+{{- $_ := set $settings "model" (include "pthserve.weightsPath" $) -}}
+{{- end -}}
+{{- with .sha256 -}}
+{{- $_ := set $settings "sha256" . -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.pack.enabled -}}
+{{- $_ := set $settings "model" "/pack/model" -}}
+{{- end -}}
+{{- if .Values.apiKeys.secret -}}
+{{- $_ := set $settings "apiKeys" "/run/secrets/pthserve/keys" -}}
+{{- end -}}
+{{- if .Values.gpu.enabled -}}
+{{- $_ := set $settings "device" "cuda" -}}
+{{- end -}}
+{{- range $name, $value := mergeOverwrite $settings .Values.settings }}
+{{- /* toJson writes a whole number without an exponent; 2e+07 would not parse. */ -}}
+PTHSERVE_{{ regexReplaceAll "([A-Z])" $name "_${1}" | upper }}: {{ $value | toJson | trimAll "\"" | quote }}
+{{ end -}}
+{{- end -}}
+
+{{- define "pthserve.podSpec" -}}
+serviceAccountName: {{ include "pthserve.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "pthserve.claimSpec" -}}
+accessModes:
+  {{- toYaml .accessModes | nindent 2 }}
+{{- with .storageClass }}
+storageClassName: {{ . }}
+{{- end }}
+resources:
+  requests:
+    storage: {{ .size }}
+{{- end -}}
+
+{{- /* What a ServiceMonitor and a PodMonitor say alike. */ -}}
+{{- define "pthserve.scrape" -}}
+port: {{ include "pthserve.metricsPortName" . }}
+path: /metrics
+relabelings:
+  - targetLabel: release
+    replacement: {{ .Release.Name }}
+{{- end -}}
+
+{{- /* The line of an alert that says where its runbook is: (list $ "name"). */ -}}
+{{- define "pthserve.runbook" -}}
+{{- $alert := index . 1 -}}
+{{- with (index . 0).Values.monitoring.rules.runbookUrl -}}
+{{- printf "runbook_url: %s#pthserve%s" . $alert | nindent 12 -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,105 @@
+{{- /* What cannot work is refused here, and nowhere else. */ -}}
+{{- define "pthserve.refuse" -}}
+{{- $ := . -}}
+{{- $most := include "pthserve.maxReplicas" . | int -}}
+{{- $file := include "pthserve.weightsFile" . -}}
+
+{{- with .Values.weights -}}
+{{- if eq .source "pvc" -}}
+{{- if eq (empty .pvc.existingClaim) (not .pvc.create) -}}
+{{- fail "weights.source is pvc: name a claim in weights.pvc.existingClaim, or set weights.pvc.create to make one (not both)." -}}
+{{- end -}}
+{{- include "pthserve.refuseSingleWriter" (list $ .pvc "weights.pvc" $most) -}}
+{{- else if and (eq .source "configMap") (not .configMap.name) -}}
+{{- fail "weights.source is configMap: name it in weights.configMap.name." -}}
+{{- else if and (eq .source "download") (not (regexMatch "^https?://[^/]+/" .download.url)) -}}
+{{- fail "weights.source is download: give the http or https address of the weights file in weights.download.url." -}}
+{{- else if and (eq .source "download") (not .sha256) -}}
+{{- fail "weights.source is download: pin the file by its SHA-256 in weights.sha256." -}}
+{{- else if and (eq .source "image") (not .image.reference) -}}
+{{- fail "weights.source is image: name the image in weights.image.reference." -}}
+{{- else if and (eq .source "image") (semverCompare "<1.33-0" $.Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "weights.source is image: volumes from images need Kubernetes 1.33 or newer, and this is %s. Use pvc or download." $.Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if and $.Values.settings.model (ne .source "demo") -}}
+{{- fail (printf "settings.model is given, but weights.source is %s and says already where the model is. Use weights.file." .source) -}}
+{{- end -}}
+{{- if and .sha256 $.Values.settings.sha256 -}}
+{{- fail "weights.sha256 and settings.sha256 say the same thing: give weights.sha256 alone." -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and (eq .Values.image.variant "slim") (not .Values.pack.enabled) (regexMatch "\\.(pth|pt|bin|safetensors)$" $file) -}}
+{{- fail (printf "image.variant is slim, which has no torch to build %s with: set pack.enabled, or image.variant to full." $file) -}}
+{{- end -}}
+{{- if and (eq .Values.image.variant "slim") .Values.gpu.enabled -}}
+{{- fail "gpu.enabled needs torch: set image.variant to full." -}}
+{{- end -}}
+
+{{- with .Values.pack -}}
+{{- if .enabled -}}
+{{- if eq $.Values.weights.source "demo" -}}
+{{- fail "pack.enabled packs mounted weights, and weights.source is demo: choose pvc, configMap, download or image." -}}
+{{- end -}}
+{{- if eq (empty .existingClaim) (not .create) -}}
+{{- fail "pack.enabled needs a claim: name one in pack.existingClaim, or set pack.create to make one (not both)." -}}
+{{- end -}}
+{{- if $.Values.gpu.enabled -}}
+{{- fail "pack.enabled serves on the CPU: leave it off with gpu.enabled." -}}
+{{- end -}}
+{{- include "pthserve.refuseSingleWriter" (list $ . "pack" $most) -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and .Values.apiKeys.secret .Values.settings.apiKeys -}}
+{{- fail "apiKeys.secret and settings.apiKeys both say where the keys are: give one." -}}
+{{- end -}}
+
+{{- $ends := add (int .Values.shutdown.preStopSeconds) (ceil .Values.settings.drainSeconds | int) (ceil .Values.settings.deadline | int) | int -}}
+{{- if ge $ends (int .Values.shutdown.graceSeconds) -}}
+{{- fail (printf "A pod would be killed while it drains: shutdown.graceSeconds (%d) must be more than shutdown.preStopSeconds + settings.drainSeconds + settings.deadline (%d)." (int .Values.shutdown.graceSeconds) $ends) -}}
+{{- end -}}
+
+{{- with .Values.autoscaling -}}
+{{- if .enabled -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas (%d) is more than autoscaling.maxReplicas (%d)." (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- if and (eq .metric "cpu") (not (dig "requests" "cpu" "" $.Values.resources)) -}}
+{{- fail "autoscaling.metric cpu is measured against resources.requests.cpu: give it." -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- with .Values.networkPolicy -}}
+{{- if and .enabled (not .egress) (or (eq $.Values.weights.source "download") $.Values.settings.otlpEndpoint) -}}
+{{- fail "networkPolicy lets a pod connect nowhere, but weights.source download or settings.otlpEndpoint must: allow it (and DNS) in networkPolicy.egress, or set networkPolicy.enabled to false." -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.enabled needs a gateway in httpRoute.parentRefs." -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.enabled needs a host name in ingress.hosts." -}}
+{{- end -}}
+{{- if and .Values.monitoring.serviceMonitor.enabled .Values.monitoring.podMonitor.enabled -}}
+{{- fail "monitoring.serviceMonitor and monitoring.podMonitor would scrape each pod twice: enable one." -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Refuses a claim that only one node can mount when more than one pod may run: (list $ values path pods). */ -}}
+{{- define "pthserve.refuseSingleWriter" -}}
+{{- $root := index . 0 -}}
+{{- $claim := index . 1 -}}
+{{- $path := index . 2 -}}
+{{- $pods := index . 3 -}}
+{{- $modes := $claim.accessModes -}}
+{{- if $claim.existingClaim -}}
+{{- /* Only a live cluster knows; `helm template` finds nothing and lets it pass. */ -}}
+{{- $modes = dig "spec" "accessModes" list (lookup "v1" "PersistentVolumeClaim" $root.Release.Namespace $claim.existingClaim) -}}
+{{- end -}}
+{{- if and (gt $pods 1) $modes (not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes))) -}}
+{{- fail (printf "%s: a claim that is %s cannot be shared by %d pods: use ReadWriteMany or ReadOnlyMany, or run one pod." $path (join ", " $modes) $pods) -}}
+{{- end -}}
+{{- end -}}

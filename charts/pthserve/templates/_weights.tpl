@@ -1,0 +1,77 @@
+{{- define "pthserve.weightsVolume" -}}
+{{- with .Values.weights -}}
+{{- if eq .source "pvc" -}}
+persistentVolumeClaim:
+  claimName: {{ include "pthserve.weightsClaim" $ }}
+  readOnly: true
+{{- else if eq .source "configMap" -}}
+configMap:
+  name: {{ .configMap.name }}
+{{- else if eq .source "download" -}}
+emptyDir: {{ with .download.sizeLimit }}{sizeLimit: {{ . }}}{{ else }}{}{{ end }}
+{{- else if eq .source "image" -}}
+image:
+  reference: {{ .image.reference }}
+  pullPolicy: {{ .image.pullPolicy }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "pthserve.fetchContainer" -}}
+- name: fetch
+  image: {{ include "pthserve.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  securityContext:
+    {{- toYaml .Values.securityContext | nindent 4 }}
+  args:
+    - fetch
+    - {{ .Values.weights.download.url | quote }}
+    - --output={{ include "pthserve.weightsPath" . }}
+    - --sha256={{ .Values.weights.sha256 }}
+  {{- if or .Values.weights.download.secret .Values.extraEnv }}
+  env:
+    {{- with .Values.weights.download }}
+    {{- if .secret }}
+    - name: PTHSERVE_FETCH_AUTHORIZATION
+      valueFrom:
+        secretKeyRef: {name: {{ .secret }}, key: {{ .secretKey }}}
+    {{- end }}
+    {{- end }}
+    {{- with .Values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  resources:
+    requests: {cpu: 100m, memory: 128Mi, ephemeral-storage: 256Mi}
+    limits: {cpu: "1", memory: 512Mi, ephemeral-storage: {{ dig "limits" "ephemeral-storage" "8Gi" .Values.resources }}}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    - {name: weights, mountPath: /models}
+{{- end -}}
+
+{{- define "pthserve.packContainer" -}}
+- name: pack
+  image: {{ include "pthserve.imageOf" (list . "full") }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  securityContext:
+    {{- toYaml .Values.securityContext | nindent 4 }}
+  command: [/bin/sh, -c]
+  args:
+    - |
+      {{- .Files.Get "files/pack.sh" | nindent 6 }}
+  env:
+    - {name: MODEL, value: {{ include "pthserve.weightsPath" . | quote }}}
+    - {name: VERSION, value: {{ .Chart.AppVersion | quote }}}
+    {{- with .Values.weights.sha256 }}
+    - {name: PTHSERVE_SHA256, value: {{ . | quote }}}
+    {{- end }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  resources:
+    {{- toYaml .Values.pack.resources | nindent 4 }}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    - {name: weights, mountPath: /models, readOnly: true}
+    - {name: packs, mountPath: /packs}
+    - {name: pack, mountPath: /pack}
+{{- end -}}
