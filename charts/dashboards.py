@@ -1,11 +1,11 @@
 """The Grafana dashboards, as data: each panel says what it shows, in which unit, from which queries.
 
-SERIES selects the series of the chosen namespace, release and pods; OWN leaves probes and scrapes out of them.
+SERIES selects those of the chosen namespace, release and pods; OWN leaves probes and scrapes out of them.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 SERIES = 'namespace="$namespace",release="$release",pod=~"$pod"'
@@ -29,7 +29,6 @@ class Panel:
     width: int = 8
     most: float | None = None
     stack: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _quantile(share: float, metric: str, by: str, where: str) -> str:
@@ -48,6 +47,9 @@ def _mean(metric: str, by: str = "release") -> str:
     return f"{_rate(metric + '_sum', by)} / {_rate(metric + '_count', by)}"
 
 
+ANSWERS = _rate("pthserve_requests_total", "release", OWN)
+ERRORS = _rate("pthserve_requests_total", "release", OWN + ',code=~"5.."')
+
 SERVICE = {
     "Service": [
         Panel(
@@ -61,10 +63,7 @@ SERVICE = {
             "Errors",
             "Share of the answers that were 5xx: the service's fault, or more load than it can take.",
             "percentunit",
-            {
-                "5xx": f'(sum(rate(pthserve_requests_total{{{OWN},code=~"5.."}}[$__rate_interval])) or vector(0))'
-                f" / sum(rate(pthserve_requests_total{{{OWN}}}[$__rate_interval]))"
-            },
+            {"5xx": f"({ERRORS} or 0 * {ANSWERS}) / {ANSWERS}"},
         ),
         Panel(
             "Latency",
@@ -252,10 +251,8 @@ MODEL = {
         Panel(
             "Distribution of confidence",
             "How many answers fell into which tenth of confidence.",
-            "percentunit",
-            {
-                "{{le}}": f"sum by (le) (increase(pthserve_prediction_confidence_bucket{{{SERIES}}}[$__rate_interval]))"
-            },
+            "short",
+            {"{{le}}": _rate("pthserve_prediction_confidence_bucket", "le").replace("rate(", "increase(")},
             kind="heatmap",
             width=12,
         ),
@@ -301,7 +298,7 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
             "legend": {"displayMode": "list", "placement": "bottom"},
         }
     elif panel.kind == "heatmap":
-        found["options"] = {"calculate": False, "yAxis": {"unit": panel.unit}}
+        found["options"] = {"calculate": False, "yAxis": {"unit": "percentunit"}}
     elif panel.kind == "table":
         hidden = (
             "Time",

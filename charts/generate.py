@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,18 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     "podSecurityContext": OBJECT,
     "securityContext": OBJECT,
     "affinity": OBJECT,
+}
+
+
+# Settings whose default in the chart is another than the service's own.
+SET_BY_THE_CHART = {
+    "model": "what weights.source mounts",
+    "sha256": "weights.sha256",
+    "host": "0.0.0.0",  # noqa: S104
+    "device": "auto, or cuda with gpu.enabled",
+    "threads": "resources.limits.cpu",
+    "cacheDir": "/var/cache/pthserve",
+    "apiKeys": "apiKeys.secret",
 }
 
 
@@ -229,15 +241,14 @@ def readme() -> str:
     for group in groups:
         leaves = [value for value in everything if value.path.startswith(f"{group.path}.") and value.leaf]
         if group.path == "settings":
-            given = {value.path: value for value in leaves}
+            given = {value.path.removeprefix("settings."): value.default for value in leaves}
             leaves = [
-                given.get(f"settings.{name}")
-                or Value(f"settings.{name}", field["description"], field.get("default"))
+                Value(
+                    f"settings.{name}",
+                    field["description"],
+                    given.get(name, SET_BY_THE_CHART.get(name, field.get("default"))),
+                )
                 for name, field in settings_schema()["properties"].items()
-            ]
-            leaves = [
-                replace(leaf, comment=settings_schema()["properties"][leaf.path[9:]]["description"])
-                for leaf in leaves
             ]
         parts.append(f"## {group.path}\n\n{group.comment}\n\n{_table(leaves)}")
     return "\n\n".join(parts) + "\n"
@@ -266,7 +277,7 @@ This file is generated from `values.yaml` by `charts/generate.py`."""
 def manifests() -> str:
     """The chart with its default values, without what only Helm needs."""
     rendered = subprocess.run(  # noqa: S603
-        ["helm", "template", "pthserve", str(CHART), "--namespace", "default", "--skip-tests"],  # noqa: S607
+        ["helm", "template", "pthserve", str(CHART), "--kube-version", "1.37.0", "--skip-tests"],  # noqa: S607
         check=True,
         capture_output=True,
         text=True,
