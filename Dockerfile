@@ -20,7 +20,7 @@ WORKDIR /src
 
 FROM build AS wheel
 COPY requirements.lock ./
-RUN awk '/^[a-z0-9]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/} wanted' requirements.lock >build.lock && \
+RUN awk '/^[a-z0-9]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/} wanted' requirements.lock >build.lock && \
     /build/bin/pip install -q --require-hashes -r build.lock
 COPY pyproject.toml README.md ./
 COPY service service
