@@ -118,7 +118,7 @@ class Helm:
 
 @pytest.fixture(scope="session")
 def programs() -> Path:
-    """The folder with helm, helm3, kubeconform, kube-score and promtool, built when they are not there yet."""
+    """The folder with helm, helm3, kubeconform, kube-score and promtool, built when they are not there."""
     found = subprocess.run(
         [ROOT / "k8s" / "local" / "programs", "helm", "helm3", "kubeconform", "kube-score", "prometheus"],
         capture_output=True,

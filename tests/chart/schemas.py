@@ -1,8 +1,8 @@
 """Writes schemas/, what kubeconform checks the chart's resources against: python tests/chart/schemas.py
 
-The kinds that the chart makes, at the oldest and newest Kubernetes that it supports, from the OpenAPI files in the Go
-module k8s.io/kubernetes; and custom kinds from the CRDs in their projects' modules. Strict: a field that is not there
-is refused. Descriptions are left out. Needs Go.
+The kinds that the chart makes, at the oldest and newest Kubernetes that it supports, from the OpenAPI files
+in the Go module k8s.io/kubernetes; and custom kinds from the CRDs in their projects' modules. Strict: a field
+that is not there is refused. Descriptions are left out. Needs Go.
 """
 
 import json

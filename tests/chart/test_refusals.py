@@ -1,0 +1,140 @@
+"""What cannot work is refused, with a sentence that says what to do."""
+
+import re
+from typing import Any
+
+import pytest
+
+from .conftest import CHART, Helm
+from .sets import SHA256
+
+pytestmark = pytest.mark.slow
+
+CLAIM = {"source": "pvc", "pvc": {"existingClaim": "models"}}
+DOWNLOAD = {"source": "download", "sha256": SHA256, "download": {"url": "https://models.example/a.pth"}}
+PACK = {"enabled": True, "create": True}
+
+# A specification, the values that break it, and a part of what is said.
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "a claim is named or made": ({"weights": {"source": "pvc"}}, "weights.pvc.existingClaim"),
+    "a claim is not named and made": (
+        {"weights": {"source": "pvc", "pvc": {"existingClaim": "models", "create": True}}},
+        "not both",
+    ),
+    "many pods do not share a claim of one": (
+        {"weights": {"source": "pvc", "pvc": {"create": True}}, "replicas": 2},
+        "cannot be shared by 2 pods",
+    ),
+    "an autoscaler's pods do not share a claim of one": (
+        {"weights": {"source": "pvc", "pvc": {"create": True}}, "autoscaling": {"enabled": True}},
+        "cannot be shared by 5 pods",
+    ),
+    "a ConfigMap has a name": ({"weights": {"source": "configMap"}}, "weights.configMap.name"),
+    "a download has an address": (
+        {"weights": {**DOWNLOAD, "download": {"url": "models.example/a.pth"}}},
+        "weights.download.url",
+    ),
+    "a download is pinned": ({"weights": {**DOWNLOAD, "sha256": ""}}, "weights.sha256"),
+    "an image volume has a reference": ({"weights": {"source": "image"}}, "weights.image.reference"),
+    "the model is said once": ({"weights": CLAIM, "settings": {"model": "/x"}}, "Use weights.file"),
+    "the digest is said once": (
+        {"weights": {**CLAIM, "sha256": SHA256}, "settings": {"sha256": SHA256}},
+        "weights.sha256 alone",
+    ),
+    "slim builds nothing": (
+        {"image": {"variant": "slim"}, "weights": {**CLAIM, "file": "a.pth"}},
+        "no torch to build a.pth",
+    ),
+    "slim builds no download": (
+        {"image": {"variant": "slim"}, "weights": DOWNLOAD, "networkPolicy": {"enabled": False}},
+        "no torch to build a.pth",
+    ),
+    "slim has no GPU": ({"image": {"variant": "slim"}, "gpu": {"enabled": True}}, "image.variant to full"),
+    "the demo is packed already": ({"pack": PACK}, "weights.source is demo"),
+    "a pack has its claim": ({"weights": CLAIM, "pack": {"enabled": True}}, "pack.existingClaim"),
+    "a pack has one claim": ({"weights": CLAIM, "pack": {**PACK, "existingClaim": "packs"}}, "not both"),
+    "many pods do not share a pack of one": (
+        {"weights": CLAIM, "pack": {**PACK, "accessModes": ["ReadWriteOnce"]}, "replicas": 2},
+        "pack: a claim that is ReadWriteOnce",
+    ),
+    "a pack runs on the CPU": (
+        {"weights": CLAIM, "pack": PACK, "gpu": {"enabled": True}},
+        "leave it off with gpu.enabled",
+    ),
+    "the keys are said once": ({"apiKeys": {"secret": "a"}, "settings": {"apiKeys": "/b"}}, "give one"),
+    "a pod may finish draining": (
+        {"shutdown": {"preStopSeconds": 5, "graceSeconds": 20}},
+        "shutdown.graceSeconds (20) must be more than shutdown.preStopSeconds + settings.drainSeconds"
+        " + settings.deadline (20)",
+    ),
+    "a longer deadline needs more grace": ({"settings": {"deadline": 60}}, "settings.deadline (67)"),
+    "the fewest pods are not more than the most": (
+        {"autoscaling": {"enabled": True, "minReplicas": 6}},
+        "autoscaling.minReplicas (6) is more than autoscaling.maxReplicas (5)",
+    ),
+    "CPU load is measured against a request": (
+        {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}},
+        "resources.requests.cpu",
+    ),
+    "a download may connect": ({"weights": DOWNLOAD}, "networkPolicy.egress"),
+    "traces may connect": ({"settings": {"otlpEndpoint": "http://collector:4318"}}, "networkPolicy.egress"),
+    "a route has a gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+    "an ingress has a host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
+    "a pod is scraped once": (
+        {"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+        "enable one",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_unless(case: str, helm: Helm) -> None:
+    values, said = CASES[case]
+    assert said in " ".join(helm.refusal(values).split())
+
+
+def test_an_image_volume_needs_kubernetes_1_33(helm: Helm) -> None:
+    values = {"weights": {"source": "image", "image": {"reference": "registry.example/cats:3"}}}
+    assert "need Kubernetes 1.33 or newer, and this is v1.32.9" in helm.refusal(values, "1.32.9")
+    helm.render(values, "1.33.0")
+
+
+def test_kubernetes_before_1_30_is_refused(helm: Helm) -> None:
+    assert "requires kubeVersion: >=1.30.0-0" in helm.refusal({}, "1.29.9")
+
+
+def test_every_refusal_has_its_case(helm: Helm) -> None:
+    written = re.findall(r"fail (?:\(printf )?\"(.+?)\"", (CHART / "templates" / "_refusals.tpl").read_text())
+    elsewhere = [
+        template.name
+        for template in (CHART / "templates").rglob("*")
+        if template.is_file() and template.name != "_refusals.tpl" and "fail " in template.read_text()
+    ]
+    assert not elsewhere
+    said = [" ".join(helm.refusal(values).split()) for values, _ in CASES.values()]
+    said.append(helm.refusal({"weights": {"source": "image", "image": {"reference": "a"}}}, "1.32.9"))
+    for message in written:
+        pattern = re.sub(r"%[sd]", ".+", re.sub(r"([.()+*?])", r"\\\1", message))
+        assert any(re.search(pattern, one) for one in said), message
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"replica": 2}, "replica"),
+        ({"settings": {"maxBatches": 2}}, "maxBatches"),
+        ({"settings": {"port": 0}}, "port"),
+        ({"settings": {"logLevel": "loud"}}, "logLevel"),
+        ({"weights": {"source": "s3"}}, "source"),
+        ({"weights": {"sha256": "abc"}}, "sha256"),
+        ({"weights": {"file": "/etc/passwd"}}, "file"),
+        ({"autoscaling": {"target": {"saturation": 1.5}}}, "saturation"),
+        ({"probes": {"liveness": {"httpGet": {}}}}, "httpGet"),
+        ({"monitoring": {"rules": {"objective": 99.9}}}, "objective"),
+        ({"podDisruptionBudget": {"maxUnavailable": 0}}, "maxUnavailable"),
+    ],
+)
+def test_a_value_that_is_not_there_or_out_of_range_is_refused(
+    values: dict[str, Any], key: str, helm: Helm
+) -> None:
+    assert key in helm.refusal(values)
