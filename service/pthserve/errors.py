@@ -13,6 +13,7 @@ PthserveError
 │   ├── Unauthorized          no key, or not one of ours
 │   ├── NotFound              no such route, model or version
 │   ├── TooLarge              more bytes, pixels, frames, parts or images than allowed
+│   ├── TooSlow               the body did not arrive within the deadline
 │   ├── UnsupportedImage      not an image, or not of an allowed format
 │   ├── BrokenImage           an image of an allowed format that cannot be decoded
 │   └── RateLimited           this key's tokens are spent; `retry_after` seconds
@@ -77,6 +78,10 @@ class NotFound(RequestError):
 
 class TooLarge(RequestError):
     """More bytes, pixels, frames, parts or images than are allowed."""
+
+
+class TooSlow(RequestError):
+    """The request's body did not arrive within its deadline."""
 
 
 class UnsupportedImage(RequestError):

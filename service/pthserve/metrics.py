@@ -72,3 +72,16 @@ CONFIDENCE = Histogram(
     registry=REGISTRY,
 )
 BUILD_INFO = Info("pthserve_build", "Version of the service and of what it runs on.", registry=REGISTRY)
+
+
+_labels_seen: set[str] = set()
+
+
+def count_prediction(label: str, probability: float) -> None:
+    """Count an answer. Every label is a time series, so those beyond the first 100 share one."""
+    if label not in _labels_seen:
+        if len(_labels_seen) >= 100:
+            label = "other"
+        _labels_seen.add(label)
+    PREDICTIONS.labels(label).inc()
+    CONFIDENCE.observe(probability)

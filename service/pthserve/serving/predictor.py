@@ -1,0 +1,277 @@
+"""Predictor: one request from bytes to answer. It holds `current`, the model that new requests are given."""
+
+import asyncio
+import io
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pthserve.errors import DeadlineExceeded, Draining, EngineFailed, MalformedRequest, NotReady, TooLarge
+from pthserve.metrics import (
+    INFLIGHT,
+    MODEL_INFO,
+    QUEUE_DEPTH,
+    REJECTED,
+    SATURATION,
+    STAGE_DURATION,
+    count_prediction,
+)
+from pthserve.model import Model
+from pthserve.model.preprocess import crop, crop_pixels
+from pthserve.model.spec import Spec
+from pthserve.serving.admission import Admission
+from pthserve.serving.batcher import Batcher, Entry, Inference
+from pthserve.serving.busy import Busy, Smoothed
+from pthserve.settings import Settings
+
+Input = bytes | NDArray[np.uint8] | NDArray[np.float32]
+"""What a client may send as one image: an encoded image file; its pixels, uint8 RGB (height, width, 3), still
+to be preprocessed; or float32 (channels, height, width), preprocessed by the client."""
+
+_DECODE = STAGE_DURATION.labels("decode")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The answer for one image.
+
+    model: the one that gave it; logits, probabilities: float32 (classes,).
+    decode, queue, infer: seconds spent in each stage; batch: images in the same forward pass.
+    """
+
+    model: Model
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    decode: float
+    queue: float
+    infer: float
+    batch: int
+
+    @property
+    def class_index(self) -> int:
+        """The most probable class; of equals the first."""
+        return int(self.probabilities.argmax())
+
+    def top(self, count: int) -> list[int]:
+        """The `count` most probable classes, or all there are, best first; of equals the first."""
+        order: list[int] = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
+        return order
+
+
+class Predictor:
+    """Admits, decodes, queues and answers. One event loop uses it.
+
+    current: the model that new requests are given, or None before the first; swapped by assignment, while
+    each request in flight keeps its own.
+    unready: why the service is not ready for traffic, in words, or None.
+    last_reload: what the latest attempt to replace the model came to, for /info.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.current: Model | None = None
+        self.unready: str | None = "the model is loading"
+        self.last_reload: Mapping[str, object] | None = None
+        self.batcher = Batcher(settings.max_batch)
+        self.admission = Admission(settings.max_inflight, self._seconds_for)
+        self._settings = settings
+        self._closing = False
+        self._decoders = ThreadPoolExecutor(settings.cpus, "decode")
+        self._decoding = Busy(settings.cpus)
+        self._seconds_per_decode = Smoothed()
+        INFLIGHT.set_function(lambda: self.admission.inflight)
+        QUEUE_DEPTH.set_function(lambda: self.batcher.depth)
+        SATURATION.set_function(self.saturation)
+
+    async def predict(self, image: Input, *, deadline: float | None = None) -> Prediction:
+        """The answer for `image`; see `predict_many`."""
+        return (await self.predict_many((image,), deadline=deadline))[0]
+
+    async def predict_many(
+        self, images: Sequence[Input], *, deadline: float | None = None
+    ) -> Sequence[Prediction]:
+        """One answer an image, all from the same model.
+
+        deadline: seconds that the client grants; it can only shorten the service's own.
+        Raises a RequestError where an image is at fault, Unavailable where there is no room or no model,
+        DeadlineExceeded, or EngineFailed. A cancelled call costs no forward pass that has not begun.
+        """
+        seconds = self._settings.deadline if deadline is None else min(deadline, self._settings.deadline)
+        model = self.model()
+        with self.admission.admit(len(images), seconds):
+            predictions = await self._answer(model, images, seconds)
+        for prediction in predictions:
+            best = prediction.class_index
+            count_prediction(model.labels[best], prediction.probabilities[best])
+        return predictions
+
+    def check(self, images: int, deadline: float) -> None:
+        """Raise what keeps a request of `images` images out now; before its body is worth reading."""
+        self.model()
+        self.admission.check(images, deadline)
+
+    def model(self) -> Model:
+        """The model that a request which comes now is given; raises Draining or NotReady."""
+        if self._closing:
+            REJECTED.labels("draining").inc()
+            raise Draining("the service is shutting down; send the request again, to another replica")
+        if self.current is None:
+            REJECTED.labels("not_ready").inc()
+            raise NotReady(f"the service is not ready: {self.unready}")
+        return self.current
+
+    async def warm_up(self, model: Model) -> None:
+        """Have `model` do all it does for the first time: pass by pass, then as a request has it.
+
+        The engine's own first passes, which are slow, run beside the traffic of the current model.
+        """
+        most = self._settings.max_batch or model.plan.max_batch
+        blank = np.zeros((most, *model.spec.image_shape), np.uint8)
+        for batch in (blank[:1], blank):
+            await asyncio.to_thread(model.forward, batch)
+        photo = _photo(model.spec)
+        for images in ([photo], [photo] * most):
+            await self._answer(model, images, float("inf"))
+
+    def adopt(self, model: Model) -> None:
+        """Give `model` to every request that comes from now on."""
+        self.current = model
+        self.unready = None
+        MODEL_INFO.info(
+            {
+                "name": model.name,
+                "version": model.version,
+                "architecture": model.architecture,
+                "digest": model.digest,
+                "engine": model.forward.name,
+                "precision": model.forward.precision,
+            }
+        )
+
+    def saturation(self) -> float:
+        """How close the service is to what it can do, 0 to 1: how busy its engine is, or its decoders."""
+        return max(self.batcher.busy.share(), self._decoding.share())
+
+    def live(self) -> str | None:
+        """Why the process should be restarted, in words, or None.
+
+        A forward pass that takes twice the deadline answers nobody, nor does one that waits for it.
+        """
+        if not self.batcher.alive:
+            return "the engine's thread has died"
+        stuck = self.batcher.stuck_for()
+        if stuck > 2 * self._settings.deadline:
+            return f"the engine has been in one forward pass for {stuck:.0f} s"
+        return None
+
+    def refuse(self) -> None:
+        """Let nobody in any more; whoever is in is answered."""
+        self._closing = True
+        self.unready = "the service is shutting down"
+
+    def close(self) -> None:
+        """End the threads. What is queued is run; an engine that hangs is left behind."""
+        self.refuse()
+        self._decoders.shutdown(wait=True, cancel_futures=True)
+        self.batcher.close(timeout=self._settings.deadline)
+        for gauge in (INFLIGHT, QUEUE_DEPTH, SATURATION):
+            gauge.set_function(lambda: 0.0)
+
+    def _seconds_for(self, images: int) -> float:
+        """Seconds in which the slower of decoders and engine gets through `images` images, as measured."""
+        decode = self._seconds_per_decode.value / self._settings.cpus
+        return images * max(self.batcher.seconds_per_image, decode) + self.batcher.overdue()
+
+    async def _answer(self, model: Model, images: Sequence[Input], seconds: float) -> Sequence[Prediction]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Inference]] = [loop.create_future() for _ in images]
+        timer = loop.call_later(seconds, _expire, futures, seconds) if seconds < float("inf") else None
+        try:
+            for image, future in zip(images, futures, strict=True):
+                self._decoders.submit(self._prepare, model, image, future)
+            inferences = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for future in futures:
+                future.cancel()
+        return [
+            _prediction(model, image, inference) for image, inference in zip(images, inferences, strict=True)
+        ]
+
+    def _prepare(self, model: Model, image: Input, future: asyncio.Future[Inference]) -> None:
+        """Runs in a decoder's thread, and goes straight to the engine's: the event loop has no part in it."""
+        if future.done():
+            return
+        began = time.perf_counter()
+        try:
+            with self._decoding:
+                pixels = self._pixels(image, model.spec)
+        except Exception as error:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                future.get_loop().call_soon_threadsafe(_fail, future, error)
+        else:
+            seconds = time.perf_counter() - began
+            self.batcher.put(Entry(model, future, pixels, seconds))
+        seconds = time.perf_counter() - began
+        self._seconds_per_decode.observe(seconds)
+        _DECODE.observe(seconds)
+
+    def _pixels(self, image: Input, spec: Spec) -> NDArray[np.uint8] | NDArray[np.float32]:
+        if isinstance(image, bytes):
+            return crop(image, spec, decode=self._settings.decode, max_pixels=self._settings.max_pixels)
+        if image.dtype == np.float32:
+            if image.shape != spec.tensor_shape:
+                raise MalformedRequest(
+                    f"the tensor's shape is {image.shape}; the model takes {spec.tensor_shape}"
+                )
+            return image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise MalformedRequest(
+                f"the pixels are {image.dtype} {image.shape}; the model takes uint8 (height, width, 3)"
+            )
+        if image.shape[0] * image.shape[1] > self._settings.max_pixels:
+            raise TooLarge(f"the image has more than the {self._settings.max_pixels} pixels that are allowed")
+        return crop_pixels(cast("NDArray[np.uint8]", image), spec)
+
+
+def _expire(futures: Sequence[asyncio.Future[Inference]], seconds: float) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(
+                DeadlineExceeded(f"there was no answer within the deadline of {seconds:.3g} s")
+            )
+
+
+def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
+    logits = inference.logits
+    exponents = np.exp(logits - logits.max())
+    probabilities = exponents / exponents.sum()
+    if not np.isfinite(probabilities[0]):  # one number that is none makes all of them none
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            raise MalformedRequest(
+                "the tensor holds values so large, or so undefined, that there is no answer"
+            )
+        raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
+    return Prediction(
+        model, logits, probabilities, inference.decode, inference.queue, inference.infer, inference.batch
+    )
+
+
+def _photo(spec: Spec) -> bytes:
+    """A JPEG of the size of an ordinary photo."""
+    noise = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).convert("L" if spec.channels == 1 else "RGB").save(file, "JPEG")
+    return file.getvalue()
