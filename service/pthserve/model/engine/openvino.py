@@ -1,0 +1,206 @@
+"""OpenVINO on CPU: an `nn.Module` becomes a graph without a compiler or a file in between, and runs.
+
+Of one graph there are two entries: uint8 pixels, with the normalisation as its first nodes, so that a request
+copies a quarter of the bytes; and float32 tensors that a client has normalised, compiled when the first one
+comes. The batch dimension is dynamic in both.
+"""
+
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pthserve.errors import EngineError
+from pthserve.model.engine import Images, Logits
+from pthserve.model.spec import Spec
+
+if TYPE_CHECKING:
+    import openvino
+    from torch import nn
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""OpenVINO's INFERENCE_PRECISION_HINT for each precision; int8 is in the graph, what is left of it is f32."""
+
+
+def runtime() -> Any:
+    """The `openvino` module, without its conversion tools.
+
+    The tools take half of the import, write into ~/intel, report each import to Google Analytics and set the
+    root logger to ERROR; `import openvino` does without them when they cannot be imported.
+    """
+    for module in ("openvino.tools.ovc", "openvino_telemetry"):
+        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+@functools.cache
+def _core() -> Any:
+    return runtime().Core()
+
+
+def version() -> str:
+    """Version of OpenVINO, such as `2026.4.1`."""
+    return str(runtime().get_version()).split("-", maxsplit=1)[0]
+
+
+def precisions() -> tuple[str, ...]:
+    """The precisions that this CPU computes natively, fp32 first; int8 runs everywhere."""
+    capable = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name in PRECISIONS if name in {"fp32", "int8"} or name.upper() in capable)
+
+
+def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
+    """The graph of `module`: float32 (n, channels, height, width), normalised, to float32 (n, classes).
+
+    It goes through `torch.export`, which neither warns nor specialises on what a trace happened to see. The
+    graph's constants share the memory of the module's parameters; the module itself may be released.
+
+    Raises:
+        EngineError: `torch.export` or OpenVINO's frontend cannot express the module.
+    """
+    import torch
+
+    ov = runtime()
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    # Two images: export takes a dimension of 1 for a constant.
+    example = torch.zeros(2, *spec.tensor_shape)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+            )
+            # As TorchFXPythonDecoder.from_exported_program, which logs each operator not in the table.
+            table: Any = torch.export.default_decompositions()
+            for operator in ops_to_not_decompose():
+                table.pop(operator, None)
+            decoder = TorchFXPythonDecoder(exported.run_decompositions(table).module(), dynamic_shapes=True)
+            frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
+            graph = frontend.convert(frontend.load(decoder))
+    except Exception as error:
+        raise EngineError(
+            f"OpenVINO cannot convert {type(module).__name__}: {_first_line(error)}; use --engine torch"
+        ) from error
+    graph.reshape(ov.PartialShape([-1, *spec.tensor_shape]))
+    graph.input(0).set_names({"image"})
+    graph.output(0).set_names({"logits"})
+    return graph
+
+
+def quantize(graph: "openvino.Model", images: NDArray[np.uint8], spec: Spec) -> "openvino.Model":
+    """An int8 graph of `graph`: NNCF's post-training quantisation, ranges taken from `images`.
+
+    images: uint8 (n, height, width, channels), of the kind the model will see; 100 to 300 are usual.
+    """
+    runtime()
+    import nncf
+
+    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
+    tensors = (np.moveaxis((image / np.float32(255) - mean) / std, -1, 0)[None] for image in images)
+    return nncf.quantize(graph, nncf.Dataset(list(tensors)), subset_size=len(images))
+
+
+def save(graph: "openvino.Model", path: Path) -> None:
+    """Write `graph` to `path` (.xml) and its weights beside it (.bin); the same graph, the same bytes."""
+    runtime().save_model(graph, path, compress_to_fp16=False)
+
+
+def read(path: Path) -> "openvino.Model":
+    """The graph that `save` wrote to `path`; its weights are mapped, not copied.
+
+    Raises:
+        EngineError: the files are missing, or no OpenVINO graph.
+    """
+    try:
+        return _core().read_model(path)
+    except RuntimeError as error:
+        raise EngineError(f"{path} cannot be read as an OpenVINO model: {_first_line(error)}") from error
+
+
+class OpenVINOEngine:
+    """A graph, compiled for this CPU; see `Engine`.
+
+    threads: how many compute one batch. They are not pinned, since the threads that decode share the cores.
+    cache_dir: folder in which compiled graphs are kept and looked for.
+
+    Raises:
+        EngineError: the CPU does not compute `precision`, or OpenVINO cannot compile the graph.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        graph: "openvino.Model",
+        spec: Spec,
+        *,
+        precision: str = "fp32",
+        threads: int = 1,
+        cache_dir: Path | None = None,
+    ) -> None:
+        if precision not in precisions():
+            needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
+            raise EngineError(f"this CPU does not compute {precision}{needs}; use {', '.join(precisions())}")
+        self.precision = precision
+        self.threads = threads
+        self._config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+            "ENABLE_HYPER_THREADING": False,
+        } | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
+        self._graph = graph
+        self._pixels = self._compile(_with_normalisation(graph, spec))
+        self._tensors: Any = None
+
+    def __call__(self, batch: Images) -> Logits:
+        """Logits of `batch`; see `Engine`."""
+        if batch.dtype == np.uint8:
+            request = self._pixels
+        else:
+            self._tensors = request = self._tensors or self._compile(self._graph)
+        logits: Logits = request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0]
+        return logits
+
+    def close(self) -> None:
+        """Give memory back; the engine is not called again."""
+        self._graph = self._pixels = self._tensors = None
+
+    def _compile(self, graph: "openvino.Model") -> Any:
+        try:
+            return _core().compile_model(graph, "CPU", self._config).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile the model: {_first_line(error)}") from error
+
+
+_NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}
+
+
+def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model":
+    """A copy of `graph` that takes uint8 (n, height, width, channels)."""
+    ov = runtime()
+    steps = ov.preprocess.PrePostProcessor(graph.clone())
+    image = steps.input(0)
+    image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    image.model().set_layout(ov.Layout("NCHW"))
+    # (x / 255 - mean) / std, as (x - 255 mean) / (255 std): one multiply and add a value.
+    (
+        image.preprocess()
+        .convert_element_type(ov.Type.f32)
+        .mean([255 * value for value in spec.mean])
+        .scale([255 * value for value in spec.std])
+        .convert_layout(ov.Layout("NCHW"))
+    )
+    return steps.build()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

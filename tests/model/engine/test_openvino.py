@@ -1,0 +1,283 @@
+"""OpenVINO answers as PyTorch does, from bytes or from tensors, and needs no torch to do so."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision.transforms.v2.functional import normalize
+
+from pthserve.errors import EngineError
+from pthserve.model.engine.openvino import (
+    OpenVINOEngine,
+    convert,
+    precisions,
+    quantize,
+    read,
+    save,
+)
+from pthserve.model.spec import Spec
+
+SMALL = Spec(crop=(64, 64))
+TINY = Spec(crop=(16, 20), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+GREY = Spec(crop=(12, 12), mean=(0.5,), std=(0.25,))
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.02}
+
+Build = Callable[[str, Spec], nn.Module]
+Pixels = Callable[[Spec, int], NDArray[np.uint8]]
+
+
+def tensors(images: NDArray[np.uint8], spec: Spec) -> torch.Tensor:
+    """torchvision's ToTensor and Normalize."""
+    scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+    return normalize(scaled, list(spec.mean), list(spec.std))
+
+
+def probabilities(logits: NDArray[np.float32] | torch.Tensor) -> NDArray[np.float64]:
+    return torch.as_tensor(logits).double().softmax(1).numpy()
+
+
+def assert_agrees(engine: OpenVINOEngine, module: nn.Module, images: NDArray[np.uint8], spec: Spec) -> None:
+    normalised = tensors(images, spec)
+    with torch.no_grad():
+        expected = probabilities(module(normalised))
+    tolerance = TOLERANCE[engine.precision]
+    for batch in (images, normalised.numpy()):
+        answer = engine(batch)
+        assert answer.dtype == np.float32
+        assert answer.shape == expected.shape
+        assert np.abs(probabilities(answer) - expected).max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def graph(build: Build) -> object:
+    return convert(build("tiny", TINY), TINY)
+
+
+@pytest.mark.parametrize("spec", [TINY, GREY], ids=["rgb", "grey"])
+def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
+    spec: Spec, pixels: Pixels
+) -> None:
+    engine = OpenVINOEngine(convert(nn.Flatten(), spec), spec)
+    images = pixels(spec, 3)
+    expected = tensors(images, spec).flatten(1).numpy()
+    assert np.abs(engine(images) - expected).max() < 1e-6
+    assert np.array_equal(engine(expected.reshape(3, *spec.tensor_shape)), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_it_agrees_with_torch_at_any_batch_size(
+    graph: object, build: Build, pixels: Pixels, count: int, threads: int
+) -> None:
+    engine = OpenVINOEngine(graph, TINY, threads=threads)
+    assert_agrees(engine, build("tiny", TINY), pixels(TINY, count), TINY)
+
+
+def test_a_residual_network_agrees_with_torch(build: Build, pixels: Pixels) -> None:
+    module = build("resnet18", SMALL)
+    engine = OpenVINOEngine(convert(module, SMALL), SMALL, threads=2)
+    assert_agrees(engine, module, pixels(SMALL, 3), SMALL)
+
+
+def test_an_answer_is_not_overwritten_by_the_next(graph: object, pixels: Pixels) -> None:
+    engine = OpenVINOEngine(graph, TINY)
+    first, second = pixels(TINY, 2)[:, None]
+    answer = engine(first)
+    kept = answer.copy()
+    engine(second)
+    assert np.array_equal(answer, kept)
+
+
+def test_views_and_read_only_arrays_are_taken(graph: object, pixels: Pixels) -> None:
+    engine = OpenVINOEngine(graph, TINY)
+    images = pixels(TINY, 4)
+    expected = engine(images[::-1].copy())
+    assert np.array_equal(engine(images[::-1]), expected)
+    images.flags.writeable = False
+    assert np.array_equal(engine(images)[::-1], expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_cpu_computes_agrees_within_the_tolerance(
+    build: Build, pixels: Pixels, graph: object, precision: str
+) -> None:
+    if precision not in precisions():
+        pytest.skip(f"this CPU does not compute {precision}")
+    engine = OpenVINOEngine(graph, TINY, precision=precision)
+    assert_agrees(engine, build("tiny", TINY), pixels(TINY, 8), TINY)
+
+
+@pytest.mark.parametrize(("precision", "flag"), [("bf16", "avx512_bf16"), ("fp16", "avx512_fp16")])
+def test_a_precision_that_the_cpu_lacks_is_refused_by_the_name_of_what_it_needs(
+    graph: object, precision: str, flag: str
+) -> None:
+    if precision in precisions():
+        pytest.skip(f"this CPU computes {precision}")
+    with pytest.raises(EngineError, match=flag):
+        OpenVINOEngine(graph, TINY, precision=precision)
+
+
+def test_an_unknown_precision_is_refused(graph: object) -> None:
+    with pytest.raises(EngineError, match="fp32"):
+        OpenVINOEngine(graph, TINY, precision="fp8")
+
+
+def test_a_module_that_cannot_be_expressed_is_refused() -> None:
+    class Fickle(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
+
+    with pytest.raises(EngineError, match=r"Fickle.*--engine torch"):
+        convert(Fickle(), TINY)
+
+
+def test_int8_from_calibration_images_agrees_within_the_tolerance(
+    graph: object, build: Build, pixels: Pixels
+) -> None:
+    images = pixels(TINY, 32)
+    engine = OpenVINOEngine(quantize(graph, images, TINY), TINY, precision="int8")
+    with torch.no_grad():
+        expected = probabilities(build("tiny", TINY)(tensors(images, TINY)))
+    difference = np.abs(probabilities(engine(images)) - expected).max()
+    assert 0 < difference < 0.05
+
+
+def test_a_saved_graph_answers_the_same(graph: object, pixels: Pixels, tmp_path: Path) -> None:
+    save(graph, tmp_path / "model.xml")
+    images = pixels(TINY, 2)
+    again = OpenVINOEngine(read(tmp_path / "model.xml"), TINY)(images)
+    assert np.array_equal(again, OpenVINOEngine(graph, TINY)(images))
+
+
+def test_the_same_module_is_saved_as_the_same_bytes(build: Build, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(convert(build("tiny", TINY), TINY), tmp_path / f"{name}.xml")
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, "<net>", ""])
+def test_what_is_no_graph_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "model.xml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(EngineError, match=r"model\.xml"):
+        read(path)
+
+
+def test_compiled_graphs_are_kept_where_a_folder_is_given(
+    graph: object, pixels: Pixels, tmp_path: Path
+) -> None:
+    images = pixels(TINY, 2)
+    first = OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")}
+    assert kept
+    assert np.array_equal(OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images), first)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == kept
+
+
+def test_the_module_may_be_released_after_conversion(pixels: Pixels) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 20, 5))
+    images = pixels(TINY, 2)
+    with torch.no_grad():
+        expected = probabilities(module(tensors(images, TINY)))
+    graph = convert(module, TINY)
+    seen = weakref.ref(module)
+    del module
+    gc.collect()
+    assert seen() is None
+    assert np.abs(probabilities(OpenVINOEngine(graph, TINY)(images)) - expected).max() < 1e-5
+
+
+def test_a_saved_graph_runs_without_torch_without_tools_and_without_a_word(
+    graph: object, tmp_path: Path
+) -> None:
+    save(graph, tmp_path / "model.xml")
+    script = f"""
+import sys
+sys.modules["torch"] = sys.modules["nncf"] = None
+import logging, numpy as np
+from pathlib import Path
+from pthserve.model.engine.openvino import OpenVINOEngine, read
+from pthserve.model.spec import Spec
+spec = {TINY!r}
+engine = OpenVINOEngine(read(Path({str(tmp_path / "model.xml")!r})), spec)
+assert engine(np.zeros((2, *spec.image_shape), np.uint8)).shape == (2, 7)
+assert logging.getLogger().level == logging.WARNING
+assert not any(name.startswith("openvino_telemetry.") for name in sys.modules)
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"HOME": str(home), "PATH": ""},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("alexnet", 224),
+        ("convnext_tiny", 224),
+        ("densenet121", 224),
+        ("efficientnet_b0", 224),
+        ("efficientnet_v2_s", 224),
+        ("googlenet", 224),
+        ("inception_v3", 299),
+        ("maxvit_t", 224),
+        ("mnasnet0_5", 224),
+        ("mobilenet_v2", 224),
+        ("mobilenet_v3_small", 224),
+        ("regnet_y_400mf", 224),
+        ("resnet18", 224),
+        ("resnext50_32x4d", 224),
+        ("shufflenet_v2_x0_5", 224),
+        ("squeezenet1_1", 224),
+        ("swin_t", 224),
+        ("swin_v2_t", 224),
+        ("vgg11", 224),
+        ("vit_b_16", 224),
+        ("wide_resnet50_2", 224),
+    ],
+)
+def test_every_family_converts_and_agrees(name: str, size: int, build: Build, pixels: Pixels) -> None:
+    spec = Spec(crop=(size, size))
+    module = build(name, spec)
+    engine = OpenVINOEngine(convert(module, spec), spec, threads=2)
+    for count in (1, 3, 8):
+        assert_agrees(engine, module, pixels(spec, count), spec)
+
+
+@pytest.mark.slow
+def test_another_process_saves_the_same_bytes(tmp_path: Path) -> None:
+    script = """
+import sys, torch, torchvision
+from pathlib import Path
+from pthserve.model.engine.openvino import convert, save
+from pthserve.model.spec import Spec
+torch.manual_seed(0)
+save(convert(torchvision.models.shufflenet_v2_x0_5(), Spec()), Path(sys.argv[1]))
+"""
+    for name in ("one", "two"):
+        subprocess.run(
+            [sys.executable, "-c", script, tmp_path / f"{name}.xml"],
+            check=True,
+            timeout=300,
+            env={"PATH": "", "PYTHONHASHSEED": str(len(name) + ord(name[0]))},
+        )
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
