@@ -1,5 +1,9 @@
 """Every Prometheus object of the service, and nothing else. The table is docs/metrics.md."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -8,6 +12,7 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    Summary,
 )
 
 REGISTRY = CollectorRegistry()
@@ -41,6 +46,23 @@ BATCH_SIZE = Histogram(
     "pthserve_batch_size",
     "Images in one forward pass.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    registry=REGISTRY,
+)
+FORWARD_DURATION = Summary(
+    "pthserve_forward_duration_seconds",
+    "One forward pass, by the number of images in it.",
+    ["batch_size"],
+    registry=REGISTRY,
+)
+INFERENCE_DURATION = Summary(
+    "pthserve_inference_duration_seconds",
+    "From a request's images to their answers, over HTTP and gRPC, by result: success or failure.",
+    ["result"],
+    registry=REGISTRY,
+)
+LAST_INFERENCE = Gauge(
+    "pthserve_last_inference_timestamp_seconds",
+    "When a request's images were last answered, in seconds since the epoch; 0 before the first.",
     registry=REGISTRY,
 )
 REJECTED = Counter("pthserve_rejected", "Requests turned away, by reason.", ["reason"], registry=REGISTRY)
@@ -85,3 +107,16 @@ def count_prediction(label: str, probability: float) -> None:
         _labels_seen.add(label)
     PREDICTIONS.labels(label).inc()
     CONFIDENCE.observe(probability)
+
+
+@contextmanager
+def timed_inference() -> Iterator[None]:
+    """Time the block that answers a request's images; what it raises, cancellation too, is a failure."""
+    began = time.perf_counter()
+    result = "failure"
+    try:
+        yield
+        result = "success"
+        LAST_INFERENCE.set_to_current_time()
+    finally:
+        INFERENCE_DURATION.labels(result).observe(time.perf_counter() - began)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.errors import EngineFailed
-from pthserve.metrics import BATCH_SIZE, STAGE_DURATION
+from pthserve.metrics import BATCH_SIZE, FORWARD_DURATION, STAGE_DURATION
 from pthserve.model import Model
 from pthserve.model.engine import Images
 from pthserve.serving.busy import Busy, Smoothed
@@ -176,6 +176,7 @@ class Batcher:
         self._seconds_per_image.observe(seconds / size, size)
         self._seconds_per_batch.observe(seconds)
         BATCH_SIZE.observe(size)
+        FORWARD_DURATION.labels(size).observe(seconds)
         answers = []
         for entry, row in zip(batch, logits, strict=True):
             waited = began - entry.since

@@ -22,6 +22,7 @@ from pthserve.metrics import (
     SATURATION,
     STAGE_DURATION,
     count_prediction,
+    timed_inference,
 )
 from pthserve.model import Model
 from pthserve.model.preprocess import crop, crop_pixels
@@ -104,7 +105,7 @@ class Predictor:
         """
         seconds = self._settings.deadline if deadline is None else min(deadline, self._settings.deadline)
         model = self.model()
-        with self.admission.admit(len(images), seconds):
+        with timed_inference(), self.admission.admit(len(images), seconds):
             predictions = await self._answer(model, images, seconds)
         for prediction in predictions:
             best = prediction.class_index
