@@ -1,0 +1,286 @@
+"""A real Kubernetes for the tests: the one $KUBECONFIG points at, else that of k8s/local.
+
+The local one is brought up once a session and taken down at its end, unless it was up before or
+PTHSERVE_KEEP_CLUSTER is set. Where the machine cannot carry it the tests are skipped, and fail under CI.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+import pytest
+from kubernetes import client, config, watch
+
+ROOT = Path(__file__).parents[2]
+LOCAL = ROOT / "k8s/local/cluster"
+CACHE = Path(os.environ.get("PTHSERVE_CACHE", "/var/cache/pthserve"))
+CGROUPS = Path("/sys/fs/cgroup")
+UNABLE = 3  # what `cluster up` ends with where the fault is the machine's
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.cluster)
+    # What takes the cluster away comes when nobody needs it any more.
+    items.sort(key=lambda item: "disposable" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:  # a failure is shown with what the cluster says
+    report = yield
+    namespace = getattr(item, "funcargs", {}).get("namespace")
+    if report.when == "call" and report.failed and namespace:
+        shown = _run("kubectl", "get", "pods,events", "-n", namespace, "-o", "wide", check=False)
+        report.sections.append((f"namespace {namespace}", shown.stdout + shown.stderr))
+    return report
+
+
+def _run(
+    *command: str | Path, check: bool = True, timeout: float = 600, **kwargs: object
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, text=True, capture_output=True, timeout=timeout, check=False, **kwargs)  # type: ignore[call-overload]
+    if check and done.returncode:
+        name = Path(command[0]).name
+        raise AssertionError(f"{name} {command[1:]} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+@dataclass(frozen=True)
+class Cluster:
+    kubeconfig: Path
+    local: bool
+    own: bool  # brought up by this session
+    before: "Machine"  # as it was before that
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of a machine a cluster changes while it is up, and must leave as it was."""
+
+    links: frozenset[str]
+    routes: frozenset[str]
+    rules: tuple[str, ...]
+    mounts: frozenset[str]
+    processes: frozenset[int]
+    cgroups: frozenset[Path]
+    folders: frozenset[Path]
+    knobs: tuple[str, ...]
+
+    @classmethod
+    def now(cls) -> Self:
+        def lines(*command: str) -> list[str]:
+            return _run(*command).stdout.splitlines()
+
+        folders = ("/etc/cni", "/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri")
+        knobs = ("kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward", "vm/overcommit_memory")
+        return cls(
+            links=frozenset(link.split()[0] for link in lines("ip", "-brief", "link")),
+            routes=frozenset(lines("ip", "-4", "route", "show", "table", "all")),
+            rules=tuple(line for line in lines("iptables-save") if not line.startswith(("#", ":"))),
+            # A build that goes on beside the tests mounts its own.
+            mounts=frozenset(m for m in lines("findmnt", "-rno", "TARGET") if "/containers/" not in m),
+            processes=frozenset(p.pid for p in psutil.process_iter(["cmdline"]) if _of_the_cluster(p)),
+            cgroups=frozenset(path for depth in ("*", "*/*") for path in CGROUPS.glob(f"{depth}/kubepods*")),
+            folders=frozenset(
+                path for path in map(Path, (*folders, "/var/lib/cni", "/var/lib/kubelet")) if path.exists()
+            ),
+            knobs=tuple(Path("/proc/sys", knob).read_text() for knob in knobs),
+        )
+
+
+def _of_the_cluster(process: psutil.Process) -> bool:
+    return any(str(CACHE / "cluster") in word for word in process.info["cmdline"] or ())
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PATH", f"{CACHE / 'bin'}:{os.environ['PATH']}")
+        if given := os.environ.get("KUBECONFIG"):
+            _run(ROOT / "k8s/local/programs", "helm", "kubernetes", timeout=3600)
+            yield Cluster(Path(given), local=False, own=False, before=Machine.now())
+            return
+        before = Machine.now()
+        was_up = _run(LOCAL, "env", check=False).returncode == 0
+        up = _run(LOCAL, "up", check=False, timeout=3600)
+        if up.returncode == UNABLE:
+            unavailable(up.stderr.strip())
+        assert up.returncode == 0, up.stderr
+        kubeconfig = CACHE / "cluster/kubeconfig"
+        environment.setenv("KUBECONFIG", str(kubeconfig))
+        yield Cluster(kubeconfig, local=True, own=not was_up, before=before)
+        if not was_up and not os.environ.get("PTHSERVE_KEEP_CLUSTER"):
+            _run(LOCAL, "down")
+
+
+def unavailable(reason: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(cluster: Cluster) -> Path:
+    return cluster.kubeconfig
+
+
+@pytest.fixture
+def machine() -> Callable[[], Machine]:
+    return Machine.now
+
+
+@pytest.fixture
+def disposable(cluster: Cluster) -> Cluster:
+    """The local cluster, for tests that take it down. They run last."""
+    if not cluster.local:
+        pytest.skip("$KUBECONFIG names a cluster that is not ours to take down")
+    if not cluster.own:
+        pytest.skip("the local cluster was up before the tests: it may be in use")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def api(kubeconfig: Path) -> Iterator[client.ApiClient]:
+    with config.new_client_from_config(str(kubeconfig)) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def helm(kubeconfig: Path) -> Run:
+    """helm(*arguments, check=True, timeout=600) runs the real helm; what it prints is in .stdout."""
+    return lambda *arguments, **kwargs: _run("helm", *arguments, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def kubectl(kubeconfig: Path) -> Run:
+    return lambda *arguments, **kwargs: _run("kubectl", *arguments, **kwargs)
+
+
+@pytest.fixture
+def namespace(api: client.ApiClient) -> Iterator[str]:
+    """A fresh namespace that enforces the pod security standard `restricted`; gone when the test is over."""
+    core = client.CoreV1Api(api)
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+    core.create_namespace({"metadata": {"name": name, "labels": labels}})
+    yield name
+    core.delete_namespace(name)
+    _until_deleted(core, name)
+
+
+def _until_deleted(core: client.CoreV1Api, name: str) -> None:
+    found = core.list_namespace(field_selector=f"metadata.name={name}")
+    if not found.items:
+        return
+    events = watch.Watch().stream(
+        core.list_namespace,
+        field_selector=f"metadata.name={name}",
+        resource_version=found.metadata.resource_version,
+        timeout_seconds=120,
+    )
+    assert any(event["type"] == "DELETED" for event in events), f"namespace {name} is still there after 120 s"
+
+
+@pytest.fixture(scope="session")
+def port_forward(kubeconfig: Path) -> Callable[..., AbstractContextManager[str]]:
+    """with port_forward(namespace, "service/x", 80) as url: a real `kubectl port-forward` on a free port."""
+
+    @contextmanager
+    def forward(namespace: str, target: str, port: int | str) -> Iterator[str]:
+        command = ["kubectl", "port-forward", "-n", namespace, target, f":{port}", "--address", "127.0.0.1"]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout
+            try:
+                first = process.stdout.readline()
+                found = re.match(r"Forwarding from (127\.0\.0\.1:\d+)", first)
+                assert found, f"kubectl port-forward: {first}{process.stdout.read()}"
+                # It says a line for every connection, and would stand still were they not read.
+                reader = threading.Thread(target=process.stdout.read)
+                reader.start()
+                yield f"http://{found[1]}"
+            finally:
+                process.kill()
+            reader.join()
+
+    return forward
+
+
+@pytest.fixture(scope="session")
+def load(cluster: Cluster) -> Callable[[str], str]:
+    """load(image) hands an image of buildah's store to the node. Another cluster must have it already."""
+
+    def load(image: str) -> str:
+        if cluster.local:
+            _run(LOCAL, "load", image)
+        return image
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def image(cluster: Cluster, load: Callable[[str], str]) -> Callable[[str], str]:
+    """image("slim") or image("full"): that target of the Dockerfile, built and on the node; its name."""
+    made: dict[str, str] = {}
+
+    def image(target: str) -> str:
+        if target not in made:
+            name = f"localhost/pthserve:{target}"
+            if cluster.local:
+                _run(ROOT / "scripts/image", target, name, timeout=3600)
+            made[target] = load(name)
+        return made[target]
+
+    return image
+
+
+@pytest.fixture(scope="session")
+def busybox(cluster: Cluster, load: Callable[[str], str]) -> str:
+    """A small image for pods that play a part beside the service: a web server, a client."""
+    if not cluster.local:
+        return "busybox:1"
+    if not shutil.which("busybox"):
+        _run("apt-get", "install", "-yq", "--no-install-recommends", "busybox-static")
+    name = "localhost/busybox:1"
+    folder = Path(shutil.which("busybox") or "").resolve().parent
+    dockerfile = 'FROM scratch\nCOPY busybox /bin/busybox\nUSER 65534:65534\nENTRYPOINT ["/bin/busybox"]\n'
+    _run("buildah", "build", "-q", "-t", name, "-f", "-", folder, input=dockerfile)
+    return load(name)
+
+
+@pytest.fixture(scope="session")
+def container_process(cluster: Cluster, api: client.ApiClient) -> Callable[[str, str], int]:
+    """container_process(namespace, pod): the number on this machine of its container's first process."""
+
+    def find(namespace: str, pod: str) -> int:
+        if not cluster.local:
+            pytest.skip("the processes of a cluster elsewhere cannot be reached")
+        status = client.CoreV1Api(api).read_namespaced_pod(pod, namespace).status
+        container = status.container_statuses[0].container_id.partition("://")[2]
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                inside = container in (process / "cgroup").read_text()
+                first = re.search(r"^NSpid:.*\s1$", (process / "status").read_text(), re.MULTILINE)
+            except OSError:
+                continue  # it ended while we looked
+            if inside and first:
+                return int(process.name)
+        raise LookupError(f"no process of {namespace}/{pod}")
+
+    return find
