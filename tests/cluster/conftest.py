@@ -87,6 +87,7 @@ class Machine:
             return _run(*command).stdout.splitlines()
 
         folders = ("/etc/cni", "/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri")
+        folders += ("/var/lib/cni", "/var/lib/kubelet")
         knobs = ("kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward", "vm/overcommit_memory")
         return cls(
             links=frozenset(link.split()[0] for link in lines("ip", "-brief", "link")),
