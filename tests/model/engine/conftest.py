@@ -18,7 +18,7 @@ Build = Callable[[str, Spec], nn.Module]
 
 
 def _settle(module: nn.Module, spec: Spec) -> nn.Module:
-    """He initialisation, batch statistics from noise, logits with a standard deviation of 2."""
+    """He initialisation, batch statistics from images of noise, logits with a standard deviation of 2."""
     torch.manual_seed(SEED)
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for layer in layers:
@@ -28,7 +28,8 @@ def _settle(module: nn.Module, spec: Spec) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
-    noise = torch.randn(4, *spec.tensor_shape)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    noise = (torch.rand(8, *spec.tensor_shape) - mean) / std
     with torch.no_grad():
         module.train()(noise)
         scale = 2 / module.eval()(noise).std()

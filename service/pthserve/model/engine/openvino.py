@@ -5,7 +5,10 @@ copies a quarter of the bytes; and float32 tensors that a client has normalised,
 comes. The batch dimension is dynamic in both.
 """
 
+import contextlib
 import functools
+import io
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +44,6 @@ def runtime() -> Any:
 @functools.cache
 def _core() -> Any:
     return runtime().Core()
-
-
-def version() -> str:
-    """Version of OpenVINO, such as `2026.4.1`."""
-    return str(runtime().get_version()).split("-", maxsplit=1)[0]
 
 
 def precisions() -> tuple[str, ...]:
@@ -93,22 +91,27 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     return graph
 
 
-def quantize(graph: "openvino.Model", images: NDArray[np.uint8], spec: Spec) -> "openvino.Model":
-    """An int8 graph of `graph`: NNCF's post-training quantisation, ranges taken from `images`.
+def quantize(graph: "openvino.Model", tensors: NDArray[np.float32]) -> "openvino.Model":
+    """An int8 graph of `graph`: NNCF's post-training quantisation, ranges taken from `tensors`.
 
-    images: uint8 (n, height, width, channels), of the kind the model will see; 100 to 300 are usual.
+    tensors: float32 (n, channels, height, width), normalised images of the kind that the model will see; 100
+    to 300 are usual.
     """
     runtime()
     import nncf
 
-    mean, std = (np.array(values, np.float32) for values in (spec.mean, spec.std))
-    tensors = (np.moveaxis((image / np.float32(255) - mean) / std, -1, 0)[None] for image in images)
-    return nncf.quantize(graph, nncf.Dataset(list(tensors)), subset_size=len(images))
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars
+        return nncf.quantize(graph, nncf.Dataset(list(tensors[:, None])), subset_size=len(tensors))
 
 
 def save(graph: "openvino.Model", path: Path) -> None:
     """Write `graph` to `path` (.xml) and its weights beside it (.bin); the same graph, the same bytes."""
-    runtime().save_model(graph, path, compress_to_fp16=False)
+    named = graph.clone()
+    named.set_friendly_name("model")
+    for index, node in enumerate(named.get_ordered_ops()):  # the names count what the process has made so far
+        node.set_friendly_name(f"{node.get_type_name()}_{index}")
+    runtime().save_model(named, path, compress_to_fp16=False)
 
 
 def read(path: Path) -> "openvino.Model":

@@ -19,11 +19,6 @@ GRAPH_SIZES = (1, 2, 4, 8, 16, 32)
 """Batch sizes with a CUDA graph of their own: a batch is padded to the next one, and cut above the last."""
 
 
-def version() -> str:
-    """Version of PyTorch, such as `2.15.0`."""
-    return str(torch.__version__)
-
-
 def precisions(device: str) -> tuple[str, ...]:
     """The precisions that `device` (cpu or cuda) computes natively, fp32 first."""
     if device == "cuda":
