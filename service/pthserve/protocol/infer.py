@@ -1,6 +1,6 @@
 """Infer: the outputs of an inference, chosen and shaped as the request asks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +42,6 @@ class Request:
     """An inference request, whichever way it came.
 
     version: "" takes the one that is served. timeout: seconds that the client grants, or None.
-    wanted: empty asks for every output.
     """
 
     model: str
@@ -51,7 +50,16 @@ class Request:
     inputs: tuple[Input, ...]
     wanted: tuple[Wanted, ...]
     timeout: float | None = None
-    binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answered inference: by which model, and its outputs."""
+
+    model: str
+    version: str
+    id: str
+    outputs: Sequence[Output]
 
 
 def output_forms(classes: int) -> tuple[Form, ...]:
@@ -78,6 +86,11 @@ def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
     return Wanted(name, count, flag(parameters, "binary_data", default=binary))
 
 
+def everything(*, binary: bool) -> tuple[Wanted, ...]:
+    """What a request asks for that names no output."""
+    return tuple(Wanted(form.name, binary=binary) for form in output_forms(0))
+
+
 def flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
     """The boolean parameter called `name`; MalformedRequest where it is none."""
     value = parameters.get(name, default)
@@ -100,45 +113,37 @@ def refuse_shared_memory(parameters: Parameters) -> None:
         raise MalformedRequest("shared memory is not served: send the tensor in the request")
 
 
-def outputs(answers: Sequence[Answer], labels: Sequence[str], asked: Sequence[Wanted]) -> list[Output]:
-    """The outputs in the order of `asked`, or all where it is empty, for a batch of `answers`.
-
-    Raises MalformedRequest for an output that there is none of, that is asked for twice, or of which no
-    classification can be given; and where the numbers sent in led to an answer that is not finite.
-    """
-    forms = {form.name: form for form in output_forms(len(labels))}
-    asked = asked or [Wanted(name) for name in forms]
-    unknown = {want.name for want in asked} - forms.keys()
-    if unknown:
-        raise MalformedRequest(f"there is no such output; the outputs are {', '.join(forms)}")
+def check(asked: Sequence[Wanted]) -> None:
+    """Raise MalformedRequest for an output that is not there, or asked for twice, or has no classes."""
+    ranks = {form.name: len(form.shape) for form in output_forms(0)}
+    for want in asked:
+        if want.name not in ranks:
+            raise MalformedRequest(f"there is no such output; the outputs are {', '.join(ranks)}")
+        if want.classification and ranks[want.name] != 2:
+            raise MalformedRequest(f"classification is of probabilities or logits, not of {want.name}")
     if len({want.name for want in asked}) < len(asked):
         raise MalformedRequest("an output is asked for twice")
-    logits = np.stack([answer.logits for answer in answers])
-    if not np.isfinite(logits).all():
-        raise MalformedRequest("the model's answer to these numbers is not finite; are they normalised?")
-    probabilities = np.stack([answer.probabilities for answer in answers])
-    best = probabilities.argmax(axis=1)
-    values: dict[str, Callable[[], NDArray[np.float32] | NDArray[np.int64] | list[bytes]]] = {
-        "probabilities": lambda: probabilities,
-        "logits": lambda: logits,
-        "label": lambda: [labels[index].encode() for index in best],
-        "class_index": lambda: best.astype(np.int64),
-    }
-    made = []
-    for want in asked:
-        form, array = forms[want.name], values[want.name]()
+
+
+def outputs(answers: Sequence[Answer], labels: Sequence[str], asked: Sequence[Wanted]) -> list[Output]:
+    """The outputs for a batch of `answers`, in the order of `asked`, which was checked."""
+    return [_output(answers, labels, want) for want in asked]
+
+
+def _output(answers: Sequence[Answer], labels: Sequence[str], want: Wanted) -> Output:
+    count = len(answers)
+    if want.name in ("probabilities", "logits"):
+        scores = np.stack([getattr(answer, want.name) for answer in answers])
         if want.classification:
-            made.append(_classification(want, array, labels))
-        else:
-            made.append(Output(form.name, form.datatype, (len(answers), *form.shape[1:]), array))
-    return made
+            return _classification(want, scores, labels)
+        return Output(want.name, "FP32", scores.shape, scores, want.binary)
+    best = [int(answer.probabilities.argmax()) for answer in answers]
+    if want.name == "label":
+        return Output(want.name, "BYTES", (count,), [labels[index].encode() for index in best], want.binary)
+    return Output(want.name, "INT64", (count,), np.array(best, np.int64), want.binary)
 
 
-def _classification(
-    want: Wanted, scores: NDArray[np.float32] | NDArray[np.int64] | list[bytes], labels: Sequence[str]
-) -> Output:
-    if isinstance(scores, list) or scores.ndim != 2:
-        raise MalformedRequest(f"classification is of probabilities or logits, not of {want.name}")
+def _classification(want: Wanted, scores: NDArray[np.float32], labels: Sequence[str]) -> Output:
     count = min(want.classification, len(labels))
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     texts = [
@@ -146,4 +151,4 @@ def _classification(
         for row, indices in zip(scores, order, strict=True)
         for index in indices
     ]
-    return Output(want.name, "BYTES", (len(scores), count), texts)
+    return Output(want.name, "BYTES", (len(scores), count), texts, want.binary)

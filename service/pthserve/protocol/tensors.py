@@ -50,21 +50,22 @@ class Input:
 class Output:
     """A tensor on its way out.
 
-    values: an array of `shape`, or for BYTES the elements, flat.
+    values: an array of `shape`, or for BYTES the elements, flat; binary: whether it goes as binary data.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     values: NDArray[np.float32] | NDArray[np.int64] | list[bytes]
+    binary: bool = False
 
-    def elements(self) -> list[Any]:
+    def to_list(self) -> list[Any]:
         """The elements, flat; those of BYTES as strings."""
         if isinstance(self.values, list):
             return [value.decode() for value in self.values]
         return self.values.ravel().tolist()
 
-    def binary(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The elements laid out as the binary tensor extension says."""
         if isinstance(self.values, list):
             return b"".join(chain.from_iterable((struct.pack("<I", len(v)), v) for v in self.values))

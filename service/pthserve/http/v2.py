@@ -1,0 +1,199 @@
+"""V2: the Open Inference Protocol over REST, and its extensions."""
+
+import asyncio
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from pthserve.errors import NotReady
+from pthserve.http.bodies import (
+    HEADER_LENGTH,
+    InferRequest,
+    Part,
+    inflated,
+    one_image,
+    parsed,
+    read,
+    split,
+    written,
+)
+from pthserve.protocol.infer import Request as Inference
+from pthserve.protocol.service import Load, Service
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+
+LARGE = 2**16
+"""A body of so many bytes is parsed beside the event loop, so that it keeps nobody waiting for long."""
+
+
+class IndexRequest(BaseModel):
+    """Which models to list."""
+
+    ready: bool = False
+
+
+class V2:
+    """The calls of `service`, one a route. max_body: most bytes of a request's body once it is inflated."""
+
+    def __init__(self, service: Service, max_body: int) -> None:
+        self._service = service
+        self._max_body = max_body
+
+    async def server_metadata(self) -> Response:
+        """Name, version and protocol extensions of the server."""
+        return _json(self._service.server_metadata())
+
+    async def live(self) -> Response:
+        """Whether the process answers, and its engine moves."""
+        return _state(self._service.live(), {"live": True})
+
+    async def ready(self) -> Response:
+        """Whether an inference would be taken in now."""
+        return _state(self._service.unready(), {"ready": True})
+
+    async def model_ready(self, request: Request) -> Response:
+        """Whether an inference would be taken in now, by the model of that name."""
+        name, version = _model(request)
+        return _state(self._service.model_unready(name, version), {"name": name, "ready": True})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """The inputs, of which a request carries one, and the outputs; -1 is for the request to choose."""
+        return _json(self._service.model_metadata(*_model(request)))
+
+    async def model_statistics(self, request: Request) -> Response:
+        """Counts and durations since the process started."""
+        return _json(self._service.statistics(*_model(request)))
+
+    async def statistics(self) -> Response:
+        """Counts and durations since the process started, of every model; there is one."""
+        return _json(self._service.statistics())
+
+    async def infer(self, request: Request) -> Response:
+        """Classify a batch: encoded images, their pixels, or preprocessed tensors; JSON or binary data."""
+        name, version = _model(request)
+        self._service.model(name, version)  # before the body is worth reading
+        body = await request.body()
+        arguments = (body, request, name, version)
+        if len(body) < LARGE:
+            asked = self._read(*arguments)
+        else:
+            asked = await asyncio.to_thread(self._read, *arguments)
+        content, headers = written(await self._service.infer(asked))
+        return Response(content, headers=headers)
+
+    def _read(self, body: bytes, request: Request, name: str, version: str) -> Inference:
+        encoding = request.headers.get("content-encoding", "").lower()
+        length = request.headers.get(HEADER_LENGTH)
+        text, data = split(inflated(body, encoding, self._max_body), length)
+        if length is not None and not text:
+            # The extension would have every output come as binary data; a person with curl is better off with
+            # JSON, and whoever goes by the header reads that as well.
+            binary = "application/octet-stream" in request.headers.get("accept", "")
+            return one_image(data, name, version, binary=binary)
+        return read(text, data, name, version)
+
+    async def index(self, request: Request) -> Response:
+        """The one model, and whether it is ready."""
+        asked = parsed(IndexRequest, await request.body())
+        return _json(self._service.index(ready=asked.ready))
+
+    async def load(self, request: Request) -> Response:
+        """Read the model's file again; the old model keeps serving where the new one fails its checks."""
+        asked = parsed(Part, await request.body())
+        await self._service.load(request.path_params["model"], asked.parameters or {})
+        return Response()
+
+    async def unload(self, request: Request) -> Response:
+        """Always refused: a service has one model."""
+        self._service.unload(request.path_params["model"])
+        return Response()
+
+
+_MODEL = "/models/{model}"
+_VERSION = "/models/{model}/versions/{version}"
+_ROUTES = (
+    ("GET", "", V2.server_metadata, "Server metadata"),
+    ("GET", "/health/live", V2.live, "Is the server live?"),
+    ("GET", "/health/ready", V2.ready, "Is the server ready?"),
+    ("GET", "/models/stats", V2.statistics, "Statistics of every model"),
+    *(
+        (method, f"{place}{rest}", call, summary)
+        for place in (_MODEL, _VERSION)
+        for method, rest, call, summary in (
+            ("GET", "", V2.model_metadata, "Model metadata"),
+            ("GET", "/ready", V2.model_ready, "Is the model ready?"),
+            ("GET", "/stats", V2.model_statistics, "Statistics of the model"),
+            ("POST", "/infer", V2.infer, "Infer"),
+        )
+    ),
+    ("POST", "/repository/index", V2.index, "Which models are there?"),
+    ("POST", "/repository/models/{model}/load", V2.load, "Load the model again"),
+    ("POST", "/repository/models/{model}/unload", V2.unload, "Unload the model"),
+)
+_BODIES: dict[str, type[BaseModel]] = {
+    "infer": InferRequest,
+    "index": IndexRequest,
+    "load": Part,
+    "unload": Part,
+}
+
+
+def router(predictor: Predictor, settings: Settings, load: Load | None = None) -> APIRouter:
+    """The routes below /v2; load: reads the model's file again, for the repository."""
+    v2 = V2(Service(predictor, settings, load), settings.max_body)
+    api = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    for method, path, call, summary in _ROUTES:
+        name = call.__name__
+        api.add_api_route(
+            path,
+            getattr(v2, name),
+            methods=[method],
+            summary=summary,
+            operation_id=f"v2_{name}{'_of_version' if path.startswith(_VERSION) else ''}",
+            response_class=Response,
+            openapi_extra=_described(path, name),
+        )
+    return api
+
+
+def _described(path: str, name: str) -> dict[str, Any]:
+    """What OpenAPI cannot see: the routes read path and body for themselves."""
+    described: dict[str, Any] = {
+        "parameters": [
+            {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
+            for part in ("model", "version")
+            if f"{{{part}}}" in path
+        ]
+    }
+    if name in _BODIES:
+        schema = _BODIES[name].model_json_schema()
+        schema = _inlined(schema, schema.pop("$defs", {}))
+        described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    return described
+
+
+def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
+    """`schema` with what it refers to in its place, for it moves into a document that has none of it."""
+    if isinstance(schema, list):
+        return [_inlined(part, defined) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(defined[schema["$ref"].removeprefix("#/$defs/")], defined)
+    return {name: _inlined(part, defined) for name, part in schema.items()}
+
+
+def _model(request: Request) -> tuple[str, str]:
+    return request.path_params["model"], request.path_params.get("version", "")
+
+
+def _state(reason: str | None, good: dict[str, object]) -> Response:
+    if reason is not None:
+        raise NotReady(reason)
+    return _json(good)
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
