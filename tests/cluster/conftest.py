@@ -261,7 +261,7 @@ def busybox(cluster: Cluster, load: Callable[[str], str]) -> str:
     name = "localhost/busybox:1"
     folder = Path(shutil.which("busybox") or "").resolve().parent
     dockerfile = 'FROM scratch\nCOPY busybox /bin/busybox\nUSER 65534:65534\nENTRYPOINT ["/bin/busybox"]\n'
-    _run("buildah", "build", "-q", "-t", name, "-f", "-", folder, input=dockerfile)
+    _run("buildah", "build", "-q", "--layers", "-t", name, "-f", "-", folder, input=dockerfile)
     return load(name)
 
 
