@@ -28,7 +28,7 @@ METADATA_READS = 1_000
 parses them in Python, and some in time quadratic in their number."""
 PIXEL_READS = 1_000_000
 """Pieces that the pixels may come in: about a second of Python."""
-JPEG_SCANS = 100
+JPEG_SCANS = 30
 """Scans that a JPEG may have. Encoders write about ten; each costs a pass over the image for a few bytes."""
 TIFF_NUMBERS = 2**18
 """Bytes that a table of numbers in a TIFF may have. Where it lists strips, each costs Pillow a tuple."""

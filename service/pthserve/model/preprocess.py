@@ -16,6 +16,7 @@ from pthserve.errors import TooLarge
 from pthserve.model.decode import Decoded, read
 from pthserve.model.spec import Spec
 
+Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
@@ -28,7 +29,7 @@ _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
 """Filters without an edge, over which a pixel that is off by a millionth would fall."""
 
 
-def crop(data: bytes, spec: Spec, *, decode: Literal["exact", "fast"] = "exact", max_pixels: int) -> Pixels:
+def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Pixels:
     """The image in `data`, resized and cropped: uint8 (height, width, channels).
 
     Raises UnsupportedImage, BrokenImage, or TooLarge where it has more than `max_pixels` pixels, before or
