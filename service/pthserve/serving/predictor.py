@@ -26,6 +26,7 @@ from pthserve.metrics import (
 )
 from pthserve.model import Model
 from pthserve.model.preprocess import crop, crop_pixels
+from pthserve.model.prove import softmax
 from pthserve.model.spec import Spec
 from pthserve.serving.admission import Admission
 from pthserve.serving.batcher import Batcher, Entry, Inference
@@ -72,17 +73,21 @@ class Predictor:
     current: the model that new requests are given, or None before the first; swapped by assignment, while
     each request in flight keeps its own.
     unready: why the service is not ready for traffic, in words, or None.
+    draining: whether clients should go elsewhere.
+    golden: how the current model did on its golden images: agreed, disagreed or unchecked.
     last_reload: what the latest attempt to replace the model came to, for /info.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.current: Model | None = None
         self.unready: str | None = "the model is loading"
+        self.draining = False
+        self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
         self.batcher = Batcher(settings.max_batch)
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
-        self._closing = False
+        self._closed = False
         self._decoders = ThreadPoolExecutor(settings.cpus, "decode")
         self._decoding = Busy(settings.cpus)
         self._seconds_per_decode = Smoothed()
@@ -119,7 +124,7 @@ class Predictor:
 
     def model(self) -> Model:
         """The model that a request which comes now is given; raises Draining or NotReady."""
-        if self._closing:
+        if self._closed:
             REJECTED.labels("draining").inc()
             raise Draining("the service is shutting down; send the request again, to another replica")
         if self.current is None:
@@ -171,14 +176,15 @@ class Predictor:
             return f"the engine has been in one forward pass for {stuck:.0f} s"
         return None
 
-    def refuse(self) -> None:
-        """Let nobody in any more; whoever is in is answered."""
-        self._closing = True
+    def drain(self) -> None:
+        """Send new traffic elsewhere, and answer what comes nevertheless."""
+        self.draining = True
         self.unready = "the service is shutting down"
 
     def close(self) -> None:
-        """End the threads. What is queued is run; an engine that hangs is left behind."""
-        self.refuse()
+        """Let nobody in, run what is queued, and end the threads; an engine that hangs is left behind."""
+        self.drain()
+        self._closed = True
         self._decoders.shutdown(wait=True, cancel_futures=True)
         self.batcher.close(timeout=self._settings.deadline)
         for gauge in (INFLIGHT, QUEUE_DEPTH, SATURATION):
@@ -256,9 +262,7 @@ def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
 
 
 def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
-    logits = inference.logits
-    exponents = np.exp(logits - logits.max())
-    probabilities = exponents / exponents.sum()
+    probabilities = softmax(inference.logits)
     if not np.isfinite(probabilities[0]):  # one number that is none makes all of them none
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             raise MalformedRequest(
@@ -266,7 +270,13 @@ def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
             )
         raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
     return Prediction(
-        model, logits, probabilities, inference.decode, inference.queue, inference.infer, inference.batch
+        model,
+        inference.logits,
+        probabilities,
+        inference.decode,
+        inference.queue,
+        inference.infer,
+        inference.batch,
     )
 
 

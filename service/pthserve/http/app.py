@@ -1,0 +1,28 @@
+"""App: the ASGI app, of the routers and of what stands before them."""
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+import pthserve
+from pthserve.http import problems, routes, v2
+from pthserve.http.limits import Limits
+from pthserve.http.logs import Logged
+from pthserve.protocol.service import Load
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+
+
+def create_app(predictor: Predictor, settings: Settings, load: Load | None = None) -> ASGIApp:
+    """The app that answers for `predictor`; load: reads the model's file again."""
+    app = FastAPI(
+        title="pthserve",
+        version=pthserve.__version__,
+        summary="A PyTorch image classifier as a service.",
+        description='Errors are `{"error": "..."}` and say what to do. Every answer has an `X-Request-Id`.',
+        exception_handlers=problems.HANDLERS,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    for router in (routes.router(predictor, settings), v2.router(predictor, settings, load)):
+        app.include_router(router)
+    return Logged(Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining))

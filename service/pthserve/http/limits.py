@@ -1,0 +1,143 @@
+"""Limits: bytes, deadline and disconnect, before a route is reached.
+
+Nothing here takes a permit: a client that is slow to send holds a connection, and nothing else.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pthserve.errors import MalformedRequest, Overloaded, PthserveError, TooLarge, TooSlow
+from pthserve.http.problems import answer
+from pthserve.metrics import REJECTED
+
+BODIES = 16
+"""How many bodies of the largest size may be held at once, however many requests they belong to."""
+
+
+def remaining(scope: Scope) -> float:
+    """Seconds left of the deadline of the request that `scope` is of; negative when it has passed."""
+    until: float = scope["state"]["until"]
+    return until - asyncio.get_running_loop().time()
+
+
+class Limits:
+    """ASGI middleware: bounds what a request may send, how long it may take, and what it holds.
+
+    deadline: seconds; `X-Request-Timeout` can only shorten it. max_body: bytes.
+    draining: whether connections are to be closed with their next answer.
+    """
+
+    def __init__(self, app: ASGIApp, deadline: float, max_body: int, draining: Callable[[], bool]) -> None:
+        self.app = app
+        self.deadline = deadline
+        self.max_body = max_body
+        self.draining = draining
+        self.held = 0
+        """Bytes of bodies that were received for requests not yet answered."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(self, receive, send)
+        try:
+            exchange.admit(scope)
+        except PthserveError as error:
+            await answer(error)(scope, receive, exchange.send)
+        else:
+            await exchange.run(scope)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, limits: Limits, receive: Receive, send: Send) -> None:
+        self._limits = limits
+        self._receive = receive
+        self._send = send
+        self._size = 0
+        self._until = 0.0
+        self._answered = False
+        self._gone = False
+        self._task: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def admit(self, scope: Scope) -> None:
+        """Read what the headers say; raise MalformedRequest or TooLarge before the body is read."""
+        seconds = self._limits.deadline
+        for name, value in scope["headers"]:
+            if name == b"x-request-timeout":
+                seconds = min(seconds, _seconds(value))
+            elif name == b"content-length" and int(value) > self._limits.max_body:
+                raise self._too_large()
+        self._until = asyncio.get_running_loop().time() + seconds
+        scope.setdefault("state", {})["until"] = self._until
+
+    async def run(self, scope: Scope) -> None:
+        self._task = asyncio.current_task()
+        try:
+            await self._limits.app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+            assert self._task is not None
+            self._task.uncancel()
+        finally:
+            self._limits.held -= self._size
+            if self._watcher is not None:
+                self._watcher.cancel()
+
+    async def receive(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._until if self._watcher is None else None):
+                message = await self._receive()
+        except TimeoutError:
+            raise TooSlow("the request's body did not arrive within its deadline; send it faster") from None
+        if message["type"] == "http.request":
+            self._hold(len(message.get("body", b"")))
+            if not message.get("more_body", False) and self._watcher is None:
+                self._watcher = asyncio.create_task(self._watch())
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if self._limits.draining():
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        elif not message.get("more_body", False):
+            self._answered = True
+        await self._send(message)
+
+    def _hold(self, size: int) -> None:
+        self._size += size
+        self._limits.held += size
+        if self._size > self._limits.max_body:
+            raise self._too_large()
+        if self._limits.held > BODIES * self._limits.max_body:
+            REJECTED.labels("memory").inc()
+            raise Overloaded("the service holds as many bytes of other requests as it may; try again later")
+
+    async def _watch(self) -> None:
+        """After the body, all that can come is that the client leaves: then nobody needs the answer."""
+        await self._receive()
+        if not self._answered:
+            self._gone = True
+            assert self._task is not None
+            self._task.cancel()
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"the request's body is larger than the {self._limits.max_body} bytes that are allowed"
+        )
+
+
+def _seconds(value: bytes) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise MalformedRequest("X-Request-Timeout is not a number of seconds greater than 0, such as 0.5")
+    return seconds

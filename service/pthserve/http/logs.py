@@ -1,0 +1,169 @@
+"""Logs: one line a request, and a thread that writes them, so that a slow disk never holds up an answer.
+
+A line never holds image bytes, keys, query strings or raw paths.
+"""
+
+import logging
+import logging.handlers
+import queue
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pthserve.http.problems import GONE
+from pthserve.metrics import DISCONNECTS, REQUEST_DURATION, REQUESTS
+
+log = logging.getLogger(__name__)
+
+QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+"""Routes whose lines are at level debug: a cluster asks them every few seconds."""
+_BACKLOG = 10_000
+_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class Logged:
+    """ASGI middleware: gives each request its id, counts it, times it, and logs its line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        began = time.perf_counter()
+        request_id = _request_id(scope)
+        code = GONE  # until an answer begins
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        note(scope, request_id=request_id.decode())
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:  # it has been answered with 500; the server has nothing to add
+            log.exception("the service made a mistake", extra={"fields": _notes(scope)})
+        finally:
+            _record(scope, code, time.perf_counter() - began)
+
+
+def note(scope: Scope, **fields: object) -> None:
+    """Add `fields` to the line of the request that `scope` is of."""
+    _notes(scope).update(fields)
+
+
+def route(scope: Scope) -> str:
+    """The template of the route that was taken, such as `/v2/models/{name}`; never the raw path."""
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+@contextmanager
+def written(form: Literal["json", "text"], level: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Write what is logged to `stream` (default: standard error) until the block is left.
+
+    form: one JSON object a line, or lines for a person; level: the least severe that is written.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    lines = _Lines(queue.Queue(_BACKLOG))
+    listener = logging.handlers.QueueListener(lines.queue, handler)
+    root = logging.getLogger()
+    before = root.level
+    levels = {
+        "pthserve": level.upper(),
+        # Their warnings are of what clients send, which is counted and answered.
+        "uvicorn.error": "ERROR",
+        "python_multipart": "ERROR",
+    }
+    for name, least in levels.items():
+        logging.getLogger(name).setLevel(least)
+    root.setLevel("WARNING")
+    root.addHandler(lines)
+    listener.start()
+    try:
+        yield
+    finally:
+        root.removeHandler(lines)
+        root.setLevel(before)
+        listener.stop()
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's X-Request-Id where it is one, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _ID.fullmatch(value):
+            return bytes(value)
+    return uuid.uuid4().hex.encode()
+
+
+def _notes(scope: Scope) -> dict[str, object]:
+    notes: dict[str, object] = scope.setdefault("state", {}).setdefault("notes", {})
+    return notes
+
+
+def _record(scope: Scope, code: int, seconds: float) -> None:
+    template = route(scope)
+    REQUESTS.labels(template, code).inc()
+    REQUEST_DURATION.labels(template).observe(seconds)
+    if code == GONE:
+        DISCONNECTS.inc()
+    level = logging.DEBUG if template in QUIET else logging.INFO
+    if log.isEnabledFor(level):
+        method = scope["method"]
+        fields = {"method": method, "route": template, "code": code, "duration": seconds, **_notes(scope)}
+        log.log(level, "%s %s %d", method, template, code, extra={"fields": fields})
+
+
+class _Lines(logging.handlers.QueueHandler):
+    """Hands records to the thread as they are; where it cannot keep up, lines are lost, not answers."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        clock = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        told = record.getMessage()
+        fields = " ".join(
+            f"{name}={_short(value)}"
+            for name, value in getattr(record, "fields", {}).items()
+            if name not in ("method", "route", "code")  # the message has them
+        )
+        line = f"{clock} {record.levelname.lower():7} {told} {fields}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

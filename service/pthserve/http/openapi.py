@@ -1,0 +1,207 @@
+"""OpenAPI: what the schema says of the plain routes; the code that answers never builds one of these."""
+
+from typing import Any
+
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+JSON = "application/json"
+
+
+class Problem(BaseModel):
+    """Every answer that is no answer."""
+
+    error: str = Field(description="what was wrong, and what to do")
+
+
+class State(BaseModel):
+    """The answer of a probe that succeeds."""
+
+    status: str
+
+
+class Best(BaseModel):
+    """One of the most probable classes."""
+
+    class_index: int
+    label: str
+    probability: float
+
+
+class Served(BaseModel):
+    """The model that answered."""
+
+    name: str
+    version: str
+    digest: str = Field(description="SHA-256 of the weights file")
+
+
+class Timing(BaseModel):
+    """Where the time went, in seconds."""
+
+    decode: float
+    queue: float
+    infer: float
+    batch: int = Field(description="images in the same forward pass")
+
+
+class Answer(BaseModel):
+    """What the model says of an image."""
+
+    class_index: int = Field(description="the most probable class")
+    label: str
+    probabilities: list[float] = Field(description="one a class, in the order of the model's outputs")
+    top: list[Best] = Field(description="the most probable classes, best first")
+    model: Served
+    timing: Timing
+
+
+class Golden(BaseModel):
+    """How the model did on its golden images."""
+
+    images: int
+    result: str = Field(description="agreed, disagreed, or unchecked")
+
+
+class Info(BaseModel):
+    """What is served, and how."""
+
+    name: str
+    version: str
+    architecture: str
+    parameters: int
+    num_classes: int
+    labels: list[str]
+    digest: str = Field(description="SHA-256 of the weights file")
+    engine: str
+    precision: str
+    preprocess: dict[str, Any] = Field(
+        description="how an image is preprocessed; `assumed` where nobody said"
+    )
+    plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
+    golden: Golden | None
+    last_reload: dict[str, Any] | None = Field(description="what the latest reload came to")
+    explain: bool = Field(description="whether POST /explain answers")
+
+
+def example(value: object, description: str, model: type[BaseModel] = Problem) -> dict[str, Any]:
+    """An entry of a route's `responses`, with an example that a test holds to be true."""
+    return {"model": model, "description": description, "content": {JSON: {"example": value}}}
+
+
+def problem(description: str, error: str) -> dict[str, Any]:
+    """An entry of a route's `responses` for an error, with its words."""
+    return example({"error": error}, description)
+
+
+class PlainRoute(APIRoute):
+    """A documented route whose function takes the request and returns the response, with nothing in between.
+
+    FastAPI's own handler solves dependencies first, which a function of one Request has none of.
+    """
+
+    def get_route_handler(self) -> Any:
+        """The function itself."""
+        return self.endpoint
+
+
+_DRAWN = "examples are of a model that tells red, green and blue squares apart"
+_RED = {
+    "class_index": 0,
+    "label": "red",
+    "probabilities": [0.8, 0.1, 0.1],
+    "top": [
+        {"class_index": 0, "label": "red", "probability": 0.8},
+        {"class_index": 1, "label": "green", "probability": 0.1},
+        {"class_index": 2, "label": "blue", "probability": 0.1},
+    ],
+    "model": {"name": "squares", "version": "1", "digest": "00" * 32},
+    "timing": {"decode": 0.0015, "queue": 0.0001, "infer": 0.0081, "batch": 1},
+}
+_NOT_READY = problem("no model is ready yet", "the service is not ready: the model is loading")
+
+PREDICT: dict[str, Any] = {
+    "summary": "Classify an image",
+    "responses": {
+        200: example(_RED, f"what the model says; {_DRAWN}", Answer),
+        400: problem(
+            "there is no image, or the request cannot be parsed",
+            "the request carries no image: send it as the multipart field `image`, or as the body with its "
+            "content type, such as image/png",
+        ),
+        408: problem(
+            "the body did not arrive in time",
+            "the request's body did not arrive within its deadline; send it faster",
+        ),
+        413: problem(
+            "too many bytes, pixels or parts",
+            "the request's body is larger than the 20971520 bytes that are allowed",
+        ),
+        415: problem("not an image that is allowed", ""),
+        422: problem("an image that is broken", ""),
+        503: problem(
+            "overloaded, draining or not ready; `Retry-After` says when to try again",
+            "the service is not ready: the model is loading",
+        ),
+        504: problem("the deadline passed", "there was no answer within the deadline of 0.1 s"),
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "top",
+                "in": "query",
+                "description": "how many of the most probable classes to name",
+                "schema": {"type": "integer", "minimum": 1, "default": 5},
+            },
+            {
+                "name": "X-Request-Timeout",
+                "in": "header",
+                "description": "seconds after which the answer is of no use; can only shorten the deadline",
+                "schema": {"type": "number", "exclusiveMinimum": 0},
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["image"],
+                        "properties": {
+                            "image": {
+                                "type": "string",
+                                "format": "binary",
+                                "description": "a JPEG, PNG, WebP, BMP, GIF or TIFF file",
+                            }
+                        },
+                    }
+                },
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+}
+
+_WELL = example({"status": "ok"}, "it is", State)
+PROBES: dict[str, dict[str, Any]] = {
+    "/livez": {
+        "summary": "Is the process alive?",
+        "responses": {200: _WELL, 503: problem("restart it", "the engine's thread has died")},
+    },
+    "/readyz": {
+        "summary": "Is it ready for traffic?",
+        "responses": {200: _WELL, 503: problem("send nothing yet", "the model is loading")},
+    },
+    "/healthz": {
+        "summary": "Is all well?",
+        "responses": {200: _WELL, 503: problem("not live, or not ready", "the model is loading")},
+    },
+}
+INFO: dict[str, Any] = {
+    "summary": "What is served?",
+    "responses": {200: {"model": Info}, 503: _NOT_READY},
+}
+METRICS: dict[str, Any] = {
+    "summary": "Prometheus metrics",
+    "responses": {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+}

@@ -1,0 +1,92 @@
+"""Problems: each error's status, and the JSON that says it."""
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from pthserve import errors
+
+STATUS: dict[type[errors.PthserveError], int] = {
+    errors.PthserveError: 500,
+    errors.MalformedRequest: 400,
+    errors.Unauthorized: 401,
+    errors.NotFound: 404,
+    errors.TooSlow: 408,
+    errors.ModelError: 409,  # a client asked for a reload, and the model it asked for cannot be loaded
+    errors.TooLarge: 413,
+    errors.UnsupportedImage: 415,
+    errors.BrokenImage: 422,
+    errors.RateLimited: 429,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 504,
+}
+"""An error that is not listed has the status of its nearest ancestor that is."""
+
+GONE = 499
+"""What is logged and counted where the client left before its answer; nginx's number for it."""
+
+
+def status(error: errors.PthserveError) -> int:
+    """The HTTP status that says what `error` is."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer that is no answer: `{"error": message}`."""
+    return Response(orjson.dumps({"error": message}), code, headers, media_type="application/json")
+
+
+def answer(error: errors.PthserveError) -> Response:
+    """What a client is told of `error`."""
+    headers = {}
+    if isinstance(error, errors.Unavailable | errors.RateLimited):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    elif isinstance(error, errors.Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    elif isinstance(error, errors.TooSlow):
+        headers["connection"] = "close"
+    return problem(status(error), str(error), headers)
+
+
+async def _on_purpose(_: Request, error: errors.PthserveError) -> Response:
+    return answer(error)
+
+
+async def _of_the_framework(request: Request, error: HTTPException) -> Response:
+    messages = {
+        404: f"there is nothing at {request.url.path}; /docs lists what there is",
+        405: f"{request.url.path} does not take {request.method}; /docs lists what it takes",
+    }
+    # A handler that raises its own HTTPException has its own words for it.
+    spoken = error.detail not in ("Not Found", "Method Not Allowed")
+    message = error.detail if spoken else messages.get(error.status_code, error.detail)
+    return problem(error.status_code, message, dict(error.headers or {}))
+
+
+async def _of_a_form(_: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    return problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+async def _of_the_client(_: Request, __: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+async def _by_mistake(_: Request, __: Exception) -> Response:
+    return problem(500, "the service made a mistake; its log says which, under this answer's X-Request-Id")
+
+
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    errors.PthserveError: _on_purpose,
+    HTTPException: _of_the_framework,
+    RequestValidationError: _of_a_form,
+    ClientDisconnect: _of_the_client,
+    Exception: _by_mistake,
+}
+"""For the app: who answers for which exception."""

@@ -1,0 +1,227 @@
+"""Server: wiring, uvicorn, and how the service comes and goes."""
+
+import asyncio
+import gc
+import logging
+import math
+import platform
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+import pthserve
+from pthserve.errors import GoldenError, ModelError
+from pthserve.http import logs, problems
+from pthserve.http.app import create_app
+from pthserve.http.connection import Connection
+from pthserve.http.routes import metrics
+from pthserve.metrics import BUILD_INFO, MODEL_LOAD_SECONDS, MODEL_LOADS
+from pthserve.model import Model, prove
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than load balancers keep theirs (nginx and AWS' ALB 60), or
+they would now and then send a request down a connection that is just being closed."""
+
+
+class Server:
+    """The service on its ports, from before its model is loaded until after its last answer.
+
+    load: makes the model, in a thread, while the ports already answer.
+    Raises OSError where a port cannot be had.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+        self._settings = settings
+        self._load = load
+        self._sockets = {"http": _listen(settings.host, settings.port)}
+        if settings.metrics_port is not None:
+            self._sockets["metrics"] = _listen(settings.host, settings.metrics_port)
+        self.ports = {name: int(listening.getsockname()[1]) for name, listening in self._sockets.items()}
+        """The ports that were taken: http, and metrics where that has its own."""
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._uvicorns: list[_Uvicorn] = []
+
+    def run(self) -> None:
+        """Serve until told to stop. Raises the ModelError for which the model cannot be loaded."""
+        BUILD_INFO.info({"version": pthserve.__version__, "python": platform.python_version()})
+        with (
+            logs.written(self._settings.log_format, self._settings.log_level),
+            asyncio.Runner(loop_factory=lambda: self._loop) as runner,
+        ):
+            runner.run(self._serve())
+
+    def stop(self) -> None:
+        """Drain and end, or, asked again, end without more waiting. Any thread may call it."""
+        self._loop.call_soon_threadsafe(self._on_stop)
+
+    async def _serve(self) -> None:
+        predictor = Predictor(self._settings)
+        try:
+            with self._signals():
+                loading = asyncio.create_task(self._make_ready(predictor))
+                await self._until_stopped(predictor, loading)
+        finally:
+            predictor.close()
+        if loading.done():
+            loading.result()  # raises what went wrong
+
+    async def _until_stopped(self, predictor: Predictor, loading: "asyncio.Task[None]") -> None:
+        apps: dict[str, ASGIApp] = {
+            "http": create_app(predictor, self._settings),
+            "metrics": Starlette(routes=[Route("/metrics", metrics)], exception_handlers=problems.HANDLERS),
+        }
+        self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
+        serving = [
+            asyncio.create_task(server.serve([listening]))
+            for server, listening in zip(self._uvicorns, self._sockets.values(), strict=True)
+        ]
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        log.info("listening on http://%s:%d", host, self.ports["http"])
+        loading.add_done_callback(
+            lambda done: self._stop.set() if done.cancelled() or done.exception() else None
+        )
+        await self._stop.wait()
+        predictor.drain()
+        if predictor.current is not None:
+            log.info("draining for up to %g s", self._settings.drain_seconds)
+            await _wait(self._hurry, self._settings.drain_seconds)
+        for server in self._uvicorns:
+            server.should_exit = True
+        await asyncio.gather(*serving)
+
+    async def _make_ready(self, predictor: Predictor) -> None:
+        began = time.perf_counter()
+        try:
+            model = await _in_thread(self._load)
+            predictor.unready = "the model is warming up"
+            await predictor.warm_up(model)
+            predictor.golden = await asyncio.to_thread(_check_golden, model, self._settings)
+        except ModelError as error:
+            MODEL_LOADS.labels("golden" if isinstance(error, GoldenError) else "failed").inc()
+            raise
+        seconds = time.perf_counter() - began
+        MODEL_LOADS.labels("loaded").inc()
+        MODEL_LOAD_SECONDS.set(seconds)
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        predictor.adopt(model)
+        fields = {
+            "name": model.name,
+            "digest": model.digest,
+            "engine": model.forward.name,
+            "seconds": seconds,
+        }
+        log.info("ready", extra={"fields": fields})
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)
+        self._loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
+        try:
+            yield
+        finally:
+            self._loop.remove_signal_handler(signal.SIGTERM)
+            self._loop.remove_signal_handler(signal.SIGINT)
+
+    def _on_stop(self) -> None:
+        if self._hurry.is_set():
+            for server in self._uvicorns:
+                server.force_exit = True
+        elif self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _on_interrupt(self) -> None:
+        self._on_stop()
+        self._hurry.set()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, which leaves the signals to us: it would end the process by the signal, and not with 0."""
+
+    def __init__(self, app: ASGIApp, deadline: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                headers=[("x-content-type-options", "nosniff")],
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=math.ceil(deadline),
+            )
+        )
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Capture none."""
+        return nullcontext()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server(
+        (host, port), family=family, backlog=2048, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+    )
+    listening.setblocking(False)
+    return listening
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+async def _in_thread(load: Callable[[], Model]) -> Model:
+    """What `load` returns; in a daemon's thread, so that a service can be stopped while it loads."""
+    done: Future[Model] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(load())
+        except BaseException as error:  # whoever awaits it gets it
+            done.set_exception(error)
+
+    threading.Thread(target=work, name="load", daemon=True).start()
+    return await asyncio.wrap_future(done)
+
+
+def _check_golden(model: Model, settings: Settings) -> str:
+    """How `model` does on its golden images, in a word; raises GoldenError where that is to keep it out."""
+    if settings.golden == "off" or not model.golden:
+        return "unchecked"
+    proof = prove.golden(model, settings.tolerance, settings.decode)
+    if proof.agrees:
+        return "agreed"
+    told = "; ".join(proof.disagreements)
+    if settings.golden == "gate":
+        raise GoldenError(f"the golden images disagree: {told}")
+    log.warning("the golden images disagree: %s", told)
+    return "disagreed"
