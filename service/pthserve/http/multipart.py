@@ -9,8 +9,6 @@ from pthserve.errors import MalformedRequest, TooLarge
 FIELD = "image"
 MAX_PARTS = 16
 _WANTED = f"send it as the multipart field `{FIELD}`, or as the body with its content type, such as image/png"
-    f"send it as the multipart field `{FIELD}`, or as the body with its content type, such as image/jpeg"
-)
 
 
 async def read_image(request: Request) -> bytes:
