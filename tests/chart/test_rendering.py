@@ -195,6 +195,12 @@ def test_a_pack_is_built_by_the_full_image_and_served_by_the_slim_one(helm: Helm
     assert rendered.container["image"] == "pthserve:0.1.0-slim"
 
 
+@pytest.mark.parametrize(("tag", "full"), [("slim", "full"), ("2-slim-arm64", "2-full-arm64"), ("2", "2")])
+def test_a_given_tag_names_the_variant_that_packs(tag: str, full: str, helm: Helm) -> None:
+    values = {**SETS["pack"], "image": {"variant": "slim", "tag": tag}}
+    assert helm.render(values).init("pack")["image"] == f"pthserve:{full}"
+
+
 def test_only_the_init_container_may_write_packs(helm: Helm) -> None:
     rendered = helm.render(SETS["pack"])
     writer, reader = _mounts(rendered.init("pack")), _mounts(rendered.container)

@@ -42,12 +42,10 @@ app.kubernetes.io/component: test
 {{- $root := index . 0 -}}
 {{- $variant := index . 1 -}}
 {{- with $root.Values.image -}}
-{{- if ne $variant .variant -}}
-{{ printf "%s:%s-%s" .repository (.tag | default $root.Chart.AppVersion | trimSuffix (print "-" .variant)) $variant }}
-{{- else if .digest -}}
+{{- if and .digest (eq $variant .variant) -}}
 {{ printf "%s@%s" .repository .digest }}
 {{- else -}}
-{{ printf "%s:%s" .repository (default (printf "%s-%s" $root.Chart.AppVersion $variant) .tag) }}
+{{ printf "%s:%s" .repository (.tag | default (printf "%s-%s" $root.Chart.AppVersion .variant) | replace .variant $variant) }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
