@@ -151,6 +151,26 @@ SERVICE = {
             ("queue", "From decoded to the start of a forward pass."),
             ("infer", "The forward pass that the image was part of."),
         )
+    ]
+    + [
+        Panel(
+            "Forward pass by batch size",
+            "How long one forward pass takes with so many images in it: the mean.",
+            "s",
+            {"{{batch_size}}": _mean("pthserve_forward_duration_seconds", "batch_size")},
+        ),
+        Panel(
+            "Inference",
+            "From a request's images to their answers, over HTTP and gRPC: the mean, by result.",
+            "s",
+            {"{{result}}": _mean("pthserve_inference_duration_seconds", "result")},
+        ),
+        Panel(
+            "Since the last answer",
+            "How long ago a pod last answered an image. A pod that stands out gets no requests.",
+            "s",
+            {"{{pod}}": f"time() - (pthserve_last_inference_timestamp_seconds{{{SERIES}}} > 0)"},
+        ),
     ],
     "Autoscaling": [
         Panel(

@@ -37,6 +37,7 @@ def exported() -> set[str]:
         suffixes = {
             "counter": ("_total",),
             "histogram": ("_bucket", "_sum", "_count"),
+            "summary": ("_sum", "_count"),
             "info": ("_info",),
         }.get(metric.type, ("",))
         names |= {metric.name + suffix for suffix in suffixes}
