@@ -17,6 +17,10 @@ class Answered:
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 
+    @property
+    def class_index(self) -> int:
+        return int(self.probabilities.argmax())
+
 
 def answer(*logits: float) -> Answered:
     values = np.array(logits, np.float32)
@@ -33,8 +37,8 @@ def test_everything_is_every_output_there_is() -> None:
     ]
     np.testing.assert_array_equal(found["logits"].values, [[0, 3, 1], [1, 0, 2]])
     np.testing.assert_allclose(np.asarray(found["probabilities"].values).sum(axis=1), 1, rtol=1e-6)
-    assert found["label"].to_list() == ["dog", "snö"]
-    assert found["class_index"].to_list() == [1, 2]
+    assert found["label"].elements() == ["dog", "snö"]
+    assert list(found["class_index"].elements()) == [1, 2]
 
 
 def test_outputs_come_in_the_order_they_are_asked_for() -> None:
@@ -47,7 +51,7 @@ def test_outputs_come_in_the_order_they_are_asked_for() -> None:
 def test_a_classification_gives_value_index_and_label_of_the_best() -> None:
     (found,) = outputs(BATCH, LABELS, [Wanted("logits", classification=2)])
     assert (found.datatype, found.shape) == ("BYTES", (2, 2))
-    assert found.to_list() == ["3.000000:1:dog", "1.000000:2:snö", "2.000000:2:snö", "1.000000:0:cat"]
+    assert found.elements() == ["3.000000:1:dog", "1.000000:2:snö", "2.000000:2:snö", "1.000000:0:cat"]
 
 
 def test_a_classification_of_more_classes_than_there_are_gives_them_all() -> None:

@@ -162,8 +162,8 @@ def test_what_is_over_a_limit_is_too_large_and_costs_nothing(datatype: str, shap
 
 def test_an_output_is_written_flat_and_little_endian() -> None:
     table = Output("p", "FP32", (2, 2), np.array([[1, 2], [3, 0.5]], np.float32))
-    assert table.to_list() == [1, 2, 3, 0.5]
+    assert list(table.elements()) == [1, 2, 3, 0.5]
     assert table.to_bytes() == struct.pack("<4f", 1, 2, 3, 0.5)
     texts = Output("label", "BYTES", (2,), ["ä".encode(), b""])
-    assert texts.to_list() == ["ä", ""]
+    assert texts.elements() == ["ä", ""]
     assert texts.to_bytes() == b"\x02\x00\x00\x00\xc3\xa4\x00\x00\x00\x00"

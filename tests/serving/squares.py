@@ -1,4 +1,4 @@
-"""A real model, small enough for any test: it tells red, green and blue squares apart."""
+"""A real model, small enough for any test: tells red, green and blue squares apart."""
 
 import asyncio
 import io

@@ -191,7 +191,7 @@ def test_the_shorter_deadline_passes_while_the_engine_hangs(deadline: float, gra
         async with predicting(squares(Squares(hook=gate)), deadline=deadline) as predictor:
             loop = asyncio.get_running_loop()
             began = loop.time()
-            with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
+            with pytest.raises(DeadlineExceeded):
                 await predictor.predict(png(), deadline=granted)
             assert 0.09 < loop.time() - began < 10
             gate.opened.set()

@@ -149,12 +149,16 @@ def written(answered: Response) -> tuple[bytes, Mapping[str, str]]:
     blobs = []
     tensors = []
     for output in answered.outputs:
-        tensor = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        tensor: dict[str, Any] = {
+            "name": output.name,
+            "datatype": output.datatype,
+            "shape": list(output.shape),
+        }
         if output.binary:
             blobs.append(output.to_bytes())
             tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
-            tensor["data"] = output.to_list()
+            tensor["data"] = output.elements()
         tensors.append(tensor)
     text = orjson.dumps(
         {
@@ -162,7 +166,8 @@ def written(answered: Response) -> tuple[bytes, Mapping[str, str]]:
             **({"model_version": answered.version} if answered.version else {}),
             **({"id": answered.id} if answered.id else {}),
             "outputs": tensors,
-        }
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
     )
     if not blobs:
         return text, {"Content-Type": "application/json"}

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -23,7 +23,7 @@ from pthserve.metrics import DISCONNECTS, REQUEST_DURATION, REQUESTS
 
 log = logging.getLogger(__name__)
 
-QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Routes whose lines are at level debug: a cluster asks them every few seconds."""
 _BACKLOG = 10_000
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -41,23 +41,23 @@ class Logged:
             return
 
         began = time.perf_counter()
-        request_id = _request_id(scope)
+        its_id = request_id(scope["headers"])
         code = GONE  # until an answer begins
 
         async def send_with_id(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", its_id)]
             await send(message)
 
-        note(scope, request_id=request_id.decode())
+        note(scope, request_id=its_id.decode())
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # it has been answered with 500; the server has nothing to add
             log.exception("the service made a mistake", extra={"fields": _notes(scope)})
         finally:
-            _record(scope, code, time.perf_counter() - began)
+            record(scope["method"], route(scope), code, time.perf_counter() - began, _notes(scope))
 
 
 def note(scope: Scope, **fields: object) -> None:
@@ -101,9 +101,9 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
         listener.stop()
 
 
-def _request_id(scope: Scope) -> bytes:
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The client's X-Request-Id where it is one, or a new one."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return bytes(value)
     return uuid.uuid4().hex.encode()
@@ -114,16 +114,18 @@ def _notes(scope: Scope) -> dict[str, object]:
     return notes
 
 
-def _record(scope: Scope, code: int, seconds: float) -> None:
-    template = route(scope)
+def record(method: str, template: str, code: int, seconds: float, notes: Mapping[str, object]) -> None:
+    """Count and time a request that has been answered, and log its line.
+
+    template: of its route; code: HTTP's; notes: what else its line says.
+    """
     REQUESTS.labels(template, code).inc()
     REQUEST_DURATION.labels(template).observe(seconds)
     if code == GONE:
         DISCONNECTS.inc()
     level = logging.DEBUG if template in QUIET else logging.INFO
     if log.isEnabledFor(level):
-        method = scope["method"]
-        fields = {"method": method, "route": template, "code": code, "duration": seconds, **_notes(scope)}
+        fields = {"method": method, "route": template, "code": code, "duration": round(seconds, 6), **notes}
         log.log(level, "%s %s %d", method, template, code, extra={"fields": fields})
 
 

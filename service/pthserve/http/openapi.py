@@ -137,13 +137,16 @@ PREDICT: dict[str, Any] = {
             "too many bytes, pixels or parts",
             "the request's body is larger than the 20971520 bytes that are allowed",
         ),
-        415: problem("not an image that is allowed", ""),
-        422: problem("an image that is broken", ""),
+        415: problem(
+            "not an image that is allowed",
+            "the data is not an image; send one of JPEG, PNG, WebP, BMP, GIF, TIFF",
+        ),
+        422: problem("an image that is broken", "the PNG image is broken: image file is truncated"),
         503: problem(
             "overloaded, draining or not ready; `Retry-After` says when to try again",
             "the service is not ready: the model is loading",
         ),
-        504: problem("the deadline passed", "there was no answer within the deadline of 0.1 s"),
+        504: problem("the deadline passed", "there was no answer within the deadline"),
     },
     "openapi_extra": {
         "parameters": [

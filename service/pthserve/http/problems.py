@@ -14,7 +14,7 @@ from pthserve import errors
 
 STATUS: dict[type[errors.PthserveError], int] = {
     errors.PthserveError: 500,
-    errors.MalformedRequest: 400,
+    errors.RequestError: 400,
     errors.Unauthorized: 401,
     errors.NotFound: 404,
     errors.TooSlow: 408,

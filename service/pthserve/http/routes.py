@@ -86,14 +86,7 @@ async def metrics(request: Request) -> Response:
 
 def noted(request: Request, prediction: Prediction) -> None:
     """Put what `prediction` took into the request's line of the log."""
-    note(
-        request.scope,
-        decode=prediction.decode,
-        queue=prediction.queue,
-        infer=prediction.infer,
-        batch=prediction.batch,
-        digest=prediction.model.digest,
-    )
+    note(request.scope, **_timing(prediction), digest=prediction.model.digest)
 
 
 def router(predictor: Predictor, settings: Settings) -> APIRouter:
@@ -121,12 +114,17 @@ def _answer(prediction: Prediction, top: int) -> dict[str, object]:
             for index in prediction.top(top)
         ],
         "model": {"name": model.name, "version": model.version, "digest": model.digest},
-        "timing": {
-            "decode": prediction.decode,
-            "queue": prediction.queue,
-            "infer": prediction.infer,
-            "batch": prediction.batch,
-        },
+        "timing": _timing(prediction),
+    }
+
+
+def _timing(prediction: Prediction) -> dict[str, float]:
+    """Seconds, to the microsecond, and the images in the same forward pass."""
+    return {
+        "decode": round(prediction.decode, 6),
+        "queue": round(prediction.queue, 6),
+        "infer": round(prediction.infer, 6),
+        "batch": prediction.batch,
     }
 
 

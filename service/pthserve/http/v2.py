@@ -19,6 +19,9 @@ from pthserve.http.bodies import (
     split,
     written,
 )
+from pthserve.http.limits import remaining
+from pthserve.http.logs import note
+from pthserve.http.openapi import JSON, PlainRoute
 from pthserve.protocol.infer import Request as Inference
 from pthserve.protocol.service import Load, Service
 from pthserve.serving.predictor import Predictor
@@ -41,15 +44,15 @@ class V2:
         self._service = service
         self._max_body = max_body
 
-    async def server_metadata(self) -> Response:
+    async def server_metadata(self, _: Request) -> Response:
         """Name, version and protocol extensions of the server."""
         return _json(self._service.server_metadata())
 
-    async def live(self) -> Response:
+    async def live(self, _: Request) -> Response:
         """Whether the process answers, and its engine moves."""
         return _state(self._service.live(), {"live": True})
 
-    async def ready(self) -> Response:
+    async def ready(self, _: Request) -> Response:
         """Whether an inference would be taken in now."""
         return _state(self._service.unready(), {"ready": True})
 
@@ -66,21 +69,23 @@ class V2:
         """Counts and durations since the process started."""
         return _json(self._service.statistics(*_model(request)))
 
-    async def statistics(self) -> Response:
+    async def statistics(self, _: Request) -> Response:
         """Counts and durations since the process started, of every model; there is one."""
         return _json(self._service.statistics())
 
     async def infer(self, request: Request) -> Response:
         """Classify a batch: encoded images, their pixels, or preprocessed tensors; JSON or binary data."""
         name, version = _model(request)
-        self._service.model(name, version)  # before the body is worth reading
+        self._service.check(name, version, remaining(request.scope))  # before the body is worth reading
         body = await request.body()
         arguments = (body, request, name, version)
         if len(body) < LARGE:
             asked = self._read(*arguments)
         else:
             asked = await asyncio.to_thread(self._read, *arguments)
-        content, headers = written(await self._service.infer(asked))
+        answered = await self._service.infer(asked, remaining(request.scope))
+        note(request.scope, **answered.notes)
+        content, headers = written(answered)
         return Response(content, headers=headers)
 
     def _read(self, body: bytes, request: Request, name: str, version: str) -> Inference:
@@ -143,7 +148,7 @@ _BODIES: dict[str, type[BaseModel]] = {
 def router(predictor: Predictor, settings: Settings, load: Load | None = None) -> APIRouter:
     """The routes below /v2; load: reads the model's file again, for the repository."""
     v2 = V2(Service(predictor, settings, load), settings.max_body)
-    api = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    api = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=PlainRoute)
     for method, path, call, summary in _ROUTES:
         name = call.__name__
         api.add_api_route(
@@ -170,7 +175,7 @@ def _described(path: str, name: str) -> dict[str, Any]:
     if name in _BODIES:
         schema = _BODIES[name].model_json_schema()
         schema = _inlined(schema, schema.pop("$defs", {}))
-        described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+        described["requestBody"] = {"content": {JSON: {"schema": schema}}}
     return described
 
 
@@ -196,4 +201,4 @@ def _state(reason: str | None, good: dict[str, object]) -> Response:
 
 
 def _json(value: object) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")
+    return Response(orjson.dumps(value), media_type=JSON)

@@ -2,7 +2,7 @@
 
 import functools
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def _cpuinfo(*keys: str) -> list[str]:
 class Trial:
     """One measured candidate.
 
-    rate: images a second at `batch`; difference: largest |dp| from fp32 torch on the proof images;
-    agrees: whether the guard let it pass; note: why not, in words.
+    rate: images a second at `batch`, 0 where it was not measured; difference: largest |dp| from fp32 torch on
+    the proof images; agrees: whether the guard let it pass; note: why not, in words.
     """
 
     engine: str
@@ -60,17 +60,32 @@ class Plan:
     """How to run a model: engine, precision, threads, the largest batch worth making.
 
     reason: why this won over `trials`, in words.
-    digest, cpu: the weights and the processor that were measured ("" when nothing was).
+    digest, cpu, library: the weights, the processor and the engine's version that were measured ("" when
+    nothing was).
     """
 
     engine: str = "torch"
     precision: str = "fp32"
+    device: str = "cpu"
     threads: int = 1
     max_batch: int = 8
     reason: str = "nothing was measured"
     digest: str = ""
     cpu: str = ""
-    trials: tuple[Trial, ...] = field(default=())
+    library: str = ""
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def difference(self) -> float:
+        """Largest |dp| from fp32 torch that the winner showed on the proof images."""
+        return max(
+            (
+                trial.difference
+                for trial in self.trials
+                if (trial.engine, trial.precision) == (self.engine, self.precision)
+            ),
+            default=0.0,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, ready for JSON."""

@@ -70,8 +70,9 @@ def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
     if not spec.antialias and spec.interpolation in _KERNELS:
         return _sampled(np.asarray(image).reshape(height, width, spec.channels), spec, resized)
 
-    across = _axis(left, right, width, resized[0], spec.crop[1], fast)
-    down = _axis(top, bottom, height, resized[1], spec.crop[0], fast)
+    cut = (True, True) if fast else _exact_cuts(image.size, resized, spec.crop)
+    across = _axis(left, right, resized[0], spec.crop[1], cut[0] and resized[0] != width)
+    down = _axis(top, bottom, resized[1], spec.crop[0], cut[1] and resized[1] != height)
     if across.length * max(down.length, down.end - down.start) > max_pixels:
         raise TooLarge(
             f"the image has {width} x {height} pixels, which the model's preprocessing would resize to "
@@ -120,17 +121,36 @@ class _Axis(NamedTuple):
     offset: int
 
 
-def _axis(start: float, end: float, original: int, resized: int, crop: int, fast: bool) -> _Axis:
+def _axis(start: float, end: float, resized: int, crop: int, cut: bool) -> _Axis:
     """How to get `crop` of `resized` pixels out of what was decoded from `start` to `end`.
 
-    Pillow can resize only what the crop needs, but takes the edges as float32. That is exact where the scale,
-    of `original` pixels, is a binary fraction, as it is along the shorter side for a resize to 256.
+    cut: whether to resize only what the crop needs.
     """
     offset = _offset(resized, crop)
-    if crop < resized != original and (fast or _is_binary_fraction(original, resized)):
+    if cut and crop < resized:
         scale = (end - start) / resized
         return _Axis(start + offset * scale, start + (offset + crop) * scale, crop, 0)
     return _Axis(start, end, resized, offset)
+
+
+def _exact_cuts(size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int]) -> tuple[bool, bool]:
+    """Whether to resize only what the crop needs, (across, down), changes no bit of the result.
+
+    Pillow takes the edges as float32: they must be exact, as they are along the shorter side for a resize
+    to 256.
+    And Pillow's two passes must keep their order: what the first one rounds shows in the second.
+    """
+    if _vertical_first(size, resized):
+        return False, False
+    across, down = (_is_binary_fraction(old, new) for old, new in zip(size, resized, strict=True))
+    cut_width = min(crop[1], resized[0]) if across else resized[0]
+    return across, down and not _vertical_first(size, (cut_width, min(crop[0], resized[1])))
+
+
+def _vertical_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Whether Pillow 13 starts with the vertical pass; older ones never do. Both are (width, height)."""
+    shrunk = size[1] - resized[1]
+    return shrunk > 0 and shrunk > 2 * (size[0] - resized[0])
 
 
 def _is_binary_fraction(numerator: int, denominator: int) -> bool:

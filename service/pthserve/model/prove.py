@@ -80,7 +80,7 @@ def _disagreement(answer: Probabilities, expected: Probabilities, difference: fl
 def prove(
     forward: Callable[[Images], Logits], images: Images, reference: Probabilities, tolerance: float
 ) -> Proof:
-    """Whether `forward`, an engine, agrees with `reference` on `images`, of which it is given one at a time."""
+    """Whether `forward`, an engine, agrees with `reference` on `images`; it is given one at a time."""
     answers = np.concatenate([softmax(forward(images[number : number + 1])) for number in range(len(images))])
     return compare(answers, reference, tolerance)
 

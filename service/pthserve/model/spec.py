@@ -12,6 +12,8 @@ class Spec:
 
     resize: length of the shorter side in pixels after resizing, or (height, width), or None to leave it.
     crop: (height, width) in pixels of the centre crop.
+    antialias: False resizes as torchvision does a tensor with `antialias=False` (bilinear and bicubic only).
+    exif: True turns an image upright as its EXIF orientation says.
     mean, std: one number a channel, of values in 0..1; their length (1 or 3) says grey or RGB.
     assumed: True when nobody said so and the common values were taken.
     The default values are those of torchvision's ImageNet reference training.
@@ -44,3 +46,11 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain values, ready for JSON or YAML."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Spec":
+        """The inverse of `to_dict`, also after JSON or YAML; raises TypeError on a field it does not know."""
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)

@@ -1,7 +1,7 @@
 """Infer: the outputs of an inference, chosen and shaped as the request asks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +15,16 @@ Parameters = Mapping[str, object]
 
 
 class Answer(Protocol):
-    """The answer for one image, as the predictor gives it: float32 (classes,) each."""
+    """The answer for one image, as the predictor gives it: float32 (classes,) each, and the best of them."""
 
     @property
     def logits(self) -> NDArray[np.float32]: ...
 
     @property
     def probabilities(self) -> NDArray[np.float32]: ...
+
+    @property
+    def class_index(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answered inference: by which model, and its outputs."""
+    """An answered inference: by which model, its outputs, and notes for the log on what it took."""
 
     model: str
     version: str
     id: str
     outputs: Sequence[Output]
+    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 def output_forms(classes: int) -> tuple[Form, ...]:
@@ -137,7 +141,7 @@ def _output(answers: Sequence[Answer], labels: Sequence[str], want: Wanted) -> O
         if want.classification:
             return _classification(want, scores, labels)
         return Output(want.name, "FP32", scores.shape, scores, want.binary)
-    best = [int(answer.probabilities.argmax()) for answer in answers]
+    best = [answer.class_index for answer in answers]
     if want.name == "label":
         return Output(want.name, "BYTES", (count,), [labels[index].encode() for index in best], want.binary)
     return Output(want.name, "INT64", (count,), np.array(best, np.int64), want.binary)

@@ -72,6 +72,11 @@ class Service:
             "outputs": [_metadata(form) for form in output_forms(model.num_classes)],
         }
 
+    def check(self, name: str, version: str, deadline: float) -> None:
+        """Raise what keeps an inference out now, before its body is worth reading."""
+        self.model(name, version)
+        self._predictor.check(1, deadline)
+
     async def infer(self, request: Request, deadline: float | None = None) -> Response:
         """Answer `request`.
 
@@ -88,7 +93,17 @@ class Service:
         granted = [seconds for seconds in (deadline, request.timeout) if seconds is not None]
         answers = await self._predictor.predict_many(batch, deadline=min(granted, default=None))
         model = answers[0].model
-        return Response(model.name, model.version, request.id, outputs(answers, model.labels, request.wanted))
+        notes = {
+            "images": len(answers),
+            **{
+                stage: max(getattr(answer, stage) for answer in answers)
+                for stage in ("decode", "queue", "infer", "batch")
+            },
+            "digest": model.digest,
+        }
+        return Response(
+            model.name, model.version, request.id, outputs(answers, model.labels, request.wanted), notes
+        )
 
     async def _images(self, tensor: Input, model: Model) -> list[Image]:
         limits = {"max_images": self._settings.max_inflight, "max_pixels": self._settings.max_pixels}

@@ -59,11 +59,11 @@ class Output:
     values: NDArray[np.float32] | NDArray[np.int64] | list[bytes]
     binary: bool = False
 
-    def to_list(self) -> list[Any]:
+    def elements(self) -> NDArray[np.float32] | NDArray[np.int64] | list[str]:
         """The elements, flat; those of BYTES as strings."""
         if isinstance(self.values, list):
             return [value.decode() for value in self.values]
-        return self.values.ravel().tolist()
+        return self.values.ravel()
 
     def to_bytes(self) -> bytes:
         """The elements laid out as the binary tensor extension says."""

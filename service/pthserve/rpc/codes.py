@@ -11,6 +11,7 @@ from pthserve.errors import (
     RateLimited,
     RequestError,
     TooLarge,
+    TooSlow,
     Unauthorized,
     Unavailable,
 )
@@ -19,6 +20,7 @@ CODES: dict[type[PthserveError], grpc.StatusCode] = {
     Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
     NotFound: grpc.StatusCode.NOT_FOUND,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,  # what gRPC itself says of a message over its limit
+    TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
     RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -64,6 +64,6 @@ def response(answered: Response) -> pb.ModelInferResponse:
         if raw:
             message.raw_output_contents.append(output.to_bytes())
         else:
-            elements = output.values if isinstance(output.values, list) else output.to_list()
-            getattr(tensor.contents, _FIELDS[output.datatype]).extend(elements)
+            flat = output.values if isinstance(output.values, list) else output.values.ravel()
+            getattr(tensor.contents, _FIELDS[output.datatype]).extend(flat)
     return message

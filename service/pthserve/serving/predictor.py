@@ -198,7 +198,7 @@ class Predictor:
     async def _answer(self, model: Model, images: Sequence[Input], seconds: float) -> Sequence[Prediction]:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Inference]] = [loop.create_future() for _ in images]
-        timer = loop.call_later(seconds, _expire, futures, seconds) if seconds < float("inf") else None
+        timer = loop.call_later(seconds, _expire, futures) if seconds < float("inf") else None
         try:
             for image, future in zip(images, futures, strict=True):
                 self._decoders.submit(self._prepare, model, image, future)
@@ -248,12 +248,10 @@ class Predictor:
         return crop_pixels(cast("NDArray[np.uint8]", image), spec)
 
 
-def _expire(futures: Sequence[asyncio.Future[Inference]], seconds: float) -> None:
+def _expire(futures: Sequence[asyncio.Future[Inference]]) -> None:
     for future in futures:
         if not future.done():
-            future.set_exception(
-                DeadlineExceeded(f"there was no answer within the deadline of {seconds:.3g} s")
-            )
+            future.set_exception(DeadlineExceeded("there was no answer within the deadline"))
 
 
 def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
@@ -262,8 +260,7 @@ def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
 
 
 def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
-    probabilities = softmax(inference.logits)
-    if not np.isfinite(probabilities[0]):  # one number that is none makes all of them none
+    if not np.isfinite(inference.logits).all():
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
             raise MalformedRequest(
                 "the tensor holds values so large, or so undefined, that there is no answer"
@@ -272,7 +269,7 @@ def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
     return Prediction(
         model,
         inference.logits,
-        probabilities,
+        softmax(inference.logits),
         inference.decode,
         inference.queue,
         inference.infer,

@@ -2,23 +2,27 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-import torchvision
 from numpy.typing import NDArray
-from torch import nn
 
 from pthserve.model.spec import Spec
 
+if TYPE_CHECKING:
+    from torch import nn
+
 SEED = 20
 
-Build = Callable[[str, Spec], nn.Module]
+Build = Callable[[str, Spec], "nn.Module"]
 
 
-def _settle(module: nn.Module, spec: Spec) -> nn.Module:
+def _settle(module: "nn.Module", spec: Spec) -> "nn.Module":
     """He initialisation, batch statistics from images of noise, logits with a standard deviation of 2."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(SEED)
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for layer in layers:
@@ -38,8 +42,10 @@ def _settle(module: nn.Module, spec: Spec) -> nn.Module:
     return module
 
 
-def tiny(spec: Spec) -> nn.Module:
+def tiny(spec: Spec) -> "nn.Module":
     """A network of one of each: convolution, batch normalisation, pooling, a linear head of 7 classes."""
+    from torch import nn
+
     return nn.Sequential(
         nn.Conv2d(spec.channels, 8, 3, stride=2),
         nn.BatchNorm2d(8),
@@ -54,8 +60,11 @@ def tiny(spec: Spec) -> nn.Module:
 def build() -> Build:
     """Name (`tiny`, or one of torchvision's) and spec to a module in eval mode."""
 
+    import torch
+    import torchvision
+
     @cache
-    def _build(name: str, spec: Spec) -> nn.Module:
+    def _build(name: str, spec: Spec) -> "nn.Module":
         torch.manual_seed(SEED)
         if name == "tiny":
             return _settle(tiny(spec), spec)

@@ -1,0 +1,147 @@
+"""Handlers: what stands between gRPC and the calls: bounds, errors, metrics and the log."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pthserve.errors import MalformedRequest, Overloaded, PthserveError, RateLimited, TooSlow, Unavailable
+from pthserve.http.logs import record, request_id
+from pthserve.http.problems import GONE, status
+from pthserve.metrics import REJECTED
+from pthserve.protocol.service import Service
+from pthserve.protos import inference_pb2 as pb
+from pthserve.rpc.codes import code
+from pthserve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+BODIES = 16
+"""How many messages of the largest size may be held at once, however many calls they belong to."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which a call is answered.
+
+    until: its deadline, on the event loop's clock; notes: what its line of the log says.
+    """
+
+    until: float
+    notes: dict[str, object] = field(default_factory=dict)
+
+    def remaining(self) -> float:
+        """Seconds that are left; negative when the deadline has passed."""
+        return self.until - asyncio.get_running_loop().time()
+
+
+Call = Callable[[Service, Any, Terms], Awaitable[Message]]
+"""From a request message to the response message; raises PthserveError."""
+
+
+class Handlers:
+    """gRPC handlers of calls on `service`."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._service = service
+        self._deadline = settings.deadline
+        self._room = BODIES * settings.max_body
+
+    def of(self, calls: Mapping[str, Call]) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
+        """A handler a call.
+
+        To gRPC each is one of a stream of requests, which on the wire looks the same for a client that sends
+        one: so the message is read and parsed here, where a slow one can be timed out, and a malformed one
+        told so.
+        """
+        return {name: self._handler(name, call) for name, call in calls.items()}
+
+    def _handler(self, name: str, call: Call) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        route = f"/{SERVICE.full_name}/{name}"
+        request_class = GetMessageClass(SERVICE.methods_by_name[name].input_type)
+
+        async def handle(_: object, context: Context) -> bytes:
+            began = time.perf_counter()
+            terms = self._terms(context)
+            trailer = [("x-request-id", str(terms.notes["request_id"]))]
+            context.set_trailing_metadata(trailer)
+            http = 500
+            try:
+                response = await self._answer(request_class, call, context, terms)
+                http = 200
+            except PthserveError as error:
+                http = status(error)
+                await context.abort(code(error), str(error), (*trailer, *_retry(error)))
+            except asyncio.CancelledError:
+                http = GONE
+                raise
+            except Exception:
+                log.exception("the service made a mistake", extra={"fields": terms.notes})
+                message = "the service made a mistake; its log says which, under this x-request-id"
+                await context.abort(grpc.StatusCode.INTERNAL, message, trailer)
+            finally:
+                # The code is HTTP's, so that one query counts the errors of both.
+                record("GRPC", route, http, time.perf_counter() - began, terms.notes)
+            return response
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _terms(self, context: Context) -> Terms:
+        granted = context.time_remaining()
+        seconds = self._deadline if granted is None else min(granted, self._deadline)
+        headers = [
+            (name.encode(), value.encode() if isinstance(value, str) else value)
+            for name, value in context.invocation_metadata() or ()
+        ]
+        until = asyncio.get_running_loop().time() + seconds
+        return Terms(until, {"request_id": request_id(headers).decode()})
+
+    async def _answer(
+        self, request_class: type[Message], call: Call, context: Context, terms: Terms
+    ) -> bytes:
+        body = await _read(context, terms)
+        self._room -= len(body)
+        try:
+            if self._room < 0:
+                REJECTED.labels("memory").inc()
+                raise Overloaded(
+                    "the service holds as many bytes of other requests as it may; try again later"
+                )
+            response = await call(self._service, _parsed(request_class, body), terms)
+            return response.SerializeToString()
+        finally:
+            self._room += len(body)
+
+
+async def _read(context: Context, terms: Terms) -> bytes:
+    try:
+        async with asyncio.timeout_at(terms.until):
+            body = await context.read()
+    except TimeoutError:
+        raise TooSlow("the message did not arrive within its deadline; send it faster") from None
+    if not isinstance(body, bytes):
+        raise MalformedRequest("the call ended without a message")
+    return body
+
+
+def _parsed(request_class: type[Message], body: bytes) -> Message:
+    try:
+        return request_class.FromString(body)
+    except DecodeError as error:
+        raise MalformedRequest("the message is not one of this procedure") from error
+
+
+def _retry(error: PthserveError) -> tuple[tuple[str, str], ...]:
+    """Tells a client that retries when to, in the trailing metadata that gRPC has for it."""
+    if isinstance(error, Unavailable | RateLimited):
+        return (("grpc-retry-pushback-ms", str(round(1000 * error.retry_after))),)
+    return ()

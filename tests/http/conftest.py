@@ -1,0 +1,90 @@
+"""The real server, on free ports, in a thread."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from pthserve.http.server import Server
+from pthserve.model import Model
+from pthserve.settings import Settings
+
+from ..serving.squares import squares
+
+PATIENCE = 30.0
+"""Seconds after which a condition that does not come is a failure."""
+
+
+def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
+    """The first true value of `condition`, which is asked again and again."""
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        if value := condition():
+            return value
+        time.sleep(0.005)
+    pytest.fail(f"{what} did not come within {PATIENCE} s")
+
+
+class Service:
+    """A server in a thread, and a client for it."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+        self.server = Server(settings, load)
+        self.port = self.server.ports["http"]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.server.run()
+        except BaseException as error:
+            self.error = error
+
+    def wait_until_ready(self) -> None:
+        until(lambda: self.client.get("/readyz").status_code == 200, "readiness")
+
+    def metric(self, name: str) -> float:
+        """The value of the sample called `name`, with its labels, as /metrics gives it; 0 without one."""
+        for line in self.client.get("/metrics").text.splitlines():
+            if line.rpartition(" ")[0] == name:
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+    def stop(self) -> None:
+        self.client.close()
+        for _ in range(2):
+            self.server.stop()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def serving(load: Model | Callable[[], Model] | None = None, **settings: Any) -> Iterator[Service]:
+    """A service that is ready; or, where `load` is a function, that is still loading."""
+    chosen = {"port": 0, "drain_seconds": 0.0, "log_level": "error", **settings}
+    service = Service(Settings(**chosen), load if callable(load) else lambda: load or squares())
+    try:
+        if not callable(load):
+            service.wait_until_ready()
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """A service with the squares' model, for tests that leave it as it is."""
+    with serving() as started:
+        yield started
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.Client:
+    return service.client
