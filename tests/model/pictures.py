@@ -66,9 +66,7 @@ def bmp_rle(width: int, height: int, body: bytes, bits: int = 8) -> bytes:
     palette = b"".join(bytes((level, level // 2, 255 - level, 0)) for level in range(1 << bits))
     offset = 54 + len(palette)
     header = struct.pack("<IHHI", offset + len(body), 0, 0, offset)
-    info = struct.pack(
-        "<IiiHHIIiiII", 40, width, height, 1, bits, 2 if bits == 4 else 1, len(body), 0, 0, 0, 0
-    )
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 2 if bits == 4 else 1, len(body), 0, 0, 0, 0)
     return b"BM" + header + info + palette + body
 
 
@@ -76,9 +74,7 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(
-    width: int, height: int, before: bytes = b"", after: bytes = b"", pixels: bytes | None = None
-) -> bytes:
+def png(width: int, height: int, before: bytes = b"", after: bytes = b"", pixels: bytes | None = None) -> bytes:
     """A grey PNG, black unless `pixels` has its compressed rows, with chunks before and after these."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = zlib.compress(bytes((width + 1) * height)) if pixels is None else pixels

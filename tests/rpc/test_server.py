@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
+from tests.linear import LABELS, SPEC, Linear, linear, noise, png
 
 from pthserve.errors import DeadlineExceeded, WeightsError
 from pthserve.metrics import REQUESTS
@@ -22,7 +23,6 @@ from pthserve.rpc.handlers import SERVICE
 from pthserve.rpc.server import Server, start
 from pthserve.serving.predictor import Prediction, Predictor
 from pthserve.settings import Settings
-from tests.linear import LABELS, SPEC, Linear, linear, noise, png
 
 SETTINGS = Settings(model="pets", grpc_port=0, max_body=2**20, max_pixels=10_000, max_inflight=8)
 PIXELS = [noise(seed) for seed in range(3)]
@@ -250,9 +250,9 @@ def test_while_it_is_not_ready_the_service_says_so(rpc: Rpc) -> None:
 def wrong(**changes: Any) -> pb.ModelInferRequest:
     request = image()
     for name, value in changes.items():
-        setattr(request.inputs[0], name, value) if name == "datatype" else request.inputs[
-            0
-        ].shape.__setitem__(slice(None), value)
+        setattr(request.inputs[0], name, value) if name == "datatype" else request.inputs[0].shape.__setitem__(
+            slice(None), value
+        )
     return request
 
 

@@ -102,8 +102,6 @@ class Connection(HttpToolsProtocol):
         """Answer without the app, which never saw the request, and hang up."""
         REQUESTS.labels("unparsed", code).inc()
         body = orjson.dumps({"error": message})
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(
-            body
-        )
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[code] + head + body)
         self.transport.close()

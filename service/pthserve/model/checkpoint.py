@@ -43,9 +43,7 @@ def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
     return chosen, found[chosen]
 
 
-def _state_dicts(
-    value: Any, key: str, depth: int, seen: set[int]
-) -> "Iterator[tuple[str, dict[str, Tensor]]]":
+def _state_dicts(value: Any, key: str, depth: int, seen: set[int]) -> "Iterator[tuple[str, dict[str, Tensor]]]":
     """Every mapping that names, under dotted keys, tensors of two or more dimensions."""
     from torch import Tensor
 

@@ -262,9 +262,7 @@ def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
 def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
     if not np.isfinite(inference.logits).all():
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            raise MalformedRequest(
-                "the tensor holds values so large, or so undefined, that there is no answer"
-            )
+            raise MalformedRequest("the tensor holds values so large, or so undefined, that there is no answer")
         raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
     return Prediction(
         model,
