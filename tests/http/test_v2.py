@@ -339,7 +339,7 @@ def test_the_clients_timeout_counts(client: Client, engine: Linear) -> None:
     finally:
         engine.gate.set()
     assert answer.status_code == 504
-    assert "deadline of 0.05 s" in answer.json()["error"]
+    assert "deadline" in answer.json()["error"]
 
 
 # --- what cannot be answered
@@ -537,7 +537,9 @@ def test_statistics_are_what_prometheus_is_told(client: Client) -> None:
     for stage, name in (("decode", "compute_input"), ("queue", "queue"), ("infer", "compute_infer")):
         series = f'pthserve_stage_duration_seconds_%s{{stage="{stage}"}}'
         assert float(lines[series % "count"]) == stats["inference_stats"][name]["count"]
-        assert float(lines[series % "sum"]) * 1e9 == pytest.approx(stats["inference_stats"][name]["ns"], abs=1)
+        assert float(lines[series % "sum"]) * 1e9 == pytest.approx(
+            stats["inference_stats"][name]["ns"], abs=1
+        )
 
 
 # --- the repository
