@@ -5,15 +5,23 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env serve test check bench cluster lock
+.PHONY: help env weights serve test check bench cluster lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: ## make .venv from the lock file
 	@scripts/bootstrap
 
-serve: env ## serve MODEL (default: the ImageNet demo) on http://127.0.0.1:8000
+weights: weights/imagenet/efficientnet-lite0.pth weights/digits/digits.pth ## make the demo models
+
+weights/imagenet/efficientnet-lite0.pth: weights/imagenet/make.py | env
+	@$(BIN)/python $<
+
+weights/digits/digits.pth: weights/digits/train.py | env
+	@$(BIN)/python $<
+
+serve: weights/imagenet/efficientnet-lite0.pth | env ## serve MODEL (default: the ImageNet demo) on http://127.0.0.1:8000
 	@$(BIN)/pthserve serve $(MODEL)
 
 check: env ## the fast loop: format, lint, types, unit tests

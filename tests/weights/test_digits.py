@@ -53,7 +53,9 @@ def test_each_golden_image_is_a_held_out_image_of_its_class(train: ModuleType, d
 
 
 @pytest.mark.slow
-def test_training_gives_the_same_weights_every_time(train: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_gives_the_same_weights_every_time(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train, "EPOCHS", 1)
     images, classes = train.tensors()
     first, second = (train.train(images[:96], classes[:96]).state_dict() for _ in range(2))
