@@ -71,6 +71,12 @@ class Connection(HttpToolsProtocol):
         self._be_content()
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        """The answer is out; the rest of a body that nobody read may still come, but not for ever."""
+        super().on_response_complete()
+        if self.cycle.more_body and self._patience is None and not self.transport.is_closing():
+            self._be_patient()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Tell a client that what it sent cannot be parsed."""
         if self._head > HEAD_BYTES:
@@ -102,6 +108,6 @@ class Connection(HttpToolsProtocol):
         """Answer without the app, which never saw the request, and hang up."""
         REQUESTS.labels("unparsed", code).inc()
         body = orjson.dumps({"error": message})
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[code] + head + body)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[code] + head % len(body) + body)
         self.transport.close()

@@ -128,7 +128,8 @@ class _Exchange:
             self._task.cancel()
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the request's body is larger than the {self._limits.max_body} bytes that are allowed")
+        limit = self._limits.max_body
+        return TooLarge(f"the request's body is larger than the {limit} bytes that are allowed")
 
 
 def _seconds(value: bytes) -> float:

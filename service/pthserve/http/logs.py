@@ -8,6 +8,7 @@ import logging.handlers
 import queue
 import re
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,8 +79,9 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    lines = _Lines(queue.Queue(_BACKLOG))
-    listener = logging.handlers.QueueListener(lines.queue, handler)
+    backlog: queue.Queue[logging.LogRecord | None] = queue.Queue(_BACKLOG)
+    lines = _Lines(backlog)
+    writer = threading.Thread(target=_write, args=(backlog, handler), name="logs", daemon=True)
     root = logging.getLogger()
     before = root.level
     levels = {
@@ -92,13 +94,15 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
         logging.getLogger(name).setLevel(least)
     root.setLevel("WARNING")
     root.addHandler(lines)
-    listener.start()
+    writer.start()
     try:
         yield
     finally:
         root.removeHandler(lines)
         root.setLevel(before)
-        listener.stop()
+        with suppress(queue.Full):  # what is stuck by now stays unwritten: the process is to end
+            backlog.put(None, timeout=1)
+            writer.join(1)
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -107,6 +111,11 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return bytes(value)
     return uuid.uuid4().hex.encode()
+
+
+def _write(backlog: "queue.Queue[logging.LogRecord | None]", handler: logging.Handler) -> None:
+    while (line := backlog.get()) is not None:
+        handler.handle(line)
 
 
 def _notes(scope: Scope) -> dict[str, object]:

@@ -75,7 +75,7 @@ class Info(BaseModel):
     digest: str = Field(description="SHA-256 of the weights file")
     engine: str
     precision: str
-    preprocess: dict[str, Any] = Field(description="how an image is preprocessed; `assumed` where nobody said")
+    preprocess: dict[str, Any] = Field(description="of an image; `assumed` where nobody said")
     plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="what the latest reload came to")

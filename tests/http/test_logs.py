@@ -1,0 +1,95 @@
+"""One line a request, and what must never stand in it."""
+
+import io
+import logging
+import re
+import threading
+
+import httpx
+import orjson
+import pytest
+
+from pthserve.http import logs
+
+from ..serving.squares import png, squares
+from .conftest import serving
+
+
+def lines(capfd: pytest.CaptureFixture[str], requests: int, **settings: object) -> list[str]:
+    """What a service writes of some requests to /predict."""
+    with serving(squares(), log_level="info", **settings) as service:
+        for number in range(requests):
+            response = service.client.post(
+                "/predict?secret=hidden",
+                files={"image": ("private.png", png())},
+                headers={"x-request-id": f"request-{number}", "authorization": "Bearer hidden"},
+            )
+            assert response.headers["x-request-id"] == f"request-{number}"
+        service.client.get("/hidden/path")
+    return capfd.readouterr().err.splitlines()
+
+
+def test_a_request_is_one_json_object_with_all_that_is_known_of_it(capfd: pytest.CaptureFixture[str]) -> None:
+    written = [orjson.loads(line) for line in lines(capfd, 3, log_format="json")]
+    requests = [line for line in written if line.get("route") == "/predict"]
+    assert [line["request_id"] for line in requests] == ["request-0", "request-1", "request-2"]
+    for line in requests:
+        assert (line["level"], line["method"], line["code"]) == ("info", "POST", 200)
+        assert {"time", "duration", "decode", "queue", "infer", "batch", "digest"} <= line.keys()
+        assert line["duration"] > line["decode"]
+    assert [line["code"] for line in written if line.get("route") == "unmatched"] == [404]
+
+
+def test_a_request_is_one_line_for_a_person(capfd: pytest.CaptureFixture[str]) -> None:
+    (line,) = [line for line in lines(capfd, 1, log_format="text") if "/predict" in line]
+    assert re.match(r"\d\d:\d\d:\d\d\.\d{3} info +POST /predict 200 ", line)
+    assert "request_id=request-0" in line
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_keys_queries_file_names_and_raw_paths_are_not_written(
+    capfd: pytest.CaptureFixture[str], form: str
+) -> None:
+    told = "\n".join(lines(capfd, 1, log_format=form))
+    assert "hidden" not in told
+    assert "private" not in told
+
+
+def test_probes_are_only_written_at_level_debug(capfd: pytest.CaptureFixture[str]) -> None:
+    assert not [line for line in lines(capfd, 0) if "/readyz" in line]
+
+
+@pytest.mark.parametrize("sent", ["a b", "x" * 129, "", "a\tb", "é"])
+def test_a_request_id_that_is_none_is_replaced(client: httpx.Client, sent: str) -> None:
+    response = client.get("/livez", headers={"x-request-id": sent.encode()})
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+def test_errors_carry_their_request_id(client: httpx.Client) -> None:
+    for response in (client.get("/nothing"), client.post("/predict", headers={"x-request-timeout": "no"})):
+        assert response.headers["x-request-id"]
+
+
+def test_a_writer_that_is_stuck_holds_nobody_up() -> None:
+    class Stuck(io.StringIO):
+        def write(self, _: str) -> int:
+            unstuck.wait(30)
+            return 0
+
+    unstuck = threading.Event()
+    with logs.written("json", "info", Stuck()):
+        for number in range(20_000):
+            logging.getLogger("pthserve").info("line %d", number)
+        unstuck.set()
+
+
+def test_an_exception_is_written_with_its_traceback() -> None:
+    stream = io.StringIO()
+    with logs.written("json", "info", stream):
+        try:
+            int("why")
+        except ValueError:
+            logging.getLogger("pthserve").exception("what")
+    line = orjson.loads(stream.getvalue())
+    assert line["message"] == "what"
+    assert "ValueError: invalid literal" in line["traceback"]
