@@ -29,6 +29,14 @@ def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
     pytest.fail(f"{what} did not come within {PATIENCE} s")
 
 
+def metric(client: httpx.Client, name: str) -> float:
+    """The value of the sample called `name`, with its labels, as /metrics gives it; 0 without one."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.rpartition(" ")[0] == name:
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
 class Service:
     """A server in a thread, and a client for it."""
 
@@ -51,11 +59,8 @@ class Service:
         until(lambda: self.client.get("/readyz").status_code == 200, "readiness")
 
     def metric(self, name: str) -> float:
-        """The value of the sample called `name`, with its labels, as /metrics gives it; 0 without one."""
-        for line in self.client.get("/metrics").text.splitlines():
-            if line.rpartition(" ")[0] == name:
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        """The value of a sample, as in `metric`."""
+        return metric(self.client, name)
 
     def stop(self) -> None:
         self.client.close()
