@@ -27,9 +27,12 @@ def photo(name: str = "coffee") -> Image.Image:
 
 def camera(name: str, width: int, height: int, seed: int = 0) -> Image.Image:
     """A photo as a camera takes it, of any size: no sharper than its optics, and with a sensor's noise."""
-    pixels = np.asarray(photo(name).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    noise = np.random.default_rng(seed).normal(0, 3, pixels.shape).astype(np.float32)
-    return Image.fromarray((pixels + noise).round().clip(0, 255).astype(np.uint8))
+    pixels = np.asarray(photo(name).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    noise = np.random.default_rng(seed).normal(0, 3, (509, 511, 3)).round().astype(np.int16)
+    for top, left in np.ndindex(-(-height // 509), -(-width // 511)):
+        tile = pixels[top * 509 : (top + 1) * 509, left * 511 : (left + 1) * 511]
+        tile += noise[: tile.shape[0], : tile.shape[1]]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: A002
@@ -66,7 +69,9 @@ def bmp_rle(width: int, height: int, body: bytes, bits: int = 8) -> bytes:
     palette = b"".join(bytes((level, level // 2, 255 - level, 0)) for level in range(1 << bits))
     offset = 54 + len(palette)
     header = struct.pack("<IHHI", offset + len(body), 0, 0, offset)
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 2 if bits == 4 else 1, len(body), 0, 0, 0, 0)
+    info = struct.pack(
+        "<IiiHHIIiiII", 40, width, height, 1, bits, 2 if bits == 4 else 1, len(body), 0, 0, 0, 0
+    )
     return b"BM" + header + info + palette + body
 
 
@@ -74,7 +79,9 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(width: int, height: int, before: bytes = b"", after: bytes = b"", pixels: bytes | None = None) -> bytes:
+def png(
+    width: int, height: int, before: bytes = b"", after: bytes = b"", pixels: bytes | None = None
+) -> bytes:
     """A grey PNG, black unless `pixels` has its compressed rows, with chunks before and after these."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = zlib.compress(bytes((width + 1) * height)) if pixels is None else pixels
@@ -110,74 +117,101 @@ def turned(orientation: int) -> dict[str, bytes]:
     return {name: _turned(orientation, name) for name in ("JPEG", "PNG", "WebP", "TIFF")}
 
 
+def _rgb() -> Image.Image:
+    return photo()
+
+
+def _grey() -> Image.Image:
+    return photo().convert("L")
+
+
+def _alpha() -> Image.Image:
+    image = photo().convert("RGBA")
+    image.putalpha(_grey())
+    return image
+
+
+def _deep() -> Image.Image:
+    return Image.fromarray(np.asarray(_grey()).astype(np.uint16) * 257)
+
+
+def _boxed() -> Image.Image:
+    image = photo().copy()
+    ImageDraw.Draw(image).rectangle((10, 10, 90, 90), fill=(255, 0, 0))
+    return image
+
+
+def _animated(format: str, **options: Any) -> bytes:  # noqa: A002
+    frames = [photo().rotate(angle) for angle in (90, 180)]
+    return encoded(photo(), format, save_all=True, append_images=frames, **options)
+
+
+def _runs() -> bytes:
+    rows = np.asarray(photo().resize((90, 60)).quantize(256, dither=Image.Dither.NONE))[::-1]
+    return b"".join(b"".join(bytes((1, level)) for level in row) + b"\0\0" for row in rows) + b"\0\1"
+
+
+_FILES: dict[str, Callable[[], bytes]] = {
+    "JPEG": lambda: encoded(_rgb(), "JPEG"),
+    "JPEG 4:4:4": lambda: encoded(_rgb(), "JPEG", subsampling=0),
+    "JPEG 4:2:2": lambda: encoded(_rgb(), "JPEG", subsampling=1),
+    "JPEG progressive": lambda: encoded(_rgb(), "JPEG", progressive=True),
+    "JPEG grey": lambda: encoded(_grey(), "JPEG"),
+    "JPEG CMYK": lambda: encoded(_rgb().convert("CMYK"), "JPEG"),
+    "JPEG YCCK": ycck,
+    "JPEG turned": lambda: _turned(6, "JPEG"),
+    "MPO": lambda: _animated("MPO"),
+    "PNG": lambda: encoded(_rgb(), "PNG"),
+    "PNG 1 bit": lambda: encoded(_rgb().convert("1"), "PNG"),
+    "PNG grey": lambda: encoded(_grey(), "PNG"),
+    "PNG grey, alpha": lambda: encoded(_alpha().convert("LA"), "PNG"),
+    "PNG grey, one level clear": lambda: encoded(_grey(), "PNG", transparency=17),
+    "PNG 16 bit": lambda: encoded(_deep(), "PNG"),
+    "PNG palette": _palette,
+    "PNG palette, one entry clear": lambda: _palette(3),
+    "PNG palette, some entries clear": lambda: _palette(bytes(range(0, 256, 8))),
+    "PNG alpha": lambda: encoded(_alpha(), "PNG"),
+    "PNG one colour clear": lambda: encoded(_boxed(), "PNG", transparency=(255, 0, 0)),
+    "PNG animated": lambda: _animated("PNG"),
+    "PNG animated, default image": lambda: _animated("PNG", default_image=True),
+    "WebP": lambda: encoded(_rgb(), "WEBP"),
+    "WebP lossless": lambda: encoded(_rgb().resize((150, 100)), "WEBP", lossless=True),
+    "WebP alpha": lambda: encoded(_alpha(), "WEBP"),
+    "WebP animated": lambda: _animated("WEBP"),
+    "BMP": lambda: encoded(_rgb(), "BMP"),
+    "BMP 1 bit": lambda: encoded(_rgb().convert("1"), "BMP"),
+    "BMP grey": lambda: encoded(_grey(), "BMP"),
+    "BMP palette": lambda: encoded(_rgb().quantize(16), "BMP"),
+    "BMP alpha": lambda: encoded(_alpha(), "BMP"),
+    "BMP run lengths": lambda: bmp_rle(90, 60, _runs()),
+    "GIF": lambda: encoded(_rgb(), "GIF"),
+    "GIF grey": lambda: encoded(_grey(), "GIF"),
+    "GIF clear": lambda: encoded(_alpha(), "GIF"),
+    "GIF animated": lambda: _animated("GIF"),
+    "TIFF": lambda: encoded(_rgb(), "TIFF"),
+    "TIFF 1 bit, group 4": lambda: encoded(_rgb().convert("1"), "TIFF", compression="group4"),
+    "TIFF grey": lambda: encoded(_grey(), "TIFF"),
+    "TIFF grey, alpha": lambda: encoded(_alpha().convert("LA"), "TIFF"),
+    "TIFF palette": lambda: encoded(_rgb().quantize(64), "TIFF"),
+    "TIFF alpha": lambda: encoded(_alpha(), "TIFF"),
+    "TIFF CMYK": lambda: encoded(_rgb().convert("CMYK"), "TIFF"),
+    "TIFF YCbCr": lambda: encoded(_rgb().convert("YCbCr"), "TIFF"),
+    "TIFF LAB": lambda: encoded(_rgb().convert("LAB"), "TIFF"),
+    "TIFF 16 bit": lambda: encoded(_deep(), "TIFF"),
+    "TIFF 32 bit": lambda: encoded(_grey().convert("I"), "TIFF"),
+    "TIFF float": lambda: encoded(_grey().convert("F"), "TIFF"),
+    "TIFF LZW": lambda: encoded(_rgb(), "TIFF", compression="tiff_lzw"),
+    "TIFF deflate": lambda: encoded(_rgb(), "TIFF", compression="tiff_adobe_deflate"),
+    "TIFF JPEG": lambda: encoded(_rgb(), "TIFF", compression="jpeg"),
+    "TIFF many pages": lambda: _animated("TIFF"),
+    "TIFF turned": lambda: _turned(6, "TIFF"),
+    "BigTIFF": lambda: encoded(_rgb(), "TIFF", big_tiff=True),
+}
+KINDS = tuple(_FILES)
+"""Every format and mode that Pillow writes, or that can be patched together."""
+
+
 @cache
-def files() -> dict[str, bytes]:
-    """One file of every format and mode that Pillow writes, or that can be patched together."""
-    rgb, grey = photo(), photo().convert("L")
-    alpha = rgb.convert("RGBA")
-    alpha.putalpha(grey)
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    frames = [rgb.rotate(angle) for angle in (90, 180)]
-    boxed = rgb.copy()
-    ImageDraw.Draw(boxed).rectangle((10, 10, 90, 90), fill=(255, 0, 0))
-    small = rgb.resize((90, 60)).quantize(256, dither=Image.Dither.NONE)
-    rows = np.asarray(small)[::-1]
-    runs = b"".join(b"".join(bytes((1, level)) for level in row) + b"\0\0" for row in rows) + b"\0\1"
-    return {
-        "JPEG": encoded(rgb, "JPEG"),
-        "JPEG 4:4:4": encoded(rgb, "JPEG", subsampling=0),
-        "JPEG 4:2:2": encoded(rgb, "JPEG", subsampling=1),
-        "JPEG progressive": encoded(rgb, "JPEG", progressive=True),
-        "JPEG grey": encoded(grey, "JPEG"),
-        "JPEG CMYK": encoded(rgb.convert("CMYK"), "JPEG"),
-        "JPEG YCCK": ycck(),
-        "JPEG turned": _turned(6, "JPEG"),
-        "MPO": encoded(rgb, "MPO", save_all=True, append_images=frames),
-        "PNG": encoded(rgb, "PNG"),
-        "PNG 1 bit": encoded(rgb.convert("1"), "PNG"),
-        "PNG grey": encoded(grey, "PNG"),
-        "PNG grey, alpha": encoded(alpha.convert("LA"), "PNG"),
-        "PNG grey, one colour clear": encoded(grey, "PNG", transparency=17),
-        "PNG 16 bit": encoded(deep, "PNG"),
-        "PNG palette": _palette(),
-        "PNG palette, one entry clear": _palette(3),
-        "PNG palette, some entries clear": _palette(bytes(range(0, 256, 8))),
-        "PNG alpha": encoded(alpha, "PNG"),
-        "PNG one colour clear": encoded(boxed, "PNG", transparency=(255, 0, 0)),
-        "PNG animated": encoded(rgb, "PNG", save_all=True, append_images=frames),
-        "PNG animated, default image": encoded(
-            rgb, "PNG", save_all=True, append_images=frames, default_image=True
-        ),
-        "WebP": encoded(rgb, "WEBP"),
-        "WebP lossless": encoded(rgb, "WEBP", lossless=True),
-        "WebP alpha": encoded(alpha, "WEBP"),
-        "WebP animated": encoded(rgb, "WEBP", save_all=True, append_images=frames),
-        "BMP": encoded(rgb, "BMP"),
-        "BMP 1 bit": encoded(rgb.convert("1"), "BMP"),
-        "BMP grey": encoded(grey, "BMP"),
-        "BMP palette": encoded(rgb.quantize(16), "BMP"),
-        "BMP alpha": encoded(alpha, "BMP"),
-        "BMP run lengths": bmp_rle(90, 60, runs),
-        "GIF": encoded(rgb, "GIF"),
-        "GIF grey": encoded(grey, "GIF"),
-        "GIF clear": encoded(alpha, "GIF"),
-        "GIF animated": encoded(rgb, "GIF", save_all=True, append_images=frames),
-        "TIFF": encoded(rgb, "TIFF"),
-        "TIFF 1 bit, group 4": encoded(rgb.convert("1"), "TIFF", compression="group4"),
-        "TIFF grey": encoded(grey, "TIFF"),
-        "TIFF grey, alpha": encoded(alpha.convert("LA"), "TIFF"),
-        "TIFF palette": encoded(rgb.quantize(64), "TIFF"),
-        "TIFF alpha": encoded(alpha, "TIFF"),
-        "TIFF CMYK": encoded(rgb.convert("CMYK"), "TIFF"),
-        "TIFF YCbCr": encoded(rgb.convert("YCbCr"), "TIFF"),
-        "TIFF LAB": encoded(rgb.convert("LAB"), "TIFF"),
-        "TIFF 16 bit": encoded(deep, "TIFF"),
-        "TIFF 32 bit": encoded(grey.convert("I"), "TIFF"),
-        "TIFF float": encoded(grey.convert("F"), "TIFF"),
-        "TIFF LZW": encoded(rgb, "TIFF", compression="tiff_lzw"),
-        "TIFF deflate": encoded(rgb, "TIFF", compression="tiff_adobe_deflate"),
-        "TIFF JPEG": encoded(rgb, "TIFF", compression="jpeg"),
-        "TIFF many pages": encoded(rgb, "TIFF", save_all=True, append_images=frames),
-        "TIFF turned": _turned(6, "TIFF"),
-        "BigTIFF": encoded(rgb, "TIFF", big_tiff=True),
-    }
+def file_of(kind: str) -> bytes:
+    """A file of one of KINDS."""
+    return _FILES[kind]()
