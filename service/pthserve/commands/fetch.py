@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import rich_click as click
 
 from pthserve.errors import WeightsError
 
@@ -26,8 +27,8 @@ def fetch(
 ) -> None:
     """Bring the file at `url` to `output`, where it appears only when its SHA-256 is `sha256`.
 
-    What has arrived lies in `output` + `.part` and is continued after an interruption, now or in the next run.
-    A file that is there and right is left alone.
+    What has arrived lies in `output` + `.part` and is continued after an interruption, now or in the next
+    run. A file that is there and right is left alone.
 
     Args:
         authorization: value of the Authorization header. It is not sent on to another host by a redirect.
@@ -117,3 +118,25 @@ def _digest(path: Path) -> str:
 def _shown(url: str) -> str:
     """The address without what may be secret in it."""
     return re.sub(r"//[^/@]*@", "//", re.sub(r"[?#].*", "", url))
+
+
+@click.command("fetch")
+@click.argument("url")
+@click.option(
+    "--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Where to."
+)
+@click.option("--sha256", required=True, metavar="DIGEST", help="What the file must hash to.")
+@click.option(
+    "--authorization",
+    envvar="PTHSERVE_FETCH_AUTHORIZATION",
+    help="Value of the Authorization header, better given as PTHSERVE_FETCH_AUTHORIZATION.",
+)
+def command(url: str, output: Path, sha256: str, authorization: str | None) -> None:
+    """Bring a weights file from an address, whole and checked.
+
+    An interrupted transfer is continued where it stopped, now or the next time.
+    """
+    from pthserve.commands.display import reading
+
+    with reading(output.name) as progress:
+        fetch(url, output, sha256, authorization=authorization, progress=progress)

@@ -1,0 +1,5 @@
+"""`python -m pthserve` is `pthserve`."""
+
+from pthserve.cli import main
+
+main()

@@ -1,0 +1,177 @@
+"""Client: HTTP/1.1 over kept connections, at so little CPU that it can share cores with what it measures."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import httptools
+
+BOUNDARY = b"pthserve-bench-a3f1c09d"
+"""Between the parts of a form; 23 bytes that no image file holds by chance."""
+
+
+class ConnectionFailed(Exception):
+    """The connection could not be made, was cut, or brought what is not HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go: `host` and `port` of a connection, TLS or not, and the path that is asked for."""
+
+    host: str
+    port: int
+    tls: bool
+    authority: str
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Target":
+        """The target that `url` names; /predict where it has no path. Raises ValueError."""
+        parts: SplitResult = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is no address of a service, such as http://127.0.0.1:8000")
+        path = parts.path if parts.path not in ("", "/") else "/predict"
+        query = f"?{parts.query}" if parts.query else ""
+        tls = parts.scheme == "https"
+        return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.netloc, path + query)
+
+    def request(self, image: Path, headers: Mapping[str, str], *, raw: bool = False) -> bytes:
+        """A whole POST of `image`, ready to be sent: as the form field `image`, or `raw` as the body."""
+        content = image.read_bytes()
+        kind = f"image/{image.suffix[1:].lower().replace('jpg', 'jpeg')}".encode()
+        if not raw:
+            content = b"".join(
+                (
+                    b"--"
+                    + BOUNDARY
+                    + b'\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n',
+                    b"Content-Type: " + kind + b"\r\n\r\n",
+                    content,
+                    b"\r\n--" + BOUNDARY + b"--\r\n",
+                )
+            )
+            kind = b"multipart/form-data; boundary=" + BOUNDARY
+        lines = [
+            f"POST {self.path} HTTP/1.1".encode(),
+            f"Host: {self.authority}".encode(),
+            b"Content-Type: " + kind,
+            b"Content-Length: %d" % len(content),
+            *(f"{name}: {value}".encode() for name, value in headers.items()),
+        ]
+        return b"\r\n".join(lines) + b"\r\n\r\n" + content
+
+
+class Connection(asyncio.Protocol):
+    """One connection; one request at a time."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[int] | None = None
+        self.body: list[bytes] = []
+
+    @classmethod
+    async def open(cls, target: Target) -> "Connection":
+        """A connection to `target`; raises ConnectionFailed."""
+        context = ssl.create_default_context() if target.tls else None
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                cls, target.host, target.port, ssl=context
+            )
+        except OSError as error:
+            raise ConnectionFailed(str(error)) from error
+        return connection
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    async def ask(self, request: bytes) -> int:
+        """Send `request`, and wait for the whole of its answer: the status. `body` holds the rest."""
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionFailed("closed")
+        self._answer = asyncio.get_running_loop().create_future()
+        self.body.clear()
+        self._transport.write(request)
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.close()  # what else comes would be taken for the next answer
+            raise
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"not HTTP: {error}")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail("closed" if exc is None else type(exc).__name__)
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        self.body.clear()
+
+    def on_body(self, body: bytes) -> None:
+        self.body.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._parser.should_keep_alive():
+            self.close()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(self._parser.get_status_code())
+
+    def _fail(self, reason: str) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionFailed(reason))
+
+
+class Pool:
+    """Connections that are opened when one is needed, at most `most` at once, and kept.
+
+    requests: sent in turn.
+    """
+
+    def __init__(self, target: Target, requests: Sequence[bytes], most: int) -> None:
+        self._target = target
+        self._requests = requests
+        self._idle: list[Connection] = []
+        self._room = asyncio.Semaphore(most)
+        self._sent = 0
+
+    async def ask(self, timeout: float) -> int:  # noqa: ASYNC109 - it is counted from here on, queueing and all
+        """Send the next request on a free connection; its status. Raises ConnectionFailed or TimeoutError."""
+        request = self._requests[self._sent % len(self._requests)]
+        self._sent += 1
+        async with asyncio.timeout(timeout), self._room:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.usable:
+                    break
+            else:
+                connection = await Connection.open(self._target)
+            status = await connection.ask(request)
+            self._idle.append(connection)
+            return status
+
+    def close(self) -> None:
+        """End every connection that is idle."""
+        for connection in self._idle:
+            connection.close()

@@ -1,0 +1,71 @@
+"""The command line: one module a command, imported when the command is called and no sooner."""
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import rich_click as click
+
+import pthserve
+from pthserve.errors import GoldenError, ModelError, PthserveError
+
+COMMANDS = {
+    "serve": "Serve a model over HTTP.",
+    "inspect": "Say what is in a weights file.",
+    "predict": "Classify images, here or at a service.",
+    "bench": "Measure a service: latency, throughput, goodput.",
+    "fetch": "Bring a weights file from an address, whole and checked.",
+}
+"""Name to what it does; `commands/<name>.py` holds it as `command`."""
+
+EXIT_CODES: tuple[tuple[type[PthserveError], int], ...] = (
+    (GoldenError, 4),
+    (ModelError, 3),
+    (PthserveError, 1),
+)
+"""The first that fits counts. click exits with 2 on wrong usage, and with 1 on what a command cannot do."""
+
+NOT_IN_EVERY_INSTALLATION = {"torch", "torchvision", "nncf", "safetensors"}
+
+
+class Lazy(click.RichCommand):
+    """A command by name and summary, which is imported when it is called."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command itself."""
+        command: click.RichCommand = importlib.import_module(f"pthserve.commands.{self.name}").command
+        return command.make_context(info_name, args, parent, **extra)
+
+
+@click.group(
+    commands=[Lazy(name=name, help=summary) for name, summary in COMMANDS.items()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine, 2 wrong usage, 3 the model cannot be loaded, 4 the golden images disagree, 1 "
+    "anything else.",
+)
+@click.version_option(pthserve.__version__, prog_name="pthserve")
+def app() -> None:
+    """Drop in a `.pth`, get a service."""
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    try:
+        app(prog_name="pthserve")
+    except PthserveError as error:
+        if logging.getLogger("pthserve").isEnabledFor(logging.DEBUG):
+            raise
+        click.echo(f"pthserve: {error}", err=True)
+        sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+    except ModuleNotFoundError as error:
+        if error.name not in NOT_IN_EVERY_INSTALLATION:
+            raise
+        click.echo(
+            f"pthserve: this takes {error.name}, which is not installed: `pip install 'pthserve[build]'`, or "
+            "use a model that `pthserve pack` made where it is",
+            err=True,
+        )
+        sys.exit(1)

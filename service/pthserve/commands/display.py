@@ -1,0 +1,43 @@
+"""Display: what commands show on a terminal while they work, and what they print of a prediction."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+LARGE = 64 * 2**20
+"""Bytes; a smaller file is read before anybody could see how far it is."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A callback for the bytes that are there and the bytes in all; it shows them on a terminal, if many."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(what, visible=False)
+
+        def show(there: int, total: int | None) -> None:
+            bars.update(bar, completed=there, total=total, visible=total is None or total >= LARGE)
+
+        yield show
+
+
+def predictions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Table:
+    """A table with bars; rows: an image, and its best labels, each with a probability in 0..1."""
+    table = Table("image", "class", "", "probability", box=None)
+    table.columns[3].justify = "right"
+    for image, best in rows:
+        for number, (label, probability) in enumerate(best):
+            table.add_row(
+                "" if number else image, label, Bar(1, 0, probability, width=20), f"{100 * probability:.1f} %"
+            )
+    return table
