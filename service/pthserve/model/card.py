@@ -169,7 +169,9 @@ def _only_weights(folder: Path) -> Path:
         raise WeightsError(f"{folder}: there is no weights file here, which ends in {', '.join(SUFFIXES)}")
     if len(found) > 1:
         names = ", ".join(entry.name for entry in found)
-        raise CardError(f"{folder}: there are several weights files ({names}); {FILE} must name its `weights`")
+        raise CardError(
+            f"{folder}: there are several weights files ({names}); {FILE} must name its `weights`"
+        )
     return found[0]
 
 
@@ -192,7 +194,7 @@ def _load(file: Path, parse: Callable[[str], Any]) -> Any:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise CardError(f"{file}: {line}{error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
-        raise CardError(f"{file}: cannot be parsed: {error}") from error
+        raise CardError(f"{file}: cannot be parsed: {' '.join(str(error).split())}") from error
 
 
 def _first(error: ValidationError) -> str:
@@ -236,5 +238,7 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
             raise CardError(f"{card}: {place}.label: {count} {fields.label!r}; give its class_index")
         index = found[0]
     elif names is not None and index >= len(names):
-        raise CardError(f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels")
+        raise CardError(
+            f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels"
+        )
     return Golden(image, index, fields.probability)
