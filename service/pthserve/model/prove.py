@@ -42,7 +42,7 @@ class Proof:
 
 def softmax(logits: Logits) -> Probabilities:
     """Probabilities of `logits`, float32 (..., classes), along the last axis; only infinity is too large."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         exponents = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(exponents / exponents.sum(-1, keepdims=True), np.float32)
 
