@@ -153,15 +153,17 @@ def _display() -> Iterator[Callable[[Sequence[Round]], None]]:
 
 def _table(rounds: Sequence[Round]) -> Table:
     table = Table("load", box=None)
-    for name in ("answers/s", "goodput/s", "median", "p95", "p99", "worst", "not 200", "client CPU"):
+    for name in ("answers/s", "goodput/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "not 200", "client CPU"):
         table.add_column(name, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
     for one in rounds:
         p50, _, p95, p99, worst = one.quantiles().tolist()
         table.add_row(
             str(one.point),
             f"{one.throughput:.1f}",
             f"{one.goodput:.1f}",
-            *("-" if math.isnan(q) else f"{1000 * q:.1f} ms" for q in (p50, p95, p99, worst)),
+            *("-" if math.isnan(q) else f"{1000 * q:.1f}" for q in (p50, p95, p99, worst)),
             str(one.statuses.total() - one.statuses[200] + one.failures.total()),
             f"{100 * one.cpu:.0f} %",
         )
