@@ -145,7 +145,8 @@ def test_offered_twice_what_it_can_do_the_service_does_what_it_can() -> None:
     retry_after = statistics.median(int(answer.headers["retry-after"]) for answer in refused)
     print(
         f"answered {told(waits)}; refused {told(refusals)}; of {len(answers)}; "
-        f"engine busy {busy_seconds:.2f} of {seconds} s, {passes:.0f} passes; retry-after {retry_after}; /livez {told(probes)}"
+        f"engine busy {busy_seconds:.2f} of {seconds} s, {passes:.0f} passes; "
+        f"retry-after {retry_after}; /livez {told(probes)}"
     )
     assert busy_seconds > 0.9 * seconds, "the engine was idle while there was work"
     assert len(good) > 0.95 * (passes - 20), "work was done that nobody could use"

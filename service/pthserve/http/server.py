@@ -116,7 +116,7 @@ class Server:
             MODEL_LOADS.labels("golden" if isinstance(error, GoldenError) else "failed").inc()
             raise
         seconds = time.perf_counter() - began
-        MODEL_LOADS.labels("loaded").inc()
+        MODEL_LOADS.labels("ok").inc()
         MODEL_LOAD_SECONDS.set(seconds)
         # What is there now stays: the collector need not look at it again and again.
         gc.collect()

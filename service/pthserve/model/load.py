@@ -1,0 +1,111 @@
+"""Load: anything that a user may name to a Model."""
+
+import runpy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import pthserve
+from pthserve.errors import CardError, RequestError, WeightsError
+from pthserve.model import Golden, Model, card, prove, weights
+from pthserve.model.card import Card
+from pthserve.model.preprocess import Pixels, crop
+from pthserve.model.spec import Spec
+from pthserve.model.tune import tune
+from pthserve.model.weights import Progress
+from pthserve.settings import Settings
+
+if TYPE_CHECKING:
+    from pthserve.model.architecture import Architecture
+
+DEMO = Path(pthserve.__file__).parents[2] / "weights" / "imagenet"
+"""The model called `demo`, where the repository is."""
+
+_RESIZE, _CROP = 256, 224
+_MAX_PIXELS = 2**30
+_GREY = ((0.449,), (0.226,))
+"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
+
+
+def load(source: str, settings: Settings, progress: Progress | None = None) -> Model:
+    """The model that `source` names: a weights file, a folder with one and perhaps a card, or `demo`.
+
+    progress: called as the weights are read.
+    Raises ModelError: the message says what is wrong, where, and what to do.
+    """
+    described = card.read(_demo() if source == "demo" else Path(source))
+    read = weights.read(described.weights, described.sha256, progress)
+
+    from pthserve.model import architecture
+
+    found = architecture.build(read.state_dict, described.architecture, described.kwargs)
+    labels = _labels(described, found)
+    spec = _spec(described, found)
+    plan, engine = tune(found.module, spec, read.digest, _proof_images(described.golden, spec), settings)
+    return Model(
+        forward=engine,
+        labels=labels,
+        spec=spec,
+        plan=plan,
+        digest=read.digest,
+        name=settings.name or described.name,
+        version=described.version,
+        architecture=found.name,
+        parameters=found.parameters,
+        golden=described.golden,
+    )
+
+
+def _demo() -> Path:
+    if not DEMO.is_dir():
+        raise WeightsError(
+            "`demo` is a folder of the repository, which this is not; name a weights file of your own"
+        )
+    if not (DEMO / "efficientnet-lite0.pth").exists():
+        runpy.run_path(str(DEMO / "make.py"), run_name="__main__")
+    return DEMO
+
+
+def _labels(described: Card, found: "Architecture") -> tuple[str, ...]:
+    """The card's labels, or the classes' numbers."""
+    if described.labels is None:
+        return tuple(map(str, range(found.num_classes)))
+    if len(described.labels) != found.num_classes:
+        raise CardError(
+            f"{described.folder / card.FILE}: there are {len(described.labels)} labels, and the model tells "
+            f"{found.num_classes} classes apart"
+        )
+    return described.labels
+
+
+def _spec(described: Card, found: "Architecture") -> Spec:
+    """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
+    spec = described.spec or Spec(assumed=True)
+    if described.spec is None and found.channels == 1:
+        mean, std = _GREY
+        spec = replace(spec, mean=mean, std=std)
+    if spec.channels != found.channels:
+        raise CardError(
+            f"{described.folder / card.FILE}: preprocessing makes images of {spec.channels} channels, and "
+            f"the model takes {found.channels}"
+        )
+    if spec.assumed:
+        size = found.input_size
+        spec = replace(spec, resize=round(size * _RESIZE / _CROP), crop=(size, size))
+    return spec
+
+
+def _proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
+    """What an engine must answer as the reference does: the golden images, or else the samples that ship."""
+    if not golden:
+        return prove.sample_images(spec)
+    images = []
+    for one in golden:
+        try:
+            images.append(crop(one.image.read_bytes(), spec, max_pixels=_MAX_PIXELS))
+        except (OSError, RequestError) as error:
+            raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
+    return np.stack(images)
