@@ -10,9 +10,10 @@ from pthserve.model import pickles
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Where a checkpoint holds several state dicts, the one that its author evaluates: the moving average first
-# (timm's `load_state_dict` chooses the same), then the usual names in their order.
-_AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
+AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
+"""In the name of a moving average. Of several state dicts it is the one that its author evaluates; timm's
+`load_state_dict` chooses the same."""
+
 _DEPTH = 4
 
 
@@ -32,7 +33,7 @@ def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
     named = [key for wrapper in pickles.WRAPPERS for key in found if key.split(".")[-1] == wrapper]
     # An average of the parameters alone lacks the buffers, and could not be loaded.
     complete = max((len(found[key]) for key in named), default=0)
-    averaged = [key for key in found if _AVERAGED.search(key) and len(found[key]) >= complete]
+    averaged = [key for key in found if AVERAGED.search(key) and len(found[key]) >= complete]
     chosen = next(iter(averaged + named), None)
     if chosen is None:
         part = "LOADED" + "".join(f'["{part}"]' for part in next(iter(found)).split("."))
@@ -43,7 +44,9 @@ def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
     return chosen, found[chosen]
 
 
-def _state_dicts(value: Any, key: str, depth: int, seen: set[int]) -> "Iterator[tuple[str, dict[str, Tensor]]]":
+def _state_dicts(
+    value: Any, key: str, depth: int, seen: set[int]
+) -> "Iterator[tuple[str, dict[str, Tensor]]]":
     """Every mapping that names, under dotted keys, tensors of two or more dimensions."""
     from torch import Tensor
 

@@ -1,14 +1,14 @@
 """Layout: the names and shapes in a state dict as a tree, and how a part of it is told from any other.
 
-Two spellings of one network differ in names that carry nothing: a wrapper around the whole, or around a part of
-it, is a node with a single child. `Layout.part` leaves such nodes out, in the file's names and in torchvision's
-alike, so that `module.`, `_orig_mod.` or `features.module.` need not be known by name.
+Two spellings of one network differ in names that carry nothing: a wrapper around the whole, or around a part
+of it, is a node with a single child. `Layout.part` leaves such nodes out, in the file's names and in
+torchvision's alike, so that `module.`, `_orig_mod.` or `features.module.` need not be known by name.
 """
 
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
@@ -18,38 +18,36 @@ _SKETCH = 24
 
 
 class Layout:
-    """The tree of dotted names; a node is the tuple of the names above it."""
+    """The tree of dotted names; a node is the tuple of the names above it.
+
+    children: of each node, in order. names: all that lie under each node.
+    """
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         """shapes: name to shape, without counters such as `num_batches_tracked`, which files may lack."""
         self.shapes = dict(shapes)
-        self.children: dict[Path, dict[str, int]] = {}
+        self.children: dict[Path, dict[str, None]] = {}
+        self.names: dict[Path, list[str]] = {}
         for name in self.shapes:
             path = tuple(name.split("."))
             for depth, child in enumerate(path):
-                under = self.children.setdefault(path[:depth], {})
-                under[child] = under.get(child, 0) + 1
-        # How many names lie under each child of a node is the value in `children`.
-
-    def names(self, node: Path) -> list[str]:
-        """The names under `node`."""
-        prefix = "".join(f"{name}." for name in node)
-        return [name for name in self.shapes if name.startswith(prefix)]
+                self.children.setdefault(path[:depth], {})[child] = None
+                self.names.setdefault(path[: depth + 1], []).append(name)
 
     def part(self, node: Path, tops: Mapping[str, str]) -> "Part":
         """The names under those children of `node` that are keys of `tops`, which says what to call each."""
         depth = len(node)
         found = {}
-        for name in self.names(node):
-            path = tuple(name.split("."))
-            if path[depth] in tops:
+        for child, top in tops.items():
+            for name in self.names[(*node, child)]:
+                path = tuple(name.split("."))
                 inner = [
                     path[level]
                     for level in range(depth + 1, len(path) - 1)
                     if len(self.children[path[:level]]) > 1
                 ]
-                top = [tops[path[depth]]] if len(tops) > 1 else []
-                found[".".join(top + inner + [path[-1]] * (len(path) > depth + 1))] = name
+                leaf = path[max(depth + 1, len(path) - 1) :]
+                found[".".join((*[top][: len(tops) > 1], *inner, *leaf))] = name
         return Part(found, {short: self.shapes[name] for short, name in found.items()})
 
 
@@ -89,6 +87,35 @@ def loose(shape: Shape) -> str:
     if (len(shape) == 4 and shape[1] <= 4) or (len(shape) == 3 and shape[0] == 1):
         return f"{shape[0]}x*x{'x'.join(map(str, shape[2:]))}"
     return "x".join(map(str, shape))
+
+
+def compare(expected: Part, found: Part, *, strict: bool = False) -> str:
+    """What `found` lacks, has beyond, and has in other shapes, in words; "" where they agree.
+
+    strict: whether shapes must be equal in what `loose` leaves open, too.
+    """
+    key = words if strict else loose
+    missing = [name for short, name in expected.names.items() if short not in found.names]
+    surplus = [name for short, name in found.names.items() if short not in expected.names]
+    shapes = [
+        f"{found.names[short]} is {words(found.shapes[short])} and not {words(shape)}"
+        for short, shape in expected.shapes.items()
+        if short in found.shapes and key(found.shapes[short]) != key(shape)
+    ]
+    told = (("missing", missing), ("not expected", surplus), ("other shapes:", shapes))
+    return "; ".join(f"{what} {some(names)}" for what, names in told if names)
+
+
+def some(names: Iterable[str], count: int = 3) -> str:
+    """The first few of `names`, in words."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return (", ".join(names[:count]) or "none") + more
+
+
+def words(shape: Shape) -> str:
+    """A shape in words."""
+    return "x".join(map(str, shape)) or "a number"
 
 
 def resemblance(known: list[int], count: int, part: Part) -> float:
