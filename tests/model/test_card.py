@@ -320,8 +320,8 @@ ANSWERS = (Golden(Path("tom.jpg"), 3, 0.91), Golden(Path("tom.jpg"), 0))
         ("name: felines", "name: felines\n{}"),
         ("# one\ngolden: []\n# two\nversion: '2'\n", "# one\n{}# two\nversion: '2'\n"),
         (
-            "name: felines\ngolden:\n  # a\n  - image: tom.jpg\n    class_index: 5\n\n# b\nversion: '2' # c\n",
-            "name: felines\n{}\n# b\nversion: '2' # c\n",
+            "name: felines\ngolden:\n  # a\n  - image: tom.jpg\n    class_index: 5\n\n# b\nversion: '2'\n",
+            "name: felines\n{}\n# b\nversion: '2'\n",
         ),
         ("golden:\n- {image: tom.jpg, class_index: 5}  # why\nname: felines\n", "{}name: felines\n"),
         ("golden: [\n]\nname: felines\n", "{}name: felines\n"),

@@ -3,10 +3,13 @@
 import random
 import struct
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,7 +29,9 @@ from tests.model.pictures import (
 )
 
 from pthserve.errors import BrokenImage, RequestError, TooLarge, UnsupportedImage
+from pthserve.model.engine.torch import TorchEngine
 from pthserve.model.preprocess import crop
+from pthserve.model.prove import compare, softmax
 from pthserve.model.spec import Spec
 
 # pytest undoes what the service's import does: to ignore what Pillow says about broken metadata.
@@ -105,6 +110,21 @@ def test_fast_is_within_its_bound_on_photos(
     exact = crop(data, spec, max_pixels=LIMIT).astype(int)
     fast = crop(data, spec, decode="fast", max_pixels=LIMIT)
     assert np.abs(fast - exact).mean() < 0.3
+
+
+@pytest.mark.slow
+def test_fast_leaves_a_real_model_s_top_class_where_its_margin_is_clear(imagenet: Path) -> None:
+    module = EfficientNet.from_name("efficientnet-lite0")
+    module.load_state_dict(torch.load(imagenet / "efficientnet-lite0.pth", weights_only=True))
+    engine = TorchEngine(module.eval(), Spec(), threads=2)
+    sizes = [(1600, 1200), (2448, 3264), (4000, 3000), (4032, 3024), (1477, 1831)]
+    photos = [encoded(camera(name, *size), "JPEG", quality=85) for name in PHOTOS for size in sizes]
+    exact, fast = (
+        np.stack([crop(data, Spec(), decode=decode, max_pixels=LIMIT) for data in photos])
+        for decode in ("exact", "fast")
+    )
+    proof = compare(softmax(engine(fast)), softmax(engine(exact)), tolerance=0.05)
+    assert proof.agrees, proof.disagreements
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
