@@ -13,8 +13,10 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     Summary,
+    disable_created_metrics,
 )
 
+disable_created_metrics()  # a time series beside each counter, which nobody reads
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
@@ -40,7 +42,9 @@ STAGE_DURATION = Histogram(
 INFLIGHT = Gauge("pthserve_inflight_requests", "Images admitted and not yet answered.", registry=REGISTRY)
 QUEUE_DEPTH = Gauge("pthserve_queue_depth", "Decoded images that wait for the engine.", registry=REGISTRY)
 SATURATION = Gauge(
-    "pthserve_saturation", "Share of the recent past in which the engine was busy, 0 to 1.", registry=REGISTRY
+    "pthserve_saturation",
+    "How busy the engine was in the last 10 seconds, or the decoders where these were busier, 0 to 1.",
+    registry=REGISTRY,
 )
 BATCH_SIZE = Histogram(
     "pthserve_batch_size",
@@ -65,7 +69,12 @@ LAST_INFERENCE = Gauge(
     "When a request's images were last answered, in seconds since the epoch; 0 before the first.",
     registry=REGISTRY,
 )
-REJECTED = Counter("pthserve_rejected", "Requests turned away, by reason.", ["reason"], registry=REGISTRY)
+REJECTED = Counter(
+    "pthserve_rejected",
+    "Requests turned away, by reason: permits, wait, memory, not_ready or draining.",
+    ["reason"],
+    registry=REGISTRY,
+)
 DISCONNECTS = Counter("pthserve_disconnects", "Clients that left before their answer.", registry=REGISTRY)
 MODEL_INFO = Info(
     "pthserve_model",

@@ -1,0 +1,58 @@
+"""docs/metrics.md is what the code measures."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+
+from pthserve import metrics
+
+PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+SUFFIX = {"counter": "_total", "info": "_info"}
+
+
+def test_the_page_lists_every_metric_with_its_type_labels_and_help() -> None:
+    written = {
+        name: (kind, tuple(re.findall(r"`(\w+)`", labels)), told)
+        for name, kind, labels, told in re.findall(
+            r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| (.+) \|$", PAGE, re.MULTILINE
+        )
+    }
+    coded = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = family.name + SUFFIX.get(family.type, "")
+            coded[name] = (family.type, metric._labelnames, family.documentation)
+    assert written == coded
+
+
+def test_every_metric_of_ours_is_in_the_registry_under_our_prefix() -> None:
+    registered = {family.name for family in metrics.REGISTRY.collect()}
+    assert {name for name in registered if not name.startswith("pthserve_")} <= {
+        "process_virtual_memory_bytes",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_cpu_seconds",
+        "process_open_fds",
+        "process_max_fds",
+        "python_info",
+    }
+
+
+def test_no_series_says_when_a_counter_was_created() -> None:
+    assert b"_created" not in generate_latest(metrics.REGISTRY)
+
+
+def test_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_labels_seen", set())
+    metrics.PREDICTIONS.clear()
+    for number in range(300):
+        metrics.count_prediction(f"label {number}", 0.5)
+    (family,) = metrics.PREDICTIONS.collect()
+    metrics.PREDICTIONS.clear()
+    series = {sample.labels["label"]: sample.value for sample in family.samples}
+    assert len(series) == 101
+    assert series["other"] == 200
