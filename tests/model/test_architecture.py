@@ -388,6 +388,7 @@ def test_a_head_beside_the_body_is_found(head: Callable[[int], nn.Module]) -> No
     module = Custom(head(512))
     built = architecture.build(module.state_dict())
     assert (built.name, built.num_classes, built.prefix) == ("resnet18", 5, "backbone.")
+    assert built.assumptions[0] == "the layers beside the body are its head"
     check_same(built, module)
 
 
@@ -406,6 +407,7 @@ class Stacked(nn.Module):
 def test_layers_on_top_of_the_classes_are_kept() -> None:
     module = Stacked()
     built = architecture.build(module.state_dict())
+    assert built.assumptions == ("the layers beside the model run on its classes",)
     assert (built.name, built.num_classes) == ("resnet18", 5)
     check_same(built, module)
 

@@ -337,7 +337,9 @@ def test_the_line_in_the_message_makes_a_file_that_is_read(tmp_path: Path, form:
         weights.read(tmp_path / "it's a model.pth")
 
     line = (
-        str(caught.value).partition("where it was made: ")[2].replace("python", shlex.quote(sys.executable), 1)
+        str(caught.value)
+        .partition("where it was made: ")[2]
+        .replace("python", shlex.quote(sys.executable), 1)
     )
     subprocess.run(line, shell=True, check=True, cwd=tmp_path)
 
@@ -426,7 +428,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
-def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path, lie: Callable[[Path], None]) -> None:
+def test_a_file_that_claims_more_than_it_holds_is_refused(
+    tmp_path: Path, lie: Callable[[Path], None]
+) -> None:
     lie(tmp_path / "model.pth")
     with pytest.raises(WeightsError, match=LIES[lie]):
         weights.read(tmp_path / "model.pth")
@@ -594,7 +598,9 @@ def overwrite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [truncate, append, overwrite])
-def test_a_file_written_to_while_it_is_read_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_file_written_to_while_it_is_read_is_refused(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     path = tmp_path / "model.pth"
     torch.save({"a.weight": torch.zeros(3000, 1000)}, path)
     os.utime(path, (0, 0))  # the clock of modification times ticks slowly

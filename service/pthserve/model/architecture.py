@@ -25,7 +25,7 @@ class Architecture:
     """A module with its weights, float32, in eval mode, and how it was found.
 
     name: torchvision's, or `package.module:callable`. prefix: what stood before each name in the file, with
-    its dot. parameters: how many. input_size: side of the square image in pixels. channels: of the image, 1 or 3.
+    its dot. parameters: how many. input_size: side of the square image in pixels. channels: 1 or 3 of them.
     sure: `named` by the user; `exact` by names and shapes; or `assumed`, where `assumptions` says what no
     file tells. ignored: names in the file that no inference uses.
     """

@@ -144,7 +144,10 @@ class Fit:
             path, head = last, self.module.get_submodule(last)
         else:
             new = theirs
-        tensors = {prefix + key: shape for key, shape in new.items()} or self._layers(unused)
+        tensors = {prefix + key: shape for key, shape in new.items()}
+        if not tensors:
+            tensors = self._layers(unused)
+            self.assumptions.append("the layers beside the body are its head")
         if not tensors:
             raise ArchitectureError(
                 f"this is the body of {self.match.name} without a head: it gives features and no classes; "
@@ -169,6 +172,7 @@ class Fit:
             made = heads.rebuild(behind, self.outputs)
             if made is None:
                 raise ArchitectureError(f"{where}, but nothing takes {some(behind)}. {ADVICE}")
+            self.assumptions.append("the layers beside the model run on its classes")
             self.module = nn.Sequential(self.module, made.module)
             self.names = {f"0.{key}": full for key, full in self.names.items()}
             self._adopt(made, "1.")

@@ -9,12 +9,11 @@ from pthserve.model.layout import Layout, Part, Path, resemblance
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The body of the architecture `name` lies under `node` of a state dict; exact: by torchvision's names."""
+    """The body of the architecture `name` lies under `node` of a state dict."""
 
     name: str
     node: Path
     body: Part
-    exact: bool
 
     @property
     def prefix(self) -> str:
@@ -27,10 +26,10 @@ def find(layout: Layout, entries: Mapping[str, Entry]) -> list[Match]:
     known = {entry.digest: name for name, entry in entries.items()}
     counts = {entry.count for entry in entries.values()}
     found: dict[frozenset[str], Match] = {}
-    for node, tops, exact in sorted(_places(layout, entries, counts), key=lambda place: not place[2]):
+    for node, tops, _exact in sorted(_places(layout, entries, counts), key=lambda place: not place[2]):
         part = layout.part(node, tops)
         if name := known.get(part.digest):
-            found.setdefault(frozenset(part.names.values()), Match(name, node, part, exact))
+            found.setdefault(frozenset(part.names.values()), Match(name, node, part))
     return sorted(found.values(), key=lambda match: len(match.node))
 
 
@@ -66,7 +65,7 @@ def nearest(layout: Layout, entries: Mapping[str, Entry]) -> tuple[Match | None,
             for name, entry in entries.items():
                 alike = resemblance(entry.sketch, entry.count, part)
                 if alike > best[1]:
-                    best = Match(name, node, part, exact=True), alike
+                    best = Match(name, node, part), alike
     return best
 
 

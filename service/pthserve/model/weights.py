@@ -130,7 +130,9 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
     except IsADirectoryError:
         raise WeightsError(f"{path}: is a folder; name the .pth, .pt or .safetensors file in it") from None
     except PermissionError:
-        raise WeightsError(f"{path}: may not be read by user {os.getuid()}; give it read permission") from None
+        raise WeightsError(
+            f"{path}: may not be read by user {os.getuid()}; give it read permission"
+        ) from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     if (done, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
