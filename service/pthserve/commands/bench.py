@@ -15,6 +15,7 @@ from rich.table import Table
 from pthserve.bench import report
 from pthserve.bench.client import ConnectionFailed, Pool, Target
 from pthserve.bench.load import Point, Round, measure
+from pthserve.commands.display import show as show_table
 from pthserve.errors import PthserveError
 
 SWEEP = "1,2,4,8,16,32"
@@ -99,7 +100,7 @@ def command(
             json.dumps({"url": url, "images": len(images), "rounds": [one.to_dict() for one in rounds]})
         )
     else:
-        Console().print(_table(rounds))
+        show_table(_table(rounds))
 
 
 async def _once(target: Target, requests: Sequence[bytes], timeout: float) -> None:  # noqa: ASYNC109

@@ -12,6 +12,11 @@ LARGE = 64 * 2**20
 """Bytes; a smaller file is read before anybody could see how far it is."""
 
 
+def show(table: Table) -> None:
+    """Print `table` to the standard output; square brackets in a name are no markup."""
+    Console(markup=False, highlight=False).print(table)
+
+
 @contextmanager
 def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A callback for the bytes that are there and the bytes in all; it shows them on a terminal, if many."""
@@ -25,15 +30,16 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task(what, visible=False)
 
-        def show(there: int, total: int | None) -> None:
+        def update(there: int, total: int | None) -> None:
             bars.update(bar, completed=there, total=total, visible=total is None or total >= LARGE)
 
-        yield show
+        yield update
 
 
 def predictions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Table:
     """A table with bars; rows: an image, and its best labels, each with a probability in 0..1."""
     table = Table("image", "class", "", "probability", box=None)
+    table.columns[0].overflow = "fold"
     table.columns[3].justify = "right"
     for image, best in rows:
         for number, (label, probability) in enumerate(best):

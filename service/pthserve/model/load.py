@@ -2,7 +2,7 @@
 
 import runpy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from pthserve.model.card import Card
 from pthserve.model.preprocess import Pixels, crop
 from pthserve.model.spec import Spec
 from pthserve.model.tune import tune
-from pthserve.model.weights import Progress
+from pthserve.model.weights import Progress, Weights
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,27 +30,44 @@ _GREY = ((0.449,), (0.226,))
 """Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a source holds, before an engine is chosen for it."""
+
+    card: Card
+    weights: Weights
+    architecture: "Architecture"
+    labels: tuple[str, ...]
+    spec: Spec
+
+
+def build(source: str, settings: Settings, progress: Progress | None = None) -> Built:
+    """The module that `source` holds, and what is known of it; see `load`."""
+    described = card.read(_demo() if source == "demo" else Path(source))
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+
+    from pthserve.model import architecture
+
+    found = architecture.build(read.state_dict, described.architecture, described.kwargs)
+    return Built(described, read, found, _labels(described, found), _spec(described, found))
+
+
 def load(source: str, settings: Settings, progress: Progress | None = None) -> Model:
     """The model that `source` names: a weights file, a folder with one and perhaps a card, or `demo`.
 
     progress: called as the weights are read.
     Raises ModelError: the message says what is wrong, where, and what to do.
     """
-    described = card.read(_demo() if source == "demo" else Path(source))
-    read = weights.read(described.weights, described.sha256, progress)
-
-    from pthserve.model import architecture
-
-    found = architecture.build(read.state_dict, described.architecture, described.kwargs)
-    labels = _labels(described, found)
-    spec = _spec(described, found)
-    plan, engine = tune(found.module, spec, read.digest, _proof_images(described.golden, spec), settings)
+    built = build(source, settings, progress)
+    described, found = built.card, built.architecture
+    images = _proof_images(described.golden, built.spec)
+    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
     return Model(
         forward=engine,
-        labels=labels,
-        spec=spec,
+        labels=built.labels,
+        spec=built.spec,
         plan=plan,
-        digest=read.digest,
+        digest=built.weights.digest,
         name=settings.name or described.name,
         version=described.version,
         architecture=found.name,

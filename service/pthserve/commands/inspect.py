@@ -1,0 +1,94 @@
+"""`pthserve inspect`: what is in this file, and how that was found out."""
+
+import json
+from typing import Any
+
+import rich_click as click
+
+from pthserve.commands.options import MODEL, takes_settings
+from pthserve.settings import Settings
+
+
+@click.command("inspect")
+@MODEL
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@takes_settings("sha256")
+def command(settings: Settings, as_json: bool) -> None:
+    """Say what is in a weights file.
+
+    What architecture, how sure that is, how many classes and parameters, how images are preprocessed, and
+    what of it was assumed. MODEL is what `pthserve serve` takes.
+    """
+    found = _inspect(settings)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    from rich.table import Table
+
+    from pthserve.commands.display import show
+
+    table = Table.grid("", "", padding=(0, 2))
+    for name, value in _in_words(found).items():
+        table.add_row(name, value)
+    show(table)
+
+
+def _inspect(settings: Settings) -> dict[str, Any]:
+    from pthserve.commands.display import reading
+    from pthserve.model.architecture import flops
+    from pthserve.model.load import build
+
+    with reading(settings.model) as progress:
+        built = build(settings.model, settings, progress)
+    card, architecture, weights, spec = built.card, built.architecture, built.weights, built.spec
+    return {
+        "name": card.name,
+        "version": card.version,
+        "weights": str(card.weights),
+        "sha256": weights.digest,
+        "bytes": weights.size,
+        "format": weights.format,
+        "container": weights.container,
+        "architecture": architecture.name,
+        "sure": architecture.sure,
+        "assumptions": list(architecture.assumptions),
+        "ignored": list(architecture.ignored),
+        "prefix": architecture.prefix,
+        "parameters": architecture.parameters,
+        "flops": flops(architecture.module, (1, *spec.tensor_shape)),
+        "num_classes": architecture.num_classes,
+        "labels": None if card.labels is None else list(built.labels),
+        "preprocessing": spec.to_dict(),
+        "golden": len(card.golden),
+    }
+
+
+def _in_words(found: dict[str, Any]) -> dict[str, str]:
+    sure = {
+        "named": "named by the card",
+        "exact": "by its names and shapes",
+        "assumed": "by its names and shapes, assuming:",
+    }[found["sure"]]
+    spec = found["preprocessing"]
+    height, width = spec["crop"]
+    given = "assumed; a model.yaml can say otherwise" if spec["assumed"] else "as the card says"
+    ignored = found["ignored"]
+    return {
+        "model": f"{found['name']}, version {found['version']}",
+        "file": f"{found['weights']}, {found['bytes']:,} bytes, {found['format']}"
+        + (f", under `{found['container']}`" if found["container"] else ""),
+        "SHA-256": found["sha256"],
+        "architecture": f"{found['architecture']} ({sure}{' ' if found['assumptions'] else ''}"
+        f"{'; '.join(found['assumptions'])})",
+        "prefix": found["prefix"] or "none",
+        **(
+            {"ignored": f"{', '.join(ignored[:3])}{' and more' if len(ignored) > 3 else ''}"}
+            if ignored
+            else {}
+        ),
+        "parameters": f"{found['parameters']:,}",
+        "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
+        "classes": f"{found['num_classes']}, {'without' if found['labels'] is None else 'with'} labels",
+        "preprocessing": f"resize {spec['resize']}, crop {height}x{width}, {spec['interpolation']} ({given})",
+        "golden images": str(found["golden"]),
+    }
