@@ -4,13 +4,12 @@ A line never holds image bytes, keys, query strings or raw paths.
 """
 
 import logging
-import logging.handlers
-import queue
 import re
 import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -27,6 +26,9 @@ log = logging.getLogger(__name__)
 QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Routes whose lines are at level debug: a cluster asks them every few seconds."""
 _BACKLOG = 10_000
+"""Lines that may wait to be written."""
+_PAUSE = 0.05
+"""Seconds between two writes."""
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -77,11 +79,7 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
 
     form: one JSON object a line, or lines for a person; level: the least severe that is written.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else _Text())
-    backlog: queue.Queue[logging.LogRecord | None] = queue.Queue(_BACKLOG)
-    lines = _Lines(backlog)
-    writer = threading.Thread(target=_write, args=(backlog, handler), name="logs", daemon=True)
+    lines = _Lines(_Json() if form == "json" else _Text(), stream or sys.stderr)
     root = logging.getLogger()
     before = root.level
     levels = {
@@ -94,15 +92,12 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
         logging.getLogger(name).setLevel(least)
     root.setLevel("WARNING")
     root.addHandler(lines)
-    writer.start()
     try:
         yield
     finally:
         root.removeHandler(lines)
         root.setLevel(before)
-        with suppress(queue.Full):  # what is stuck by now stays unwritten: the process is to end
-            backlog.put(None, timeout=1)
-            writer.join(1)
+        lines.close()
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -111,11 +106,6 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return bytes(value)
     return uuid.uuid4().hex.encode()
-
-
-def _write(backlog: "queue.Queue[logging.LogRecord | None]", handler: logging.Handler) -> None:
-    while (line := backlog.get()) is not None:
-        handler.handle(line)
 
 
 def _notes(scope: Scope) -> dict[str, object]:
@@ -138,15 +128,45 @@ def record(method: str, template: str, code: int, seconds: float, notes: Mapping
         log.log(level, "%s %s %d", method, template, code, extra={"fields": fields})
 
 
-class _Lines(logging.handlers.QueueHandler):
-    """Hands records to the thread as they are; where it cannot keep up, lines are lost, not answers."""
+class _Lines(logging.Handler):
+    """Has a thread write the lines, many at a time: waking it for each costs as much as an answer's JSON.
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
+    Where the stream cannot keep up, lines are lost, not answers.
+    """
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        with suppress(queue.Full):
-            self.queue.put_nowait(record)
+    def __init__(self, form: logging.Formatter, stream: TextIO) -> None:
+        super().__init__()
+        self.setFormatter(form)
+        self._stream = stream
+        self._backlog: deque[logging.LogRecord] = deque()
+        self._some = threading.Event()
+        self._closed = threading.Event()
+        self._writer = threading.Thread(target=self._write, name="logs", daemon=True)
+        self._writer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._backlog) < _BACKLOG:
+            self._backlog.append(record)
+        if not self._some.is_set():
+            self._some.set()
+
+    def close(self) -> None:
+        """Write what there is; a stream that is stuck by now is left behind."""
+        self._closed.set()
+        self._some.set()
+        self._writer.join(1)
+        super().close()
+
+    def _write(self) -> None:
+        closed = False
+        while not closed:
+            self._some.wait()
+            closed = self._closed.wait(_PAUSE)
+            self._some.clear()
+            text = "".join(f"{self.format(self._backlog.popleft())}\n" for _ in range(len(self._backlog)))
+            with suppress(OSError):  # nobody reads it any more
+                self._stream.write(text)
+                self._stream.flush()
 
 
 class _Json(logging.Formatter):

@@ -63,8 +63,13 @@ class Prediction:
 
     def top(self, count: int) -> list[int]:
         """The `count` most probable classes, or all there are, best first; of equals the first."""
-        order: list[int] = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
-        return order
+        probabilities = self.probabilities
+        count = min(count, len(probabilities))
+        least = np.partition(probabilities, -count)[-count]
+        candidates = np.flatnonzero(probabilities >= least)
+        order = np.argsort(-probabilities[candidates], kind="stable")[:count]
+        best: list[int] = candidates[order].tolist()
+        return best
 
 
 class Predictor:
@@ -262,7 +267,9 @@ def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
 def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
     if not np.isfinite(inference.logits).all():
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            raise MalformedRequest("the tensor holds values so large, or so undefined, that there is no answer")
+            raise MalformedRequest(
+                "the tensor holds values so large, or so undefined, that there is no answer"
+            )
         raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
     return Prediction(
         model,
