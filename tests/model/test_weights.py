@@ -363,7 +363,7 @@ def rewrite(
 
 def lie_compressed(path: Path) -> None:
     rewrite(
-        path, lambda name, data: data + b"\0" * 50_000_000 * name.endswith("data.pkl"), zipfile.ZIP_DEFLATED
+        path, lambda name, data: data + b"\0" * 5_000_000 * name.endswith("data.pkl"), zipfile.ZIP_DEFLATED
     )
 
 
@@ -542,7 +542,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, form: str) -> N
     FORMATS[form](make_state_dict(), path)
     good = path.read_bytes()
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         data = bytearray(good)
         for _ in range(dice.choice([1, 2, 8])):
             data[dice.randrange(len(data))] = dice.randrange(256)
@@ -551,7 +551,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, form: str) -> N
             weights.read(path)
         except WeightsError:
             refused += 1
-    assert refused > 100, f"seed {SEED}"
+    assert refused > 30, f"seed {SEED}"
 
 
 # --- the digest, and a file that changes -----------------------------------------------------------
