@@ -97,7 +97,9 @@ class Settings(BaseSettings):
         le=1,
         description="share of live traffic that a new model must also answer before it is swapped in",
     )
-    shadow_agreement: float = Field(0.0, ge=0, le=1, description="least share of agreement in the shadow phase")
+    shadow_agreement: float = Field(
+        0.0, ge=0, le=1, description="least share of agreement in the shadow phase"
+    )
     api_keys: Path | None = Field(None, description="file with one API key a line; keys are off when unset")
     rate_limit: str | None = Field(
         None, description="requests a key, or a client without one, may send, such as `100/second`"

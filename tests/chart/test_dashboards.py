@@ -12,7 +12,9 @@ from pthserve.metrics import REGISTRY
 
 from .conftest import CHART
 
-DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))}
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((CHART / "dashboards").glob("*.json"))
+}
 PANELS = [
     pytest.param(panel, id=f"{name}-{panel['title']}")
     for name, dashboard in DASHBOARDS.items()

@@ -204,7 +204,9 @@ def port_forward(kubeconfig: Path) -> Callable[..., AbstractContextManager[str]]
     @contextmanager
     def forward(namespace: str, target: str, port: int | str) -> Iterator[str]:
         command = ["kubectl", "port-forward", "-n", namespace, target, f":{port}", "--address", "127.0.0.1"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             assert process.stdout
             try:
                 first = process.stdout.readline()

@@ -52,7 +52,9 @@ def pod(name: str, image: str, *command: str, **security: object) -> dict[str, A
 def web(api: client.ApiClient, kubectl: Run, namespace: str, busybox: str) -> str:
     """The pod `web` that says hello, behind the service `hello`."""
     core = client.CoreV1Api(api)
-    core.create_namespaced_config_map(namespace, {"metadata": {"name": "www"}, "data": {"index.html": "hello"}})
+    core.create_namespaced_config_map(
+        namespace, {"metadata": {"name": "www"}, "data": {"index.html": "hello"}}
+    )
     server = pod("web", busybox, "httpd", "-f", "-p", "8080", "-h", "/www")
     server["spec"]["containers"][0]["readinessProbe"] = {
         "httpGet": {"path": "/index.html", "port": 8080},

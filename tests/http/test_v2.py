@@ -537,7 +537,9 @@ def test_statistics_are_what_prometheus_is_told(client: Client) -> None:
     for stage, name in (("decode", "compute_input"), ("queue", "queue"), ("infer", "compute_infer")):
         series = f'pthserve_stage_duration_seconds_%s{{stage="{stage}"}}'
         assert float(lines[series % "count"]) == stats["inference_stats"][name]["count"]
-        assert float(lines[series % "sum"]) * 1e9 == pytest.approx(stats["inference_stats"][name]["ns"], abs=1)
+        assert float(lines[series % "sum"]) * 1e9 == pytest.approx(
+            stats["inference_stats"][name]["ns"], abs=1
+        )
 
 
 # --- the repository

@@ -119,7 +119,9 @@ def test_a_candidate_that_disagrees_does_not_count(
     assert "image" in refused.note
 
 
-def test_nothing_that_agrees_is_an_error_with_all_reasons(module: nn.Module, images: NDArray[np.uint8]) -> None:
+def test_nothing_that_agrees_is_an_error_with_all_reasons(
+    module: nn.Module, images: NDArray[np.uint8]
+) -> None:
     other = convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), SPEC)
     with pytest.raises(EngineError, match=r"openvino fp32: image \d"):
         tune(module, SPEC, DIGEST, images, settings(engine="openvino", precision="fp32"), graph=other)

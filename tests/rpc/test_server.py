@@ -250,9 +250,9 @@ def test_while_it_is_not_ready_the_service_says_so(rpc: Rpc) -> None:
 def wrong(**changes: Any) -> pb.ModelInferRequest:
     request = image()
     for name, value in changes.items():
-        setattr(request.inputs[0], name, value) if name == "datatype" else request.inputs[0].shape.__setitem__(
-            slice(None), value
-        )
+        setattr(request.inputs[0], name, value) if name == "datatype" else request.inputs[
+            0
+        ].shape.__setitem__(slice(None), value)
     return request
 
 

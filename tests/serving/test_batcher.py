@@ -249,7 +249,9 @@ def test_many_threads_may_put_and_each_entry_gets_its_own_answer() -> None:
         entries = [entry(model, COLOURS[number % 3]) for number in range(300)]
         with running() as batcher:
             threads = [
-                threading.Thread(target=lambda part: [batcher.put(one) for one in part], args=(entries[n::6],))
+                threading.Thread(
+                    target=lambda part: [batcher.put(one) for one in part], args=(entries[n::6],)
+                )
                 for n in range(6)
             ]
             for thread in threads:

@@ -15,7 +15,9 @@ expected = os.environ.get("EXPECTED", "").split()
 with httpx.Client(
     base_url=os.environ["URL"], headers=headers, timeout=30, transport=httpx.HTTPTransport(retries=5)
 ) as client:
-    reply = client.post("/predict", files={"image": ("cat.jpg", (here / "cat.jpg").read_bytes(), "image/jpeg")})
+    reply = client.post(
+        "/predict", files={"image": ("cat.jpg", (here / "cat.jpg").read_bytes(), "image/jpeg")}
+    )
 
 if reply.status_code != 200:
     sys.exit(f"{os.environ['URL']}/predict answered {reply.status_code}: {reply.text}")

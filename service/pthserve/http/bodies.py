@@ -134,7 +134,9 @@ def _inputs(asked: InferRequest, data: memoryview) -> tuple[Input, ...]:
             inputs.append(Input(put.datatype, tuple(put.shape), put.data or []))
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
-            raise MalformedRequest(f"binary_data_size is {size!r:.30}, and {len(data)} bytes of data are left")
+            raise MalformedRequest(
+                f"binary_data_size is {size!r:.30}, and {len(data)} bytes of data are left"
+            )
         inputs.append(Input(put.datatype, tuple(put.shape), data[:size]))
         data = data[size:]
     if data:

@@ -191,7 +191,9 @@ def _measured(sources: Sources, digest: str, images: Pixels) -> tuple[Plan, Engi
     try:
         sources.prepare(candidates)
     except EngineError as error:
-        failed = [_failed(candidate, str(error)) for candidate in candidates if candidate.engine == "openvino"]
+        failed = [
+            _failed(candidate, str(error)) for candidate in candidates if candidate.engine == "openvino"
+        ]
         candidates = [candidate for candidate in candidates if candidate.engine != "openvino"]
     reference = sources.reference()
     expected = np.concatenate([softmax(reference(image[None])) for image in images])

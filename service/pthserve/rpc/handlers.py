@@ -105,13 +105,17 @@ class Handlers:
         until = asyncio.get_running_loop().time() + seconds
         return Terms(until, {"request_id": request_id(headers).decode()})
 
-    async def _answer(self, request_class: type[Message], call: Call, context: Context, terms: Terms) -> bytes:
+    async def _answer(
+        self, request_class: type[Message], call: Call, context: Context, terms: Terms
+    ) -> bytes:
         body = await _read(context, terms)
         self._room -= len(body)
         try:
             if self._room < 0:
                 REJECTED.labels("memory").inc()
-                raise Overloaded("the service holds as many bytes of other requests as it may; try again later")
+                raise Overloaded(
+                    "the service holds as many bytes of other requests as it may; try again later"
+                )
             response = await call(self._service, _parsed(request_class, body), terms)
             return response.SerializeToString()
         finally:

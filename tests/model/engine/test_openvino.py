@@ -56,7 +56,9 @@ def graph(build: Build) -> object:
 
 
 @pytest.mark.parametrize("spec", [TINY, GREY], ids=["rgb", "grey"])
-def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(spec: Spec, pixels: Pixels) -> None:
+def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
+    spec: Spec, pixels: Pixels
+) -> None:
     engine = OpenVINOEngine(convert(nn.Flatten(), spec), spec)
     images = pixels(spec, 3)
     expected = normalise(images, spec).reshape(3, -1)

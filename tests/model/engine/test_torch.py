@@ -43,7 +43,9 @@ def assert_agrees(
 
 
 @pytest.mark.parametrize("spec", [TINY, GREY], ids=["rgb", "grey"])
-def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(spec: Spec, pixels: Pixels) -> None:
+def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
+    spec: Spec, pixels: Pixels
+) -> None:
     engine = TorchEngine(nn.Flatten(), spec)
     expected = normalise(pixels(spec, 3), spec)
     assert np.array_equal(engine(pixels(spec, 3)), expected.reshape(3, -1))
