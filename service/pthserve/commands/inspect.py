@@ -35,11 +35,15 @@ def command(settings: Settings, as_json: bool) -> None:
 
 def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.commands.display import reading
-    from pthserve.model.architecture import flops
     from pthserve.model.load import build
 
     with reading(settings.model) as progress:
         built = build(settings.model, settings, progress)
+
+    from pthserve.model.architecture import (
+        flops,
+    )  # with torch, which a file that is refused need not wait for
+
     card, architecture, weights, spec = built.card, built.architecture, built.weights, built.spec
     return {
         "name": card.name,
