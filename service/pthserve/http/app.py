@@ -23,6 +23,7 @@ def create_app(predictor: Predictor, settings: Settings, load: Load | None = Non
         redirect_slashes=False,
         redoc_url=None,
     )
-    for router in (routes.router(predictor, settings), v2.router(predictor, settings, load)):
-        app.include_router(router)
+    plain, protocol = routes.router(predictor, settings), v2.router(predictor, settings, load)
+    # As routes of the app itself: of a router within a router, each request's path is matched twice over.
+    app.router.routes[:0] = [*plain.routes, *protocol.routes]
     return Logged(Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining))

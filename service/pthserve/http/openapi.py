@@ -1,9 +1,11 @@
 """OpenAPI: what the schema says of the plain routes; the code that answers never builds one of these."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
+from starlette.routing import request_response
 
 JSON = "application/json"
 
@@ -98,9 +100,9 @@ class PlainRoute(APIRoute):
     FastAPI's own handler solves dependencies first, which a function of one Request has none of.
     """
 
-    def get_route_handler(self) -> Any:
-        """The function itself."""
-        return self.endpoint
+    def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self.app = request_response(endpoint)
 
 
 _DRAWN = "examples are of a model that tells red, green and blue squares apart"
