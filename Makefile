@@ -5,7 +5,7 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights serve test check bench cluster lock
+.PHONY: help env weights serve check test bench cluster lock docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,3 +42,7 @@ cluster: env ## start the local Kubernetes of k8s/local
 
 lock: env ## renew requirements.lock
 	@scripts/lock
+
+docs: env ## write the generated pages anew
+	@$(BIN)/python scripts/settings_table.py
+	@$(BIN)/python charts/generate.py

@@ -119,6 +119,7 @@ def test_a_model_that_is_not_there_exits_with_3_in_one_line() -> None:
     assert "no-such-model.pth" in one_line(done)
 
 
+@pytest.mark.slow
 def test_a_model_that_fits_nothing_exits_with_3_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({"layer.weight": torch.zeros(3, 3)}, path)
@@ -161,6 +162,7 @@ def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in one_line(done)
 
 
+@pytest.mark.slow
 def test_what_takes_torch_says_so_where_it_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), path)
@@ -168,5 +170,5 @@ def test_what_takes_torch_says_so_where_it_is_missing(tmp_path: Path) -> None:
         "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
     )
     done = run("inspect", path, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 1
-    assert "takes torch, which is not installed" in one_line(done)
+    assert done.returncode == 3
+    assert "needs PyTorch, which is not installed" in one_line(done)

@@ -125,9 +125,7 @@ def test_fast_is_near_exact_on_large_photos(size: tuple[int, int], spec: Spec) -
 def test_fast_turns_a_photo_upright_to_the_pixel(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(
-        camera("chelsea", 1627, 1203), "JPEG", exif=exif
-    )  # odd: half a pixel stands over
+    data = encoded(camera("chelsea", 1627, 1203), "JPEG", exif=exif)  # odd: half a pixel stands over
     spec = Spec(exif=True, resize=128, crop=(97, 112))
     assert off(crop(data, spec, decode="fast", max_pixels=LIMIT), exact(data, spec)) < 0.3
 

@@ -24,7 +24,7 @@ REDUCED_TO = 2.9
 """`fast` decodes a JPEG at no less than so many times the size that it is resized to. The difference from
 `exact` falls with it: 0.4 grey levels at 2, 0.3 at 2.9, 0.2 at 4. For 256, 3000 rows are quartered."""
 LEAST_REDUCED = 500
-"""Nor to fewer pixels a side than these: small photos are sharper, so that they differ more, and gain little."""
+"""Nor to fewer pixels a side than these: small photos are sharper, differ more and gain little."""
 REDUCING_GAP = 4.0
 """`fast` averages blocks of pixels as long as the image stays so many times too large, then filters."""
 _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
