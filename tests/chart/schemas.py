@@ -2,7 +2,7 @@
 
 The kinds that the chart makes, at the oldest and newest Kubernetes that it supports, from the OpenAPI files
 in the Go module k8s.io/kubernetes; and custom kinds from the CRDs in their projects' modules. Strict: a field
-that is not there is refused. Descriptions are left out. Needs Go.
+that is not there is refused. Skaffold's own schema lies beside them. Descriptions are left out. Needs Go.
 """
 
 import json
@@ -43,6 +43,7 @@ CUSTOM = [
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
 ]
+SKAFFOLD = "github.com/GoogleContainerTools/skaffold/v2@v2.16.1"
 
 
 def module(name: str) -> Path:
@@ -129,8 +130,24 @@ def custom(name: str, path: str) -> None:
         write(HERE / "custom" / f"{kind}-{crd['group'].split('.')[0]}-{version['name']}.json", schema)
 
 
+def skaffold() -> None:
+    """Skaffold's newest schema, which is strict as it is."""
+    prose = {"description", "x-intellij-html-description", "default", "examples", "preferredOrder"}
+
+    def bare(node: Any) -> Any:
+        if isinstance(node, list):
+            return [bare(item) for item in node]
+        if isinstance(node, dict):
+            return {key: bare(value) for key, value in node.items() if key not in prose}
+        return node
+
+    schema = json.loads((module(SKAFFOLD) / "docs-v2/content/en/schemas/v4beta13.json").read_text())
+    write(HERE / "custom" / "skaffold-v4beta13.json", bare(schema))
+
+
 if __name__ == "__main__":
     for version in (OLDEST, NEWEST):
         builtin(version)
     for crd in CUSTOM:
         custom(*crd)
+    skaffold()
