@@ -1,0 +1,34 @@
+"""docs/install.md and the examples' heads: every helm command that they show is one the chart takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import KUBERNETES, ROOT, Helm
+
+PAGES = [ROOT / "docs" / "install.md", *sorted((ROOT / "k8s" / "examples").glob("*.yaml"))]
+INSTALLS = [
+    pytest.param(command, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, command in enumerate(
+        re.findall(r"^(?:\$ |#   )(helm (?:install|upgrade) .+)$", page.read_text(), re.MULTILINE)
+    )
+]
+
+
+@pytest.mark.parametrize("command", INSTALLS)
+def test_a_shown_helm_command_renders(command: str, helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    digest = "0" * 64  # of the file that a command takes the SHA-256 of
+    shown = shlex.split(re.sub(r"\$\(sha256sum [^)]*\)", digest, command))
+    release, chart, *flags = shown[2:]
+
+    found = helm.run("template", release, chart, "--kube-version", KUBERNETES, *flags)
+
+    assert found.returncode == 0, found.stderr
+    assert Path(chart, "Chart.yaml").exists()
+    deployments = [d for d in yaml.safe_load_all(found.stdout) if d and d["kind"] == "Deployment"]
+    assert [deployment["metadata"]["name"] for deployment in deployments] == ["cats-pthserve"]
