@@ -16,7 +16,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-disable_created_metrics()  # a time series beside each counter, which nobody reads
+# A time series beside each counter, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
