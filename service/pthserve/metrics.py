@@ -91,6 +91,12 @@ MODEL_LOADS = Counter(
     ["result"],
     registry=REGISTRY,
 )
+SHADOW_IMAGES = Counter(
+    "pthserve_shadow_images",
+    "Live images that a new model answered too before it was swapped in, by result: agreed or disagreed.",
+    ["result"],
+    registry=REGISTRY,
+)
 PREDICTIONS = Counter(
     "pthserve_predictions",
     "Answers by top class; beyond the first 100 labels seen: `other`.",

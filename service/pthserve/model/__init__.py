@@ -17,7 +17,7 @@ class Golden:
     probability: float | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
     """A loaded model; each request holds the one it was admitted for.
 

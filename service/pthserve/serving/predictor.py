@@ -3,10 +3,11 @@
 import asyncio
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from pthserve.model.preprocess import crop, crop_pixels
 from pthserve.model.prove import softmax
 from pthserve.model.spec import Spec
 from pthserve.serving.admission import Admission
+from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
 from pthserve.serving.busy import Busy, Smoothed
 from pthserve.settings import Settings
@@ -81,6 +83,7 @@ class Predictor:
     draining: whether clients should go elsewhere.
     golden: how the current model did on its golden images: agreed, disagreed or unchecked.
     last_reload: what the latest attempt to replace the model came to, for /info.
+    observer: told the images and answers of each request, where there is one.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -89,6 +92,7 @@ class Predictor:
         self.draining = False
         self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
+        self.observer: Callable[[Sequence[Input], Sequence[Prediction]], None] | None = None
         self.batcher = Batcher(settings.max_batch)
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
@@ -120,6 +124,8 @@ class Predictor:
         for prediction in predictions:
             best = prediction.class_index
             count_prediction(model.labels[best], prediction.probabilities[best])
+        if self.observer is not None:
+            self.observer(images, predictions)
         return predictions
 
     def check(self, images: int, deadline: float) -> None:
@@ -145,7 +151,7 @@ class Predictor:
         most = self._settings.max_batch or model.plan.max_batch
         blank = np.zeros((most, *model.spec.image_shape), np.uint8)
         for batch in (blank[:1], blank):
-            await asyncio.to_thread(model.forward, batch)
+            await in_background(partial(model.forward, batch))
         photo = _photo(model.spec)
         for images in ([photo], [photo] * most):
             await self._answer(model, images, float("inf"))
@@ -164,6 +170,24 @@ class Predictor:
                 "precision": model.forward.precision,
             }
         )
+
+    def pixels(self, image: Input, spec: Spec) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """`image` as an engine takes it, within the limits of the settings; raises a RequestError."""
+        if isinstance(image, bytes):
+            return crop(image, spec, decode=self._settings.decode, max_pixels=self._settings.max_pixels)
+        if image.dtype == np.float32:
+            if image.shape != spec.tensor_shape:
+                raise MalformedRequest(
+                    f"the tensor's shape is {image.shape}; the model takes {spec.tensor_shape}"
+                )
+            return image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise MalformedRequest(
+                f"the pixels are {image.dtype} {image.shape}; the model takes uint8 (height, width, 3)"
+            )
+        if image.shape[0] * image.shape[1] > self._settings.max_pixels:
+            raise TooLarge(f"the image has more than the {self._settings.max_pixels} pixels that are allowed")
+        return crop_pixels(cast("NDArray[np.uint8]", image), spec)
 
     def saturation(self) -> float:
         """How close the service is to what it can do, 0 to 1: how busy its engine is, or its decoders."""
@@ -224,7 +248,7 @@ class Predictor:
         began = time.perf_counter()
         try:
             with self._decoding:
-                pixels = self._pixels(image, model.spec)
+                pixels = self.pixels(image, model.spec)
         except Exception as error:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 future.get_loop().call_soon_threadsafe(_fail, future, error)
@@ -234,23 +258,6 @@ class Predictor:
         seconds = time.perf_counter() - began
         self._seconds_per_decode.observe(seconds)
         _DECODE.observe(seconds)
-
-    def _pixels(self, image: Input, spec: Spec) -> NDArray[np.uint8] | NDArray[np.float32]:
-        if isinstance(image, bytes):
-            return crop(image, spec, decode=self._settings.decode, max_pixels=self._settings.max_pixels)
-        if image.dtype == np.float32:
-            if image.shape != spec.tensor_shape:
-                raise MalformedRequest(
-                    f"the tensor's shape is {image.shape}; the model takes {spec.tensor_shape}"
-                )
-            return image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise MalformedRequest(
-                f"the pixels are {image.dtype} {image.shape}; the model takes uint8 (height, width, 3)"
-            )
-        if image.shape[0] * image.shape[1] > self._settings.max_pixels:
-            raise TooLarge(f"the image has more than the {self._settings.max_pixels} pixels that are allowed")
-        return crop_pixels(cast("NDArray[np.uint8]", image), spec)
 
 
 def _expire(futures: Sequence[asyncio.Future[Inference]]) -> None:

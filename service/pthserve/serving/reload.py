@@ -1,0 +1,230 @@
+"""Reload: load beside, warm, prove, swap. The first model comes the same way, only that it replaces none."""
+
+import asyncio
+import gc
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from pthserve.errors import EngineError, GoldenError, ModelError
+from pthserve.metrics import MODEL_LOAD_SECONDS, MODEL_LOADS
+from pthserve.model import Model, card, prove
+from pthserve.serving.background import in_background
+from pthserve.serving.predictor import Predictor
+from pthserve.serving.shadow import Shadow
+from pthserve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Fingerprint = frozenset[tuple[str, int, int, int]]
+"""A model's files by name, with inode, size and time of change."""
+
+DEPTH = 3
+"""How many folders below a model's folder are looked into."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Proved:
+    model: Model
+    golden: str
+    seconds: float
+
+
+class Reload:
+    """Brings `predictor` its model, and brings it anew. One event loop uses it.
+
+    load: makes the model; called in a thread of its own.
+
+    A model that replaces another must have its name and as many classes: clients have both in their code, in
+    URLs and as indices. Labels, version, preprocessing and architecture may differ.
+    """
+
+    def __init__(self, predictor: Predictor, settings: Settings, load: Callable[[], Model]) -> None:
+        self._predictor = predictor
+        self._settings = settings
+        self._load = load
+        self._look = partial(fingerprint, Path(settings.model))
+        self._tried: Fingerprint | None = None
+        self._lock = asyncio.Lock()
+        self._next: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def first(self) -> None:
+        """Bring the first model, and from then on look for another; raises ModelError."""
+        async with self._lock:
+            with _attempt():
+                proved = await self._proved()
+                # What is there now stays: the collector need not look at it again and again.
+                gc.collect()
+                gc.freeze()
+                self._adopt(proved)
+            log.info("ready", extra={"fields": _fields(proved)})
+        if self._settings.reload_interval:
+            self._watching = asyncio.create_task(self._watch())
+
+    async def again(self) -> None:
+        """Bring the model anew, from the files as they are now or later; it goes on if nobody waits any more.
+
+        Raises ModelError, and then the old model is still served.
+        """
+        await asyncio.shield(self.start())
+
+    def start(self) -> "asyncio.Task[None]":
+        """Begin what `again` does. Whoever asks while a load that has not begun is due shares it."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._replace())
+            self._next.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return self._next
+
+    async def _watch(self) -> None:
+        """Load what has changed and then stayed as it is from one look to the next; what fails, only once."""
+        before = self._tried
+        while True:
+            await asyncio.sleep(self._settings.reload_interval)
+            now = await in_background(self._look)
+            if now == before and now != self._tried:
+                with suppress(ModelError):  # it is logged where it happens
+                    await self.again()
+            before = now
+
+    async def _replace(self) -> None:
+        async with self._lock:
+            self._next = None
+            told: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+            try:
+                with _attempt():
+                    proved = await self._proved()
+                    await self._check(proved.model)
+                    if self._settings.shadow:
+                        told["shadow"] = await self._shadow(proved.model)
+                    self._adopt(proved)
+            except Exception as error:
+                expected = isinstance(error, ModelError)
+                words = str(error) if expected else f"it cannot be run: {type(error).__name__}: {error}"
+                self._predictor.last_reload = {"result": _result(error), **told, "error": words}
+                log.log(logging.ERROR, "the model was not replaced: %s", words, exc_info=not expected)
+                if expected:
+                    raise
+                raise EngineError(f"{self._settings.model}: {words}") from error
+            told |= {"seconds": round(proved.seconds, 3), "digest": proved.model.digest}
+            self._predictor.last_reload = {"result": "ok", **told}
+            log.info("the model was replaced", extra={"fields": _fields(proved)})
+
+    async def _proved(self) -> _Proved:
+        """A model that is loaded, warm, and agrees with its golden images as far as the settings ask."""
+        began = time.perf_counter()
+        self._tried = await in_background(self._look)
+        model = await in_background(self._load)
+        # When the last request that holds the model is answered, or at once if it is not taken.
+        weakref.finalize(model, model.forward.close).atexit = False
+        if self._predictor.current is None:
+            self._predictor.unready = "the model is warming up"
+        await self._predictor.warm_up(model)
+        golden = await in_background(partial(_check_golden, model, self._settings))
+        return _Proved(model, golden, time.perf_counter() - began)
+
+    def _adopt(self, proved: _Proved) -> None:
+        self._predictor.golden = proved.golden
+        self._predictor.adopt(proved.model)
+        MODEL_LOAD_SECONDS.set(proved.seconds)
+
+    async def _check(self, model: Model) -> None:
+        """Raise what keeps `model` from taking the place of the current one."""
+        source, served = self._settings.model, self._predictor.model()
+        if await in_background(self._look) != self._tried:
+            raise ModelError(f"{source}: changed while it was loaded")
+        if model.num_classes != served.num_classes:
+            raise ModelError(
+                f"{source}: the model tells {model.num_classes} classes apart, and the one that is served "
+                f"{served.num_classes}; a service keeps its classes: restart it for others"
+            )
+        if model.name != served.name:
+            raise ModelError(
+                f"{source}: the model is called {model.name!r}, and the one that is served {served.name!r}; "
+                "a service keeps its name: give it one in model.yaml, or with --name"
+            )
+
+    async def _shadow(self, model: Model) -> dict[str, object]:
+        """How far `model` agrees with the current one on live traffic; raises ModelError if too little."""
+        shadow = Shadow(self._predictor, model, self._settings.shadow)
+        await shadow.run()
+        least = self._settings.shadow_agreement
+        if shadow.agreement is not None and shadow.agreement < least:
+            raise ModelError(
+                f"{self._settings.model}: the model gave {shadow.agreement:.1%} of {shadow.images} live "
+                f"images the class that the served one gave them; at least {least:.1%} are asked for"
+            )
+        return {"images": shadow.images, "agreement": shadow.agreement}
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """What changes when a file of the model at `path` does: of a folder all files, of a file it and its card.
+
+    Nothing is read. Symbolic links are followed, so that what Kubernetes swaps shows; hidden names, among
+    which it keeps old and new, do not count.
+    """
+    files = _files(path, DEPTH) if path.is_dir() else (path, path.parent / card.FILE)
+    return frozenset(seen for file in files for seen in _stat(file))
+
+
+def _files(folder: str | os.PathLike[str], depth: int) -> Iterator[str]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__")):
+                continue
+            if not entry.is_dir():
+                yield entry.path
+            elif depth:
+                yield from _files(entry.path, depth - 1)
+
+
+def _stat(file: str | os.PathLike[str]) -> Iterator[tuple[str, int, int, int]]:
+    with suppress(OSError):
+        found = os.stat(file)  # noqa: PTH116
+        yield os.fspath(file), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def _attempt() -> Iterator[None]:
+    """Count an attempt to bring a model, by what it comes to."""
+    try:
+        yield
+    except Exception as error:
+        MODEL_LOADS.labels(_result(error)).inc()
+        raise
+    MODEL_LOADS.labels("ok").inc()
+
+
+def _result(error: Exception) -> str:
+    return "golden" if isinstance(error, GoldenError) else "failed"
+
+
+def _fields(proved: _Proved) -> dict[str, object]:
+    model = proved.model
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "engine": model.forward.name,
+        "seconds": proved.seconds,
+    }
+
+
+def _check_golden(model: Model, settings: Settings) -> str:
+    """How `model` does on its golden images, in a word; raises GoldenError where that is to keep it out."""
+    if settings.golden == "off" or not model.golden:
+        return "unchecked"
+    proof = prove.golden(model, settings.tolerance, settings.decode)
+    if proof.agrees:
+        return "agreed"
+    told = "; ".join(proof.disagreements)
+    if settings.golden == "gate":
+        raise GoldenError(f"the golden images disagree: {told}")
+    log.warning("the golden images disagree: %s", told)
+    return "disagreed"

@@ -1,0 +1,75 @@
+"""Shadow: a model answers what another is asked, and nobody hears it: how often do both agree?"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+
+from pthserve.metrics import SHADOW_IMAGES
+from pthserve.model import Model
+from pthserve.serving.background import in_background
+from pthserve.serving.predictor import Input, Prediction, Predictor
+
+IMAGES = 100
+"""So many are enough to tell a model that agrees on 9 in 10 from one that agrees on all."""
+SECONDS = 60.0
+"""How long traffic is waited for."""
+WAITING = 4
+"""Images that may wait for the shadow; where it is slower than the traffic, the others pass it by."""
+
+
+class Shadow:
+    """Has `model` answer a `share`, 0 to 1, of the images that `predictor` answers with its own model.
+
+    images: how many both have answered; agreed: how many of those they gave the same class.
+    """
+
+    def __init__(self, predictor: Predictor, model: Model, share: float) -> None:
+        self._predictor = predictor
+        self._model = model
+        self._share = share
+        self._waiting: asyncio.Queue[tuple[Input, int]] = asyncio.Queue(WAITING)
+        self.images = 0
+        self.agreed = 0
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of agreement, 0 to 1; None where there was no traffic."""
+        return self.agreed / self.images if self.images else None
+
+    async def run(self) -> None:
+        """Compare until IMAGES have been compared or SECONDS have passed. No live answer waits for it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SECONDS
+        self._predictor.observer = self._offer
+        try:
+            while self.images < IMAGES:
+                async with asyncio.timeout_at(end):
+                    image, class_index = await self._waiting.get()
+                # Never cut short: the engine is for one thread at a time.
+                agrees = await in_background(partial(self._agrees, image, class_index))
+                self.images += 1
+                self.agreed += agrees
+                SHADOW_IMAGES.labels("agreed" if agrees else "disagreed").inc()
+        except TimeoutError:
+            pass
+        finally:
+            self._predictor.observer = None
+
+    def _offer(self, images: Sequence[Input], predictions: Sequence[Prediction]) -> None:
+        for image, prediction in zip(images, predictions, strict=True):
+            if random.random() < self._share:  # noqa: S311
+                with suppress(asyncio.QueueFull):
+                    self._waiting.put_nowait((image, prediction.class_index))
+
+    def _agrees(self, image: Input, class_index: int) -> bool:
+        """Whether the model gives `image` this class; one that cannot answer what the other can does not."""
+        try:
+            pixels = self._predictor.pixels(image, self._model.spec)
+            logits = np.asarray(self._model.forward(pixels[None]), np.float32)[0]
+        except Exception:
+            return False
+        return bool(np.isfinite(logits).all()) and int(logits.argmax()) == class_index

@@ -1,0 +1,417 @@
+"""A model is brought anew beside the old, and takes its place, or does not."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
+from pthserve.metrics import REGISTRY
+from pthserve.model import Golden, Model
+from pthserve.model.engine import Images, Logits
+from pthserve.serving.predictor import Predictor
+from pthserve.serving.reload import Reload, fingerprint
+from pthserve.settings import Settings
+
+from .squares import BLUE, Gate, Squares, png, squares, until
+
+OLD, NEW = "aa" * 32, "bb" * 32
+
+
+class Source:
+    """What a service loads: `model` makes it, or raises."""
+
+    def __init__(self, model: Callable[[], Model]) -> None:
+        self.model = model
+        self.loads = 0
+
+    def __call__(self) -> Model:
+        self.loads += 1
+        return self.model()
+
+
+@asynccontextmanager
+async def served(
+    engine: Squares | None = None, **settings: Any
+) -> AsyncIterator[tuple[Predictor, Reload, Source]]:
+    """A service of a model with the digest OLD."""
+    chosen = Settings(**settings)
+    predictor = Predictor(chosen)
+    first = [squares(engine, digest=OLD)]
+    source = Source(first.pop)
+    reload = Reload(predictor, chosen, source)
+    try:
+        await reload.first()
+        source.loads = 0
+        yield predictor, reload, source
+    finally:
+        if reload._watching is not None:
+            reload._watching.cancel()
+        predictor.close()
+
+
+def digest(predictor: Predictor) -> str:
+    return predictor.model().digest
+
+
+def loads(result: str) -> float:
+    return REGISTRY.get_sample_value("pthserve_model_loads_total", {"result": result}) or 0.0
+
+
+# --- what takes the old model's place ---------------------------------------------------------------------
+
+
+def test_a_new_model_takes_the_old_one_s_place_warm_and_what_it_came_to_is_told() -> None:
+    async def check() -> None:
+        engine = Squares()
+        async with served() as (predictor, reload, source):
+            assert predictor.last_reload is None
+            before = loads("ok")
+            source.model = lambda: squares(engine, digest=NEW, labels=("rot", "grün", "blau"))
+            await reload.again()
+            assert digest(predictor) == NEW
+            assert engine.batches
+            assert loads("ok") - before == 1
+            told = predictor.last_reload
+            assert told is not None
+            assert (told["result"], told["digest"]) == ("ok", NEW)
+            assert (await predictor.predict(png())).model.labels[0] == "rot"
+
+    asyncio.run(check())
+
+
+def test_requests_in_flight_are_answered_by_the_old_model_which_is_freed_with_the_last() -> None:
+    async def check() -> None:
+        engine, gate = Squares(), Gate()
+        async with served(engine) as (predictor, reload, source):
+            source.model = lambda: squares(digest=NEW)
+            engine.hook = gate
+            held = asyncio.create_task(predictor.predict(png()))
+            assert await asyncio.to_thread(gate.entered.wait, 10)
+            # The warm-up goes through the queue, which the gate holds: the swap comes right behind.
+            swap = asyncio.create_task(reload.again())
+            await until(lambda: predictor.batcher.depth > 0)
+            assert not engine.closed
+            gate.opened.set()
+            await swap
+            prediction = await held
+            assert prediction.model.digest == OLD
+            assert digest(predictor) == NEW
+            assert not engine.closed
+            del prediction, held
+            await until(lambda: engine.closed)
+
+    asyncio.run(check())
+
+
+def test_a_load_that_nobody_waits_for_any_more_goes_on() -> None:
+    async def check() -> None:
+        async with served() as (predictor, reload, source):
+            source.model = lambda: squares(digest=NEW)
+            impatient = asyncio.create_task(reload.again())
+            await asyncio.sleep(0)
+            impatient.cancel()
+            await until(lambda: digest(predictor) == NEW)
+
+    asyncio.run(check())
+
+
+def test_those_who_ask_while_a_load_runs_share_one_that_begins_after_it() -> None:
+    async def check() -> None:
+        gate = Gate()
+        async with served() as (_, reload, source):
+
+            def held() -> Model:
+                gate(None)
+                return squares(digest=NEW)
+
+            source.model = held
+            first = asyncio.create_task(reload.again())
+            assert await asyncio.to_thread(gate.entered.wait, 10)
+            others = [asyncio.create_task(reload.again()) for _ in range(5)]
+            await asyncio.sleep(0)
+            gate.opened.set()
+            await asyncio.gather(first, *others)
+            assert source.loads == 2
+
+    asyncio.run(check())
+
+
+# --- what does not ----------------------------------------------------------------------------------------
+
+
+class Nowhere(Squares):
+    def __call__(self, batch: Images) -> Logits:
+        return super().__call__(batch) * np.float32(np.nan)
+
+
+def fail(error: Exception) -> Any:
+    raise error
+
+
+def golden(folder: Path, **fields: Any) -> Model:
+    """A model that should find red in a blue image."""
+    image = folder / "golden.png"
+    image.write_bytes(png(BLUE))
+    return squares(golden=(Golden(image, 0),), **fields)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Model], type[ModelError], str, str]] = {
+    "no file": (
+        lambda _: fail(WeightsError("model.pth: no such file")),
+        WeightsError,
+        "failed",
+        "model.pth: no such file",
+    ),
+    "golden images": (golden, GoldenError, "golden", "class 2 .* and not 0"),
+    "an engine that raises": (
+        lambda _: squares(Squares(hook=lambda _: fail(ValueError("bad kernel")))),
+        EngineError,
+        "failed",
+        "bad kernel",
+    ),
+    "no memory": (lambda _: fail(MemoryError()), EngineError, "failed", "MemoryError"),
+    "no numbers": (lambda _: squares(Nowhere()), EngineError, "failed", "not a number"),
+    "other classes": (
+        lambda _: squares(Two(), labels=("red", "green")),
+        ModelError,
+        "failed",
+        "2 classes apart, and the one that is served 3",
+    ),
+    "another name": (
+        lambda _: squares(name="circles"),
+        ModelError,
+        "failed",
+        "'circles', and the one that is served 'squares'",
+    ),
+}
+
+
+class Two(Squares):
+    def __call__(self, batch: Images) -> Logits:
+        return super().__call__(batch)[:, :2]
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, kind, result, words = BROKEN[case]
+
+    async def check() -> None:
+        async with served() as (predictor, reload, source):
+            source.model = lambda: make(tmp_path)
+            before = loads(result)
+            with pytest.raises(kind, match=words):
+                await reload.again()
+            assert digest(predictor) == OLD
+            assert loads(result) - before == 1
+            told = predictor.last_reload
+            assert told is not None
+            assert told["result"] == result
+            assert str(told["error"]) in caplog.text
+            assert predictor.unready is None
+            assert (await predictor.predict(png())).class_index == 0
+            # And the next good one is taken.
+            source.model = lambda: squares(digest=NEW)
+            await reload.again()
+            assert digest(predictor) == NEW
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(check())
+    assert "the model was not replaced" in caplog.text
+
+
+def test_a_model_that_is_not_taken_is_freed(tmp_path: Path) -> None:
+    async def check() -> None:
+        engine = Squares()
+        async with served() as (_, reload, source):
+            source.model = lambda: golden(tmp_path, engine=engine)
+            with pytest.raises(GoldenError):
+                await reload.again()
+            await until(lambda: engine.closed)
+
+    asyncio.run(check())
+
+
+def test_golden_images_that_only_warn_let_the_model_in(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with served(golden="warn") as (predictor, reload, source):
+            source.model = lambda: golden(tmp_path, digest=NEW)
+            await reload.again()
+            assert (digest(predictor), predictor.golden) == (NEW, "disagreed")
+
+    asyncio.run(check())
+
+
+# --- watching ---------------------------------------------------------------------------------------------
+
+
+class File:
+    """A file whose content is the digest of the model it is; `broken` cannot be loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loads: list[str] = []
+        self.write(OLD)
+
+    def write(self, content: str) -> None:
+        fresh = self.path.with_name(".fresh")
+        fresh.write_text(content)
+        fresh.replace(self.path)
+
+    def load(self) -> Model:
+        content = self.path.read_text()
+        self.loads.append(content)
+        if content.startswith("broken"):
+            raise WeightsError(f"{self.path}: is broken")
+        return squares(digest=content)
+
+
+@asynccontextmanager
+async def watched(path: Path, interval: float = 0.02) -> AsyncIterator[tuple[Predictor, Reload, File]]:
+    file = File(path)
+    settings = Settings(model=str(path), reload_interval=interval)
+    predictor = Predictor(settings)
+    reload = Reload(predictor, settings, file.load)
+    try:
+        await reload.first()
+        yield predictor, reload, file
+    finally:
+        assert reload._watching is not None
+        reload._watching.cancel()
+        predictor.close()
+
+
+def test_a_file_that_changed_is_loaded_once_and_a_broken_one_too(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with watched(tmp_path / "model.pth") as (predictor, _, file):
+            file.write(NEW)
+            await until(lambda: digest(predictor) == NEW)
+            file.write("broken")
+            await until(lambda: (predictor.last_reload or {}).get("result") == "failed")
+            await asyncio.sleep(0.2)
+            assert file.loads == [OLD, NEW, "broken"]
+            assert digest(predictor) == NEW
+            file.write(OLD)
+            await until(lambda: digest(predictor) == OLD)
+
+    asyncio.run(check())
+
+
+def test_a_file_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with watched(tmp_path / "model.pth", interval=0.1) as (predictor, _, file):
+            for length in range(1, 40):  # it changes ten times between two looks
+                file.path.write_text(f"broken{length * 'x'}")
+                await asyncio.sleep(0.01)
+            file.write(NEW)
+            await until(lambda: digest(predictor) == NEW)
+            assert file.loads == [OLD, NEW]
+
+    asyncio.run(check())
+
+
+def test_a_file_that_is_gone_is_told_and_the_model_served_on(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with watched(tmp_path / "model.pth") as (predictor, _, file):
+            file.path.unlink()
+            await until(lambda: (predictor.last_reload or {}).get("result") == "failed")
+            assert digest(predictor) == OLD
+
+    asyncio.run(check())
+
+
+def test_what_changed_while_it_was_loaded_is_not_taken_and_then_loaded_again(tmp_path: Path) -> None:
+    async def check() -> None:
+        gate = Gate()
+        async with watched(tmp_path / "model.pth") as (predictor, reload, file):
+            load = reload._load
+
+            def held() -> Model:
+                model = load()
+                gate(None)
+                return model
+
+            reload._load = held
+            file.write("cc" * 32)
+            assert await asyncio.to_thread(gate.entered.wait, 10)
+            file.write(NEW)
+            gate.opened.set()
+            await until(lambda: "changed while it was loaded" in str(predictor.last_reload))
+            assert digest(predictor) == OLD
+            await until(lambda: digest(predictor) == NEW)
+
+    asyncio.run(check())
+
+
+# --- what a change is -------------------------------------------------------------------------------------
+
+
+def mounted(folder: Path, number: int) -> None:
+    """Put version `number` into `folder` as the kubelet does: a folder of its own, and a swap of `..data`."""
+    version = folder / f"..{number}"
+    (version / "golden").mkdir(parents=True)
+    (version / "model.pth").write_text(f"weights {number}")
+    (version / "golden" / "cat.jpg").write_text("a cat")
+    link = folder / "..data_tmp"
+    link.symlink_to(version.name)
+    link.replace(folder / "..data")
+    for name in ("model.pth", "golden"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(f"..data/{name}")
+
+
+@pytest.mark.parametrize("watched", ["", "model.pth"])
+def test_a_swap_of_what_kubernetes_mounts_is_a_change(tmp_path: Path, watched: str) -> None:
+    mounted(tmp_path, 1)
+    before = fingerprint(tmp_path / watched)
+    assert len(before) == (1 if watched else 2)
+    assert fingerprint(tmp_path / watched) == before
+    mounted(tmp_path, 2)
+    assert fingerprint(tmp_path / watched) != before
+
+
+@pytest.mark.parametrize(
+    ("watched", "changed"),
+    [
+        ("model.pth", "model.pth"),
+        ("model.pth", "model.yaml"),
+        ("", "model.pth"),
+        ("", "labels.txt"),
+        ("", "golden/new.png"),
+    ],
+)
+def test_a_file_of_the_model_that_changes_or_comes_is_a_change(
+    tmp_path: Path, watched: str, changed: str
+) -> None:
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "model.pth").write_text("weights")
+    before = fingerprint(tmp_path / watched)
+    (tmp_path / changed).write_text("new content")
+    assert fingerprint(tmp_path / watched) != before
+
+
+@pytest.mark.parametrize(
+    ("watched", "changed"), [("model.pth", "other.pth"), ("", ".model.pth.part"), ("", "..2024/x")]
+)
+def test_what_is_no_file_of_the_model_is_no_change(tmp_path: Path, watched: str, changed: str) -> None:
+    (tmp_path / "model.pth").write_text("weights")
+    before = fingerprint(tmp_path / watched)
+    (tmp_path / changed).parent.mkdir(exist_ok=True)
+    (tmp_path / changed).write_text("new content")
+    assert fingerprint(tmp_path / watched) == before
+
+
+def test_what_is_not_there_has_a_fingerprint_and_links_in_a_circle_an_end(tmp_path: Path) -> None:
+    assert fingerprint(tmp_path / "nothing") == frozenset()
+    (tmp_path / "model.pth").write_text("weights")
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to("nothing")
+    assert len(fingerprint(tmp_path)) < 50
