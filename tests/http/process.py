@@ -22,7 +22,8 @@ class Process:
         arguments = [sys.executable, SCRIPT, json.dumps(settings), str(each), str(loading)]
         self.child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.child.stdout is not None
-        self.port = json.loads(self.child.stdout.readline())["http"]
+        self.ports = json.loads(self.child.stdout.readline())
+        self.port = self.ports["http"]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE)
 
     def ask(self, path: str) -> httpx.Response | None:

@@ -20,7 +20,7 @@ from pthserve.model.preprocess import crop_pixels, normalise
 from pthserve.protos import inference_pb2 as pb
 from pthserve.rpc import handlers
 from pthserve.rpc.handlers import SERVICE
-from pthserve.rpc.server import Server, start
+from pthserve.rpc.server import Server, listen
 from pthserve.serving.predictor import Prediction, Predictor
 from pthserve.settings import Settings
 
@@ -38,7 +38,8 @@ class Rpc:
         self.load_error: Exception | None = None
         self.predictor = Predictor(SETTINGS)
         self.predictor.adopt(linear(self.engine))
-        self.server: Server = self.loop.run(start(self.predictor, SETTINGS, self._load))
+        self.server: Server = self.loop.run(listen(SETTINGS))
+        self.loop.run(self.server.start(self.predictor, self._load))
         self.channel: grpc.aio.Channel = self.loop.run(self._connect())
 
     async def _connect(self) -> grpc.aio.Channel:
@@ -433,7 +434,8 @@ def test_messages_that_fill_the_memory_are_refused(rpc: Rpc, monkeypatch: pytest
     async def ask() -> grpc.aio.AioRpcError:
         settings = SETTINGS.model_copy(update={"max_body": 2**20})
         monkeypatch.setattr(handlers, "BODIES", 0)
-        server = await start(rpc.predictor, settings)
+        server = await listen(settings)
+        await server.start(rpc.predictor)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 call = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
@@ -516,4 +518,42 @@ def test_a_port_that_is_taken_is_an_error(rpc: Rpc) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = SETTINGS.model_copy(update={"grpc_port": taken.getsockname()[1]})
         with pytest.raises(OSError, match="taken"):
-            rpc.loop.run(start(rpc.predictor, settings))
+            rpc.loop.run(listen(settings))
+
+
+def test_a_service_that_nobody_knows_has_no_health(rpc: Rpc) -> None:
+    async def ask() -> tuple[grpc.StatusCode, int]:
+        stub = health_pb2_grpc.HealthStub(rpc.channel)
+        unknown = health_pb2.HealthCheckRequest(service="cats")
+        watch = stub.Watch(unknown)
+        watched = (await watch.read()).status
+        watch.cancel()
+        return (await _ended(stub.Check(unknown))).code(), watched
+
+    unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    assert rpc.loop.run(ask()) == (grpc.StatusCode.NOT_FOUND, unknown)
+
+
+def test_those_who_watch_are_told_of_each_change_and_keep_no_server_from_stopping(rpc: Rpc) -> None:
+    states = health_pb2.HealthCheckResponse
+
+    async def watch() -> list[int]:
+        server = await listen(SETTINGS)
+        await server.start(rpc.predictor)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            left, watched = (stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2))
+            seen = [(await watched.read()).status]
+            await left.read()
+            left.cancel()
+            rpc.predictor.unready = "the service is shutting down"
+            seen.append((await watched.read()).status)
+            async with asyncio.timeout(30):
+                await server.stop(3600)
+            assert await watched.read() is grpc.aio.EOF
+            return seen
+
+    try:
+        assert rpc.loop.run(watch()) == [states.SERVING, states.NOT_SERVING]
+    finally:
+        rpc.predictor.unready = None

@@ -30,6 +30,6 @@ def command(settings: Settings) -> None:
         server = Server(settings, loaded)
     except OSError as error:
         raise PthserveError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --port"
+            f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"
         ) from error
     server.run()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
@@ -30,6 +31,9 @@ from pthserve.model import Model, prove
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
+if TYPE_CHECKING:
+    from pthserve.rpc.server import Server as Rpc
+
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75
@@ -47,15 +51,23 @@ class Server:
     def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
         self._settings = settings
         self._load = load
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self.ports: dict[str, int] = {}
+        """The ports that were taken: http, and metrics and grpc where these have theirs."""
+        self._rpc: Rpc | None = None
+        if settings.grpc_port is not None:
+            from pthserve.rpc.server import listen
+
+            self._rpc = self._loop.run_until_complete(listen(settings))
+            self.ports["grpc"] = self._rpc.port
         self._sockets = {"http": _listen(settings.host, settings.port)}
         if settings.metrics_port is not None:
             self._sockets["metrics"] = _listen(settings.host, settings.metrics_port)
-        self.ports = {name: int(listening.getsockname()[1]) for name, listening in self._sockets.items()}
-        """The ports that were taken: http, and metrics where that has its own."""
-        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self.ports |= {name: int(listening.getsockname()[1]) for name, listening in self._sockets.items()}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._uvicorns: list[_Uvicorn] = []
+        self._ending: asyncio.Task[None] | None = None
 
     def run(self) -> None:
         """Serve until told to stop. Raises the ModelError for which the model cannot be loaded."""
@@ -93,6 +105,9 @@ class Server:
         ]
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         log.info("listening on http://%s:%d", host, self.ports["http"])
+        if self._rpc is not None:
+            await self._rpc.start(predictor)
+            log.info("listening for gRPC on %s:%d", host, self._rpc.port)
         loading.add_done_callback(
             lambda done: self._stop.set() if done.cancelled() or done.exception() else None
         )
@@ -103,6 +118,8 @@ class Server:
             await _wait(self._hurry, self._settings.drain_seconds)
         for server in self._uvicorns:
             server.should_exit = True
+        if self._rpc is not None:
+            await self._rpc.stop(self._settings.deadline)
         await asyncio.gather(*serving)
 
     async def _make_ready(self, predictor: Predictor) -> None:
@@ -148,6 +165,8 @@ class Server:
         if self._hurry.is_set():
             for server in self._uvicorns:
                 server.force_exit = True
+            if self._rpc is not None:
+                self._ending = self._loop.create_task(self._rpc.stop(0))
         elif self._stop.is_set():
             self._hurry.set()
         self._stop.set()
@@ -184,9 +203,12 @@ class _Uvicorn(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.create_server(
-        (host, port), family=family, backlog=2048, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
-    )
+    dualstack = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=dualstack)
+    except OSError as error:
+        reason = (error.strerror or "").partition(" (while ")[0]
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {reason}") from error
     listening.setblocking(False)
     return listening
 

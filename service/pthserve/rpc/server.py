@@ -1,48 +1,51 @@
 """Server: the Open Inference Protocol and grpc.health.v1, on the event loop that also serves HTTP."""
 
-import asyncio
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+import errno
+from dataclasses import dataclass, field
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from pthserve.protocol.service import Load, Service
 from pthserve.rpc.calls import CALLS
 from pthserve.rpc.handlers import SERVICE, Handlers
+from pthserve.rpc.health import Health
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
-HEALTH_EVERY = 0.5
-"""Seconds between two looks at whether the service is ready, for those who ask for its health."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Server:
-    """A gRPC server that listens.
+    """A gRPC server that has its port, and answers from `start` to `stop`.
 
     port: the one it took.
     """
 
     port: int
     _server: grpc.aio.Server
-    _health: "asyncio.Task[None]"
+    _settings: Settings
+    _health: Health | None = field(default=None, init=False)
+
+    async def start(self, predictor: Predictor, load: Load | None = None) -> None:
+        """Answer calls; load: reads the model's file again, for RepositoryModelLoad."""
+        service = Service(predictor, self._settings, load)
+        handlers = Handlers(service, self._settings)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers.of(CALLS)),)
+        )
+        self._health = Health(service.unready)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        await self._server.start()
 
     async def stop(self, grace: float) -> None:
-        """Let no new call in, and give those in flight up to `grace` seconds."""
-        self._health.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._health
+        """Let no new call in, and give those in flight up to `grace` seconds; or fewer, asked again."""
+        if self._health is not None:
+            self._health.end()
         await self._server.stop(grace)
 
 
-async def start(predictor: Predictor, settings: Settings, load: Load | None = None) -> Server:
-    """Listen on `settings.grpc_port`; 0 takes a free one. Raises OSError where that cannot be.
-
-    load: reads the model's file again, for RepositoryModelLoad.
-    """
-    service = Service(predictor, settings, load)
+async def listen(settings: Settings) -> Server:
+    """Take `settings.grpc_port`, or a free one where that is 0; raises OSError where it cannot be had."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.max_body),
@@ -51,31 +54,9 @@ async def start(predictor: Predictor, settings: Settings, load: Load | None = No
         # Beyond those that can be answered there is room for those that are told so.
         maximum_concurrent_rpcs=2 * settings.max_inflight,
     )
-    handlers = Handlers(service, settings)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers.of(CALLS)),)
-    )
-    servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    await _tell(servicer, service)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
     try:
-        port = server.add_insecure_port(address)
+        return Server(server.add_insecure_port(address), server, settings)
     except RuntimeError as error:
-        raise OSError(f"cannot listen for gRPC on {address}: is the port taken?") from error
-    await server.start()
-    return Server(port, server, asyncio.create_task(_follow(servicer, service)))
-
-
-async def _follow(servicer: Any, service: Service) -> None:
-    while True:
-        await asyncio.sleep(HEALTH_EVERY)
-        await _tell(servicer, service)
-
-
-async def _tell(servicer: Any, service: Service) -> None:
-    states = health_pb2.HealthCheckResponse
-    state = states.NOT_SERVING if service.unready() else states.SERVING
-    for name in ("", SERVICE.full_name):
-        await servicer.set(name, state)
+        raise OSError(errno.EADDRINUSE, f"cannot listen for gRPC on {address}: the port is taken") from error
