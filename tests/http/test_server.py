@@ -202,3 +202,48 @@ def test_no_request_is_lost_when_the_service_is_told_to_stop_under_load() -> Non
         assert code == 0, log
         codes = {json.loads(line).get("code") for line in log.splitlines() if "/predict" in line}
         assert codes == {200}
+
+
+# --- a model that is read anew ----------------------------------------------------------------------------
+
+
+class Source:
+    """What a service loads: `model`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self) -> Model:
+        return self.model
+
+
+def test_the_repository_s_load_reads_the_model_anew_and_info_says_so() -> None:
+    source = Source(squares(digest="aa" * 32))
+    with serving(source) as service:
+        service.wait_until_ready()
+        assert service.client.get("/info").json()["last_reload"] is None
+        source.model = squares(digest="bb" * 32)
+        assert service.client.post("/v2/repository/models/squares/load").status_code == 200
+        info = service.client.get("/info").json()
+        assert info["digest"] == "bb" * 32
+        assert (info["last_reload"]["result"], info["last_reload"]["digest"]) == ("ok", "bb" * 32)
+        source.model = squares(labels=("red", "green", "blue", "black"))
+        reply = service.client.post("/v2/repository/models/squares/load")
+        assert reply.status_code == 409
+        info = service.client.get("/info").json()
+        assert (info["digest"], info["last_reload"]["result"]) == ("bb" * 32, "failed")
+        assert service.client.post("/predict", files={"image": png()}).status_code == 200
+
+
+def test_sighup_reads_the_model_anew() -> None:
+    with process() as service:
+        until(service.ready)
+        loads = 'pthserve_model_loads_total{result="ok"}'
+        assert service.metric(loads) == 1
+        service.child.send_signal(signal.SIGHUP)
+        until(lambda: service.metric(loads) == 2)
+        service.child.send_signal(signal.SIGTERM)
+        service.child.send_signal(signal.SIGTERM)
+        code, log = service.end()
+        assert code == 0, log
+        assert "the model was replaced" in log

@@ -160,7 +160,7 @@ def test_without_traffic_the_model_is_swapped_in_when_the_time_is_up(monkeypatch
 
 
 def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pass takes a fifth of a second; an answer, which shares nothing with it but the CPU, milliseconds."""
+    """Its pass takes a fifth of a second, and an answer milliseconds: they share nothing but the CPU."""
     monkeypatch.setattr(shadow, "IMAGES", 3)
 
     async def check() -> None:

@@ -1,16 +1,13 @@
 """Server: wiring, uvicorn, and how the service comes and goes."""
 
 import asyncio
-import gc
 import logging
 import math
 import platform
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -21,14 +18,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import pthserve
-from pthserve.errors import GoldenError, ModelError
 from pthserve.http import logs, problems
 from pthserve.http.app import create_app
 from pthserve.http.connection import Connection
 from pthserve.http.routes import metrics
-from pthserve.metrics import BUILD_INFO, MODEL_LOAD_SECONDS, MODEL_LOADS
-from pthserve.model import Model, prove
+from pthserve.metrics import BUILD_INFO
+from pthserve.model import Model
 from pthserve.serving.predictor import Predictor
+from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +41,7 @@ they would now and then send a request down a connection that is just being clos
 class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
-    load: makes the model, in a thread, while the ports already answer.
+    load: makes the model, in a thread, while the ports already answer; and whenever it is to be read anew.
     Raises OSError where a port cannot be had.
     """
 
@@ -85,17 +82,20 @@ class Server:
     async def _serve(self) -> None:
         predictor = Predictor(self._settings)
         try:
-            with self._signals():
-                loading = asyncio.create_task(self._make_ready(predictor))
-                await self._until_stopped(predictor, loading)
+            reload = Reload(predictor, self._settings, self._load)
+            with self._signals(reload):
+                loading = asyncio.create_task(reload.first())
+                await self._until_stopped(predictor, reload, loading)
         finally:
             predictor.close()
         if loading.done():
             loading.result()  # raises what went wrong
 
-    async def _until_stopped(self, predictor: Predictor, loading: "asyncio.Task[None]") -> None:
+    async def _until_stopped(
+        self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
+    ) -> None:
         apps: dict[str, ASGIApp] = {
-            "http": create_app(predictor, self._settings),
+            "http": create_app(predictor, self._settings, reload.again),
             "metrics": Starlette(routes=[Route("/metrics", metrics)], exception_handlers=problems.HANDLERS),
         }
         self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
@@ -106,7 +106,7 @@ class Server:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         log.info("listening on http://%s:%d", host, self.ports["http"])
         if self._rpc is not None:
-            await self._rpc.start(predictor)
+            await self._rpc.start(predictor, reload.again)
             log.info("listening for gRPC on %s:%d", host, self._rpc.port)
         loading.add_done_callback(
             lambda done: self._stop.set() if done.cancelled() or done.exception() else None
@@ -122,44 +122,27 @@ class Server:
             await self._rpc.stop(self._settings.deadline)
         await asyncio.gather(*serving)
 
-    async def _make_ready(self, predictor: Predictor) -> None:
-        began = time.perf_counter()
-        try:
-            model = await _in_thread(self._load)
-            predictor.unready = "the model is warming up"
-            await predictor.warm_up(model)
-            predictor.golden = await asyncio.to_thread(_check_golden, model, self._settings)
-        except ModelError as error:
-            MODEL_LOADS.labels("golden" if isinstance(error, GoldenError) else "failed").inc()
-            raise
-        seconds = time.perf_counter() - began
-        MODEL_LOADS.labels("ok").inc()
-        MODEL_LOAD_SECONDS.set(seconds)
-        # What is there now stays: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        predictor.adopt(model)
-        fields = {
-            "name": model.name,
-            "digest": model.digest,
-            "engine": model.forward.name,
-            "seconds": seconds,
-        }
-        log.info("ready", extra={"fields": fields})
-
     @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not."""
+    def _signals(self, reload: Reload) -> Iterator[None]:
+        """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not.
+
+        SIGHUP reads the model anew.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._loop.add_signal_handler(signal.SIGTERM, self._on_stop)
-        self._loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
+        handlers = {
+            signal.SIGTERM: self._on_stop,
+            signal.SIGINT: self._on_interrupt,
+            signal.SIGHUP: reload.start,
+        }
+        for number, handler in handlers.items():
+            self._loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            self._loop.remove_signal_handler(signal.SIGTERM)
-            self._loop.remove_signal_handler(signal.SIGINT)
+            for number in handlers:
+                self._loop.remove_signal_handler(number)
 
     def _on_stop(self) -> None:
         if self._hurry.is_set():
@@ -219,31 +202,3 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         pass
-
-
-async def _in_thread(load: Callable[[], Model]) -> Model:
-    """What `load` returns; in a daemon's thread, so that a service can be stopped while it loads."""
-    done: Future[Model] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(load())
-        except BaseException as error:  # whoever awaits it gets it
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="load", daemon=True).start()
-    return await asyncio.wrap_future(done)
-
-
-def _check_golden(model: Model, settings: Settings) -> str:
-    """How `model` does on its golden images, in a word; raises GoldenError where that is to keep it out."""
-    if settings.golden == "off" or not model.golden:
-        return "unchecked"
-    proof = prove.golden(model, settings.tolerance, settings.decode)
-    if proof.agrees:
-        return "agreed"
-    told = "; ".join(proof.disagreements)
-    if settings.golden == "gate":
-        raise GoldenError(f"the golden images disagree: {told}")
-    log.warning("the golden images disagree: %s", told)
-    return "disagreed"

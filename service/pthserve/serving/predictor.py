@@ -159,7 +159,8 @@ class Predictor:
     def adopt(self, model: Model) -> None:
         """Give `model` to every request that comes from now on."""
         self.current = model
-        self.unready = None
+        if not self.draining:
+            self.unready = None
         MODEL_INFO.info(
             {
                 "name": model.name,
