@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -114,6 +114,20 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line that is logged"
     )
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _is_a_rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            from limits import parse  # slow to import, and few ask for it
+
+            try:
+                amount = parse(value).amount
+            except ValueError:
+                amount = 0
+            if not amount:
+                raise ValueError("must be a number of requests and a time, such as 100/second")
+        return value
 
     @property
     def cpus(self) -> int:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ def connected(port: int) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def infer(channel: grpc.Channel, model: str) -> grpc.Future:
+def infer(channel: grpc.Channel, model: str, **metadata: str) -> grpc.Future:
     request = pb.ModelInferRequest(model_name=model)
     request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(png())
     call = channel.unary_unary(
@@ -36,7 +37,7 @@ def infer(channel: grpc.Channel, model: str) -> grpc.Future:
         request_serializer=pb.ModelInferRequest.SerializeToString,
         response_deserializer=pb.ModelInferResponse.FromString,
     )
-    return call.future(request, timeout=PATIENCE)
+    return call.future(request, timeout=PATIENCE, metadata=tuple(metadata.items()))
 
 
 def health(channel: grpc.Channel) -> int:
@@ -55,6 +56,23 @@ def test_both_fronts_share_a_predictor_and_its_metrics() -> None:
         outputs = infer(channel, name(service)).result().outputs
         assert [*outputs[2].contents.bytes_contents] == [b"red"]
         until(lambda: service.metric(route) == before + 1)
+
+
+def test_both_fronts_share_keys_and_rates_and_probes_need_none(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key")
+    key = {"X-API-Key": "a-key"}
+    with serving(grpc_port=0, api_keys=tmp_path / "keys", rate_limit="2/hour") as service:
+        served = str(service.client.get("/info", headers=key).json()["name"])
+        with connected(service.server.ports["grpc"]) as channel:
+            assert health(channel) == STATES.SERVING
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(channel, served).result()
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            assert infer(channel, served, authorization="Bearer a-key").result().outputs
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(channel, served, authorization="Bearer a-key").result()
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert service.client.get("/info", headers=key).status_code == 429
 
 
 def test_a_grpc_port_that_is_taken_is_an_error_at_once() -> None:

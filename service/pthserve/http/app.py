@@ -5,6 +5,7 @@ from starlette.types import ASGIApp
 
 import pthserve
 from pthserve.http import problems, routes, v2
+from pthserve.http.guard import Guard, Guarded
 from pthserve.http.limits import Limits
 from pthserve.http.logs import Logged
 from pthserve.protocol.service import Load
@@ -12,8 +13,13 @@ from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
 
-def create_app(predictor: Predictor, settings: Settings, load: Load | None = None) -> ASGIApp:
-    """The app that answers for `predictor`; load: reads the model's file again."""
+def create_app(
+    predictor: Predictor, settings: Settings, load: Load | None = None, guard: Guard | None = None
+) -> ASGIApp:
+    """The app that answers for `predictor`.
+
+    load: reads the model's file again. guard: says who is let in; without one everybody is.
+    """
     app = FastAPI(
         title="pthserve",
         version=pthserve.__version__,
@@ -26,4 +32,5 @@ def create_app(predictor: Predictor, settings: Settings, load: Load | None = Non
     plain, protocol = routes.router(predictor, settings), v2.router(predictor, settings, load)
     # As routes of the app itself: of a router within a router, each request's path is matched twice over.
     app.router.routes[:0] = [*plain.routes, *protocol.routes]
-    return Logged(Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining))
+    bounded: ASGIApp = Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining)
+    return Logged(Guarded(bounded, guard) if guard is not None else bounded)

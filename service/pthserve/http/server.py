@@ -21,6 +21,7 @@ import pthserve
 from pthserve.http import logs, problems
 from pthserve.http.app import create_app
 from pthserve.http.connection import Connection
+from pthserve.http.guard import Guard
 from pthserve.http.routes import metrics
 from pthserve.metrics import BUILD_INFO
 from pthserve.model import Model
@@ -42,12 +43,13 @@ class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
     load: makes the model, in a thread, while the ports already answer; and whenever it is to be read anew.
-    Raises OSError where a port cannot be had.
+    Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
         self._settings = settings
         self._load = load
+        self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self.ports: dict[str, int] = {}
         """The ports that were taken: http, and metrics and grpc where these have theirs."""
@@ -95,7 +97,7 @@ class Server:
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
         apps: dict[str, ASGIApp] = {
-            "http": create_app(predictor, self._settings, reload.again),
+            "http": create_app(predictor, self._settings, reload.again, self._guard),
             "metrics": Starlette(routes=[Route("/metrics", metrics)], exception_handlers=problems.HANDLERS),
         }
         self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
@@ -106,7 +108,7 @@ class Server:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         log.info("listening on http://%s:%d", host, self.ports["http"])
         if self._rpc is not None:
-            await self._rpc.start(predictor, reload.again)
+            await self._rpc.start(predictor, reload.again, self._guard)
             log.info("listening for gRPC on %s:%d", host, self._rpc.port)
         loading.add_done_callback(
             lambda done: self._stop.set() if done.cancelled() or done.exception() else None

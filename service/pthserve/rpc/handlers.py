@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pthserve.errors import MalformedRequest, Overloaded, PthserveError, RateLimited, TooSlow, Unavailable
+from pthserve.http.guard import Guard
 from pthserve.http.logs import record, request_id
 from pthserve.http.problems import GONE, status
 from pthserve.metrics import REJECTED
@@ -26,7 +27,11 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 BODIES = 16
 """How many messages of the largest size may be held at once, however many calls they belong to."""
 
+OPEN = {"ServerLive", "ServerReady"}
+"""Calls for which no key is asked and no token taken: probes."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
+Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,11 @@ Call = Callable[[Service, Any, Terms], Awaitable[Message]]
 
 
 class Handlers:
-    """gRPC handlers of calls on `service`."""
+    """gRPC handlers of calls on `service`; guard: says who is let in, but for the calls in OPEN."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings, guard: Guard | None = None) -> None:
         self._service = service
+        self._guard = guard
         self._deadline = settings.deadline
         self._room = BODIES * settings.max_body
 
@@ -71,11 +77,14 @@ class Handlers:
 
         async def handle(_: object, context: Context) -> bytes:
             began = time.perf_counter()
-            terms = self._terms(context)
+            headers = _headers(context)
+            terms = self._terms(context, headers)
             trailer = (("x-request-id", str(terms.notes["request_id"])),)
             context.set_trailing_metadata(trailer)
             http = 500
             try:
+                if self._guard is not None and name not in OPEN:
+                    self._guard.admit(headers, context.peer().rpartition(":")[0])
                 response = await self._answer(request_class, call, context, terms)
                 http = 200
             except PthserveError as error:
@@ -95,13 +104,9 @@ class Handlers:
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
-    def _terms(self, context: Context) -> Terms:
+    def _terms(self, context: Context, headers: Headers) -> Terms:
         granted = context.time_remaining()
         seconds = self._deadline if granted is None else min(granted, self._deadline)
-        headers = [
-            (name.encode(), value.encode() if isinstance(value, str) else value)
-            for name, value in context.invocation_metadata() or ()
-        ]
         until = asyncio.get_running_loop().time() + seconds
         return Terms(until, {"request_id": request_id(headers).decode()})
 
@@ -120,6 +125,13 @@ class Handlers:
             return response.SerializeToString()
         finally:
             self._room += len(body)
+
+
+def _headers(context: Context) -> Headers:
+    return [
+        (name.encode(), value.encode() if isinstance(value, str) else value)
+        for name, value in context.invocation_metadata() or ()
+    ]
 
 
 async def _read(context: Context, terms: Terms) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from pthserve.http.guard import Guard
 from pthserve.protocol.service import Load, Service
 from pthserve.rpc.calls import CALLS
 from pthserve.rpc.handlers import SERVICE, Handlers
@@ -26,10 +27,13 @@ class Server:
     _settings: Settings
     _health: Health | None = field(default=None, init=False)
 
-    async def start(self, predictor: Predictor, load: Load | None = None) -> None:
-        """Answer calls; load: reads the model's file again, for RepositoryModelLoad."""
+    async def start(self, predictor: Predictor, load: Load | None = None, guard: Guard | None = None) -> None:
+        """Answer calls.
+
+        load: reads the model's file again, for RepositoryModelLoad. guard: says who is let in.
+        """
         service = Service(predictor, self._settings, load)
-        handlers = Handlers(service, self._settings)
+        handlers = Handlers(service, self._settings, guard)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers.of(CALLS)),)
         )

@@ -1,0 +1,274 @@
+"""API keys and rates: who is let in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from pthserve.errors import PthserveError, RateLimited, Unauthorized
+from pthserve.http.guard import Guard
+from pthserve.http.keys import LOOK_EVERY, Keys
+from pthserve.http.rates import ROOM, Rates
+from pthserve.settings import Settings
+
+from ..serving.squares import png
+from .conftest import serving, until
+from .wire import connect, exchange, head, read
+
+KEYS = b"# of the shop\nalpha-key\n\n  beta-key \r\n"
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_bytes(KEYS)
+    return path
+
+
+# --- keys -------------------------------------------------------------------------------------------------
+
+
+def test_each_key_has_a_name_of_its_own_that_gives_nothing_away(file: Path) -> None:
+    keys = Keys(file)
+    names = {keys.owner([b"alpha-key"]), keys.owner([b"beta-key"])}
+    assert len(names) == 2
+    assert not any("key" in name for name in names)
+    assert keys.owner([b"wrong", b"alpha-key"]) == keys.owner([b"alpha-key"])
+
+
+@pytest.mark.parametrize(
+    "offered", [[], [b""], [b"alpha-ke"], [b"alpha-key2"], [b"ALPHA-KEY"], [b"# of the shop"], [b"\xff"]]
+)
+def test_without_one_of_the_keys_nobody_is_let_in(file: Path, offered: list[bytes]) -> None:
+    with pytest.raises(Unauthorized, match="API key"):
+        Keys(file).owner(offered)
+
+
+def test_no_key_is_held_in_the_clear(file: Path) -> None:
+    assert b"alpha" not in repr(vars(Keys(file))).encode()
+
+
+def test_keys_are_read_again_when_the_file_changes(file: Path, clock: Clock) -> None:
+    keys = Keys(file, clock)
+    file.write_bytes(b"gamma-key\n")
+    clock.now += LOOK_EVERY
+    assert keys.owner([b"gamma-key"])
+    with pytest.raises(Unauthorized):
+        keys.owner([b"alpha-key"])
+
+
+def test_a_secret_that_kubernetes_swaps_is_read_again(tmp_path: Path, clock: Clock) -> None:
+    for number, text in enumerate((b"old-key", b"new-key")):
+        (tmp_path / f"..{number}").mkdir()
+        (tmp_path / f"..{number}" / "keys").write_bytes(text)
+        os.utime(tmp_path / f"..{number}" / "keys", (1, 1))
+    (tmp_path / "..data").symlink_to("..0")
+    (tmp_path / "keys").symlink_to("..data/keys")
+    keys = Keys(tmp_path / "keys", clock)
+    assert keys.owner([b"old-key"])
+    (tmp_path / "..data_tmp").symlink_to("..1")
+    (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+    clock.now += LOOK_EVERY
+    assert keys.owner([b"new-key"])
+
+
+def test_keys_hold_while_their_file_is_gone_and_none_holds_once_it_is_empty(file: Path, clock: Clock) -> None:
+    keys = Keys(file, clock)
+    file.unlink()
+    clock.now += LOOK_EVERY
+    assert keys.owner([b"alpha-key"])
+    file.write_bytes(b"")
+    clock.now += LOOK_EVERY
+    with pytest.raises(Unauthorized):
+        keys.owner([b"alpha-key"])
+
+
+@pytest.mark.parametrize("text", [None, b"", b"\n \n# nothing\n"])
+def test_a_service_does_not_start_without_keys_where_it_was_to_have_some(
+    tmp_path: Path, text: bytes | None
+) -> None:
+    if text is not None:
+        (tmp_path / "keys").write_bytes(text)
+    with pytest.raises(PthserveError, match="keys"):
+        Guard(Settings(api_keys=tmp_path / "keys"))
+
+
+# --- rates ------------------------------------------------------------------------------------------------
+
+
+def test_a_client_may_send_its_rate_at_once_and_then_at_its_pace(clock: Clock) -> None:
+    rates = Rates("5/second", clock)
+    for _ in range(5):
+        rates.take("me")
+    with pytest.raises(RateLimited, match="5 per 1 second") as caught:
+        rates.take("me")
+    assert caught.value.retry_after == pytest.approx(0.2)
+    clock.now += caught.value.retry_after
+    rates.take("me")
+    with pytest.raises(RateLimited):
+        rates.take("me")
+    clock.now += 3600
+    for _ in range(5):
+        rates.take("me")
+    with pytest.raises(RateLimited):
+        rates.take("me")
+
+
+def test_over_time_no_more_is_let_in_than_the_rate_and_no_less(clock: Clock) -> None:
+    rates = Rates("60/minute", clock)
+    let_in = 0
+    for _ in range(36_000):  # an hour of ten a second
+        clock.now += 0.1
+        try:
+            rates.take("me")
+            let_in += 1
+        except RateLimited:
+            pass
+    assert 3600 <= let_in <= 3660
+
+
+def test_one_client_s_haste_is_not_another_s(clock: Clock) -> None:
+    rates = Rates("1/hour", clock)
+    rates.take("me")
+    rates.take("you")
+    with pytest.raises(RateLimited):
+        rates.take("me")
+
+
+def test_clients_that_are_gone_are_forgotten(clock: Clock) -> None:
+    rates = Rates("1/second", clock)
+    for number in range(20 * ROOM):
+        clock.now += 0.01
+        rates.take(str(number))
+    assert len(rates._full) <= 2 * ROOM
+
+
+@pytest.mark.parametrize("limit", ["100/second", "10 per 2 minutes", "5/hour"])
+def test_a_rate_is_written_as_people_do(limit: str) -> None:
+    assert Settings(rate_limit=limit).rate_limit == limit
+    Rates(limit)
+
+
+@pytest.mark.parametrize("limit", ["", "lots", "100", "100/fortnight", "0/second"])
+def test_a_rate_that_is_none_is_refused_with_the_settings(limit: str) -> None:
+    with pytest.raises(ValidationError, match="such as 100/second"):
+        Settings(rate_limit=limit)
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------
+
+
+def predict(service: httpx.Client, **headers: str) -> httpx.Response:
+    return service.post("/predict", files={"image": png()}, headers=headers)
+
+
+def test_a_service_with_keys_answers_whoever_has_one_and_probes_and_pages_without(file: Path) -> None:
+    with serving(api_keys=file) as service:
+        for headers in (
+            {"Authorization": "Bearer alpha-key"},
+            {"Authorization": "bearer  beta-key"},
+            {"X-API-Key": "beta-key"},
+            {"Authorization": "Basic eDp5", "X-API-Key": "alpha-key"},
+        ):
+            assert predict(service.client, **headers).status_code == 200
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "alpha-key"},
+            {"X-API-Key": ""},
+        ):
+            reply = predict(service.client, **headers)
+            assert reply.status_code == 401
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert "X-API-Key" in reply.json()["error"]
+        for path in (
+            "/livez",
+            "/readyz",
+            "/healthz",
+            "/metrics",
+            "/v2/health/ready",
+            "/docs",
+            "/openapi.json",
+        ):
+            assert service.client.get(path).status_code == 200
+        assert service.client.post("/v2/repository/models/squares/load").status_code == 401
+        for path in ("/info", "/v2", "/v2/models/squares", "/nowhere", "//info", "/%69nfo", "/livez/../info"):
+            assert exchange(service, head("GET", path)).code == 401
+        assert exchange(service, head("GET", "/page/../info")).code == 404
+
+
+def test_a_request_without_a_key_is_refused_before_its_body_comes(file: Path) -> None:
+    with serving(api_keys=file) as service, connect(service) as connection:
+        connection.sendall(head(content_type="image/png", content_length=10**6))
+        assert read(connection).code == 401
+
+
+def test_a_key_that_is_added_or_taken_away_counts_without_a_restart(file: Path) -> None:
+    with serving(api_keys=file) as service:
+        assert predict(service.client, **{"X-API-Key": "gamma-key"}).status_code == 401
+        fresh = file.with_name("fresh")
+        fresh.write_bytes(b"gamma-key\n")
+        fresh.replace(file)
+        until(lambda: predict(service.client, **{"X-API-Key": "gamma-key"}).status_code == 200)
+        assert predict(service.client, **{"X-API-Key": "alpha-key"}).status_code == 401
+
+
+def test_each_key_has_its_rate_and_is_told_when_to_come_again(file: Path) -> None:
+    with serving(api_keys=file, rate_limit="3/hour") as service:
+        for _ in range(3):
+            assert predict(service.client, **{"X-API-Key": "alpha-key"}).status_code == 200
+        reply = predict(service.client, Authorization="Bearer alpha-key")
+        assert reply.status_code == 429
+        assert 1100 < int(reply.headers["retry-after"]) <= 1200
+        assert "rate limit" in reply.json()["error"]
+        assert predict(service.client, **{"X-API-Key": "beta-key"}).status_code == 200
+        assert service.client.get("/readyz").status_code == 200
+
+
+def test_without_keys_each_address_has_its_rate() -> None:
+    with serving(rate_limit="2/hour") as service:
+
+        def ask(address: str) -> int:
+            with httpx.Client(transport=httpx.HTTPTransport(local_address=address)) as client:
+                return client.get(f"{service.url}/info").status_code
+
+        assert [ask("127.0.0.1") for _ in range(3)] == [200, 200, 429]
+        assert ask("127.0.0.2") == 200
+
+
+def test_the_library_of_rates_is_only_loaded_where_there_is_one() -> None:
+    code = (
+        "import sys; from pthserve.http.guard import Guard; from pthserve.settings import Settings;"
+        "Guard(Settings()); assert 'limits' not in sys.modules;"
+        "Guard(Settings(rate_limit='1/second')); assert 'limits' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_keys_are_in_no_log(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(api_keys=file, log_level="debug") as service:
+        predict(service.client, **{"X-API-Key": "alpha-key"})
+        predict(service.client, Authorization="Bearer a-wrong-key")
+    log = capfd.readouterr().err
+    assert "/predict" in log
+    assert "alpha-key" not in log
+    assert "a-wrong-key" not in log
