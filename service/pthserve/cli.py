@@ -12,8 +12,11 @@ from pthserve.errors import GoldenError, ModelError, PthserveError
 
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
-    "inspect": "Say what is in a weights file.",
+    "inspect": "Say what is in a weights file, or in a packed model.",
     "predict": "Classify images, here or at a service.",
+    "tune": "Measure what this machine can run a model with.",
+    "pack": "Make a folder of a model, which is served without torch.",
+    "golden": "Write the answers that a model must give into its card, or check them.",
     "bench": "Measure a service: latency, throughput, goodput.",
     "fetch": "Bring a weights file from an address, whole and checked.",
 }

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,12 +19,17 @@ from typing import Self
 
 import psutil
 import pytest
+import yaml
 from kubernetes import client, config, watch
+
+from . import tiny
+from .release import Release
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "k8s/local/cluster"
 CACHE = Path(os.environ.get("PTHSERVE_CACHE", "/var/cache/pthserve"))
 CGROUPS = Path("/sys/fs/cgroup")
+VERSION = yaml.safe_load((ROOT / "charts/pthserve/Chart.yaml").read_text())["appVersion"]
 UNABLE = 3  # what `cluster up` ends with where the fault is the machine's
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -197,6 +203,43 @@ def _until_deleted(core: client.CoreV1Api, name: str) -> None:
     assert any(event["type"] == "DELETED" for event in events), f"namespace {name} is still there after 120 s"
 
 
+@pytest.fixture
+def release(namespace: str, api: client.ApiClient, helm: Run) -> Release:
+    """A release that is yet to be installed."""
+    return Release(namespace, api, helm)
+
+
+@pytest.fixture
+def reachable(cluster: Cluster) -> None:
+    """For tests that send requests to a Service's own address, from this machine."""
+    if not cluster.local:
+        pytest.skip("service addresses of a cluster elsewhere are not routed to this machine")
+
+
+@pytest.fixture
+def claim(cluster: Cluster, namespace: str, kubectl: Run) -> Iterator[Callable[[Path], str]]:
+    """claim(folder): name of a claim on a folder of this machine, after k8s/examples/hostpath-claim.yaml."""
+    if not cluster.local:
+        pytest.skip("this machine is no node of a cluster elsewhere")
+    made: list[str] = []
+
+    def claim(folder: Path) -> str:
+        folder.chmod(0o755)
+        name = f"models-{namespace}-{len(made)}"
+        text = (ROOT / "k8s/examples/hostpath-claim.yaml").read_text()
+        volume, wanted = yaml.safe_load_all(text.replace("models", name))
+        volume["spec"]["claimRef"]["namespace"] = wanted["metadata"]["namespace"] = namespace
+        volume["spec"]["hostPath"]["path"] = str(folder)
+        kubectl("apply", "-f", "-", input=yaml.safe_dump_all([volume, wanted]))
+        made.append(name)
+        return name
+
+    yield claim
+    for name in made:
+        # The claim is in use until its pods are gone, which the namespace sees to.
+        kubectl("delete", "persistentvolume", name, "--wait=false")
+
+
 @pytest.fixture(scope="session")
 def port_forward(kubeconfig: Path) -> Callable[..., AbstractContextManager[str]]:
     """with port_forward(namespace, "service/x", 80) as url: a real `kubectl port-forward` on a free port."""
@@ -237,18 +280,44 @@ def load(cluster: Cluster) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def image(cluster: Cluster, load: Callable[[str], str]) -> Callable[[str], str]:
-    """image("slim") or image("full"): that target of the Dockerfile, built and on the node; its name."""
+    """image("slim") or image("full"): that target of the Dockerfile, built and on the node; its name.
+
+    It is the name that the chart takes it by when no values say otherwise.
+    """
     made: dict[str, str] = {}
 
     def image(target: str) -> str:
         if target not in made:
-            name = f"localhost/pthserve:{target}"
+            name = f"docker.io/library/pthserve:{VERSION}-{target}"
             if cluster.local:
                 _run(ROOT / "scripts/image", target, name, timeout=3600)
             made[target] = load(name)
         return made[target]
 
     return image
+
+
+@pytest.fixture(scope="session")
+def another_tag(image: Callable[[str], str], load: Callable[[str], str], cluster: Cluster) -> str:
+    """A tag under which the slim image is on the node once more."""
+    if not cluster.local:
+        pytest.skip("a cluster elsewhere has no second image")
+    name, tag = image("slim"), f"{VERSION}-slim-next"
+    another = f"{name.rpartition(':')[0]}:{tag}"
+    _run("buildah", "tag", name, another)
+    load(another)
+    return tag
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small models: one.pth, two.pth, and these packed as folders, all in `folder`."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("one", "two")):
+        weights = tiny.make(folder / f"{name}.pth", seed)
+        _run(sys.executable, "-m", "pthserve", "pack", weights, "-o", folder / name)
+        _run("chmod", "-R", "a+rX", folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """`pthserve inspect`: what is in this file, and how that was found out."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import rich_click as click
@@ -14,12 +15,19 @@ from pthserve.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @takes_settings("sha256")
 def command(settings: Settings, as_json: bool) -> None:
-    """Say what is in a weights file.
+    """Say what is in a weights file, or in a packed model.
 
     What architecture, how sure that is, how many classes and parameters, how images are preprocessed, and
-    what of it was assumed. MODEL is what `pthserve serve` takes.
+    what of it was assumed. Of a packed model, by what plan it runs, and that no byte of it was changed. MODEL
+    is what `pthserve serve` takes.
     """
-    found = _inspect(settings)
+    from pthserve.model import packed
+    from pthserve.model.load import locate
+
+    path = locate(settings.model)
+    found, in_words = (
+        (_packed(path), _packed_in_words) if packed.is_packed(path) else (_inspect(settings), _in_words)
+    )
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -28,7 +36,7 @@ def command(settings: Settings, as_json: bool) -> None:
     from pthserve.commands.display import show
 
     table = Table.grid("", "", padding=(0, 2))
-    for name, value in _in_words(found).items():
+    for name, value in in_words(found).items():
         table.add_row(name, value)
     show(table)
 
@@ -67,15 +75,58 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _packed(folder: Path) -> dict[str, Any]:
+    from pthserve.model import packed
+
+    model = packed.read(folder)
+    return {
+        "name": model.name,
+        "version": model.version,
+        "packed": str(folder),
+        "sha256": model.digest,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "format": "packed",
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "num_classes": len(model.labels),
+        "labels": list(model.labels),
+        "preprocessing": model.spec.to_dict(),
+        "golden": len(model.golden),
+        "int8": model.has_int8,
+        "plan": model.plan.to_dict(),
+        "made_with": dict(model.made_with),
+    }
+
+
+def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
+    plan = found["plan"]
+    return {
+        "model": f"{found['name']}, version {found['version']}",
+        "packed": f"{found['packed']}, {found['bytes']:,} bytes, no byte of it changed",
+        "made with": ", ".join(f"{name} {version}" for name, version in found["made_with"].items()),
+        "SHA-256": f"{found['sha256']} (of the weights that it was made from)",
+        "architecture": found["architecture"],
+        "parameters": f"{found['parameters']:,}",
+        "classes": str(found["num_classes"]),
+        "preprocessing": _preprocessing(found["preprocessing"]),
+        "golden images": str(found["golden"]),
+        "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
+        "plan": plan["reason"],
+    }
+
+
+def _preprocessing(spec: dict[str, Any]) -> str:
+    height, width = spec["crop"]
+    given = "assumed; a model.yaml can say otherwise" if spec["assumed"] else "as the card says"
+    return f"resize {spec['resize']}, crop {height}x{width}, {spec['interpolation']} ({given})"
+
+
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
     sure = {
         "named": "named by the card",
         "exact": "by its names and shapes",
         "assumed": "by its names and shapes, assuming:",
     }[found["sure"]]
-    spec = found["preprocessing"]
-    height, width = spec["crop"]
-    given = "assumed; a model.yaml can say otherwise" if spec["assumed"] else "as the card says"
     ignored = found["ignored"]
     return {
         "model": f"{found['name']}, version {found['version']}",
@@ -93,6 +144,6 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "parameters": f"{found['parameters']:,}",
         "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
         "classes": f"{found['num_classes']}, {'without' if found['labels'] is None else 'with'} labels",
-        "preprocessing": f"resize {spec['resize']}, crop {height}x{width}, {spec['interpolation']} ({given})",
+        "preprocessing": _preprocessing(found["preprocessing"]),
         "golden images": str(found["golden"]),
     }

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 import pthserve
-from pthserve.http import problems, routes, v2
+from pthserve.http import explain, page, problems, routes, v2
 from pthserve.http.guard import Guard, Guarded
 from pthserve.http.limits import Limits
 from pthserve.http.logs import Logged
@@ -29,8 +29,13 @@ def create_app(
         redirect_slashes=False,
         redoc_url=None,
     )
-    plain, protocol = routes.router(predictor, settings), v2.router(predictor, settings, load)
+    routers = (
+        routes.router(predictor, settings),
+        v2.router(predictor, settings, load),
+        explain.router(predictor, settings),
+        page.router(),
+    )
     # As routes of the app itself: of a router within a router, each request's path is matched twice over.
-    app.router.routes[:0] = [*plain.routes, *protocol.routes]
+    app.router.routes[:0] = [route for router in routers for route in router.routes]
     bounded: ASGIApp = Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining)
     return Logged(Guarded(bounded, guard) if guard is not None else bounded)

@@ -58,6 +58,17 @@ class Answer(BaseModel):
     timing: Timing
 
 
+class Heat(BaseModel):
+    """What in an image spoke for a class."""
+
+    class_index: int
+    label: str
+    method: str = Field(description="Grad-CAM, class activation map, or occlusion")
+    map: list[list[float]] = Field(
+        description="rows of numbers, spread evenly over the crop: 0 spoke not for the class, 1 most of all"
+    )
+
+
 class Golden(BaseModel):
     """How the model did on its golden images."""
 
@@ -207,4 +218,29 @@ INFO: dict[str, Any] = {
 METRICS: dict[str, Any] = {
     "summary": "Prometheus metrics",
     "responses": {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+}
+EXPLAIN: dict[str, Any] = {
+    "summary": "Show what in an image spoke for a class",
+    "responses": {
+        200: {
+            "description": "the crop with the heat map over it; the map alone where `Accept` is JSON",
+            "content": {"image/png": {}},
+            "model": Heat,
+        },
+        400: {"description": "there is no image, no such class, or nothing to parse", "model": Problem},
+        503: {"description": "as many heat maps as may be are being made, or /predict's", "model": Problem},
+        **{code: {"description": "as of /predict", "model": Problem} for code in (408, 413, 415, 422, 504)},
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "class",
+                "in": "query",
+                "description": "the class to explain; the most probable one where there is none",
+                "schema": {"type": "integer", "minimum": 0},
+            },
+            PREDICT["openapi_extra"]["parameters"][1],
+        ],
+        "requestBody": PREDICT["openapi_extra"]["requestBody"],
+    },
 }

@@ -10,6 +10,7 @@ import numpy as np
 from pthserve.errors import EngineError, RequestError
 from pthserve.model.engine import Engine
 from pthserve.model.preprocess import Pixels, crop, normalise
+from pthserve.model.prove import Probabilities, softmax
 from pthserve.model.spec import Spec
 from pthserve.settings import Settings
 
@@ -112,10 +113,13 @@ class Sources:
         cache = self.settings.cache_dir
         return OpenVINOEngine(graph, self.spec, precision=precision, threads=threads, cache_dir=cache)
 
-    def reference(self) -> Engine:
-        """What every candidate must agree with: PyTorch at fp32, or OpenVINO where there is no module."""
+    def expected(self, images: Pixels) -> Probabilities:
+        """What every candidate must agree with: of PyTorch at fp32, or of OpenVINO without a module."""
         name = "torch" if self.module is not None else "openvino"
-        return self.engine(Candidate(name, "fp32", "cpu", self.settings.cpus))
+        engine = self.engine(Candidate(name, "fp32", "cpu", self.settings.cpus))
+        answers = np.concatenate([softmax(engine(image[None])) for image in images])
+        engine.close()
+        return answers
 
     def _device(self) -> str:
         if self.settings.device != "auto":

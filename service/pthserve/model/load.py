@@ -1,6 +1,7 @@
 """Load: anything that a user may name to a Model."""
 
 import runpy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import pthserve
-from pthserve.errors import CardError, RequestError, WeightsError
-from pthserve.model import Golden, Model, card, prove, weights
+from pthserve.errors import CardError, PackError, RequestError, WeightsError
+from pthserve.model import Golden, Model, card, packed, prove, weights
 from pthserve.model.card import Card
+from pthserve.model.packed import Packed
 from pthserve.model.preprocess import Pixels, crop
 from pthserve.model.spec import Spec
 from pthserve.model.tune import tune
@@ -21,8 +23,11 @@ from pthserve.settings import Settings
 if TYPE_CHECKING:
     from pthserve.model.architecture import Architecture
 
-DEMO = Path(pthserve.__file__).parents[2] / "weights" / "imagenet"
-"""The model called `demo`, where the repository is."""
+DEMOS = (
+    Path(pthserve.__file__).parents[2] / "weights" / "imagenet",
+    Path(sys.prefix) / "share" / "pthserve" / "demo",
+)
+"""Where the model called `demo` may be: in the repository, or in an image beside the installed program."""
 
 _RESIZE, _CROP = 256, 224
 _MAX_PIXELS = 2**30
@@ -43,7 +48,10 @@ class Built:
 
 def build(source: str, settings: Settings, progress: Progress | None = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
-    described = card.read(_demo() if source == "demo" else Path(source))
+    path = locate(source)
+    if packed.is_packed(path):
+        raise PackError(f"{path}: is packed already; name the weights that it was made from")
+    described = card.read(path)
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
 
     from pthserve.model import architecture
@@ -52,15 +60,21 @@ def build(source: str, settings: Settings, progress: Progress | None = None) -> 
     return Built(described, read, found, _labels(described, found), _spec(described, found))
 
 
-def load(source: str, settings: Settings, progress: Progress | None = None) -> Model:
-    """The model that `source` names: a weights file, a folder with one and perhaps a card, or `demo`.
+def load(
+    source: str, settings: Settings, progress: Progress | None = None, *, measure: bool = False
+) -> Model:
+    """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or `demo`.
 
     progress: called as the weights are read.
+    measure: measure a packed model too, which else is run by a plan that fits, or by what is usual here.
     Raises ModelError: the message says what is wrong, where, and what to do.
     """
+    path = locate(source)
+    if packed.is_packed(path):
+        return _unpacked(packed.read(path), settings, measure)
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
-    images = _proof_images(described.golden, built.spec)
+    images = proof_images(described.golden, built.spec)
     plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
     return Model(
         forward=engine,
@@ -76,14 +90,42 @@ def load(source: str, settings: Settings, progress: Progress | None = None) -> M
     )
 
 
-def _demo() -> Path:
-    if not DEMO.is_dir():
+def locate(source: str) -> Path:
+    """The file or folder that `source` names; for `demo`, its folder, with its weights fetched.
+
+    Raises:
+        WeightsError: the demo model is asked for and not in this installation.
+    """
+    if source != "demo":
+        return Path(source)
+    for folder in DEMOS:
+        if folder.is_dir():
+            if (folder / "make.py").exists() and not (folder / "efficientnet-lite0.pth").exists():
+                runpy.run_path(str(folder / "make.py"), run_name="__main__")
+            return folder
+    raise WeightsError("the demo model is not in this installation; name a weights file of your own")
+
+
+def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:
+    if settings.sha256 not in (None, model.digest):
         raise WeightsError(
-            "`demo` is a folder of the repository, which this is not; name a weights file of your own"
+            f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
+            "pinned"
         )
-    if not (DEMO / "efficientnet-lite0.pth").exists():
-        runpy.run_path(str(DEMO / "make.py"), run_name="__main__")
-    return DEMO
+    images, expected = model.proof()
+    plan, engine = tune(
+        None,
+        model.spec,
+        model.digest,
+        images,
+        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
+        graph=model.graph(),
+        quantized=model.quantized(),
+        known=None if measure else model.plan,
+        expected=expected,
+    )
+    served = model.model(engine, plan)
+    return replace(served, name=settings.name) if settings.name else served
 
 
 def _labels(described: Card, found: "Architecture") -> tuple[str, ...]:
@@ -115,7 +157,7 @@ def _spec(described: Card, found: "Architecture") -> Spec:
     return spec
 
 
-def _proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
+def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
     """What an engine must answer as the reference does: the golden images, or else the samples that ship."""
     if not golden:
         return prove.sample_images(spec)

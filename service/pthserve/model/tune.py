@@ -18,7 +18,7 @@ from pthserve.model.engine import Engine
 from pthserve.model.plan import Plan, Trial, cpu
 from pthserve.model.plans import cache_file, fits, library, read, write
 from pthserve.model.preprocess import Pixels
-from pthserve.model.prove import Probabilities, prove, softmax
+from pthserve.model.prove import Probabilities, prove
 from pthserve.model.spec import Spec
 from pthserve.settings import Settings
 
@@ -37,6 +37,8 @@ DECODE_SECONDS = 0.003
 """CPU time to decode and resize a photo of 500 x 375 pixels, on the cores that the forward pass shares."""
 LONGEST_PASS = 0.25
 """Seconds; no batch is made larger than what is computed in them."""
+FEWEST_BITS = ("int8", "bf16", "fp16", "fp32")
+"""Precisions by how quick they are expected to be on a CPU that computes them natively."""
 SLICE = 0.3
 """Seconds that one measurement takes."""
 
@@ -108,34 +110,41 @@ def tune(
     graph: Any = None,
     quantized: Any = None,
     known: Plan | None = None,
+    expected: Probabilities | None = None,
 ) -> tuple[Plan, Engine]:
     """The plan for a model on this machine, and the engine that runs it.
 
     module: the model, in eval mode; or None where there is only `graph`, as in a pack.
-    images: uint8 (n, height, width, channels), on which a candidate must answer as the reference does:
+    images: uint8 (n, height, width, channels), on which a candidate must answer as the reference does.
+    expected: what the reference says of them, float32 (n, classes). Where that is left out it is asked:
     PyTorch at fp32, or OpenVINO at fp32 where there is no module.
     graph, quantized: what `engine.openvino.convert` and `quantize` made of the module, where that is done.
     `auto` takes int8 only where `quantized` is given.
     known: a plan that a pack brings.
 
-    A plan from `settings.plan`, from `known` or from `settings.cache_dir` that was measured with these
+    A plan from `settings.plan`, from `settings.cache_dir` or from `known` that was measured with these
     weights on such a processor is taken as it is. Otherwise `settings.tune_budget` seconds are spent on
     measuring; what every engine of a kind needs, conversion and calibration, is not counted. With a budget of
-    0 the first candidate that agrees is the plan.
+    0 the first candidate that agrees is the plan; where there is no module, the one that computes with the
+    fewest bits goes first.
 
     Raises:
         EngineError: nothing that the settings allow runs the model, or its answers disagree.
     """
     sources = Sources(module, spec, settings, graph, quantized)
     cached = cache_file(digest, settings)
-    for plan in (settings.plan and read(settings.plan), known, _if_readable(cached)):
+    for plan in (settings.plan and read(settings.plan), _if_readable(cached), known):
         if plan and fits(plan, digest, settings):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
             sources.prepare([candidate])
             return replace(plan, max_batch=settings.max_batch or plan.max_batch), sources.engine(candidate)
     if settings.plan:
         _log.warning("%s does not fit these weights, this processor or these settings", settings.plan)
-    plan, engine = _measured(sources, digest, images)
+    plan, engine = _measured(sources, digest, images, expected)
+    if known and known.digest and not plan.digest:
+        plan = replace(
+            plan, reason=f"{plan.reason}; what the pack's plan says is for {known.cpu}, {known.library}"
+        )
     if cached and plan.digest:
         write(plan, cached)
     return plan, engine
@@ -184,9 +193,13 @@ class Contest:
             run.engine.close()
 
 
-def _measured(sources: Sources, digest: str, images: Pixels) -> tuple[Plan, Engine]:
+def _measured(
+    sources: Sources, digest: str, images: Pixels, expected: Probabilities | None
+) -> tuple[Plan, Engine]:
     settings = sources.settings
     candidates = sources.candidates()
+    if sources.module is None and not settings.tune_budget:
+        candidates.sort(key=lambda candidate: FEWEST_BITS.index(candidate.precision))
     failed: list[Trial] = []
     try:
         sources.prepare(candidates)
@@ -195,9 +208,8 @@ def _measured(sources: Sources, digest: str, images: Pixels) -> tuple[Plan, Engi
             _failed(candidate, str(error)) for candidate in candidates if candidate.engine == "openvino"
         ]
         candidates = [candidate for candidate in candidates if candidate.engine != "openvino"]
-    reference = sources.reference()
-    expected = np.concatenate([softmax(reference(image[None])) for image in images])
-    reference.close()
+    if expected is None:
+        expected = sources.expected(images)
 
     end = time.monotonic() + settings.tune_budget
     contest = Contest(sources, images, expected, end, failed=failed)

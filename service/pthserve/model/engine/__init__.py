@@ -1,6 +1,6 @@
 """Engine: what runs the forward pass. Its callers know this protocol and no engine by name."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,17 @@ width), normalised by the client."""
 
 Logits = NDArray[np.float32]
 """float32 (n, classes)."""
+
+
+class Explanation(NamedTuple):
+    """Where in an image what spoke for a class is.
+
+    method: by which that was found, in words.
+    map: float32 (rows, columns), spread evenly over the image; the larger, the more it speaks for the class.
+    """
+
+    method: str
+    map: NDArray[np.float32]
 
 
 class Engine(Protocol):
@@ -29,4 +40,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """What an engine may have beside: a look at the inside of its model."""
+
+    def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
+        """What in `image`, uint8 (height, width, channels), speaks for a class, or None.
+
+        None: the model has no feature map that says. Any thread may ask, also while another calls the engine.
+        """
         ...

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.errors import EngineError
-from pthserve.model.engine import Images, Logits
+from pthserve.model.engine import Explanation, Images, Logits
+from pthserve.model.engine.cam import class_activation, consistent
 from pthserve.model.spec import Spec
 
 if TYPE_CHECKING:
@@ -160,9 +162,11 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": False,
         } | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
+        self._spec = spec
         self._graph = graph
         self._pixels = self._compile(_with_normalisation(graph, spec))
         self._tensors: Any = None
+        self._explaining = threading.Lock()
 
     def __call__(self, batch: Images) -> Logits:
         """Logits of `batch`; see `Engine`."""
@@ -173,9 +177,30 @@ class OpenVINOEngine:
         logits: Logits = request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0]
         return logits
 
+    def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
+        """The class activation map of `image`; see `Explains`."""
+        with self._explaining:
+            if self._places is None:
+                return None
+            places: NDArray[np.float32] = self._places.infer([np.ascontiguousarray(image[None])])[0]
+            return Explanation("class activation map", places[0, :, :, class_index].copy())
+
+    @functools.cached_property
+    def _places(self) -> Any:
+        """A request of its own for the class activation map; None where there is none."""
+        graph = class_activation(self._graph)
+        if graph is None:
+            return None
+        request = self._compile(_with_normalisation(graph, self._spec))
+        two = np.zeros((2, *self._spec.image_shape), np.uint8)
+        two[1] = np.random.default_rng(0).integers(0, 256, two.shape[1:])
+        found = request.infer([two])
+        return request if consistent(found[0], found[1]) else None
+
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
         self._graph = self._pixels = self._tensors = None
+        vars(self).pop("_places", None)
 
     def _compile(self, graph: "openvino.Model") -> Any:
         try:

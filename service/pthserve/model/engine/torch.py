@@ -1,6 +1,7 @@
 """PyTorch: the module itself, on CPU or CUDA."""
 
 import copy
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pthserve.errors import EngineError
-from pthserve.model.engine import Images, Logits
+from pthserve.model.engine import Explanation, Images, Logits
+from pthserve.model.engine.gradcam import GradCam
 from pthserve.model.plan import cpu_flags
 from pthserve.model.spec import Spec
 
@@ -60,6 +62,8 @@ class TorchEngine:
             torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
         )
         self._cuda = CudaGraphs(self._forward, spec) if device == "cuda" else None
+        self._explaining = threading.Lock()
+        self._grad_cam: GradCam | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: Images) -> Logits:
@@ -73,18 +77,29 @@ class TorchEngine:
         logits: NDArray[np.float32] = self._forward(images).numpy()
         return logits
 
+    def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
+        """Grad-CAM's map of `image`; see `Explains`."""
+        assert self._module is not None
+        images = torch.from_numpy(np.require(image[None], requirements=["C", "W"])).to(self._mean.device)
+        with self._explaining:
+            self._grad_cam = self._grad_cam or GradCam(self._module)
+            found = self._grad_cam(self._normalised(images), class_index)
+        return None if found is None else Explanation("Grad-CAM", found.cpu().numpy())
+
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
-        self._module = self._cuda = None
+        self._module = self._cuda = self._grad_cam = None
 
     def _forward(self, images: Tensor) -> Tensor:
         assert self._module is not None
+        logits: Tensor = self._module(self._normalised(images)).float()
+        return logits
+
+    def _normalised(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
             # The very operations of torchvision's ToTensor and Normalize; the view is channels-last already.
             images = images.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-        images = images.to(self._dtype, memory_format=torch.channels_last)
-        logits: Tensor = self._module(images).float()
-        return logits
+        return images.to(self._dtype, memory_format=torch.channels_last)
 
 
 class CudaGraphs:

@@ -1,0 +1,59 @@
+"""Bare: what the parts of a request cost by themselves, in a process that does nothing else."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from pthserve.model import Model
+from pthserve.model.load import load
+from pthserve.model.plan import Plan
+from pthserve.model.preprocess import Decode, crop
+from pthserve.settings import Settings
+
+_loaded: list[Model] = []
+
+
+def worker(settings: Settings) -> ProcessPoolExecutor:
+    """A process with the model of `settings`, in which the functions below are to be called."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _load, (settings,))
+
+
+def plan() -> Plan:
+    """What the model runs with."""
+    return _loaded[0].plan
+
+
+def forward(batch: int, seconds: float) -> float:
+    """Seconds that one of `batch` images takes in a forward pass."""
+    model = _loaded[0]
+    images = np.random.default_rng(0).integers(0, 256, (batch, *model.spec.image_shape), np.uint8)
+    return _each(lambda: model.forward(images), seconds) / batch
+
+
+def decode(photos: Sequence[Path], how: Decode, seconds: float) -> float:
+    """Seconds that one core takes to make pixels of one of `photos`."""
+    model = _loaded[0]
+    files = [photo.read_bytes() for photo in photos]
+
+    def all_of_them() -> None:
+        for data in files:
+            crop(data, model.spec, decode=how, max_pixels=2**30)
+
+    return _each(all_of_them, seconds) / len(files)
+
+
+def _load(settings: Settings) -> None:
+    _loaded.append(load(settings.model, settings))
+
+
+def _each(call: Callable[[], object], seconds: float) -> float:
+    call()
+    calls, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds or not calls:
+        call()
+        calls += 1
+    return elapsed / calls

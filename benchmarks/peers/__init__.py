@@ -1,0 +1,1 @@
+"""Peers: the same model served as people serve it."""

@@ -1,0 +1,50 @@
+"""LitServe, as its documentation has it: `python -m benchmarks.peers.lit WEIGHTS PORT`."""
+
+import sys
+
+import litserve
+import torch
+from fastapi import Request
+from PIL import Image
+from torchvision import models, transforms
+
+
+class Classifier(litserve.LitAPI):
+    """A ResNet-18 behind a multipart form."""
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def setup(self, device: str) -> None:
+        """Load the model in the worker's process."""
+        self.model = models.resnet18()
+        self.model.load_state_dict(torch.load(self.weights))
+        self.model.to(device).eval()
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(256),
+                transforms.CenterCrop(224),
+                transforms.ToTensor(),
+                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
+        )
+
+    def decode_request(self, request: Request) -> torch.Tensor:
+        """Form to tensor."""
+        tensor: torch.Tensor = self.transform(Image.open(request["image"].file).convert("RGB"))
+        return tensor
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Tensor to probabilities."""
+        with torch.inference_mode():
+            return self.model(x[None]).softmax(1)[0]
+
+    def encode_response(self, output: torch.Tensor) -> dict[str, object]:
+        """Probabilities to JSON."""
+        return {"class_index": int(output.argmax()), "probabilities": output.tolist()}
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(Classifier(sys.argv[1]), accelerator="cpu")
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

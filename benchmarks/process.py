@@ -1,0 +1,96 @@
+"""Process: a service and its children, held still while others are measured."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+PATIENCE = 600.0
+"""Seconds that a start may take, on a machine that has other things to do."""
+
+
+class Process:
+    """A process group of its own, whose output goes to `log`.
+
+    After `sleep` it runs only while `awake`: a service that polls its queues must not take CPU from another.
+    """
+
+    def __init__(self, name: str, argv: Sequence[str], log: Path) -> None:
+        self.name = name
+        self._log = log
+        self._began = time.perf_counter()
+        with log.open("wb") as output:
+            self._child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+
+    def ready(self, url: str) -> float:
+        """Seconds from the start until `url` answers 200."""
+        while self._child.poll() is None and time.perf_counter() - self._began < PATIENCE:
+            with (
+                contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+                urllib.request.urlopen(url, timeout=5) as answer,
+            ):
+                if answer.status == 200:
+                    return time.perf_counter() - self._began
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.name} does not serve:\n{self.said()}")
+
+    def sleep(self) -> None:
+        """Hold it still."""
+        os.killpg(self._child.pid, signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run within the block."""
+        os.killpg(self._child.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.sleep()
+
+    def cpu(self) -> float:
+        """Seconds of CPU that it has taken."""
+        return sum(sum(one.cpu_times()[:2]) for one in self._tree())
+
+    def memory(self) -> float:
+        """Proportional set size in MiB: pages that others map too count in part."""
+        return sum(float(one.memory_full_info().pss) for one in self._tree()) / 2**20
+
+    def said(self) -> str:
+        """The end of its output."""
+        return self._log.read_text(errors="replace")[-4000:]
+
+    def _tree(self) -> list[psutil.Process]:
+        root = psutil.Process(self._child.pid)
+        return [root, *root.children(recursive=True)]
+
+
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])

@@ -1,0 +1,93 @@
+"""`pthserve golden`: images with known answers, which the service holds a model to; written, or checked."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from pthserve.commands.options import MODEL, takes_settings
+from pthserve.errors import GoldenError, PthserveError, RequestError
+from pthserve.settings import Settings
+
+if TYPE_CHECKING:
+    from pthserve.model import Golden, Model
+
+
+@click.command("golden")
+@MODEL
+@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@takes_settings(
+    *("sha256", "device", "engine", "precision", "decode", "threads", "tolerance", "plan", "cache_dir"),
+    precision="fp32",
+)
+def command(images: tuple[Path, ...], settings: Settings) -> None:
+    """Write the answers that a model must give into its card, or check them.
+
+    With IMAGES, which lie in the model's folder, what the model says of them now becomes what it must say:
+    they replace the golden images in its `model.yaml`. Look whether they are right. Without, the golden
+    images that are there are checked as `serve` does, with exit code 4 if one disagrees.
+    """
+    from pthserve.commands.display import reading
+    from pthserve.model import card
+    from pthserve.model.load import load, locate
+
+    folder = _folder(settings.model)
+    for image in images:
+        if not image.resolve().is_relative_to(folder.resolve()):
+            raise PthserveError(f"{image}: is not in the model's folder {folder}; copy it there first")
+    if images and card.read(folder).weights.resolve() != card.read(locate(settings.model)).weights.resolve():
+        raise PthserveError(f"{folder / card.FILE}: is the card of other weights than {settings.model}")
+
+    with reading(settings.model) as progress:
+        model = load(settings.model, settings.model_copy(update={"tune_budget": 0.0}), progress)
+    if not images:
+        _check(model, settings)
+        return
+    golden = list(_answers(model, images, settings))
+    _show(golden, model.labels)
+    click.echo(f"Written into {card.write_golden(folder, golden)}")
+
+
+def _folder(source: str) -> Path:
+    from pthserve.model.load import locate
+
+    path = locate(source)
+    return path if path.is_dir() else path.parent
+
+
+def _answers(model: "Model", images: Sequence[Path], settings: Settings) -> Iterator["Golden"]:
+    from pthserve.model import Golden
+    from pthserve.model.preprocess import crop
+    from pthserve.model.prove import softmax
+
+    for image in images:
+        try:
+            pixels = crop(
+                image.read_bytes(), model.spec, decode=settings.decode, max_pixels=settings.max_pixels
+            )
+        except RequestError as error:
+            raise PthserveError(f"{image}: {error}") from error
+        probabilities = softmax(model.forward(pixels[None]))[0]
+        best = int(probabilities.argmax())
+        yield Golden(image, best, round(float(probabilities[best]), 6))
+
+
+def _check(model: "Model", settings: Settings) -> None:
+    from pthserve.model import prove
+
+    if not model.golden:
+        raise PthserveError(f"{settings.model}: there are no golden images yet; name some to write them")
+    proof = prove.golden(model, settings.tolerance, settings.decode)
+    if not proof.agrees:
+        raise GoldenError("; ".join(proof.disagreements))
+    _show(model.golden, model.labels)
+    click.echo(f"All {len(model.golden)} agree; the largest difference is {proof.difference:.2g}")
+
+
+def _show(golden: Sequence["Golden"], labels: Sequence[str]) -> None:
+    from pthserve.commands.display import predictions, show
+
+    show(
+        predictions([(one.image.name, [(labels[one.class_index], one.probability or 1.0)]) for one in golden])
+    )

@@ -1,0 +1,86 @@
+"""Explain: `POST /explain`, the heat map of an image, as a picture or as numbers."""
+
+import io
+
+import numpy as np
+import orjson
+from fastapi import APIRouter
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pthserve.errors import MalformedRequest
+from pthserve.http import openapi
+from pthserve.http.limits import remaining
+from pthserve.http.logs import note
+from pthserve.http.multipart import read_image
+from pthserve.serving.explainer import Explained, Explainer
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+
+COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32)
+"""Viridis at five places (Smith and van der Walt, 2015), which the colour-blind read like everybody."""
+OPACITY = 0.6
+"""Of the heat over the image."""
+
+
+class Explain:
+    """The route of the service that `predictor` answers for."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._explainer = Explainer(predictor)
+
+    async def explain(self, request: Request) -> Response:
+        """Show what in an image spoke for a class: the most probable one, or the one that is asked for."""
+        asked = _class(request)
+        self._explainer.check()  # before the body is worth reading
+        image = await read_image(request)
+        explained = await self._explainer.explain(image, asked, deadline=remaining(request.scope))
+        note(request.scope, explained_by=explained.explanation.method, digest=explained.model.digest)
+        if openapi.JSON in request.headers.get("accept", ""):
+            return Response(_numbers(explained), media_type=openapi.JSON)
+        picture = await run_in_threadpool(draw, explained.image, explained.explanation.map)
+        return Response(picture, media_type="image/png")
+
+
+def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
+    """A PNG of `image`, uint8 (height, width, channels), and over it `heat`, float32 (rows, columns)."""
+    height, width, channels = image.shape
+    smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BICUBIC)
+    place = np.asarray(smooth).clip(0, 1) * (len(COLOURS) - 1)
+    colour = np.stack([np.interp(place, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
+    rgb = np.repeat(image, 3, axis=2) if channels == 1 else image
+    mixed = np.rint((1 - OPACITY) * rgb + OPACITY * colour).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(mixed).save(file, "PNG")
+    return file.getvalue()
+
+
+def router(predictor: Predictor, settings: Settings) -> APIRouter:
+    """The route, where the settings have it on."""
+    api = APIRouter(route_class=openapi.PlainRoute, default_response_class=Response)
+    if settings.explain == "on":
+        route = Explain(predictor).explain
+        api.add_api_route("/explain", route, methods=["POST"], tags=["Predict"], **openapi.EXPLAIN)
+    return api
+
+
+def _numbers(explained: Explained) -> bytes:
+    answer = {
+        "class_index": explained.class_index,
+        "label": explained.model.labels[explained.class_index],
+        "method": explained.explanation.method,
+        "map": explained.explanation.map,
+    }
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _class(request: Request) -> int | None:
+    asked = request.query_params.get("class")
+    if asked is None:
+        return None
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+        raise MalformedRequest("class is the number of a class, as /predict gives it: a whole number from 0")
+    return int(asked)

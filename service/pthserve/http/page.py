@@ -1,0 +1,63 @@
+"""Page: the web page for people, and its files."""
+
+import hashlib
+from importlib import resources
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pthserve.errors import NotFound
+from pthserve.http import openapi
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+HEADERS = {
+    # Of this service alone; blob: are the images that a person has just chosen.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+START = "index.html"
+
+
+class Page:
+    """The files in memory. The start page names the others under a version that changes with any of them."""
+
+    def __init__(self) -> None:
+        folder = resources.files("pthserve.http") / "page"
+        self.files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        digest = hashlib.sha256(b"".join(self.files[name] for name in sorted(self.files)))
+        self.version = digest.hexdigest()[:16]
+        self.files[START] = self.files[START].replace(b'"page/', f'"page/{self.version}/'.encode())
+
+    async def start(self, request: Request) -> Response:
+        """The page itself: asked for each time, sent when it has changed."""
+        headers = {"ETag": f'"{self.version}"', "Cache-Control": "no-cache"}
+        if headers["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=HEADERS | headers)
+        return self._file(START, headers)
+
+    async def file(self, request: Request) -> Response:
+        """A file of the page, which never changes under its version."""
+        name = request.path_params["name"]
+        if request.path_params["version"] != self.version or name not in self.files:
+            raise NotFound("there is no such file, or not any more; load the page again")
+        return self._file(name, {"Cache-Control": "public, max-age=31536000, immutable"})
+
+    def _file(self, name: str, headers: dict[str, str]) -> Response:
+        kind = TYPES[name.rpartition(".")[2]]
+        return Response(self.files[name], headers=HEADERS | headers | {"Content-Type": kind})
+
+
+def router() -> APIRouter:
+    """The page's routes, which are for people and not in the schema."""
+    page = Page()
+    api = APIRouter(route_class=openapi.PlainRoute, default_response_class=Response)
+    api.add_api_route("/", page.start, methods=["GET", "HEAD"], include_in_schema=False)
+    api.add_api_route("/page/{version}/{name}", page.file, methods=["GET", "HEAD"], include_in_schema=False)
+    return api

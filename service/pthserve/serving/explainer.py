@@ -1,0 +1,130 @@
+"""Explainer: one request's heat map, made aside of the traffic."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from pthserve.errors import DeadlineExceeded, MalformedRequest, Overloaded
+from pthserve.metrics import REJECTED
+from pthserve.model import Model
+from pthserve.model.engine import Explanation, Logits
+from pthserve.model.explain import explain
+from pthserve.model.preprocess import Pixels
+from pthserve.serving.batcher import Entry, Inference
+from pthserve.serving.busy import Smoothed
+from pthserve.serving.predictor import Predictor
+
+PERMITS = 2
+"""Heat maps in the making at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explained:
+    """The answer for one image.
+
+    image: what the model saw, uint8 (height, width, channels).
+    explanation: what in it spoke for the class; its map is 0 to 1.
+    """
+
+    model: Model
+    image: Pixels
+    class_index: int
+    explanation: Explanation
+
+
+class Explainer:
+    """Explains what `predictor`'s current model says. One event loop uses it.
+
+    It has threads of its own, and permits of its own. What it asks of the engine's thread queues there, a few
+    images at a time, between those of other requests.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._making = 0
+        self._seconds = Smoothed()
+        self._threads = ThreadPoolExecutor(PERMITS, "explain")
+
+    def check(self) -> Model:
+        """The model that a request which comes now has explained; raises what keeps the request out."""
+        model = self._predictor.model()
+        if self._making >= PERMITS:
+            REJECTED.labels("explain").inc()
+            raise Overloaded(
+                f"{PERMITS} heat maps are being made, which is as many as may be; try again later",
+                retry_after=self._seconds.value,
+            )
+        return model
+
+    async def explain(self, data: bytes, class_index: int | None, *, deadline: float) -> Explained:
+        """What in the image file `data` spoke for a class, or for the most probable one where that is None.
+
+        deadline: seconds that are left.
+        Raises a RequestError where image or class are at fault, Unavailable where there is no room or no
+        model, DeadlineExceeded, or EngineFailed.
+        """
+        model = self.check()
+        if class_index is not None and class_index >= model.num_classes:
+            raise MalformedRequest(
+                f"there is no class {class_index}; the model's are 0 to {model.num_classes - 1}"
+            )
+        loop = asyncio.get_running_loop()
+        work = _Work(model, data, class_index, self._predictor, loop, loop.time() + deadline)
+        began = time.perf_counter()
+        self._making += 1
+        made = self._threads.submit(work.run)
+        made.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        try:
+            explained = await asyncio.wrap_future(made)
+        except asyncio.CancelledError:
+            work.wanted = False
+            raise
+        self._seconds.observe(time.perf_counter() - began)
+        return explained
+
+    def _ended(self) -> None:
+        self._making -= 1
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One heat map, made in a thread.
+
+    until: the loop's time after which nobody needs it; wanted: whether anybody still does.
+    """
+
+    model: Model
+    data: bytes
+    class_index: int | None
+    predictor: Predictor
+    loop: asyncio.AbstractEventLoop
+    until: float
+    wanted: bool = True
+
+    def run(self) -> Explained:
+        model = self.model
+        image = cast("Pixels", self.predictor.pixels(self.data, model.spec))
+        index = self.class_index
+        if index is None:
+            index = int(self._forward(image[None])[0].argmax())
+        return Explained(model, image, index, explain(model, image, index, self._forward))
+
+    def _forward(self, images: Pixels) -> Logits:
+        """Logits of `images`, which queue for the engine's thread like any others."""
+        left = self.until - self.loop.time() if self.wanted else 0.0
+        queued = asyncio.run_coroutine_threadsafe(self._queued(images), self.loop)
+        try:
+            return queued.result(max(0.0, left))
+        except TimeoutError:
+            queued.cancel()
+            raise DeadlineExceeded("the heat map was not made within the deadline") from None
+
+    async def _queued(self, images: Pixels) -> Logits:
+        futures: list[asyncio.Future[Inference]] = [self.loop.create_future() for _ in images]
+        for image, future in zip(images, futures, strict=True):
+            self.predictor.batcher.put(Entry(self.model, future, image))
+        return np.stack([inference.logits for inference in await asyncio.gather(*futures)])

@@ -1,0 +1,121 @@
+"""Load: clients that keep their connections, ask without a break, and count every request that is lost."""
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pthserve.bench.client import Connection, ConnectionFailed, Target
+
+IMAGE = Path(__file__).parents[2] / "weights/imagenet/golden/coffee.jpg"
+PATIENCE = 15.0
+"""Seconds that a client waits for an answer: longer than the service's deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one request.
+
+    began, seconds: when it was sent, in time.monotonic()'s seconds, and how long it took.
+    status: 0 where no answer came, and `fault` says why. digest: of the weights that answered.
+    fresh: whether its connection was opened for it.
+    """
+
+    began: float
+    seconds: float
+    status: int
+    fault: str
+    digest: str
+    fresh: bool
+
+
+@dataclass
+class Load:
+    """`clients` that ask for IMAGE's class at `url`, each `pause` seconds after its last answer.
+
+    Nothing is ever asked again: what is refused, cut off or not answered stands in `answers` as a fault. A
+    connection that the service has closed, and whose end the client has seen, is opened anew for the next
+    request, as every HTTP client does.
+    """
+
+    url: str
+    clients: int = 16
+    pause: float = 0.0
+    timeout: float = PATIENCE
+    answers: list[Answer] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join(self.timeout + 15)
+        assert not self._thread.is_alive()
+
+    @property
+    def faults(self) -> Counter[str]:
+        """Requests that were not answered with 200, by why."""
+        return Counter(answer.fault for answer in self.answers if answer.fault)
+
+    @property
+    def digests(self) -> Counter[str]:
+        """Good answers, by the digest of the weights that gave them."""
+        return Counter(answer.digest for answer in self.answers if not answer.fault)
+
+    def since(self, moment: float) -> list[Answer]:
+        """Answers to what was sent from `moment` on."""
+        return [answer for answer in self.answers if answer.began >= moment]
+
+    def __str__(self) -> str:
+        sent, opened = len(self.answers), sum(answer.fresh for answer in self.answers)
+        if not sent:
+            return "nothing sent"
+        span = max(a.began + a.seconds for a in self.answers) - min(a.began for a in self.answers)
+        p50, p95, most = np.quantile([answer.seconds for answer in self.answers], (0.5, 0.95, 1)) * 1000
+        return (
+            f"{sent} requests of {self.clients} clients over {opened} connections in {span:.0f} s "
+            f"({sent / span:.0f}/s): {sum(self.faults.values())} failed {dict(self.faults)}; "
+            f"latency p50 {p50:.0f} ms, p95 {p95:.0f} ms, most {most:.0f} ms"
+        )
+
+    async def _run(self) -> None:
+        target = Target.parse(self.url)
+        request = target.request(IMAGE, {})
+        await asyncio.gather(*(self._client(target, request, n) for n in range(self.clients)))
+
+    async def _client(self, target: Target, request: bytes, number: int) -> None:
+        await asyncio.sleep(self.pause * number / self.clients)  # not all in step
+        connection: Connection | None = None
+        while not self._stopped.is_set():
+            began, status, fault, digest = time.monotonic(), 0, "", ""
+            fresh = connection is None or not connection.usable
+            try:
+                async with asyncio.timeout(self.timeout):
+                    if connection is None or not connection.usable:
+                        connection = await Connection.open(target)
+                    status = await connection.ask(request)
+                body = b"".join(connection.body)
+                if status == 200:
+                    digest = json.loads(body)["model"]["digest"]
+                else:
+                    fault = f"{status} {body.decode(errors='replace')[:200]}"
+            except ConnectionFailed as error:
+                fault, connection = f"connection: {error}", None
+            except TimeoutError:
+                fault, connection = f"no answer in {self.timeout:g} s", None
+            self.answers.append(Answer(began, time.monotonic() - began, status, fault, digest, fresh))
+            await asyncio.sleep(max(self.pause, 0.1 if fault else 0))
+        if connection is not None:
+            connection.close()

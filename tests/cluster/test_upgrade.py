@@ -1,0 +1,87 @@
+"""An upgrade is not noticed by those who are being served."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .load import Load
+from .release import SLIM, SMALL, Release, merged, until
+
+pytestmark = pytest.mark.usefixtures("reachable")
+
+REQUESTS = 2000
+"""At least so many are sent during an upgrade."""
+# Two pods; one of them is replaced at a time.
+TWO = merged(SMALL, SLIM, {"replicas": 2})
+
+
+def load(release: Release) -> Load:
+    """Many clients over connections that they keep, at a rate that two cores can bear."""
+    return Load(release.address, clients=32, pause=0.2)
+
+
+def test_no_request_is_lost_when_the_image_changes(
+    image: Callable[[str], str],
+    another_tag: str,
+    models: Path,
+    claim: Callable[[Path], str],
+    release: Release,
+) -> None:
+    image("slim")
+    weights = {"weights": {"source": "pvc", "file": "one", "pvc": {"existingClaim": claim(models)}}}
+    release.upgrade(TWO, weights)
+    before = {pod.metadata.uid for pod in release.until_ready(2)}
+
+    with load(release) as sent:
+        until(lambda: len(sent.answers) > REQUESTS / 10, 60, "answers before the upgrade")
+        release.upgrade(TWO, weights, {"image": {"tag": another_tag}})
+        after = release.until_ready(2)
+        until(lambda: len(sent.answers) > REQUESTS, 120, f"{REQUESTS} answers")
+    print(f"new image: {sent}")
+
+    assert not before & {pod.metadata.uid for pod in after}
+    assert {pod.spec.containers[0].image for pod in after} == {f"pthserve:{another_tag}"}
+    assert not sent.faults
+
+
+def test_no_request_is_lost_when_the_weights_change(
+    image: Callable[[str], str], models: Path, claim: Callable[[Path], str], release: Release
+) -> None:
+    image("slim")
+    weights = {"weights": {"source": "pvc", "pvc": {"existingClaim": claim(models)}}}
+    release.upgrade(TWO, weights, {"weights": {"file": "one"}})
+
+    with load(release) as sent:
+        until(lambda: len(sent.answers) > REQUESTS / 10, 60, "answers before the upgrade")
+        (old,) = sent.digests
+        release.upgrade(TWO, weights, {"weights": {"file": "two"}})
+        release.until_ready(2)
+        (new,) = sent.digests.keys() - {old}
+        served = until(lambda: len(sent.answers), 1)
+        until(lambda: len(sent.answers) > max(REQUESTS, served + 200), 120, f"{REQUESTS} answers")
+    print(f"new weights: {sent}; by digest {dict(sent.digests)}")
+
+    assert not sent.faults
+    assert {answer.digest for answer in sent.answers[-100:]} == {new}
+
+
+def test_weights_that_cannot_be_served_leave_the_old_ones_in_service(
+    image: Callable[[str], str], models: Path, claim: Callable[[Path], str], release: Release
+) -> None:
+    image("slim")
+    weights = {"weights": {"source": "pvc", "pvc": {"existingClaim": claim(models)}}}
+    release.upgrade(TWO, weights, {"weights": {"file": "one"}})
+    before = {pod.metadata.name for pod in release.until_ready(2)}
+
+    with load(release) as sent:
+        release.upgrade(TWO, weights, {"weights": {"file": "nowhere"}}, wait=False)
+        message = until(release.complaints, 120, "a pod's complaint")
+        until(lambda: len(sent.answers) > 200, 60, "answers")
+        release.helm("rollback", release.name, "1", "--namespace", release.namespace, "--wait")
+    print(f"weights that are not there: {sent}")
+
+    assert "nowhere" in message
+    assert {pod.metadata.name for pod in release.until_ready(2)} == before
+    assert not sent.faults
+    assert len(sent.digests) == 1
