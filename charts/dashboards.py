@@ -228,14 +228,19 @@ MODEL = {
             "Attempts to load a model. failed: its file is at fault; golden: its golden images disagree.",
             "short",
             {"{{pod}} {{result}}": f"increase(pthserve_model_loads_total{{{SERIES}}}[$__rate_interval])"},
-            width=12,
         ),
         Panel(
             "Load time",
             "How long the served model took to load, tuning included.",
             "s",
             {"{{pod}}": f"pthserve_model_load_seconds{{{SERIES}}}"},
-            width=12,
+        ),
+        Panel(
+            "Shadow",
+            "Live images a second that a new model on trial answered too, by whether both named one class.",
+            "reqps",
+            {"{{result}}": _rate("pthserve_shadow_images_total", "result")},
+            stack=True,
         ),
     ],
     "Predictions": [
