@@ -1,21 +1,33 @@
 """golden: what a model must answer, written into its card and checked."""
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from pthserve import cli
 from pthserve.model import card
 
 pytestmark = pytest.mark.slow
 
 
-def golden(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pthserve", "golden", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def golden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command; its exit code, what it printed, and what it complained of."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pthserve", "golden", *map(str, arguments), "--engine", "torch"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
@@ -32,38 +44,45 @@ def model(digits: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_written_is_agreed_to_and_the_rest_of_the_card_stays(model: Path) -> None:
+def test_what_is_written_is_agreed_to_and_the_rest_of_the_card_stays(golden: Run, model: Path) -> None:
     before = card.read(model)
-    done = golden(model, model / "images" / "3.png", model / "images" / "8.png")
-    assert done.returncode == 0, done.stderr
+    code, told, trouble = golden(model, model / "images" / "3.png", model / "images" / "8.png")
+    assert code == 0, trouble
+    assert f"Written into {model / 'model.yaml'}" in told
     after = card.read(model)
     assert [one.class_index for one in after.golden] == [3, 8]
     assert all(one.probability and one.probability > 0.9 for one in after.golden)
     assert (after.labels, after.spec, after.weights) == (before.labels, before.spec, before.weights)
     assert (model / "model.yaml").read_text().startswith("# mine")
     assert "images/3.png" in (model / "model.yaml").read_text()
-    done = golden(model)
-    assert (done.returncode, "All 2 agree" in done.stdout) == (0, True), done.stderr
+    code, told, trouble = golden(model)
+    assert (code, trouble) == (0, "")
+    assert "All 2 agree; the largest difference is" in told
 
 
-def test_other_weights_disagree_with_exit_code_4_and_the_card_stays(model: Path) -> None:
+def test_a_golden_image_without_a_probability_is_held_to_its_class(golden: Run, digits: Path) -> None:
+    code, told, _ = golden(digits)
+    assert code == 0
+    assert "All 10 agree; no probability is in the card" in told
+    assert "97.8 %" in told, "what the model says of 3.png"
+
+
+def test_other_weights_disagree_with_exit_code_4_and_the_card_stays(golden: Run, model: Path) -> None:
     golden(model, model / "images" / "3.png")
-    written = (model / "model.yaml").read_text()
     weights = torch.load(model / "digits.pth", weights_only=True)
     bias = next(name for name in weights if name.endswith("fc.bias"))
     weights[bias] = weights[bias] - 100 * torch.eye(10)[3]
     (model / "digits.pth").unlink()
     torch.save(weights, model / "digits.pth")
-    (model / "model.yaml").write_text(
-        "\n".join(line for line in written.splitlines() if not line.startswith("sha256"))
-    )
-    done = golden(model)
-    assert done.returncode == 4
-    assert "3.png: class" in done.stderr
+    written = (model / "model.yaml").read_text()
+    code, _, trouble = golden(model)
+    assert code == 4
+    assert "3.png: class" in trouble
+    assert (model / "model.yaml").read_text() == written
 
 
 def test_what_cannot_be_a_golden_image_is_said_and_nothing_written(
-    model: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory
+    golden: Run, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     written = (model / "model.yaml").read_text()
     outside = tmp_path_factory.mktemp("elsewhere") / "3.png"
@@ -71,8 +90,18 @@ def test_what_cannot_be_a_golden_image_is_said_and_nothing_written(
     text = model / "images" / "text.png"
     text.write_text("no image")
     for image, words in ((outside, "copy it there"), (text, "not an image")):
-        done = golden(model, image)
-        assert done.returncode == 1
-        assert words in done.stderr
-    assert "no golden images yet" in golden(model).stderr
+        code, _, trouble = golden(model, image)
+        assert code == 1
+        assert words in trouble
+    assert "no golden images yet" in golden(model)[2]
+    assert (model / "model.yaml").read_text() == written
+
+
+def test_a_card_of_other_weights_is_left_alone(golden: Run, model: Path) -> None:
+    other = model / "other.pth"
+    other.write_bytes((model / "digits.pth").read_bytes())
+    written = (model / "model.yaml").read_text()
+    code, _, trouble = golden(other, model / "images" / "3.png")
+    assert code == 1
+    assert "is the card of other weights" in trouble
     assert (model / "model.yaml").read_text() == written

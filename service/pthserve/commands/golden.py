@@ -81,8 +81,10 @@ def _check(model: "Model", settings: Settings) -> None:
     proof = prove.golden(model, settings.tolerance, settings.decode)
     if not proof.agrees:
         raise GoldenError("; ".join(proof.disagreements))
-    _show(model.golden, model.labels)
-    click.echo(f"All {len(model.golden)} agree; the largest difference is {proof.difference:.2g}")
+    _show(list(_answers(model, [one.image for one in model.golden], settings)), model.labels)
+    known = any(one.probability is not None for one in model.golden)
+    told = f"the largest difference is {proof.difference:.2g}" if known else "no probability is in the card"
+    click.echo(f"All {len(model.golden)} agree; {told}")
 
 
 def _show(golden: Sequence["Golden"], labels: Sequence[str]) -> None:
