@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import httpx
@@ -53,13 +51,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         match = re.search(r"listening for gRPC on (\S+)", log.read_text())
         assert match, log.read_text()
         yield Served(address, match[1])
-
-
-@pytest.fixture(scope="session")
-def apart() -> Iterator[ProcessPoolExecutor]:
-    """A process of its own: protobuf has room for one `inference` package in each."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        yield pool
 
 
 @pytest.fixture(scope="session")

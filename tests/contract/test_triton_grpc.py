@@ -1,43 +1,35 @@
 """Triton's gRPC client, as it comes from its makers."""
 
-from concurrent.futures import ProcessPoolExecutor
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.contract import triton_grpc
+from tests.contract import descriptors
+from tests.contract.apart import Apart, running
 from tests.contract.conftest import FILES, OUTPUTS, Served, close, inputs
 
-from pthserve.protos import inference_pb2
+from pthserve.rpc.calls import CALLS
 
 pytestmark = pytest.mark.slow
 
 
-class Apart:
-    """The functions of `triton_grpc`, run in a process of their own."""
-
-    def __init__(self, pool: ProcessPoolExecutor, address: str) -> None:
-        self._pool = pool
-        self._address = address
-
-    def __call__(self, function: Any, *arguments: Any, **options: Any) -> Any:
-        return self._pool.submit(function, self._address, *arguments, **options).result(120)
-
-
-@pytest.fixture
-def client(apart: ProcessPoolExecutor, served: Served) -> Apart:
-    return Apart(apart, served.grpc)
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[Apart]:
+    with running(sys.executable, "triton_grpc.py", served.grpc) as client:
+        yield client
 
 
 def test_server_and_model_are_live_and_ready(client: Apart) -> None:
-    assert client(triton_grpc.states) == dict.fromkeys(("live", "ready", "model", "version"), True)
+    assert client("states") == dict.fromkeys(("live", "ready", "model", "version"), True)
 
 
 def test_server_and_model_say_what_they_are(client: Apart) -> None:
-    told = client(triton_grpc.metadata)
+    told = client("metadata")
     assert told["server"]["name"] == "pthserve"
     assert told["model"]["versions"] == ["3"]
     assert {(put["datatype"], *put["shape"]) for put in told["model"]["inputs"]} == {
@@ -52,43 +44,43 @@ def test_server_and_model_say_what_they_are(client: Apart) -> None:
 
 @pytest.mark.parametrize("form", inputs())
 def test_every_form_has_the_numbers_of_predict(client: Apart, expected: dict[str, Any], form: str) -> None:
-    close(client(triton_grpc.infer, *inputs()[form]), expected)
+    close(client("infer", *inputs()[form]), expected)
 
 
 def test_id_and_version_come_back(client: Apart) -> None:
-    assert client(triton_grpc.identified, *inputs()["images"]) == ("r-1", "3")
+    assert client("identified", *inputs()["images"]) == ("r-1", "3")
 
 
 def test_a_compressed_request_is_read(client: Apart, expected: dict[str, Any]) -> None:
-    close(client(triton_grpc.infer, *inputs()["tensors"], compression_algorithm="gzip"), expected)
+    close(client("infer", *inputs()["tensors"], compression_algorithm="gzip"), expected)
 
 
 def test_a_classification_names_the_best(client: Apart, expected: dict[str, Any]) -> None:
-    rows = client(triton_grpc.classify, *inputs()["images"], 2)
+    rows = client("classify", *inputs()["images"], 2)
     best = [int(row[0].split(b":")[1]) for row in rows]
     assert best == expected["class_index"]
     assert {len(row) for row in rows} == {2}
 
 
 def test_statistics_count_what_was_done(client: Apart) -> None:
-    before = client(triton_grpc.statistics)
-    client(triton_grpc.infer, *inputs()["images"])
-    after = client(triton_grpc.statistics)
+    before = client("statistics")
+    client("infer", *inputs()["images"])
+    after = client("statistics")
     assert int(after["inference_count"]) - int(before.get("inference_count", 0)) == 3
     assert int(after["inference_stats"]["success"]["ns"]) > 0
 
 
 def test_many_may_be_asked_at_once(client: Apart, expected: dict[str, Any]) -> None:
     for form in inputs():
-        for answered in client(triton_grpc.infer_at_once, *inputs()[form], 8):
+        for answered in client("infer_at_once", *inputs()[form], 8):
             close(answered, expected)
 
 
 def test_a_client_that_gives_up_leaves_nothing_behind(client: Apart, expected: dict[str, Any]) -> None:
     many = ("BYTES", np.array([FILES[0]] * 64, np.object_))
-    status, _ = client(triton_grpc.refused, "infer", "pets", many, client_timeout=0.001)
+    status, _ = client("refused", "infer", "pets", many, client_timeout=0.001)
     assert status == "StatusCode.DEADLINE_EXCEEDED"
-    close(client(triton_grpc.infer, *inputs()["images"]), expected)
+    close(client("infer", *inputs()["images"]), expected)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +88,15 @@ def test_a_client_that_gives_up_leaves_nothing_behind(client: Apart, expected: d
     [("cats", "", "the one that is served is 'pets'"), ("pets", "9", "no such version")],
 )
 def test_the_client_gets_to_read_what_was_wrong(client: Apart, model: str, version: str, told: str) -> None:
-    status, message = client(triton_grpc.refused, "infer", model, inputs()["images"], model_version=version)
+    status, message = client("refused", "infer", model, inputs()["images"], model_version=version)
     assert status == "StatusCode.NOT_FOUND"
     assert told in message
 
 
 def test_a_model_can_be_loaded_again_and_not_unloaded(client: Apart, expected: dict[str, Any]) -> None:
-    client(triton_grpc.load)
-    close(client(triton_grpc.infer, *inputs()["images"]), expected)
-    assert "cannot be unloaded" in client(triton_grpc.refused, "unload_model", "pets")[1]
+    client("load")
+    close(client("infer", *inputs()["images"]), expected)
+    assert "cannot be unloaded" in client("refused", "unload_model", "pets")[1]
 
 
 @pytest.mark.parametrize("service", ["", "inference.GRPCInferenceService"])
@@ -115,12 +107,9 @@ def test_the_standard_health_check_is_served(served: Served, service: str) -> No
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_our_messages_are_theirs_on_the_wire(apart: ProcessPoolExecutor) -> None:
-    theirs = apart.submit(triton_grpc.fields).result(60)
-    pending = list(inference_pb2.DESCRIPTOR.message_types_by_name.values())
-    for message in pending:
-        for field in message.fields:
-            repeated = field.label == FieldDescriptor.LABEL_REPEATED
-            assert theirs[message.full_name][field.name] == (field.number, field.type, repeated)
-        pending.extend(message.nested_types)
-    assert len(pending) > 20
+def test_our_protocol_is_theirs_on_the_wire(client: Apart) -> None:
+    """Every procedure and field of ours is one of theirs, with the same number and type."""
+    theirs = descriptors.of(FileDescriptorProto.FromString(client("described")))
+    ours = descriptors.ours()
+    assert {place: theirs.get(place) for place in ours} == ours
+    assert {method for service, method in ours if service == ".inference.GRPCInferenceService"} == set(CALLS)

@@ -1,25 +1,20 @@
 """What Triton's gRPC client, as it comes from its makers, is asked to do; in a process of its own.
 
-Each function is called there with the service's address. It gives back plain values, for the tests to judge.
+One process has room for one `inference` package of protobuf's, and the tests have ours.
 """
 
 import queue
 from typing import Any
 
+import apart
 from numpy.typing import NDArray
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, service_pb2
+from tritonclient.utils import InferenceServerException
 
 Named = dict[str, NDArray[Any]]
 
 
-def _client(address: str) -> Any:
-    from tritonclient.grpc import InferenceServerClient
-
-    return InferenceServerClient(address)
-
-
 def _put(datatype: str, elements: NDArray[Any]) -> list[Any]:
-    from tritonclient.grpc import InferInput
-
     tensor = InferInput("input", elements.shape, datatype)
     tensor.set_data_from_numpy(elements)
     return [tensor]
@@ -30,7 +25,7 @@ def _arrays(result: Any) -> Named:
 
 
 def states(address: str) -> dict[str, bool]:
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         return {
             "live": client.is_server_live(),
             "ready": client.is_server_ready(),
@@ -40,7 +35,7 @@ def states(address: str) -> dict[str, bool]:
 
 
 def metadata(address: str) -> dict[str, Any]:
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         return {
             "server": client.get_server_metadata(as_json=True),
             "model": client.get_model_metadata("pets", "3", as_json=True),
@@ -49,27 +44,25 @@ def metadata(address: str) -> dict[str, Any]:
 
 
 def statistics(address: str) -> dict[str, Any]:
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         (stats,) = client.get_inference_statistics("pets", as_json=True)["model_stats"]
         return dict(stats)
 
 
 def infer(address: str, datatype: str, elements: NDArray[Any], **options: Any) -> Named:
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         return _arrays(client.infer("pets", _put(datatype, elements), **options))
 
 
 def identified(address: str, datatype: str, elements: NDArray[Any]) -> tuple[str, str]:
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         answer = client.infer("pets", _put(datatype, elements), request_id="r-1").get_response()
         return answer.id, answer.model_version
 
 
 def classify(address: str, datatype: str, elements: NDArray[Any], count: int) -> list[list[bytes]]:
-    from tritonclient.grpc import InferRequestedOutput
-
     wanted = [InferRequestedOutput("probabilities", class_count=count)]
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         result = client.infer("pets", _put(datatype, elements), outputs=wanted)
         rows: list[list[bytes]] = result.as_numpy("probabilities").tolist()
         return rows
@@ -77,7 +70,7 @@ def classify(address: str, datatype: str, elements: NDArray[Any], count: int) ->
 
 def infer_at_once(address: str, datatype: str, elements: NDArray[Any], times: int) -> list[Named]:
     answers: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         for _ in range(times):
             client.async_infer(
                 "pets", _put(datatype, elements), lambda result, error: answers.put((result, error))
@@ -93,10 +86,8 @@ def infer_at_once(address: str, datatype: str, elements: NDArray[Any], times: in
 
 def refused(address: str, call: str, *arguments: Any, **options: Any) -> tuple[str, str]:
     """Status and message of the error that `call` comes to; tensors are (datatype, elements)."""
-    from tritonclient.utils import InferenceServerException
-
     arguments = tuple(_put(*each) if isinstance(each, tuple) else each for each in arguments)
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         try:
             getattr(client, call)(*arguments, **options)
         except InferenceServerException as error:
@@ -105,21 +96,14 @@ def refused(address: str, call: str, *arguments: Any, **options: Any) -> tuple[s
 
 
 def load(address: str) -> None:
-    with _client(address) as client:
+    with InferenceServerClient(address) as client:
         client.load_model("pets")
 
 
-def fields() -> dict[str, dict[str, tuple[int, int, bool]]]:
-    """Each message that the client knows: its fields' number and type, and whether they repeat."""
-    from google.protobuf.descriptor import FieldDescriptor
-    from tritonclient.grpc import service_pb2
+def described(_: str) -> bytes:
+    """The client's own descriptor of the protocol, a FileDescriptorProto."""
+    return service_pb2.DESCRIPTOR.serialized_pb
 
-    repeated = FieldDescriptor.LABEL_REPEATED
-    found = {}
-    pending = list(service_pb2.DESCRIPTOR.message_types_by_name.values())
-    for message in pending:
-        found[message.full_name] = {
-            field.name: (field.number, field.type, field.label == repeated) for field in message.fields
-        }
-        pending.extend(message.nested_types)
-    return found
+
+if __name__ == "__main__":
+    apart.answer(globals())
