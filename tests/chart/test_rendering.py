@@ -29,14 +29,14 @@ def test_the_defaults_make_what_serves_and_nothing_else(helm: Helm) -> None:
 def test_the_defaults_serve_the_image_s_own_demo(helm: Helm) -> None:
     rendered = helm.render()
     assert "PTHSERVE_MODEL" not in rendered.environment
-    assert rendered.container["image"] == "pthserve:0.1.0-full"
+    assert rendered.container["image"] == "localhost/pthserve:0.1.0-full"
 
 
 # The image.
 
 
 def test_the_tag_names_the_version_and_the_variant(helm: Helm) -> None:
-    assert helm.render(SETS["slim"]).container["image"] == "pthserve:0.1.0-slim"
+    assert helm.render(SETS["slim"]).container["image"] == "localhost/pthserve:0.1.0-slim"
 
 
 def test_a_given_tag_is_taken_as_it_is(helm: Helm) -> None:
@@ -46,7 +46,7 @@ def test_a_given_tag_is_taken_as_it_is(helm: Helm) -> None:
 
 
 def test_a_digest_beats_the_tag(helm: Helm) -> None:
-    assert helm.render(SETS["digest"]).container["image"] == f"pthserve@sha256:{SHA256}"
+    assert helm.render(SETS["digest"]).container["image"] == f"localhost/pthserve@sha256:{SHA256}"
 
 
 def test_the_test_runs_in_the_service_s_image(helm: Helm) -> None:
@@ -191,14 +191,14 @@ def test_a_download_s_credentials_come_from_the_secret_alone(helm: Helm) -> None
 
 def test_a_pack_is_built_by_the_full_image_and_served_by_the_slim_one(helm: Helm) -> None:
     rendered = helm.render(SETS["pack"])
-    assert rendered.init("pack")["image"] == "pthserve:0.1.0-full"
-    assert rendered.container["image"] == "pthserve:0.1.0-slim"
+    assert rendered.init("pack")["image"] == "localhost/pthserve:0.1.0-full"
+    assert rendered.container["image"] == "localhost/pthserve:0.1.0-slim"
 
 
 @pytest.mark.parametrize(("tag", "full"), [("slim", "full"), ("2-slim-arm64", "2-full-arm64"), ("2", "2")])
 def test_a_given_tag_names_the_variant_that_packs(tag: str, full: str, helm: Helm) -> None:
     values = {**SETS["pack"], "image": {"variant": "slim", "tag": tag}}
-    assert helm.render(values).init("pack")["image"] == f"pthserve:{full}"
+    assert helm.render(values).init("pack")["image"] == f"localhost/pthserve:{full}"
 
 
 def test_only_the_init_container_may_write_packs(helm: Helm) -> None:

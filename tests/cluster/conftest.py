@@ -288,7 +288,7 @@ def image(cluster: Cluster, load: Callable[[str], str]) -> Callable[[str], str]:
 
     def image(target: str) -> str:
         if target not in made:
-            name = f"docker.io/library/pthserve:{VERSION}-{target}"
+            name = f"localhost/pthserve:{VERSION}-{target}"
             if cluster.local:
                 _run(ROOT / "scripts/image", target, name, timeout=3600)
             made[target] = load(name)
@@ -325,8 +325,7 @@ def busybox(cluster: Cluster, load: Callable[[str], str]) -> str:
     """A small image for pods that play a part beside the service: a web server, a client."""
     if not cluster.local:
         return "busybox:1"
-    if not shutil.which("busybox"):
-        _run("apt-get", "install", "-yq", "--no-install-recommends", "busybox-static")
+    _run(ROOT / "scripts/packages", "busybox-static")
     name = "localhost/busybox:1"
     folder = Path(shutil.which("busybox") or "").resolve().parent
     dockerfile = 'FROM scratch\nCOPY busybox /bin/busybox\nUSER 65534:65534\nENTRYPOINT ["/bin/busybox"]\n'

@@ -41,7 +41,7 @@ def test_no_request_is_lost_when_the_image_changes(
     print(f"new image: {sent}")
 
     assert not before & {pod.metadata.uid for pod in after}
-    assert {pod.spec.containers[0].image for pod in after} == {f"pthserve:{another_tag}"}
+    assert {pod.spec.containers[0].image for pod in after} == {f"localhost/pthserve:{another_tag}"}
     assert not sent.faults
 
 
