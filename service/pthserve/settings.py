@@ -5,6 +5,7 @@ environment, the environment beats the default. The table is docs/settings.md.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CGROUP = Path("/sys/fs/cgroup")
+_ADDRESS = r"^https?://[^/\s]+"
 
 
 def cpu_quota() -> int:
@@ -106,7 +108,10 @@ class Settings(BaseSettings):
     )
     explain: Literal["on", "off"] = Field("on", description="whether POST /explain answers")
     otlp_endpoint: str | None = Field(
-        None, description="OpenTelemetry collector (OTLP over HTTP); traces are off when unset"
+        None,
+        json_schema_extra={"pattern": _ADDRESS},
+        description="OpenTelemetry collector (OTLP over HTTP), such as `http://collector:4318`; traces are "
+        "off when unset",
     )
     log_format: Literal["json", "text"] = Field(
         "text", description="one JSON object a line, or lines for a person"
@@ -127,6 +132,13 @@ class Settings(BaseSettings):
                 amount = 0
             if not amount:
                 raise ValueError("must be a number of requests and a time, such as 100/second")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(_ADDRESS, value):
+            raise ValueError("must be an http or https address, such as http://collector:4318")
         return value
 
     @property

@@ -11,14 +11,20 @@ from pthserve.http.logs import Logged
 from pthserve.protocol.service import Load
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tracing import Tracer
 
 
 def create_app(
-    predictor: Predictor, settings: Settings, load: Load | None = None, guard: Guard | None = None
+    predictor: Predictor,
+    settings: Settings,
+    load: Load | None = None,
+    guard: Guard | None = None,
+    tracer: Tracer | None = None,
 ) -> ASGIApp:
     """The app that answers for `predictor`.
 
     load: reads the model's file again. guard: says who is let in; without one everybody is.
+    tracer: makes a span of each request, but of probes and scrapes.
     """
     app = FastAPI(
         title="pthserve",
@@ -28,6 +34,7 @@ def create_app(
         exception_handlers=problems.HANDLERS,
         redirect_slashes=False,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is for gRPC too
     )
     routers = (
         routes.router(predictor, settings),
@@ -38,4 +45,4 @@ def create_app(
     # As routes of the app itself: of a router within a router, each request's path is matched twice over.
     app.router.routes[:0] = [route for router in routers for route in router.routes]
     bounded: ASGIApp = Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining)
-    return Logged(Guarded(bounded, guard) if guard is not None else bounded)
+    return Logged(Guarded(bounded, guard) if guard is not None else bounded, tracer)

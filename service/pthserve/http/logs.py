@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pthserve.http.problems import GONE
 from pthserve.metrics import DISCONNECTS, REQUEST_DURATION, REQUESTS
+from pthserve.tracing import Tracer, begin
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,11 @@ _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Logged:
-    """ASGI middleware: gives each request its id, counts it, times it, and logs its line."""
+    """ASGI middleware: gives each request its id and its span, counts it, times it, and logs its line."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
         self._app = app
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,6 +47,7 @@ class Logged:
 
         began = time.perf_counter()
         its_id = request_id(scope["headers"])
+        span, trace = begin(None if scope["path"] in QUIET else self._tracer, scope["headers"])
         code = GONE  # until an answer begins
 
         async def send_with_id(message: Message) -> None:
@@ -54,13 +57,21 @@ class Logged:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", its_id)]
             await send(message)
 
-        note(scope, request_id=its_id.decode())
+        note(scope, request_id=its_id.decode(), **trace)
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # it has been answered with 500; the server has nothing to add
             log.exception("the service made a mistake", extra={"fields": _notes(scope)})
         finally:
-            record(scope["method"], route(scope), code, time.perf_counter() - began, _notes(scope))
+            method, template = scope["method"], route(scope)
+            if span is not None:
+                said = {
+                    "http.request.method": method,
+                    "http.route": template,
+                    "http.response.status_code": code,
+                }
+                span.end(f"{method} {template}", said, str(code) if code >= 500 else "")
+            record(method, template, code, time.perf_counter() - began, _notes(scope))
 
 
 def note(scope: Scope, **fields: object) -> None:
@@ -87,6 +98,7 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
         # Their warnings are of what clients send, which is counted and answered.
         "uvicorn.error": "ERROR",
         "python_multipart": "ERROR",
+        "opentelemetry": "CRITICAL",  # it would complain of every batch of spans; `otlp` says it once
     }
     for name, least in levels.items():
         logging.getLogger(name).setLevel(least)

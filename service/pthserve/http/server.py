@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import pthserve
+from pthserve.errors import PthserveError
 from pthserve.http import logs, problems
 from pthserve.http.app import create_app
 from pthserve.http.connection import Connection
@@ -28,6 +29,7 @@ from pthserve.model import Model
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
+from pthserve.tracing import Tracer
 
 if TYPE_CHECKING:
     from pthserve.rpc.server import Server as Rpc
@@ -43,13 +45,15 @@ class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
     load: makes the model, in a thread, while the ports already answer; and whenever it is to be read anew.
-    Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read.
+    Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
+    cannot be sent.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
         self._settings = settings
         self._load = load
         self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
+        self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self.ports: dict[str, int] = {}
         """The ports that were taken: http, and metrics and grpc where these have theirs."""
@@ -75,7 +79,11 @@ class Server:
             logs.written(self._settings.log_format, self._settings.log_level),
             asyncio.Runner(loop_factory=lambda: self._loop) as runner,
         ):
-            runner.run(self._serve())
+            try:
+                runner.run(self._serve())
+            finally:
+                if self._tracer is not None:
+                    self._tracer.close()
 
     def stop(self) -> None:
         """Drain and end, or, asked again, end without more waiting. Any thread may call it."""
@@ -97,7 +105,7 @@ class Server:
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
         apps: dict[str, ASGIApp] = {
-            "http": create_app(predictor, self._settings, reload.again, self._guard),
+            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer),
             "metrics": Starlette(routes=[Route("/metrics", metrics)], exception_handlers=problems.HANDLERS),
         }
         self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
@@ -108,7 +116,7 @@ class Server:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         log.info("listening on http://%s:%d", host, self.ports["http"])
         if self._rpc is not None:
-            await self._rpc.start(predictor, reload.again, self._guard)
+            await self._rpc.start(predictor, reload.again, self._guard, self._tracer)
             log.info("listening for gRPC on %s:%d", host, self._rpc.port)
         loading.add_done_callback(
             lambda done: self._stop.set() if done.cancelled() or done.exception() else None
@@ -184,6 +192,16 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """Capture none."""
         return nullcontext()
+
+
+def _tracer(endpoint: str) -> Tracer:
+    try:
+        from pthserve.otlp import Otlp  # nobody else pays for the import
+    except ModuleNotFoundError as error:
+        raise PthserveError(
+            f"otlp_endpoint takes {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
+        ) from error
+    return Otlp(endpoint)
 
 
 def _listen(host: str, port: int) -> socket.socket:

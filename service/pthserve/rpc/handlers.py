@@ -20,6 +20,7 @@ from pthserve.protocol.service import Service
 from pthserve.protos import inference_pb2 as pb
 from pthserve.rpc.codes import code
 from pthserve.settings import Settings
+from pthserve.tracing import Span, Tracer, begin
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ BODIES = 16
 """How many messages of the largest size may be held at once, however many calls they belong to."""
 
 OPEN = {"ServerLive", "ServerReady"}
-"""Calls for which no key is asked and no token taken: probes."""
+"""Calls for which no key is asked, no token taken and no span made: probes."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Headers = list[tuple[bytes, bytes]]
@@ -54,11 +55,21 @@ Call = Callable[[Service, Any, Terms], Awaitable[Message]]
 
 
 class Handlers:
-    """gRPC handlers of calls on `service`; guard: says who is let in, but for the calls in OPEN."""
+    """gRPC handlers of calls on `service`.
 
-    def __init__(self, service: Service, settings: Settings, guard: Guard | None = None) -> None:
+    guard: says who is let in; tracer: makes a span of each call. Both let the calls in OPEN be.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        settings: Settings,
+        guard: Guard | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._service = service
         self._guard = guard
+        self._tracer = tracer
         self._deadline = settings.deadline
         self._room = BODIES * settings.max_body
 
@@ -78,37 +89,40 @@ class Handlers:
         async def handle(_: object, context: Context) -> bytes:
             began = time.perf_counter()
             headers = _headers(context)
-            terms = self._terms(context, headers)
+            span, trace = begin(None if name in OPEN else self._tracer, headers)
+            terms = self._terms(context, headers, trace)
             trailer = (("x-request-id", str(terms.notes["request_id"])),)
             context.set_trailing_metadata(trailer)
-            http = 500
+            http, grpc_code = 500, grpc.StatusCode.INTERNAL
             try:
                 if self._guard is not None and name not in OPEN:
                     self._guard.admit(headers, context.peer().rpartition(":")[0])
                 response = await self._answer(request_class, call, context, terms)
-                http = 200
+                http, grpc_code = 200, grpc.StatusCode.OK
             except PthserveError as error:
-                http = status(error)
-                await context.abort(code(error), str(error), (*trailer, *_retry(error)))
+                http, grpc_code = status(error), code(error)
+                await context.abort(grpc_code, str(error), (*trailer, *_retry(error)))
             except asyncio.CancelledError:
-                http = GONE
+                http, grpc_code = GONE, grpc.StatusCode.CANCELLED
                 raise
             except Exception:
                 log.exception("the service made a mistake", extra={"fields": terms.notes})
                 message = "the service made a mistake; its log says which, under this x-request-id"
                 await context.abort(grpc.StatusCode.INTERNAL, message, trailer)
             finally:
+                if span is not None:
+                    _end(span, route[1:], grpc_code, failed=http >= 500)
                 # The code is HTTP's, so that one query counts the errors of both.
                 record("GRPC", route, http, time.perf_counter() - began, terms.notes)
             return response
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
-    def _terms(self, context: Context, headers: Headers) -> Terms:
+    def _terms(self, context: Context, headers: Headers, trace: Mapping[str, str]) -> Terms:
         granted = context.time_remaining()
         seconds = self._deadline if granted is None else min(granted, self._deadline)
         until = asyncio.get_running_loop().time() + seconds
-        return Terms(until, {"request_id": request_id(headers).decode()})
+        return Terms(until, {"request_id": request_id(headers).decode(), **trace})
 
     async def _answer(
         self, request_class: type[Message], call: Call, context: Context, terms: Terms
@@ -150,6 +164,15 @@ def _parsed(request_class: type[Message], body: bytes) -> Message:
         return request_class.FromString(body)
     except DecodeError as error:
         raise MalformedRequest("the message is not one of this procedure") from error
+
+
+def _end(span: Span, method: str, code: grpc.StatusCode, *, failed: bool) -> None:
+    said: dict[str, str | int] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.response.status_code": code.name,
+    }
+    span.end(method, said, code.name if failed else "")
 
 
 def _retry(error: PthserveError) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,7 @@ from pthserve.rpc.handlers import SERVICE, Handlers
 from pthserve.rpc.health import Health
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tracing import Tracer
 
 
 @dataclass
@@ -27,13 +28,20 @@ class Server:
     _settings: Settings
     _health: Health | None = field(default=None, init=False)
 
-    async def start(self, predictor: Predictor, load: Load | None = None, guard: Guard | None = None) -> None:
+    async def start(
+        self,
+        predictor: Predictor,
+        load: Load | None = None,
+        guard: Guard | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         """Answer calls.
 
         load: reads the model's file again, for RepositoryModelLoad. guard: says who is let in.
+        tracer: makes a span of each call, but of probes.
         """
         service = Service(predictor, self._settings, load)
-        handlers = Handlers(service, self._settings, guard)
+        handlers = Handlers(service, self._settings, guard, tracer)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers.of(CALLS)),)
         )

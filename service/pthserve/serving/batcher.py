@@ -29,6 +29,7 @@ class Inference:
     """What the engine said of one image, and when.
 
     logits: float32 (classes,); decode, queue, infer: seconds; batch: images in the same forward pass.
+    since: when it was queued, on time.perf_counter()'s clock.
     """
 
     logits: NDArray[np.float32]
@@ -36,6 +37,7 @@ class Inference:
     queue: float
     infer: float
     batch: int
+    since: float
 
 
 @dataclass(slots=True, eq=False)
@@ -182,7 +184,7 @@ class Batcher:
             waited = began - entry.since
             _QUEUE.observe(waited)
             _INFER.observe(seconds)
-            answers.append(Inference(row, entry.decode, waited, seconds, size))
+            answers.append(Inference(row, entry.decode, waited, seconds, size, entry.since))
         return answers
 
 

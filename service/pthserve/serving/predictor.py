@@ -34,6 +34,7 @@ from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
 from pthserve.serving.busy import Busy, Smoothed
 from pthserve.settings import Settings
+from pthserve.tracing import SPAN, Span
 
 Input = bytes | NDArray[np.uint8] | NDArray[np.float32]
 """What a client may send as one image: an encoded image file; its pixels, uint8 RGB (height, width, 3), still
@@ -48,6 +49,7 @@ class Prediction:
 
     model: the one that gave it; logits, probabilities: float32 (classes,).
     decode, queue, infer: seconds spent in each stage; batch: images in the same forward pass.
+    since: when `queue` began, on time.perf_counter()'s clock.
     """
 
     model: Model
@@ -57,6 +59,7 @@ class Prediction:
     queue: float
     infer: float
     batch: int
+    since: float
 
     @property
     def class_index(self) -> int:
@@ -126,6 +129,8 @@ class Predictor:
             count_prediction(model.labels[best], prediction.probabilities[best])
         if self.observer is not None:
             self.observer(images, predictions)
+        if (span := SPAN.get()) is not None:
+            _trace(span, predictions)
         return predictions
 
     def check(self, images: int, deadline: float) -> None:
@@ -251,12 +256,16 @@ class Predictor:
             with self._decoding:
                 pixels = self.pixels(image, model.spec)
         except Exception as error:
+            self._count_decode(time.perf_counter() - began)
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 future.get_loop().call_soon_threadsafe(_fail, future, error)
         else:
             seconds = time.perf_counter() - began
+            self._count_decode(seconds)
             self.batcher.put(Entry(model, future, pixels, seconds))
-        seconds = time.perf_counter() - began
+
+    def _count_decode(self, seconds: float) -> None:
+        """Before the answer can be out, so that whoever has it finds it counted."""
         self._seconds_per_decode.observe(seconds)
         _DECODE.observe(seconds)
 
@@ -287,6 +296,24 @@ def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
         inference.queue,
         inference.infer,
         inference.batch,
+        inference.since,
+    )
+
+
+def _trace(span: Span, predictions: Sequence[Prediction]) -> None:
+    """A span a stage, each from the first image's beginning to the last one's end."""
+    queued = [found.since for found in predictions]
+    begun = [found.since + found.queue for found in predictions]
+    decoding = min(found.since - found.decode for found in predictions)
+    answered = max(found.since + found.queue + found.infer for found in predictions)
+    span.stage("decode", decoding, max(queued) - decoding, images=len(predictions))
+    span.stage("queue", min(queued), max(begun) - min(queued))
+    span.stage(
+        "infer",
+        min(begun),
+        answered - min(begun),
+        batch=max(found.batch for found in predictions),
+        digest=predictions[0].model.digest,
     )
 
 
