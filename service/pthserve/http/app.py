@@ -33,6 +33,7 @@ def create_app(
         description='Errors are `{"error": "..."}` and say what to do. Every answer has an `X-Request-Id`.',
         exception_handlers=problems.HANDLERS,
         redirect_slashes=False,
+        docs_url=None,  # the page has its own, which asks no other host
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is for gRPC too
     )

@@ -22,8 +22,8 @@ from pthserve.settings import Settings
 
 COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32)
 """Viridis at five places (Smith and van der Walt, 2015), which the colour-blind read like everybody."""
-OPACITY = 0.6
-"""Of the heat over the image."""
+OPACITY, COLD = 0.85, 0.3
+"""Of the heat over the image where it is warmest; where nothing spoke for the class, as a share of that."""
 
 
 class Explain:
@@ -35,11 +35,12 @@ class Explain:
     async def explain(self, request: Request) -> Response:
         """Show what in an image spoke for a class: the most probable one, or the one that is asked for."""
         asked = _class(request)
-        self._explainer.check()  # before the body is worth reading
+        self._explainer.check(asked)  # before the body is worth reading
         image = await read_image(request)
         explained = await self._explainer.explain(image, asked, deadline=remaining(request.scope))
         note(request.scope, explained_by=explained.explanation.method, digest=explained.model.digest)
-        if openapi.JSON in request.headers.get("accept", ""):
+        accepted = request.headers.get("accept", "")
+        if openapi.JSON in accepted and "image/" not in accepted:
             return Response(_numbers(explained), media_type=openapi.JSON)
         picture = await run_in_threadpool(draw, explained.image, explained.explanation.map)
         return Response(picture, media_type="image/png")
@@ -48,11 +49,13 @@ class Explain:
 def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
     """A PNG of `image`, uint8 (height, width, channels), and over it `heat`, float32 (rows, columns)."""
     height, width, channels = image.shape
-    smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BICUBIC)
-    place = np.asarray(smooth).clip(0, 1) * (len(COLOURS) - 1)
+    smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
+    warmth = np.asarray(smooth)
+    place = warmth * (len(COLOURS) - 1)
     colour = np.stack([np.interp(place, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
     rgb = np.repeat(image, 3, axis=2) if channels == 1 else image
-    mixed = np.rint((1 - OPACITY) * rgb + OPACITY * colour).astype(np.uint8)
+    over = OPACITY * (COLD + (1 - COLD) * warmth[..., None])
+    mixed = np.rint((1 - over) * rgb + over * colour).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(mixed).save(file, "PNG")
     return file.getvalue()

@@ -14,7 +14,7 @@ from pthserve.settings import Settings
 if TYPE_CHECKING:
     from pthserve.http.rates import Rates
 
-OPEN = QUIET | {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+OPEN = QUIET | {"/", "/docs", "/openapi.json"}
 """Paths for which no key is asked and no token taken: probes, metrics, and what is the same for any model."""
 OPEN_FOLDER = "/page/"
 """The files of the web page are below it."""

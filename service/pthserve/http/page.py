@@ -1,5 +1,6 @@
-"""Page: the web page for people, and its files."""
+"""Page: the web pages for people, and their files. They ask this service alone, and need nothing else."""
 
+import gzip
 import hashlib
 from importlib import resources
 
@@ -21,43 +22,49 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
+    "Vary": "Accept-Encoding",
 }
-START = "index.html"
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 
 class Page:
-    """The files in memory. The start page names the others under a version that changes with any of them."""
+    """The files in memory. The pages name the others under a version that changes with any of them."""
 
     def __init__(self) -> None:
         folder = resources.files("pthserve.http") / "page"
         self.files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
         digest = hashlib.sha256(b"".join(self.files[name] for name in sorted(self.files)))
         self.version = digest.hexdigest()[:16]
-        self.files[START] = self.files[START].replace(b'"page/', f'"page/{self.version}/'.encode())
+        for name in PAGES.values():
+            self.files[name] = self.files[name].replace(b'"page/', f'"page/{self.version}/'.encode())
+        self._packed = {name: gzip.compress(data, mtime=0) for name, data in self.files.items()}
 
-    async def start(self, request: Request) -> Response:
-        """The page itself: asked for each time, sent when it has changed."""
-        headers = {"ETag": f'"{self.version}"', "Cache-Control": "no-cache"}
-        if headers["ETag"] in request.headers.get("if-none-match", ""):
+    async def page(self, request: Request) -> Response:
+        """A page itself: asked for each time, sent when it has changed."""
+        headers = {"ETag": f'W/"{self.version}"', "Cache-Control": "no-cache"}
+        if f'"{self.version}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=HEADERS | headers)
-        return self._file(START, headers)
+        return self._file(PAGES[request.url.path], request, headers)
 
     async def file(self, request: Request) -> Response:
-        """A file of the page, which never changes under its version."""
+        """A file of the pages, which never changes under its version."""
         name = request.path_params["name"]
         if request.path_params["version"] != self.version or name not in self.files:
             raise NotFound("there is no such file, or not any more; load the page again")
-        return self._file(name, {"Cache-Control": "public, max-age=31536000, immutable"})
+        return self._file(name, request, {"Cache-Control": "public, max-age=31536000, immutable"})
 
-    def _file(self, name: str, headers: dict[str, str]) -> Response:
-        kind = TYPES[name.rpartition(".")[2]]
-        return Response(self.files[name], headers=HEADERS | headers | {"Content-Type": kind})
+    def _file(self, name: str, request: Request, headers: dict[str, str]) -> Response:
+        headers = HEADERS | headers | {"Content-Type": TYPES[name.rpartition(".")[2]]}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(self._packed[name], headers=headers | {"Content-Encoding": "gzip"})
+        return Response(self.files[name], headers=headers)
 
 
 def router() -> APIRouter:
-    """The page's routes, which are for people and not in the schema."""
+    """The pages' routes, which are for people and not in the schema."""
     page = Page()
     api = APIRouter(route_class=openapi.PlainRoute, default_response_class=Response)
-    api.add_api_route("/", page.start, methods=["GET", "HEAD"], include_in_schema=False)
+    for path in PAGES:
+        api.add_api_route(path, page.page, methods=["GET", "HEAD"], include_in_schema=False)
     api.add_api_route("/page/{version}/{name}", page.file, methods=["GET", "HEAD"], include_in_schema=False)
     return api

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,9 +50,13 @@ class Explainer:
         self._seconds = Smoothed()
         self._threads = ThreadPoolExecutor(PERMITS, "explain")
 
-    def check(self) -> Model:
+    def check(self, class_index: int | None) -> Model:
         """The model that a request which comes now has explained; raises what keeps the request out."""
         model = self._predictor.model()
+        if class_index is not None and class_index >= model.num_classes:
+            raise MalformedRequest(
+                f"there is no class {class_index}; the model's are 0 to {model.num_classes - 1}"
+            )
         if self._making >= PERMITS:
             REJECTED.labels("explain").inc()
             raise Overloaded(
@@ -67,17 +72,13 @@ class Explainer:
         Raises a RequestError where image or class are at fault, Unavailable where there is no room or no
         model, DeadlineExceeded, or EngineFailed.
         """
-        model = self.check()
-        if class_index is not None and class_index >= model.num_classes:
-            raise MalformedRequest(
-                f"there is no class {class_index}; the model's are 0 to {model.num_classes - 1}"
-            )
+        model = self.check(class_index)
         loop = asyncio.get_running_loop()
         work = _Work(model, data, class_index, self._predictor, loop, loop.time() + deadline)
         began = time.perf_counter()
         self._making += 1
         made = self._threads.submit(work.run)
-        made.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        made.add_done_callback(lambda _: self._end(loop))
         try:
             explained = await asyncio.wrap_future(made)
         except asyncio.CancelledError:
@@ -85,6 +86,10 @@ class Explainer:
             raise
         self._seconds.observe(time.perf_counter() - began)
         return explained
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody comes any more
+            loop.call_soon_threadsafe(self._ended)
 
     def _ended(self) -> None:
         self._making -= 1

@@ -1,121 +1,186 @@
 // One image and what the model says of it.
 
+import { snippets } from "./code.js";
 import { heat } from "./heat.js";
-import { ask, keyed } from "./service.js";
+import { crop, jpeg } from "./picture.js";
+import { ask, form } from "./service.js";
 
+const TRIES = 20; // of an image that a busy service turns away
+const HOPELESS = [400, 413, 415, 422]; // statuses that the same image will get again
 const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
 const milliseconds = (seconds) => `${(1000 * seconds).toFixed(1)} ms`;
+const pause = (seconds) => new Promise((done) => { setTimeout(done, 1000 * seconds); });
+const bytes = (size) => (size < 1e6 ? `${Math.ceil(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`);
 
-export async function answer(results, file, info, needKey) {
+// A card for `file`, and what has it filled in.
+// page: info() is what /info says or null; announce(text), answered(said) and failed(error) are told.
+export function card(page, file) {
   const article = document.getElementById("result").content.cloneNode(true).querySelector("article");
   const part = (selector) => article.querySelector(selector);
-  part("h3").textContent = file.name;
+  const about = `${file.name} · ${bytes(file.size)}`;
+  part(".file").textContent = about;
   part(".crop").setAttribute("aria-label", `${file.name}, cropped as the model sees it`);
-  results.prepend(article);
-  const cropped = crop(part(".crop"), file, info?.preprocess);
-  let said;
-  try {
-    const body = new FormData();
-    body.append("image", file);
-    said = await (await ask("predict?top=5", { method: "POST", body })).json();
-  } catch (error) {
-    part(".error").textContent = error.message;
-    part(".error").hidden = false;
-    part("figure").hidden = !(await cropped);
-    if (error.status === 401) needKey();
-    return;
+  part(".away").setAttribute("aria-label", `Remove ${file.name}`);
+  part(".away").addEventListener("click", () => {
+    (article.nextElementSibling?.querySelector(".away") ?? document.getElementById("choose")).focus();
+    article.remove();
+  });
+  part(".again").addEventListener("click", run);
+
+  // Whether the browser shows what the model sees of `sent`.
+  async function see(sent) {
+    const seen = (await crop(part(".crop"), sent, page.info()?.preprocess)) !== null;
+    part("figure").hidden = false;
+    part("figcaption").textContent = seen ? caption(article) : "this browser cannot show this format";
+    return seen;
   }
-  part(".bars").replaceChildren(...said.top.map(bar));
-  part(".timing").textContent = ["decode", "queue", "infer"]
-    .map((stage) => `${stage} ${milliseconds(said.timing[stage])}`).join(" · ");
-  part(".same").hidden = false;
-  snippets(article, file.name);
-  if (info?.explain !== false && (await cropped)) why(article, file, said);
+
+  // The file that was sent, and the answer; browsers read formats that the service does not, such as HEIC.
+  async function predicted(sent) {
+    const tell = (text) => { part("h3").textContent = text; };
+    try {
+      return [sent, await (await patiently(() => ask("predict?top=5", form(sent)), tell)).json()];
+    } catch (error) {
+      const other = error.status === 415 && sent === file ? await jpeg(file) : null;
+      if (other === null) throw error;
+      part(".file").textContent = `${about} · sent as JPEG, since the service reads no such file`;
+      return predicted(other);
+    }
+  }
+
+  async function run() {
+    part(".error").textContent = "";
+    part(".again").hidden = true;
+    part("h3").textContent = "Asking the model";
+    article.classList.add("asking");
+    let seen = await see(file);
+    try {
+      const began = performance.now();
+      const [sent, said] = await predicted(file);
+      show(said, (performance.now() - began) / 1000);
+      snippets(article, file.name);
+      page.answered(said);
+      page.announce(`${file.name}: ${said.label}, ${percent(said.top[0].probability)}`);
+      if (sent !== file) seen = await see(sent);
+      if (page.info()?.explain) explains(article, sent, said, seen);
+    } catch (error) {
+      part("h3").textContent = error.status === 401 ? "No answer without a key" : "No answer";
+      part(".error").textContent = error.message;
+      part("figure").hidden = !seen;
+      part(".again").hidden = HOPELESS.includes(error.status);
+      page.failed(error);
+    }
+    article.classList.remove("asking");
+  }
+
+  function show(said, seconds) {
+    const best = said.top[0];
+    part("h3").replaceChildren(`${best.label} `, Object.assign(document.createElement("small"), { textContent: percent(best.probability) }));
+    part(".bars").replaceChildren(...said.top.map(bar));
+    const stages = ["decode", "queue", "infer"].map((stage) => [stage, said.timing[stage]]);
+    part(".stages").replaceChildren(...stages.map(([stage, took]) => {
+      const piece = Object.assign(document.createElement("span"), { className: stage });
+      piece.style.flexGrow = 1e6 * took; // that sum to less than 1 fill no line
+      return piece;
+    }));
+    part(".timing .note").replaceChildren(...stages.map(([stage, took]) =>
+      Object.assign(document.createElement("span"), { className: stage, textContent: `${stage} ${milliseconds(took)}` })),
+    `${milliseconds(seconds)} there and back`);
+    part(".timing").hidden = part(".same").hidden = false;
+  }
+
+  return { article, run };
 }
 
-function bar({ label, probability }) {
-  const item = document.createElement("li");
-  const progress = document.createElement("progress");
-  progress.max = 1;
-  progress.value = probability;
-  progress.setAttribute("aria-hidden", "true");
-  const line = document.createElement("span");
-  for (const text of [label, percent(probability)]) {
-    line.append(Object.assign(document.createElement("b"), { textContent: text }));
+// What `ask` gives, however often the service is too busy at first.
+async function patiently(send, tell) {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await send();
+    } catch (error) {
+      if (error.status !== 503 || tries === TRIES) throw error;
+      tell("Waiting for the service");
+      await pause(error.wait);
+    }
   }
-  item.append(progress, line);
+}
+
+function bar({ class_index: index, label, probability }) {
+  const item = document.createElement("li");
+  const progress = Object.assign(document.createElement("progress"), { max: 1, value: probability });
+  progress.setAttribute("aria-hidden", "true");
+  const row = Object.assign(document.createElement("button"), { type: "button", disabled: true });
+  row.dataset.index = index;
+  row.dataset.label = label;
+  for (const text of [label, percent(probability)]) {
+    row.append(Object.assign(document.createElement("span"), { textContent: text }));
+  }
+  item.append(progress, row);
   return item;
 }
 
-// Resize and centre crop, as the service does it; false where the browser cannot show this format.
-async function crop(canvas, file, spec) {
-  const size = spec?.crop ?? [224, 224];
-  const resize = spec?.resize === undefined ? 256 : spec.resize;
-  let image;
-  try {
-    image = await createImageBitmap(file, { imageOrientation: spec?.exif ? "from-image" : "none" });
-  } catch {
-    canvas.parentElement.parentElement.querySelector("figcaption").textContent = "this browser cannot show this format";
-    return false;
-  }
-  const scale = typeof resize === "number" ? resize / Math.min(image.width, image.height) : 1;
-  const [height, width] = Array.isArray(resize) ? resize : [image.height * scale, image.width * scale];
-  [canvas.height, canvas.width] = size;
-  canvas.getContext("2d").drawImage(image, (size[1] - width) / 2, (size[0] - height) / 2, width, height);
-  image.close();
-  return true;
+function caption(article) {
+  const { width, height } = article.querySelector(".crop");
+  return `${width} × ${height} pixels, as the model sees it`;
 }
 
-function snippets(article, name) {
-  const url = new URL("predict", location.href).href;
-  const key = keyed();
-  const quoted = `'${name.replaceAll("'", "'\\''")}'`;
-  const texts = [
-    `curl ${key ? '-H "X-API-Key: $API_KEY" ' : ""}-F image=@${quoted} ${url}`,
-    [
-      ...(key ? ["import os"] : []),
-      "import httpx",
-      "",
-      `with open(${JSON.stringify(name)}, "rb") as image:`,
-      `    answer = httpx.post("${url}", files={"image": image}${key ? ', headers={"X-API-Key": os.environ["API_KEY"]}' : ""})`,
-      'print(answer.json()["label"])',
-    ].join("\n"),
-  ];
-  article.querySelectorAll(".snippet").forEach((snippet, index) => {
-    const [pre, button] = [snippet.querySelector("pre"), snippet.querySelector("button")];
-    pre.textContent = texts[index];
-    const title = button.textContent;
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(texts[index]);
-      button.textContent = "Copied";
-      setTimeout(() => { button.textContent = title; }, 2000);
-    });
-  });
-}
+// The heat map: of the best class, or of whichever is chosen among the bars.
+function explains(article, file, said, seen) {
+  const part = (selector) => article.querySelector(selector);
+  const [why, mix, canvas, slider] = [".why", ".mix", ".heat", "input"].map(part);
+  const rows = [...article.querySelectorAll(".bars button")];
+  const maps = new Map();
+  let shown = null;
 
-function why(article, file, said) {
-  const [button, mix, canvas] = [".why", ".mix", ".heat"].map((selector) => article.querySelector(selector));
-  const slider = mix.querySelector("input");
-  const blend = () => { canvas.style.opacity = slider.value / 100; };
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    button.disabled = true;
+  async function show(index) {
+    const { label } = rows.find((row) => row.dataset.index === String(index)).dataset;
+    part(".error").textContent = "";
+    article.classList.add("asking");
     try {
-      const body = new FormData();
-      body.append("image", file);
-      const headers = { Accept: "application/json" };
-      const explained = await (await ask(`explain?class=${said.class_index}`, { method: "POST", body, headers })).json();
-      heat(canvas, explained.map, article.querySelector(".crop"));
-      canvas.setAttribute("aria-label", `heat map: what spoke for ${said.label}, by ${explained.method}`);
-      canvas.hidden = mix.hidden = false;
-      button.hidden = true;
-      blend();
-      slider.focus();
+      if (!maps.has(index)) maps.set(index, await (seen ? numbers : picture)(file, index));
+      const { map, method, url } = maps.get(index);
+      if (seen) heat(canvas, map, part(".crop"));
+      else part(".heated").src = url;
+      const words = `what spoke for ${label}${method ? `, by ${method}` : ""}`;
+      canvas.setAttribute("aria-label", words);
+      part(".heated").alt = words;
+      part("figcaption").textContent = words;
+      turn(index);
     } catch (error) {
-      article.querySelector(".error").textContent = error.message;
-      article.querySelector(".error").hidden = false;
-      button.disabled = false;
+      part(".error").textContent = error.message;
     }
-  });
-  slider.addEventListener("input", blend);
+    article.classList.remove("asking");
+  }
+
+  function turn(index) {
+    shown = index;
+    canvas.hidden = mix.hidden = index === null || !seen;
+    part(".heated").hidden = index === null || seen;
+    part(".crop").hidden = !seen;
+    for (const row of rows) row.setAttribute("aria-pressed", String(index) === row.dataset.index);
+    why.setAttribute("aria-pressed", index !== null);
+    why.textContent = index === null ? "Show why" : "Hide the heat map";
+    if (index === null && seen) part("figcaption").textContent = caption(article);
+  }
+
+  const toggle = (index) => (shown === index ? turn(null) : show(index));
+  for (const row of rows) {
+    row.disabled = false;
+    row.title = `What spoke for ${row.dataset.label}?`;
+    row.addEventListener("click", () => toggle(Number(row.dataset.index)));
+  }
+  why.hidden = part(".hint").hidden = false;
+  why.onclick = () => toggle(shown ?? said.class_index);
+  slider.oninput = () => { canvas.style.opacity = slider.value / 100; };
+  slider.oninput();
+  turn(null);
+}
+
+async function numbers(file, index) {
+  return (await ask(`explain?class=${index}`, { ...form(file), headers: { Accept: "application/json" } })).json();
+}
+
+// Of an image that the browser cannot show, the service's own drawing.
+async function picture(file, index) {
+  return { url: URL.createObjectURL(await (await ask(`explain?class=${index}`, form(file))).blob()) };
 }

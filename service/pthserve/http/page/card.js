@@ -1,0 +1,40 @@
+// What is served.
+
+const SHOWN = 200; // labels in the list at once
+const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+const count = new Intl.NumberFormat("en", { notation: "compact", compactDisplay: "long", maximumSignificantDigits: 3 });
+const ENGINES = { openvino: "OpenVINO", torch: "PyTorch" };
+
+export function facts(list, info) {
+  const { preprocess: spec, golden } = info;
+  const rows = {
+    Architecture: info.architecture,
+    Parameters: count.format(info.parameters),
+    Classes: info.num_classes,
+    Input: `${spec.crop[1]} × ${spec.crop[0]}, ${spec.mean.length === 1 ? "grey" : "colour"}`,
+    Preprocessing: spec.assumed ? "assumed; nobody said how it was trained" : "as the card says",
+    Engine: ENGINES[info.engine] ?? info.engine,
+    Precision: info.precision,
+    "Golden images": golden ? `${golden.images}, ${golden.result}` : "none",
+    Version: info.version,
+    "SHA-256": info.digest,
+  };
+  list.replaceChildren(
+    ...Object.entries(rows).flatMap(([title, value]) => [element("dt", title), element("dd", value)]),
+  );
+  list.lastElementChild.className = "digest";
+}
+
+export function classes(details, find, list, note, labels) {
+  function show() {
+    const wanted = find.value.trim().toLowerCase();
+    const matching = labels.filter((label) => label.toLowerCase().includes(wanted));
+    list.replaceChildren(...matching.slice(0, SHOWN).map((label) => element("li", label)));
+    note.textContent = matching.length > SHOWN
+      ? `${SHOWN} of ${matching.length}; type to find others`
+      : `${matching.length} of ${labels.length}`;
+  }
+  find.oninput = show;
+  details.hidden = false;
+  show();
+}
