@@ -1,7 +1,11 @@
 """`POST /explain`: the heat map of an image, as a picture and as numbers."""
 
 import io
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +17,10 @@ from PIL import Image
 
 from pthserve.http.explain import COLOURS, draw
 from pthserve.model.engine import Explanation
+from pthserve.model.explain import GRID
 from pthserve.serving.explainer import PERMITS
 
+from ..conftest import serving as serving_process
 from ..serving.squares import BLUE, GREEN, RED, SPEC, Gate, Squares, png, squares
 from .conftest import serving, until
 
@@ -173,3 +179,49 @@ def test_a_warmer_place_is_never_drawn_darker() -> None:
     drawn = np.asarray(Image.open(io.BytesIO(draw(np.zeros_like(GREY), ramp))).convert("L"))[0].astype(int)
     assert (np.diff(drawn) >= -1).all()
     assert drawn[-1] - drawn[0] > 150
+
+
+@pytest.mark.slow
+def test_a_packed_model_is_explained_without_torch(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing = [sys.executable, "-m", "pthserve", "pack", imagenet, "-o", tmp_path / "packed"]
+    subprocess.run(packing, check=True, capture_output=True, env={**os.environ, "PTHSERVE_TUNE_BUDGET": "0"})
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cat = (imagenet / "golden" / "chelsea.jpg").read_bytes()
+    with serving_process(tmp_path / "packed", tmp_path / "log") as url, httpx.Client(base_url=url) as client:
+        said = explain(client, cat, headers=JSON).json()
+        assert (said["class_index"], said["method"]) == (285, "class activation map")
+        assert np.shape(said["map"]) == (7, 7)
+        assert picture(explain(client, cat)).shape == (224, 224, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_transformer_is_explained_by_occlusion(engine: str) -> None:
+    import torch
+    from torchvision.models import VisionTransformer
+
+    from pthserve.model.engine.openvino import OpenVINOEngine, convert
+    from pthserve.model.engine.torch import TorchEngine
+
+    torch.manual_seed(0)
+    size = {
+        "image_size": 32,
+        "patch_size": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_dim": 16,
+        "mlp_dim": 32,
+    }
+    module = VisionTransformer(**size, num_classes=3).eval()
+    torch.nn.init.normal_(module.heads.head.weight)
+    runs: Any = (
+        TorchEngine(module, SPEC) if engine == "torch" else OpenVINOEngine(convert(module, SPEC), SPEC)
+    )
+    with serving(squares(runs)) as service:
+        said = explain(service.client, png(RED), "?class=1", headers=JSON).json()
+        assert said["method"] == "occlusion"
+        assert np.shape(said["map"]) == (GRID, GRID)
+        picture(explain(service.client, png(RED)))

@@ -142,6 +142,19 @@ def test_the_heat_is_on_a_small_cat_wherever_it_is(demo: Any, engine: Any, corne
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("corner", [(0, 0), (0, 140), (140, 0), (140, 140)])
+def test_the_heat_is_on_a_cat_that_is_a_seventh_of_another_picture(
+    demo: Any, imagenet: Path, engine: Any, corner: tuple[int, int]
+) -> None:
+    _, spec, cat = demo
+    top, left = corner
+    scene = crop((imagenet / "golden" / "camera.jpg").read_bytes(), spec, max_pixels=2**30).copy()
+    scene[top : top + 84, left : left + 84] = Image.fromarray(cat).resize((84, 84))
+    heat = explain(model(engine, spec), scene, CAT, engine.__call__).map
+    assert share(heat, (left, top, left + 84, top + 84)) > 0.6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("grey", [0, 124, 255])
 def test_a_blank_image_has_a_map_too(demo: Any, engine: Any, grey: int) -> None:
     _, spec, _ = demo

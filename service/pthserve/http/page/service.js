@@ -1,6 +1,6 @@
 // The service behind the page, and the key that it may ask for.
 
-const KEY = "key"; // in the tab's own storage, which ends with the tab
+const KEY = "api-key"; // in the tab's own storage, which ends with the tab
 
 export const keyed = () => sessionStorage.getItem(KEY) !== null;
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
