@@ -1,10 +1,16 @@
 """Material: the weights, photos and calibration images that a run needs, made on the fly."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
+
+Precision = Literal["fp32", "auto", "int8"]
+"""What this service is measured at."""
 
 SIZES = {"small": (500, 375), "large": (4000, 3000)}
 """Photos by kind: width and height in pixels."""
@@ -19,13 +25,12 @@ class Material:
     """Files, and folders of files.
 
     weights: a ResNet-18's, random from a fixed seed: what it has learnt does not change how long it takes.
-    photos: JPEGs by the keys of SIZES. calibration: a folder of images for int8. cache: for tuned plans, so
-    that every service of a kind runs the same one.
+    packs: it packed, by precision. photos: JPEGs by the keys of SIZES. cache: for compiled graphs.
     """
 
     weights: Path
+    packs: dict[Precision, Path]
     photos: dict[str, list[Path]]
-    calibration: Path
     cache: Path
 
     @classmethod
@@ -35,7 +40,19 @@ class Material:
             (folder / name).mkdir()
         photos = {kind: list(_jpegs(PHOTOS, folder, size, f"-{kind}")) for kind, size in SIZES.items()}
         list(_jpegs(CALIBRATION, folder / "calibration", SIZES["small"]))
-        return cls(_weights(folder / "resnet18.pth"), photos, folder / "calibration", folder / "cache")
+        weights = _weights(folder / "resnet18.pth")
+        plain = _packed(weights, folder / "packed", "--precision", "fp32")
+        int8 = _packed(
+            *(weights, folder / "packed-int8", "--precision", "int8"),
+            *("--calibration", str(folder / "calibration")),
+        )
+        return cls(weights, {"fp32": plain, "auto": plain, "int8": int8}, photos, folder / "cache")
+
+
+def _packed(weights: Path, folder: Path, *options: str) -> Path:
+    argv = [sys.executable, "-m", "pthserve", "pack", str(weights), "-o", str(folder), *options]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 def _weights(path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from benchmarks.bare import Timed
 from benchmarks.process import Process
 from pthserve.bench.client import Pool, Target
 from pthserve.bench.load import Point, Round, measure
@@ -20,15 +21,17 @@ QUIET = 0.15
 class Durations:
     """How long to measure, in seconds: under load, after a `warm_up` that does not count; bare; idle.
 
-    repeats: of everything that is interleaved. tries: of one measurement, while others take CPU.
+    repeats: of everything that is interleaved. tries: of one measurement, while others take CPU and the run
+    has not taken `budget` seconds yet.
     """
 
-    load: float = 5.0
-    warm_up: float = 1.0
-    bare: float = 2.0
-    idle: float = 10.0
-    repeats: int = 3
+    load: float = 3.0
+    warm_up: float = 0.5
+    bare: float = 1.5
+    idle: float = 5.0
+    repeats: int = 4
     tries: int = 3
+    budget: float = 540.0
 
 
 QUICK = Durations(load=0.5, warm_up=0.1, bare=0.05, idle=0.2, repeats=1, tries=1)
@@ -63,13 +66,20 @@ def quietest(once: Callable[[], Sample], tries: int) -> Sample:
     return min(samples, key=lambda sample: sample.others)
 
 
+def bare(once: Callable[[], Timed]) -> Sample:
+    """The seconds that `once`, in a process that does nothing else, takes for an image."""
+    usage = Usage()
+    timed = once()
+    return Sample(timed.seconds, timed.cores, others=max(0.0, usage.cores() - timed.cores))
+
+
 def idle(process: Process, seconds: float) -> Sample:
     """The cores that a service takes while nobody asks it anything."""
     with process.awake():
         usage, began = Usage(), process.cpu()
         time.sleep(seconds)
         cores = (process.cpu() - began) / seconds
-        return Sample(cores, service=cores, others=usage.cores() - cores)
+        return Sample(cores, service=cores, others=max(0.0, usage.cores() - cores))
 
 
 def loaded(

@@ -49,7 +49,7 @@ class Process:
         self._child.wait()
 
     def ready(self, url: str) -> float:
-        """Seconds from the start until `url` answers 200."""
+        """Seconds from the start until `url` answers 200; raises RuntimeError where the process ends."""
         while self._child.poll() is None and time.perf_counter() - self._began < PATIENCE:
             with (
                 contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),

@@ -1,24 +1,23 @@
 """Run: everything that is measured, interleaved, so that what disturbs the machine disturbs all alike."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-from benchmarks import bare
+from benchmarks import bare, measure
+from benchmarks.findings import Findings, Key, Start
+from benchmarks.machine import Machine
 from benchmarks.material import SIZES, Material
 from benchmarks.measure import Durations, Sample, quietest
 from benchmarks.process import Process, free_port
-from benchmarks.subjects import DECODES, OURS, PEERS, PRECISIONS, Subject, packed, settings, subjects, untuned
+from benchmarks.subjects import DECODES, OURS, PEERS, PRECISIONS, UNPACKED, Subject, settings, subjects
 from pthserve.bench.load import Round
-from pthserve.model.plan import Plan
 
-Key = tuple[str, str]
-"""Who, and what of them."""
-Values = dict[Key, float]
-"""By subject and scenario; or by precision and `forward` or `forward of one`; or by decode and size."""
 Step = tuple[Key, Callable[[], Sample]]
 Say = Callable[[str], None]
 
@@ -44,37 +43,23 @@ class Scenario:
 
 
 SCENARIOS = {
-    "8 clients": Scenario(8, "small", (*OURS, *PEERS)),
-    "64 clients": Scenario(64, "small", OURS),
+    "8 clients": Scenario(8, "small", (*OURS, UNPACKED, *PEERS)),
+    "64 clients": Scenario(64, "small", tuple(f"{precision} exact" for precision in PRECISIONS)),
     "1 client": Scenario(1, "small", (*OURS, *PEERS), latency),
     "8 clients, large photos": Scenario(8, "large", ("auto fast", *PEERS)),
 }
 
 
-@dataclass(slots=True)
-class Findings:
-    """What a run found.
+class Run:
+    """Services and bare models, from their start to their end.
 
-    plans: by precision. samples: a list a repeat. starts, memory, idle: seconds, MiB and cores by subject.
+    folder: for weights, photos and logs. say: is told what is being done.
     """
 
-    plans: dict[str, Plan] = field(default_factory=dict)
-    repeats: list[dict[Key, Sample]] = field(default_factory=list)
-    starts: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, float] = field(default_factory=dict)
-    idle: dict[str, float] = field(default_factory=dict)
-
-    def values(self) -> list[Values]:
-        """The values alone, a repeat each."""
-        return [{key: sample.value for key, sample in repeat.items()} for repeat in self.repeats]
-
-
-class Run:
-    """Services and bare models, from their start to their end."""
-
     def __init__(self, folder: Path, durations: Durations, say: Say) -> None:
-        self.findings = Findings()
+        self.findings = Findings(Machine.this())
         self._durations = durations
+        self._end = time.monotonic() + durations.budget
         self._say = say
         self._folder = folder
         self._stack = ExitStack()
@@ -88,25 +73,23 @@ class Run:
             material = Material.make(self._folder)
             for precision in PRECISIONS:
                 self._say(f"loading {precision}")
-                self._load(precision, material)
-            for subject in subjects(material):
+                worker = self._stack.enter_context(bare.worker(settings(material, precision)))
+                self.findings.plans[precision] = worker.submit(bare.plan).result()
+                self._bare[precision] = worker
+            for subject in subjects(
+                material, {name: plan.precision for name, plan in self.findings.plans.items()}
+            ):
                 self._start(subject)
             for number in range(self._durations.repeats):
                 self._say(f"repeat {number + 1} of {self._durations.repeats}")
                 self.findings.repeats.append(
-                    {key: quietest(once, self._durations.tries) for key, once in self._steps(material)}
+                    {key: self._quietest(once) for key, once in self._steps(material)}
                 )
-            self._rest()
-        with self._stack:
-            for subject in (untuned(material), *packed(material, self._folder)):
-                self._start(subject)
-                self._rest_of(subject.name)
+            for name in OURS:
+                self._say(f"idling {name}")
+                once = partial(measure.idle, self._services[name][0], self._durations.idle)
+                self.findings.idle[name] = self._quietest(once)
         return self.findings
-
-    def _load(self, precision: str, material: Material) -> None:
-        worker = self._stack.enter_context(bare.worker(settings(material, precision)))
-        self.findings.plans[precision] = worker.submit(bare.plan).result()
-        self._bare[precision] = worker
 
     def _start(self, subject: Subject) -> None:
         self._say(f"starting {subject.name}")
@@ -114,18 +97,41 @@ class Run:
         argv = [word.format(port=port) for word in subject.argv]
         log = self._folder / f"{subject.name}.log"
         process = self._stack.enter_context(Process(subject.name, argv, log))
-        self.findings.starts[subject.name] = process.ready(f"http://127.0.0.1:{port}{subject.ready}")
+        seconds = process.ready(f"http://127.0.0.1:{port}{subject.ready}")
+        self.findings.starts[subject.name] = Start(seconds, process.memory())
         process.sleep()
         self._services[subject.name] = process, port
+
+    def _quietest(self, once: Callable[[], Sample]) -> Sample:
+        return quietest(once, self._durations.tries if time.monotonic() < self._end else 1)
 
     def _steps(self, material: Material) -> Iterator[Step]:
         seconds = self._durations.bare
         for how, size in product(DECODES, SIZES):
-            yield (how, size), self._bare_step("fp32", bare.decode, material.photos[size], how, seconds)
+            call = partial(bare.decode, material.photos[size], how, seconds)
+            yield (f"decode {how}", size), self._bare_step("fp32", call)
         for precision in PRECISIONS:
-            most = self.findings.plans[precision].max_batch
-            for what, batch in (("forward", most), ("forward of one", 1)):
-                yield (precision, what), self._bare_step(precision, bare.forward, batch, seconds)
+            for batch in bare.BATCHES:
+                yield (
+                    (f"forward {precision}", str(batch)),
+                    self._bare_step(precision, partial(bare.forward, batch, seconds)),
+                )
         for name, scenario in SCENARIOS.items():
             for subject in scenario.subjects:
-                yield (subject, name), self._load_step(subject, scenario, material)
+                process, port = self._services[subject]
+                yield (
+                    (subject, name),
+                    partial(
+                        measure.loaded,
+                        process,
+                        port,
+                        material.photos[scenario.photos],
+                        scenario.clients,
+                        scenario.value,
+                        self._durations,
+                    ),
+                )
+
+    def _bare_step(self, precision: str, call: Callable[[], bare.Timed]) -> Callable[[], Sample]:
+        worker = self._bare[precision]
+        return lambda: measure.bare(lambda: worker.submit(call).result())

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import models, transforms
 
 
-class Classifier(litserve.LitAPI):
+class Classifier(litserve.LitAPI):  # type: ignore[misc]
     """A ResNet-18 behind a multipart form."""
 
     def __init__(self, weights: str) -> None:
@@ -38,7 +38,8 @@ class Classifier(litserve.LitAPI):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Tensor to probabilities."""
         with torch.inference_mode():
-            return self.model(x[None]).softmax(1)[0]
+            probabilities: torch.Tensor = self.model(x[None].to(self.device)).softmax(1)[0]
+        return probabilities
 
     def encode_response(self, output: torch.Tensor) -> dict[str, object]:
         """Probabilities to JSON."""
@@ -46,5 +47,5 @@ class Classifier(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Classifier(sys.argv[1]), accelerator="cpu")
+    server = litserve.LitServer(Classifier(sys.argv[1]), accelerator="auto")
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

@@ -20,6 +20,7 @@ transform = transforms.Compose(
     ]
 )
 model = models.resnet18()
+device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @app.get("/health")
@@ -33,11 +34,11 @@ async def predict(image: Annotated[bytes, File()]) -> dict[str, object]:
     """One image, one forward pass."""
     tensor = transform(Image.open(io.BytesIO(image)).convert("RGB"))
     with torch.inference_mode():
-        probabilities = model(tensor[None]).softmax(1)[0]
+        probabilities = model(tensor[None].to(device)).softmax(1)[0]
     return {"class_index": int(probabilities.argmax()), "probabilities": probabilities.tolist()}
 
 
 if __name__ == "__main__":
     model.load_state_dict(torch.load(sys.argv[1]))
-    model.eval()
+    model.to(device).eval()
     uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")

@@ -1,0 +1,50 @@
+"""A run measures everything once, says it as a table, and leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_a_quick_run_yields_the_table_and_writes_nothing_but_what_is_asked(tmp_path: Path) -> None:
+    scratch, found = tmp_path / "scratch", tmp_path / "found.json"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "benchmarks"]
+    measured = subprocess.run(
+        [*command, "--quick", "--json", found],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert measured.returncode == 0, measured.stderr
+    assert list(scratch.iterdir()) == []
+    assert set(tmp_path.iterdir()) == {scratch, found}
+
+    values = json.loads(found.read_text())
+    samples = {(sample["who"], sample["what"]): sample["value"] for sample in values["repeats"][0]}
+    assert min(samples.values()) > 0
+    for who in ("FastAPI + torch", "LitServe", "auto exact", "int8 fast"):
+        assert samples[who, "8 clients"] > 0
+    for row in (
+        "throughput, `int8`, `fast` / best peer",
+        "served / limit, `auto`, `exact`",
+        "cores while idle",
+    ):
+        assert f"| {row}" in measured.stdout
+
+    page = tmp_path / "performance.md"
+    page.write_text((ROOT / "docs" / "performance.md").read_text())
+    subprocess.run(
+        [*command, "--from", found, "--page", page], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+    written = page.read_text()
+    for table in measured.stdout.strip().split("\n\n"):
+        assert table in written
