@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import orjson
-from fastapi import APIRouter
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
@@ -12,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pthserve.errors import MalformedRequest
-from pthserve.http import openapi
 from pthserve.http.limits import remaining
 from pthserve.http.logs import note
 from pthserve.http.multipart import read_image
+from pthserve.http.problems import JSON
+from pthserve.http.routing import Route, plain
 from pthserve.serving.explainer import Explained, Explainer
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
@@ -40,8 +40,8 @@ class Explain:
         explained = await self._explainer.explain(image, asked, deadline=remaining(request.scope))
         note(request.scope, explained_by=explained.explanation.method, digest=explained.model.digest)
         accepted = request.headers.get("accept", "")
-        if openapi.JSON in accepted and "image/" not in accepted:
-            return Response(_numbers(explained), media_type=openapi.JSON)
+        if JSON in accepted and "image/" not in accepted:
+            return Response(_numbers(explained), media_type=JSON)
         picture = await run_in_threadpool(draw, explained.image, explained.explanation.map)
         return Response(picture, media_type="image/png")
 
@@ -61,13 +61,9 @@ def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
     return file.getvalue()
 
 
-def router(predictor: Predictor, settings: Settings) -> APIRouter:
+def routes(predictor: Predictor, settings: Settings) -> list[Route]:
     """The route, where the settings have it on."""
-    api = APIRouter(route_class=openapi.PlainRoute, default_response_class=Response)
-    if settings.explain == "on":
-        route = Explain(predictor).explain
-        api.add_api_route("/explain", route, methods=["POST"], tags=["Predict"], **openapi.EXPLAIN)
-    return api
+    return [plain("/explain", Explain(predictor).explain, ("POST",))] if settings.explain == "on" else []
 
 
 def _numbers(explained: Explained) -> bytes:

@@ -1,13 +1,17 @@
-"""OpenAPI: what the schema says of the plain routes; the code that answers never builds one of these."""
+"""OpenAPI: the schema, and what it says of the plain routes.
 
-from collections.abc import Callable
-from typing import Any
+FastAPI puts it together. No request but the one for the schema needs either, so that it is imported then.
+"""
 
-from fastapi.routing import APIRoute
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
-from starlette.routing import request_response
+from starlette.responses import Response
 
-JSON = "application/json"
+import pthserve
+from pthserve.http.problems import JSON
 
 
 class Problem(BaseModel):
@@ -105,17 +109,6 @@ def problem(description: str, error: str) -> dict[str, Any]:
     return example({"error": error}, description)
 
 
-class PlainRoute(APIRoute):
-    """A documented route whose function takes the request and returns the response, with nothing in between.
-
-    FastAPI's own handler solves dependencies first, which a function of one Request has none of.
-    """
-
-    def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
-        super().__init__(path, endpoint, **described)
-        self.app = request_response(endpoint)
-
-
 _DRAWN = "examples are of a model that tells red, green and blue squares apart"
 _RED = {
     "class_index": 0,
@@ -132,6 +125,7 @@ _RED = {
 _NOT_READY = problem("no model is ready yet", "the service is not ready: the model is loading")
 
 PREDICT: dict[str, Any] = {
+    "tags": ["Predict"],
     "summary": "Classify an image",
     "responses": {
         200: example(_RED, f"what the model says; {_DRAWN}", Answer),
@@ -199,27 +193,33 @@ PREDICT: dict[str, Any] = {
 _WELL = example({"status": "ok"}, "it is", State)
 PROBES: dict[str, dict[str, Any]] = {
     "/livez": {
+        "tags": ["Probes"],
         "summary": "Is the process alive?",
         "responses": {200: _WELL, 503: problem("restart it", "the engine's thread has died")},
     },
     "/readyz": {
+        "tags": ["Probes"],
         "summary": "Is it ready for traffic?",
         "responses": {200: _WELL, 503: problem("send nothing yet", "the model is loading")},
     },
     "/healthz": {
+        "tags": ["Probes"],
         "summary": "Is all well?",
         "responses": {200: _WELL, 503: problem("not live, or not ready", "the model is loading")},
     },
 }
 INFO: dict[str, Any] = {
+    "tags": ["Model"],
     "summary": "What is served?",
     "responses": {200: {"model": Info}, 503: _NOT_READY},
 }
 METRICS: dict[str, Any] = {
+    "tags": ["Probes"],
     "summary": "Prometheus metrics",
     "responses": {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
 }
 EXPLAIN: dict[str, Any] = {
+    "tags": ["Predict"],
     "summary": "Show what in an image spoke for a class",
     "responses": {
         200: {
@@ -244,3 +244,40 @@ EXPLAIN: dict[str, Any] = {
         "requestBody": PREDICT["openapi_extra"]["requestBody"],
     },
 }
+
+PLAIN: Mapping[str, Mapping[str, Any]] = {
+    "/predict": PREDICT,
+    **PROBES,
+    "/info": INFO,
+    "/metrics": METRICS,
+    "/explain": EXPLAIN,
+}
+"""By path."""
+
+V2_PROBLEMS: Mapping[int | str, Mapping[str, Any]] = {
+    "4XX": {"model": Problem, "description": "The request is at fault, or names what is not here"},
+    "5XX": {"model": Problem, "description": "The service is not ready, overloaded, too late, or at fault"},
+}
+
+
+class Described(NamedTuple):
+    """A route, and what the schema says of it, as FastAPI's `add_api_route` takes it."""
+
+    path: str
+    endpoint: Callable[..., Any]
+    methods: list[str]
+    fields: Mapping[str, Any]
+
+
+def document(routes: Iterable[Described]) -> dict[str, Any]:
+    """The schema of `routes`."""
+    app = FastAPI(
+        title="pthserve",
+        version=pthserve.__version__,
+        summary="A PyTorch image classifier as a service.",
+        description='Errors are `{"error": "..."}` and say what to do. Every answer has an `X-Request-Id`.',
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    for path, endpoint, methods, fields in routes:
+        app.add_api_route(path, endpoint, methods=methods, response_class=Response, **fields)
+    return app.openapi()

@@ -4,12 +4,11 @@ import gzip
 import hashlib
 from importlib import resources
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pthserve.errors import NotFound
-from pthserve.http import openapi
+from pthserve.http.routing import Route
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -60,11 +59,11 @@ class Page:
         return Response(self.files[name], headers=headers)
 
 
-def router() -> APIRouter:
+def routes() -> list[Route]:
     """The pages' routes, which are for people and not in the schema."""
     page = Page()
-    api = APIRouter(route_class=openapi.PlainRoute, default_response_class=Response)
-    for path in PAGES:
-        api.add_api_route(path, page.page, methods=["GET", "HEAD"], include_in_schema=False)
-    api.add_api_route("/page/{version}/{name}", page.file, methods=["GET", "HEAD"], include_in_schema=False)
-    return api
+    shown = ("GET", "HEAD")
+    return [
+        *(Route(path, page.page, shown) for path in PAGES),
+        Route("/page/{version}/{name}", page.file, shown),
+    ]

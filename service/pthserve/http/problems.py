@@ -5,12 +5,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pthserve import errors
+
+JSON = "application/json"
 
 STATUS: dict[type[errors.PthserveError], int] = {
     errors.PthserveError: 500,
@@ -39,7 +40,7 @@ def status(error: errors.PthserveError) -> int:
 
 def problem(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """An answer that is no answer: `{"error": message}`."""
-    return Response(orjson.dumps({"error": message}), code, headers, media_type="application/json")
+    return Response(orjson.dumps({"error": message}), code, headers, media_type=JSON)
 
 
 def answer(error: errors.PthserveError) -> Response:
@@ -69,11 +70,6 @@ async def _of_the_framework(request: Request, error: HTTPException) -> Response:
     return problem(error.status_code, message, dict(error.headers or {}))
 
 
-async def _of_a_form(_: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    return problem(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-
 async def _of_the_client(_: Request, __: Exception) -> Response:
     return Response(status_code=GONE)
 
@@ -85,7 +81,6 @@ async def _by_mistake(_: Request, __: Exception) -> Response:
 HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     errors.PthserveError: _on_purpose,
     HTTPException: _of_the_framework,
-    RequestValidationError: _of_a_form,
     ClientDisconnect: _of_the_client,
     Exception: _by_mistake,
 }

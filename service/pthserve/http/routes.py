@@ -1,18 +1,17 @@
 """Routes: the plain ones. What each answers is in docs/api.md and, for machines, at /openapi.json."""
 
 import orjson
-from fastapi import APIRouter
 from prometheus_client.exposition import choose_encoder
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pthserve.errors import MalformedRequest
-from pthserve.http import openapi
 from pthserve.http.limits import remaining
 from pthserve.http.logs import note
 from pthserve.http.multipart import read_image
-from pthserve.http.problems import problem
+from pthserve.http.problems import JSON, problem
+from pthserve.http.routing import Route, plain
 from pthserve.metrics import REGISTRY
 from pthserve.model import Model
 from pthserve.serving.predictor import Prediction, Predictor
@@ -89,17 +88,17 @@ def noted(request: Request, prediction: Prediction) -> None:
     note(request.scope, **_timing(prediction), digest=prediction.model.digest)
 
 
-def router(predictor: Predictor, settings: Settings) -> APIRouter:
+def routes(predictor: Predictor, settings: Settings) -> list[Route]:
     """The plain routes; /metrics among them where it has no port of its own."""
-    routes = Routes(predictor, settings)
-    api = APIRouter(route_class=openapi.PlainRoute, default_response_class=Response)
-    api.add_api_route("/predict", routes.predict, methods=["POST"], tags=["Predict"], **openapi.PREDICT)
-    for path, call in (("/livez", routes.livez), ("/readyz", routes.readyz), ("/healthz", routes.healthz)):
-        api.add_api_route(path, call, tags=["Probes"], **openapi.PROBES[path])
-    api.add_api_route("/info", routes.info, tags=["Model"], **openapi.INFO)
-    if settings.metrics_port is None:
-        api.add_api_route("/metrics", metrics, tags=["Probes"], **openapi.METRICS)
-    return api
+    calls = Routes(predictor, settings)
+    return [
+        plain("/predict", calls.predict, ("POST",)),
+        plain("/livez", calls.livez),
+        plain("/readyz", calls.readyz),
+        plain("/healthz", calls.healthz),
+        plain("/info", calls.info),
+        *([plain("/metrics", metrics)] if settings.metrics_port is None else ()),
+    ]
 
 
 def _answer(prediction: Prediction, top: int) -> dict[str, object]:
@@ -140,4 +139,4 @@ def _probe(trouble: str | None) -> Response:
 
 
 def _json(value: object) -> Response:
-    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type=openapi.JSON)
+    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)

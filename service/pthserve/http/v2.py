@@ -1,11 +1,14 @@
 """V2: the Open Inference Protocol over REST, and its extensions."""
 
 import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 
 from pthserve.errors import NotReady
 from pthserve.http.bodies import (
@@ -21,7 +24,8 @@ from pthserve.http.bodies import (
 )
 from pthserve.http.limits import remaining
 from pthserve.http.logs import note
-from pthserve.http.openapi import JSON, PlainRoute
+from pthserve.http.problems import JSON
+from pthserve.http.routing import Route
 from pthserve.protocol.infer import Request as Inference
 from pthserve.protocol.service import Load, Service
 from pthserve.serving.predictor import Predictor
@@ -145,27 +149,21 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def router(predictor: Predictor, settings: Settings, load: Load | None = None) -> APIRouter:
+def routes(predictor: Predictor, settings: Settings, load: Load | None = None) -> list[Route]:
     """The routes below /v2; load: reads the model's file again, for the repository."""
     v2 = V2(Service(predictor, settings, load), settings.max_body)
-    api = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=PlainRoute)
-    for method, path, call, summary in _ROUTES:
-        name = call.__name__
-        api.add_api_route(
-            path,
-            getattr(v2, name),
-            methods=[method],
-            summary=summary,
-            operation_id=f"v2_{name}{'_of_version' if path.startswith(_VERSION) else ''}",
-            response_class=Response,
-            openapi_extra=_described(path, name),
-        )
-    return api
+    return [
+        Route(f"/v2{path}", getattr(v2, call.__name__), (method,), partial(_described, path, call, summary))
+        for method, path, call, summary in _ROUTES
+    ]
 
 
-def _described(path: str, name: str) -> dict[str, Any]:
+def _described(path: str, call: Callable[..., Any], summary: str) -> Mapping[str, Any]:
     """What OpenAPI cannot see: the routes read path and body for themselves."""
-    described: dict[str, Any] = {
+    from pthserve.http.openapi import V2_PROBLEMS
+
+    name = call.__name__
+    extra: dict[str, Any] = {
         "parameters": [
             {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
             for part in ("model", "version")
@@ -175,8 +173,14 @@ def _described(path: str, name: str) -> dict[str, Any]:
     if name in _BODIES:
         schema = _BODIES[name].model_json_schema()
         schema = _inlined(schema, schema.pop("$defs", {}))
-        described["requestBody"] = {"content": {JSON: {"schema": schema}}}
-    return described
+        extra["requestBody"] = {"content": {JSON: {"schema": schema}}}
+    return {
+        "tags": ["Open Inference Protocol"],
+        "summary": summary,
+        "responses": V2_PROBLEMS,
+        "operation_id": f"v2_{name}{'_of_version' if path.startswith(_VERSION) else ''}",
+        "openapi_extra": extra,
+    }
 
 
 def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
