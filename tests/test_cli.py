@@ -13,6 +13,8 @@ import torchvision
 from pthserve.cli import COMMANDS
 from pthserve.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "torchvision", "openvino", "fastapi", "numpy", "pydantic", "PIL", "httpx", "nncf")
 
 

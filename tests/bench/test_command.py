@@ -9,6 +9,8 @@ import pytest
 
 from .conftest import Service
 
+pytestmark = pytest.mark.slow
+
 
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

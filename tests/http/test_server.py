@@ -21,6 +21,8 @@ from .conftest import PATIENCE, serving, until
 from .process import process
 from .wire import closed, connect, head, read
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_port_answers_while_the_model_loads() -> None:
     gate = Gate()

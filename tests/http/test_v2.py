@@ -349,20 +349,25 @@ def head(**changes: Any) -> dict[str, Any]:
     return {"inputs": [{**image(), **changes}]}
 
 
-NESTED = b"[" * 100_000
+def with_data(data: bytes) -> bytes:
+    return b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": %b}]}' % data
+
+
+NESTED = b"[" * 30_000
 MALFORMED: dict[str, Any] = {
     "nothing": b"",
     "no JSON": b"{",
     "no UTF-8": b'{"id": "\xff"}',
     "half a character": b'{"id": "\\ud800", "inputs": []}',
     "no object": b"[]",
-    "no number": b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [NaN]}]}',
+    "no number": with_data(b"[NaN]"),
     "deep": NESTED,
-    "deep and whole": NESTED + b"]" * 100_000,
-    "deep data": b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": '
-    + b"[" * 900
-    + b"]" * 900
-    + b"}]}",
+    "deep and whole": NESTED + b"]" * 30_000,
+    "data of lists": with_data(b"[" + b"[]," * 200_000 + b"[]]"),
+    "data of objects": with_data(b"[{}]"),
+    "data twice": with_data(b'[1], "data": ["aGk="]'),
+    "numbers for images": {"inputs": [{**image(), "data": [1]}]},
+    "deep data": with_data(b"[" * 900 + b"]" * 900),
     "no inputs": {},
     "no input": {"inputs": []},
     "inputs of a word": {"inputs": "image"},
@@ -455,6 +460,24 @@ def test_what_is_over_a_limit_is_too_large(client: Client, put: dict[str, Any]) 
     assert answer.json().keys() == {"error"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"inputs": [' + b"{}," * 100_000 + b"{}]}",
+        b'{"inputs": [], "outputs": [' + b"[]," * 100_000 + b"[]]}",
+        b'{"inputs": [{"name": "x", "datatype": "FP32", "data": [], "shape": [' + b"1," * 100_000 + b"1]}]}",
+        b'{"parameters": {' + b",".join(b'"%d": 0' % index for index in range(50_000)) + b"}}",
+    ],
+    ids=["brackets", "inputs", "outputs", "shape", "parameters"],
+)
+@pytest.mark.parametrize("path", [INFER, "/v2/repository/index", "/v2/repository/models/pets/load"])
+def test_json_of_more_than_a_request_needs_is_too_large(client: Client, body: bytes, path: str) -> None:
+    answer = client.post(path, content=body)
+    assert answer.status_code == 413
+    assert answer.json().keys() == {"error"}
+
+
 def test_a_bomb_is_too_large_and_is_not_inflated_whole(client: Client) -> None:
     bomb = zlib.compress(bytes(50 * 2**20), 9)
     assert len(bomb) < 2**16
@@ -467,10 +490,11 @@ def test_a_bomb_is_too_large_and_is_not_inflated_whole(client: Client) -> None:
     [
         ("br", b"{}"),
         ("gzip", b"no gzip"),
-        ("gzip", gzip.compress(b"{}")[:-1]),
-        ("gzip", gzip.compress(b"{}") + b"!"),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-1]),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"!"),
         ("deflate", b""),
     ],
+    ids=["brotli", "no gzip", "cut short", "more behind it", "empty"],
 )
 def test_a_body_that_cannot_be_inflated_is_malformed(client: Client, encoding: str, body: bytes) -> None:
     assert client.post(INFER, content=body, headers={"Content-Encoding": encoding}).status_code == 400

@@ -35,7 +35,7 @@ from pthserve.model.prove import compare, softmax
 from pthserve.model.spec import Spec
 
 # pytest undoes what the service's import does: to ignore what Pillow says about broken metadata.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 sides = st.integers(1, 400)
 modes = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]

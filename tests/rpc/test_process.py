@@ -20,6 +20,8 @@ from pthserve.protos import inference_pb2 as pb
 from pthserve.rpc.handlers import SERVICE
 from pthserve.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 STATES = health_pb2.HealthCheckResponse
 
 

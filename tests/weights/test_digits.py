@@ -10,6 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def train(digits: Path) -> ModuleType:

@@ -13,6 +13,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.models import ResNet18_Weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def card(imagenet: Path) -> dict[str, Any]:

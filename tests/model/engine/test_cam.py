@@ -17,6 +17,8 @@ from pthserve.model.engine.torch import TorchEngine
 from pthserve.model.preprocess import normalise
 from pthserve.model.spec import Spec
 
+pytestmark = pytest.mark.slow
+
 SPEC = Spec(crop=(64, 96), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 GREY = Spec(crop=(32, 32), mean=(0.5,), std=(0.25,))
 CLASS = 3
