@@ -340,8 +340,10 @@ def test_a_procedure_that_is_not_there_is_unimplemented(rpc: Rpc) -> None:
         infer("BYTES", (2**62,), []),
         infer("UINT8", (1, 2**40, 2**40, 3), []),
         infer("BYTES", (1,), [bytes(2**20)]),
+        infer("BYTES", (1,), [b""] * 100_000),
+        infer("FP32", (1,) * 100_000, []),
     ],
-    ids=["images", "absurdly many images", "absurdly many pixels", "message"],
+    ids=["images", "absurdly many images", "absurdly many pixels", "message", "strings", "dimensions"],
 )
 def test_what_is_over_a_limit_exhausts_a_resource(rpc: Rpc, request_: pb.ModelInferRequest) -> None:
     assert rpc.refused("ModelInfer", request_).code() is grpc.StatusCode.RESOURCE_EXHAUSTED

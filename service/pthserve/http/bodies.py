@@ -1,15 +1,18 @@
 """Bodies: an inference as REST carries it, a JSON object and behind it the tensors that are binary."""
 
 import zlib
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from pthserve.errors import MalformedRequest, TooLarge
+from pthserve.http.skeleton import CUT, Skeleton
 from pthserve.protocol.infer import Request, Response, everything, flag, refuse_shared_memory, timeout, wanted
-from pthserve.protocol.tensors import Input
+from pthserve.protocol.numbers import Text
+from pthserve.protocol.tensors import Content, Input
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how long the JSON is, where binary tensors follow it; 0: the body is one image."""
@@ -30,11 +33,12 @@ class InferInput(Part):
 
     name: str
     datatype: str = Field(description="BYTES: encoded images; UINT8: pixels; FP32: preprocessed tensors")
-    shape: list[int] = Field(description="the first number is how many images there are")
+    shape: list[int] = Field(description="the first number is how many images there are", fail_fast=True)
     data: list[Any] | None = Field(
         None,
         description="the elements, flat or nested, an image as base64; none where binary data follows",
     )
+    cut: Annotated[int | None, SkipJsonSchema()] = Field(None, validation_alias=CUT)
 
 
 class InferOutput(Part):
@@ -47,15 +51,22 @@ class InferRequest(Part):
     """What is to be inferred, and which outputs are asked for; all of them where none is named."""
 
     id: str | None = Field(None, description="comes back in the answer")
-    inputs: list[InferInput]
-    outputs: list[InferOutput] | None = None
+    inputs: list[InferInput] = Field(fail_fast=True)
+    outputs: list[InferOutput] | None = Field(None, fail_fast=True)
 
 
 AnyPart = TypeVar("AnyPart", bound=BaseModel)
 
 
 def parsed(kind: type[AnyPart], text: bytes | memoryview) -> AnyPart:
-    """The JSON object in `text`, none being an empty one; raises MalformedRequest where it is no `kind`."""
+    """The JSON object in `text`, none being an empty one.
+
+    Raises MalformedRequest where it is no `kind`, and TooLarge before what is no request is parsed.
+    """
+    return _valid(kind, Skeleton(bytes(text)).text)
+
+
+def _valid(kind: type[AnyPart], text: bytes) -> AnyPart:
     try:
         return kind.model_validate(orjson.loads(text) if text else {})
     except orjson.JSONDecodeError as error:
@@ -107,38 +118,42 @@ def one_image(image: memoryview, model: str, version: str, *, binary: bool) -> R
 
 
 def read(text: memoryview, data: memoryview, model: str, version: str) -> Request:
-    """The request that the JSON `text` and the binary tensors in `data` make; raises MalformedRequest."""
-    asked = parsed(InferRequest, text)
+    """The request that the JSON `text` and the binary tensors in `data` make; raises as `parsed`."""
+    skeleton = Skeleton(bytes(text))
+    asked = _valid(InferRequest, skeleton.text)
     given = asked.parameters or {}
     binary = flag(given, "binary_data_output")
     return Request(
         model=model,
         version=version,
         id=asked.id or "",
-        inputs=_inputs(asked, data),
+        inputs=_inputs(asked, skeleton.numbers, data),
         wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ())
         or everything(binary=binary),
         timeout=timeout(given),
     )
 
 
-def _inputs(asked: InferRequest, data: memoryview) -> tuple[Input, ...]:
+def _inputs(asked: InferRequest, numbers: Sequence[Text], data: memoryview) -> tuple[Input, ...]:
     inputs = []
     for put in asked.inputs:
         given = put.parameters or {}
         refuse_shared_memory(given)
         size = given.get("binary_data_size")
-        if (size is None) == (put.data is None):
+        if [size, put.data, put.cut].count(None) != 2:
             raise MalformedRequest("an input has either data, or the parameter binary_data_size")
-        if size is None:
-            inputs.append(Input(put.datatype, tuple(put.shape), put.data or []))
-            continue
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
+        content: Content
+        if put.data is not None:
+            content = put.data
+        elif put.cut is not None:
+            content = numbers[put.cut]
+        elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
             raise MalformedRequest(
                 f"binary_data_size is {size!r:.30}, and {len(data)} bytes of data are left"
             )
-        inputs.append(Input(put.datatype, tuple(put.shape), data[:size]))
-        data = data[size:]
+        else:
+            content, data = data[:size], data[size:]
+        inputs.append(Input(put.datatype, tuple(put.shape), content))
     if data:
         raise MalformedRequest(f"{len(data)} bytes follow the last input; is {HEADER_LENGTH} right?")
     return tuple(inputs)

@@ -4,7 +4,6 @@ import base64
 import binascii
 import math
 import struct
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,12 +14,21 @@ from numpy.typing import NDArray
 
 from pthserve.errors import MalformedRequest, TooLarge
 from pthserve.model.spec import Spec
+from pthserve.protocol.numbers import Kind, Text, read
 
 Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
 """What the predictor takes: an encoded image; pixels, uint8 (H, W, 3); or a tensor, float32 (c, h, w)."""
 
+_NO_STRING = "an element of the input is not a string; an image in JSON is base64 in a string"
+
 MAX_RANK = 8
 """More dimensions than any input has; a longer shape is not worth reading, nor repeating in an error."""
+
+
+Content = bytes | memoryview | Text | Sequence[Any]
+"""An input's elements: bytes, laid out as the binary tensor extension says (row-major, little-endian, an
+element of BYTES behind its length in four bytes); numbers as JSON writes them; or a sequence, flat or nested
+as the shape says, where an element of BYTES is bytes, or base64 in a string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +42,11 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A tensor as it came in, not yet decoded.
-
-    content: bytes, laid out as the binary tensor extension says (row-major, little-endian, an element of
-    BYTES behind its length in four bytes); or the elements, flat or nested as the shape says, where an
-    element of BYTES is bytes, or base64 in a string.
-    """
+    """A tensor as it came in, not yet decoded."""
 
     datatype: str
     shape: tuple[int, ...]
-    content: bytes | memoryview | Sequence[Any]
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,11 @@ def _check(shape: tuple[int, ...], form: Form, max_images: int, max_pixels: int)
 
 
 def _byte_strings(tensor: Input) -> Iterable[bytes]:
-    if not isinstance(tensor.content, bytes | memoryview):
-        return map(_decoded, _flat(tensor.content, tensor.shape))
-    return _split(tensor.content, tensor.shape[0])
+    if isinstance(tensor.content, bytes | memoryview):
+        return _split(tensor.content, tensor.shape[0])
+    if isinstance(tensor.content, Text):
+        raise MalformedRequest(_NO_STRING)
+    return map(_decoded, _flat(tensor.content, tensor.shape))
 
 
 def _split(blob: bytes | memoryview, count: int) -> list[bytes]:
@@ -144,9 +149,7 @@ def _decoded(element: object) -> bytes:
     if isinstance(element, bytes):
         return element
     if not isinstance(element, str):
-        raise MalformedRequest(
-            "an element of the input is not a string; an image in JSON is base64 in a string"
-        )
+        raise MalformedRequest(_NO_STRING)
     try:
         return base64.b64decode(element, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -156,25 +159,22 @@ def _decoded(element: object) -> bytes:
 
 
 def _pixels(tensor: Input) -> NDArray[np.uint8]:
-    if isinstance(tensor.content, bytes | memoryview):
-        return _binary(tensor.content, tensor.shape, np.dtype(np.uint8))
-    try:
-        return np.frombuffer(bytes(_flat(tensor.content, tensor.shape)), np.uint8)
-    except (TypeError, ValueError) as error:
-        raise MalformedRequest("an element of the input is not a whole number from 0 to 255") from error
+    return _array(tensor, np.dtype(np.uint8), "B")
 
 
 def _floats(tensor: Input) -> NDArray[np.float32]:
-    if isinstance(tensor.content, bytes | memoryview):
-        values = _binary(tensor.content, tensor.shape, np.dtype("<f4"))
-    else:
-        try:
-            values = np.frombuffer(array("f", _flat(tensor.content, tensor.shape)), np.float32)
-        except (TypeError, OverflowError) as error:
-            raise MalformedRequest("an element of the input is not a number that FP32 can hold") from error
+    values: NDArray[np.float32] = _array(tensor, np.dtype("<f4"), "f")
     if not np.isfinite(values).all():
         raise MalformedRequest("an element of the input is not finite")
     return values
+
+
+def _array(tensor: Input, dtype: np.dtype[Any], kind: Kind) -> NDArray[Any]:
+    if isinstance(tensor.content, bytes | memoryview):
+        return _binary(tensor.content, tensor.shape, dtype)
+    if isinstance(tensor.content, Text):
+        return tensor.content.read(tensor.shape, kind)
+    return read(_flat(tensor.content, tensor.shape), kind)
 
 
 def _binary(blob: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

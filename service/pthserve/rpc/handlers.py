@@ -18,6 +18,7 @@ from pthserve.http.problems import GONE, status
 from pthserve.metrics import REJECTED
 from pthserve.protocol.service import Service
 from pthserve.protos import inference_pb2 as pb
+from pthserve.rpc import wire
 from pthserve.rpc.codes import code
 from pthserve.settings import Settings
 from pthserve.tracing import Span, Tracer, begin
@@ -160,6 +161,7 @@ async def _read(context: Context, terms: Terms) -> bytes:
 
 
 def _parsed(request_class: type[Message], body: bytes) -> Message:
+    wire.check(request_class, body)
     try:
         return request_class.FromString(body)
     except DecodeError as error:
