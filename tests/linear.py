@@ -27,6 +27,7 @@ class Linear:
     name = "linear"
     precision = "fp32"
     threads = 1
+    lanes = 1
 
     def __init__(self, spec: Spec, classes: int) -> None:
         size = int(np.prod(spec.tensor_shape))

@@ -27,15 +27,19 @@ class Squares:
 
     seconds: how long a pass takes for each image, beside its arithmetic.
     hook: called with the batch before the pass; it may wait, or raise.
+    lanes: how many passes may run at once.
     """
 
     name = "squares"
     precision = "fp32"
     threads = 1
 
-    def __init__(self, seconds: float = 0.0, hook: Callable[[Images], None] | None = None) -> None:
+    def __init__(
+        self, seconds: float = 0.0, hook: Callable[[Images], None] | None = None, lanes: int = 1
+    ) -> None:
         self.seconds = seconds
         self.hook = hook
+        self.lanes = lanes
         self.batches: list[int] = []
         self.closed = False
 

@@ -78,6 +78,52 @@ def test_what_queued_while_the_engine_was_busy_is_one_batch() -> None:
     asyncio.run(check())
 
 
+def test_an_engine_with_two_lanes_runs_two_passes_at_once_and_no_third() -> None:
+    async def check() -> None:
+        gate, both = Gate(), threading.Semaphore(0)
+
+        def hook(batch: Images) -> None:
+            both.release()
+            gate(batch)
+
+        engine = Squares(hook=hook, lanes=2)
+        model = squares(engine)
+        with running() as batcher:
+            queued = put(batcher, [entry(model)])
+            assert both.acquire(timeout=10)
+            second = put(batcher, [entry(model, BLUE)])
+            assert both.acquire(timeout=10)
+            third = put(batcher, [entry(model) for _ in range(4)])
+            assert batcher.depth == 4
+            gate.opened.set()
+            inferences = [*await queued, *await second, *await third]
+            assert [one.logits.argmax() for one in inferences] == [0, 2, 0, 0, 0, 0]
+            assert engine.batches[:3] == [1, 1, 2]  # a lane's share of what was queued
+
+    asyncio.run(check())
+
+
+def test_two_engines_never_run_at_once() -> None:
+    running_now: list[Squares] = []
+    seen: list[int] = []
+
+    class Watched(Squares):
+        def __call__(self, batch: Images) -> np.ndarray:
+            running_now.append(self)
+            logits = super().__call__(batch)
+            seen.append(len(set(running_now)))
+            running_now.remove(self)
+            return logits
+
+    async def check() -> None:
+        models = [squares(Watched(0.001, lanes=2)) for _ in range(2)]
+        with running() as batcher:
+            await put(batcher, [entry(models[number // 3 % 2]) for number in range(60)])
+
+    asyncio.run(check())
+    assert set(seen) == {1}
+
+
 @pytest.mark.parametrize(("setting", "plan", "sizes"), [(None, 4, [4, 4, 1]), (3, 8, [3, 3, 3])])
 def test_a_batch_is_no_larger_than_the_setting_or_else_the_plan_allows(
     setting: int | None, plan: int, sizes: list[int]

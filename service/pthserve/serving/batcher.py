@@ -1,7 +1,8 @@
-"""Batcher: a deque and the thread that runs the engine. No timer: a batch is what came while it was busy."""
+"""Batcher: a deque and the threads that run the engine. No timer: a batch is what came while it was busy."""
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -22,6 +23,10 @@ from pthserve.serving.busy import Busy, Smoothed
 log = logging.getLogger(__name__)
 _QUEUE = STAGE_DURATION.labels("queue")
 _INFER = STAGE_DURATION.labels("infer")
+
+
+LANES = 2
+"""Passes that may run at once, where an engine has as many lanes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +69,18 @@ class Entry:
         )
 
 
-class Batcher:
-    """Runs the engines of the entries it is given, one batch at a time, first come first served.
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """A forward pass that is running."""
 
+    model: Model
+    began: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Runs the engines of the entries it is given, first come first served.
+
+    There are as many passes at once as the engine has lanes, and what is queued is shared out among them.
     max_batch: most images in one forward pass; None leaves it to each model's plan.
     All futures belong to one event loop; any thread may `put`.
     """
@@ -74,28 +88,36 @@ class Batcher:
     def __init__(self, max_batch: int | None = None) -> None:
         self._max_batch = max_batch
         self._queue: deque[Entry] = deque()
-        self._ready = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._idle: list[threading.Condition] = []
         self._closed = False
-        self._began: float | None = None
+        self._passes: list[_Pass] = []
         self._seconds_per_image = Smoothed()
         self._seconds_per_batch = Smoothed()
         self.busy = Busy()
-        # A daemon: an engine that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        # Daemons: an engine that hangs must not keep the process from ending.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
+            for number in range(LANES)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, entry: Entry) -> None:
         """Queue `entry`; its future gets an Inference, or EngineFailed."""
-        with self._ready:
+        with self._lock:
             self._queue.append(entry)
-            self._ready.notify()
+            self._wake()
 
     def close(self, timeout: float) -> None:
-        """Run what is queued, and end the thread; wait for it up to `timeout` seconds."""
-        with self._ready:
+        """Run what is queued, and end the threads; wait for them up to `timeout` seconds."""
+        with self._lock:
             self._closed = True
-            self._ready.notify()
-        self._thread.join(timeout)
+            while self._idle:
+                self._wake()
+        end = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def depth(self) -> int:
@@ -104,42 +126,70 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread is there to answer."""
-        return self._thread.is_alive()
+        """Whether the engine's threads are there to answer."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def seconds_per_image(self) -> float:
-        """What an image costs in a batch of the sizes seen lately; 0 before the first."""
+        """What an image costs in batches, and beside other passes, as seen lately; 0 before the first."""
         return self._seconds_per_image.value
 
     def stuck_for(self) -> float:
-        """Seconds that the present forward pass has been running; 0 when there is none."""
-        began = self._began
-        return 0.0 if began is None else time.perf_counter() - began
+        """Seconds that the oldest forward pass has been running; 0 when there is none."""
+        passes = tuple(self._passes)
+        return time.perf_counter() - passes[0].began if passes else 0.0
 
     def overdue(self) -> float:
-        """Seconds that the present forward pass has been running beyond what such a pass takes."""
+        """Seconds that the oldest forward pass has been running beyond what such a pass takes."""
         return max(0.0, self.stuck_for() - 2 * self._seconds_per_batch.value)
 
     def _work(self) -> None:
-        while True:
-            with self._ready:
-                while not self._queue and not self._closed:
-                    self._ready.wait()
+        while (taken := self._next()) is not None:
+            self._answer(*taken)
+            del taken  # an idle thread must not keep a model alive
+
+    def _next(self) -> tuple[_Pass, list[Entry]] | None:
+        """A batch, and the pass that begins for it, as soon as both may be; None at the end."""
+        woken = threading.Condition(self._lock)
+        with self._lock:
+            batch: list[Entry] = []
+            while not batch:  # whoever waited may leave at any moment
+                while not self._may_begin():
+                    if self._closed and not self._queue:
+                        return None
+                    self._idle.append(woken)
+                    woken.wait()
                 batch = self._take()
-                if not batch and self._closed:
-                    return
-            if batch:
-                self._answer(batch)
-            del batch  # an idle thread must not keep a model alive
+            begun = _Pass(batch[0].model)
+            self._passes.append(begun)
+            if self._queue:
+                self._wake()  # there may be another lane
+            return begun, batch
+
+    def _wake(self) -> None:
+        """Wake the thread that was at work last: engines keep things for each thread that calls them."""
+        if self._idle:
+            self._idle.pop().notify()
+
+    def _may_begin(self) -> bool:
+        """Whether somebody waits, and the engine for it has a lane that is free."""
+        while self._queue and self._queue[0].future.done():
+            self._queue.popleft()
+        if not self._queue or not self._passes:
+            return bool(self._queue)
+        model = self._queue[0].model
+        return len(self._passes) < model.forward.lanes and self._passes[0].model is model
 
     def _take(self) -> list[Entry]:
-        """The longest run at the head that can be one batch, without those that nobody waits for."""
+        """A lane's share of the queue, as far as it can be one batch; those that nobody waits for go too."""
+        first = self._queue[0]
+        share = math.ceil(len(self._queue) / first.model.forward.lanes)
+        most = min(share, self._most(first.model))
         batch: list[Entry] = []
-        while self._queue and (not batch or len(batch) < self._most(batch[0].model)):
+        while self._queue and len(batch) < most:
             entry = self._queue[0]
             if not entry.future.done():
-                if batch and not entry.joins(batch[0]):
+                if not entry.joins(first):
                     break
                 batch.append(entry)
             self._queue.popleft()
@@ -148,10 +198,10 @@ class Batcher:
     def _most(self, model: Model) -> int:
         return self._max_batch or model.plan.max_batch
 
-    def _answer(self, batch: Sequence[Entry]) -> None:
+    def _answer(self, begun: _Pass, batch: Sequence[Entry]) -> None:
         answers: Sequence[Inference | EngineFailed]
         try:
-            answers = self._infer(batch)
+            answers = self._infer(begun, batch)
         except Exception as error:  # whatever an engine's library raises, running out of memory included
             log.exception("the forward pass of %d images failed", len(batch))
             # The traceback would keep the batch's arrays alive for as long as the error is.
@@ -160,22 +210,26 @@ class Batcher:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             batch[0].future.get_loop().call_soon_threadsafe(_deliver, batch, answers)
 
-    def _infer(self, batch: Sequence[Entry]) -> list[Inference]:
+    def _infer(self, begun: _Pass, batch: Sequence[Entry]) -> list[Inference]:
         size = len(batch)
-        model = batch[0].model
-        with self.busy:
-            self._began = began = time.perf_counter()
-            try:
+        model = begun.model
+        at_once = len(self._passes)
+        try:
+            with self.busy:
+                began = time.perf_counter()
                 images = batch[0].image[None] if size == 1 else np.stack([entry.image for entry in batch])
                 logits = np.asarray(model.forward(cast("Images", images)), np.float32)
-            finally:
-                self._began = None
-        seconds = time.perf_counter() - began
+                seconds = time.perf_counter() - began
+        finally:
+            with self._lock:
+                self._passes.remove(begun)
+                if self._queue or self._closed:
+                    self._wake()  # who waits for another model, or for the end
         if logits.shape != (size, model.num_classes):
             raise ValueError(
                 f"the engine answered {logits.shape} where {(size, model.num_classes)} was expected"
             )
-        self._seconds_per_image.observe(seconds / size, size)
+        self._seconds_per_image.observe(seconds / size / at_once, size)
         self._seconds_per_batch.observe(seconds)
         BATCH_SIZE.observe(size)
         FORWARD_DURATION.labels(size).observe(seconds)

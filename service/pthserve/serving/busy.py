@@ -45,7 +45,7 @@ class Busy:
             self._using += by
 
     def _average(self, now: float) -> float:
-        level = self._using / self._capacity
+        level = min(1.0, self._using / self._capacity)
         return level + (self._share - level) * math.exp((self._since - now) / WINDOW)
 
 

@@ -27,12 +27,14 @@ class Explanation(NamedTuple):
 class Engine(Protocol):
     """A callable on a batch of images.
 
-    One thread at a time calls it. Normalisation is part of it, so that a request copies bytes and not floats.
+    threads: of the CPU's, which its passes share. lanes: how many threads may call it at once.
+    Normalisation is part of it, so that a request copies bytes and not floats.
     """
 
     name: str
     precision: str
     threads: int
+    lanes: int
 
     def __call__(self, batch: Images) -> Logits:
         """Logits of `batch`; raises whatever the library raises."""

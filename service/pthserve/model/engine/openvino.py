@@ -11,6 +11,7 @@ import io
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,10 @@ def precisions() -> tuple[str, ...]:
 def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     """The graph of `module`: float32 (n, channels, height, width), normalised, to float32 (n, classes).
 
-    It goes through `torch.export`, which neither warns nor specialises on what a trace happened to see. The
-    graph's constants share the memory of the module's parameters; the module itself may be released.
+    It goes through `torch.export`, which neither warns nor specialises on what a trace happened to see. What
+    follows from the weights alone, such as a batch normalisation folded into the convolution before it, is
+    computed here: else each compilation would do it again, and hold a second copy of the weights. Constants
+    that are left as they were share the memory of the module's parameters; the module may be released.
 
     Raises:
         EngineError: `torch.export` or OpenVINO's frontend cannot express the module.
@@ -66,6 +69,7 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     import torch
 
     ov = runtime()
+    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 
@@ -88,6 +92,7 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
             f"OpenVINO cannot convert {type(module).__name__}: {_first_line(error)}; use --engine torch"
         ) from error
     graph.reshape(ov.PartialShape([-1, *spec.tensor_shape]))
+    apply_moc_transformations(graph, cf=True)
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph
@@ -131,7 +136,11 @@ def read(path: Path) -> "openvino.Model":
 class OpenVINOEngine:
     """A graph, compiled for this CPU; see `Engine`.
 
-    threads: how many compute one batch. They are not pinned, since the threads that decode share the cores.
+    A call that is alone gets all threads. Of two calls at once each gets half of them: a pass on many threads
+    waits, layer by layer, for the one that was held up by something else, and two passes fill each other's
+    gaps.
+
+    threads: how many compute. They are not pinned, since the threads that decode share the cores.
     cache_dir: folder in which compiled graphs are kept and looked for.
 
     Raises:
@@ -154,27 +163,26 @@ class OpenVINOEngine:
             raise EngineError(f"this CPU does not compute {precision}{needs}; use {', '.join(precisions())}")
         self.precision = precision
         self.threads = threads
+        self.lanes = 1 if threads % 2 else 2
         self._config = {
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-            "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": False,
         } | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
         self._spec = spec
         self._graph = graph
-        self._pixels = self._compile(_with_normalisation(graph, spec))
-        self._tensors: Any = None
+        self._lock = threading.Lock()
+        self._pixels: _Lanes | None = self._compiled(_with_normalisation(graph, spec))
+        self._tensors: _Lanes | None = None
         self._explaining = threading.Lock()
 
     def __call__(self, batch: Images) -> Logits:
         """Logits of `batch`; see `Engine`."""
-        if batch.dtype == np.uint8:
-            request = self._pixels
-        else:
-            self._tensors = request = self._tensors or self._compile(self._graph)
-        logits: Logits = request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0]
+        lanes = self._pixels if batch.dtype == np.uint8 else self._for_tensors()
+        assert lanes is not None
+        with lanes.request() as request:
+            logits: Logits = request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0]
         return logits
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
@@ -191,7 +199,7 @@ class OpenVINOEngine:
         graph = class_activation(self._graph)
         if graph is None:
             return None
-        request = self._compile(_with_normalisation(graph, self._spec))
+        request = self._compile(_with_normalisation(graph, self._spec), 1).create_infer_request()
         two = np.zeros((2, *self._spec.image_shape), np.uint8)
         two[1] = np.random.default_rng(0).integers(0, 256, two.shape[1:])
         found = request.infer([two])
@@ -202,11 +210,47 @@ class OpenVINOEngine:
         self._graph = self._pixels = self._tensors = None
         vars(self).pop("_places", None)
 
-    def _compile(self, graph: "openvino.Model") -> Any:
+    def _for_tensors(self) -> "_Lanes":
+        with self._lock:
+            self._tensors = self._tensors or self._compiled(self._graph)
+            return self._tensors
+
+    def _compiled(self, graph: "openvino.Model") -> "_Lanes":
+        alone = self._compile(graph, 1).create_infer_request()
+        if self.lanes == 1:
+            return _Lanes(alone, [])
+        shared = self._compile(graph, self.lanes)
+        return _Lanes(alone, [shared.create_infer_request() for _ in range(self.lanes)])
+
+    def _compile(self, graph: "openvino.Model", streams: int) -> Any:
         try:
-            return _core().compile_model(graph, "CPU", self._config).create_infer_request()
+            return _core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile the model: {_first_line(error)}") from error
+
+
+class _Lanes:
+    """Infer requests of a graph: `alone` has all threads, those that are `shared` have their part of them."""
+
+    def __init__(self, alone: Any, shared: list[Any]) -> None:
+        self._alone = alone
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._calls = 0
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[Any]:
+        """One that nobody else uses within the block."""
+        with self._lock:
+            request = self._shared.pop() if self._calls else self._alone
+            self._calls += 1
+        try:
+            yield request
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if request is not self._alone:
+                    self._shared.append(request)
 
 
 _NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}

@@ -42,6 +42,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    lanes = 1
 
     def __init__(
         self, module: nn.Module, spec: Spec, *, precision: str = "fp32", threads: int = 1, device: str = "cpu"
