@@ -86,7 +86,8 @@ class Sources:
         """Convert and quantise, where `candidates` need it.
 
         Raises:
-            EngineError: OpenVINO cannot express the module, or there is nothing to calibrate int8 on.
+            EngineError: OpenVINO cannot express the module, there is nothing to calibrate int8 on, or a pack
+                has no int8.
         """
         if self.graph is None and any(candidate.engine == "openvino" for candidate in candidates):
             from pthserve.model.engine.openvino import convert
@@ -94,6 +95,10 @@ class Sources:
             assert self.module is not None
             self.graph = convert(self.module, self.spec)
         if self.quantized is None and any(candidate.precision == "int8" for candidate in candidates):
+            if self.module is None:
+                raise EngineError(
+                    "it was packed without int8; pack it anew with --precision int8 --calibration FOLDER"
+                )
             from pthserve.model.engine.openvino import quantize
 
             images = calibration_images(self.settings.calibration, self.spec)

@@ -1,4 +1,4 @@
-"""Packed: a model that `pack` made, as a folder; it is read and run without torch.
+"""Packed: a built model as a folder, which is written, read and run without torch.
 
 SHA256SUMS               of every other file, as `sha256sum` writes it and `sha256sum -c` checks it
 manifest.json            what is known of the model
@@ -134,6 +134,30 @@ def read(folder: Path) -> Packed:
     )
 
 
+def write(
+    model: Packed,
+    graph: "openvino.Model",
+    quantized: "openvino.Model | None",
+    images: Pixels,
+    expected: Probabilities,
+) -> None:
+    """Write what `read` reads into `model.folder`, where nothing is yet but the golden images.
+
+    graph, quantized: at fp32, and at int8 where there is one. images, expected: see `Packed.proof`.
+    """
+    from pthserve.model.engine.openvino import save
+
+    folder = model.folder
+    save(graph, folder / GRAPH)
+    if quantized is not None:
+        save(quantized, folder / INT8)
+    (folder / IMAGES).parent.mkdir()
+    np.save(folder / IMAGES, images)
+    np.save(folder / PROBABILITIES, expected)
+    (folder / MANIFEST).write_text(model.to_json(), "utf-8")
+    (folder / SUMS).write_text(lines(sums(folder)), "utf-8")
+
+
 def sums(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in `folder` by its name, in order of name."""
     files = {
@@ -156,7 +180,7 @@ def _verify(folder: Path) -> None:
         raise PackError(f"{folder}: the packed model cannot be read: {error}") from error
     if written == lines(found).encode():
         return
-    told = (line.partition("  ") for line in written.decode(errors="replace").splitlines())
+    told = (line.partition("  ") for line in written.decode(errors="replace").splitlines() if line)
     expected = {name: digest for digest, _, name in told}
     wrong = [
         *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
