@@ -36,7 +36,15 @@ def test_slim_has_no_torch() -> None:
     assert not names & {"torch", "torchvision", "nncf", "triton"}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-slim.lock", "requirements-full.lock"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "requirements.lock",
+        "requirements-slim.lock",
+        "requirements-full.lock",
+        "tests/contract/kserve.lock",
+    ],
+)
 def test_every_pin_has_a_hash_and_none_an_address(name: str) -> None:
     assert all(_pins(name).values())
     assert "://" not in (ROOT / name).read_text()

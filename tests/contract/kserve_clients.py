@@ -41,10 +41,10 @@ def states(address: str) -> dict[str, bool]:
     return _run(work)
 
 
-def infer(address: str, datatype: str, elements: NDArray[Any], *, binary: bool) -> Named:
+def infer(address: str, datatype: str, elements: NDArray[Any], *, binary: bool, **options: Any) -> Named:
     async def work(client: InferenceRESTClient) -> Named:
         asked = _request(datatype, elements, binary=binary)
-        answered = await client.infer(address, asked, model_name="pets")
+        answered = await client.infer(address, asked, model_name="pets", **options)
         return {output.name: output.as_numpy() for output in answered.outputs}
 
     return _run(work)
@@ -68,12 +68,15 @@ def infer_at_once(address: str, datatype: str, elements: NDArray[Any], times: in
     return _run(work)
 
 
-def refused(address: str, datatype: str, elements: NDArray[Any], model: str) -> tuple[int, str]:
+def refused(
+    address: str, datatype: str, elements: NDArray[Any], model: str, **options: Any
+) -> tuple[int, str]:
     """Status and message of the error that an inference by `model` comes to."""
 
     async def work(client: InferenceRESTClient) -> tuple[int, str]:
         try:
-            await client.infer(address, _request(datatype, elements, binary=True), model_name=model)
+            asked = _request(datatype, elements, binary=True)
+            await client.infer(address, asked, model_name=model, **options)
         except httpx.HTTPStatusError as error:
             return error.response.status_code, str(error)
         raise AssertionError("it was not refused")
