@@ -78,7 +78,10 @@ def serving(model: str | Path, log: Path, *flags: str) -> Iterator[str]:
 def _ready(log: str) -> str:
     """The address in a service's log, if it is ready; else nothing."""
     address = re.search(r"listening on (http://\S+)", log)
-    return address[1] if address and httpx.get(f"{address[1]}/readyz").status_code == 200 else ""
+    try:
+        return address[1] if address and httpx.get(f"{address[1]}/readyz").status_code == 200 else ""
+    except httpx.TimeoutException:  # a busy machine, and a process that imports torch
+        return ""
 
 
 @pytest.fixture(scope="session")
