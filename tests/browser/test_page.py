@@ -59,6 +59,7 @@ def transfer(page: Page, *paths: Path) -> Any:
 
 def canvas(visit: Visit, selector: str) -> NDArray[np.uint8]:
     """The pixels of a canvas, uint8 (height, width, 4)."""
+    visit.complaints.append("willReadFrequently")  # said to whoever reads a canvas, which the page never does
     width, height, data = visit.page.locator(selector).evaluate(
         """(canvas) => {
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -341,8 +342,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Open, tmp_path: Pa
         page.get_by_role("button", name="Use the key").click()
         expect(page.locator("#state")).to_have_text("ready")
         expect(key).to_be_hidden()
-        card.get_by_role("button", name="Try again").click()
-        expect(card.locator("h3")).to_contain_text("red")
+        expect(card.locator("h3")).to_contain_text("red")  # it is asked again by itself
         card.get_by_role("button", name="Show why").click()
         expect(card.locator(".heat")).to_be_visible()
         card.get_by_text("The same from code").click()

@@ -46,6 +46,7 @@ async function introduce() {
   state("on", "ready");
   byId("card-note").hidden = true;
   facts(byId("facts"), info);
+  for (const again of document.querySelectorAll(".locked .again")) again.click();
   classes(byId("classes"), byId("find"), byId("labels"), byId("found"), info.labels);
 }
 

@@ -1,29 +1,41 @@
 // An image file as the browser shows it, and as the model sees it.
 
+const EXIF = 0xe1, PIXELS = 0xda; // markers of a JPEG's segments
+
 // What `use` makes of the image in `file`, or null where the browser cannot show this format.
-// upright: turned as its EXIF orientation says. Only an image in the document can be told not to be.
-async function opened(file, upright, use) {
-  const place = Object.assign(document.createElement("span"), { className: "unseen" });
-  const image = Object.assign(document.createElement("img"), { alt: "", src: URL.createObjectURL(file) });
-  image.style.imageOrientation = upright ? "from-image" : "none";
-  place.append(image);
-  document.body.append(place);
+async function opened(file, use) {
+  const image = new Image();
+  image.src = URL.createObjectURL(file);
   try {
     await image.decode();
-    return use(image, image.width, image.height);
+    return await use(image);
   } catch {
     return null;
   } finally {
     URL.revokeObjectURL(image.src);
-    place.remove();
   }
 }
 
+// `file` as it lies: without the EXIF by which browsers turn a photo upright, whatever they are told.
+async function unturned(file) {
+  const data = new DataView(await file.arrayBuffer());
+  if (data.byteLength < 4 || data.getUint16(0) !== 0xffd8) return file;
+  const kept = [data.buffer.slice(0, 2)];
+  let at = 2;
+  while (at + 4 <= data.byteLength && data.getUint8(at + 1) !== PIXELS) {
+    const end = at + 2 + data.getUint16(at + 2);
+    if (data.getUint8(at + 1) !== EXIF) kept.push(data.buffer.slice(at, end));
+    at = end;
+  }
+  return new Blob([...kept, data.buffer.slice(at)], { type: file.type });
+}
+
 // Resize and centre crop onto `canvas`, as the service does it; null where the browser cannot.
-export function crop(canvas, file, spec) {
+export async function crop(canvas, file, spec) {
   const size = spec?.crop ?? [224, 224];
   const resize = spec?.resize === undefined ? 256 : spec.resize;
-  return opened(file, spec?.exif, (image, wide, high) => {
+  return opened(spec?.exif ? file : await unturned(file), (image) => {
+    const { naturalWidth: wide, naturalHeight: high } = image;
     const scale = typeof resize === "number" ? resize / Math.min(wide, high) : 1;
     const [height, width] = Array.isArray(resize) ? resize : [high * scale, wide * scale];
     [canvas.height, canvas.width] = size;
@@ -38,9 +50,9 @@ export function crop(canvas, file, spec) {
 
 // The image as a JPEG file, for a service that does not read its format; null where the browser does not either.
 export function jpeg(file) {
-  return opened(file, true, async (image, width, height) => {
-    const canvas = new OffscreenCanvas(width, height);
-    canvas.getContext("2d").drawImage(image, 0, 0, width, height);
+  return opened(file, async (image) => {
+    const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+    canvas.getContext("2d").drawImage(image, 0, 0);
     const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
     return new File([blob], `${file.name}.jpg`, { type: blob.type });
   });

@@ -52,6 +52,7 @@ export function card(page, file) {
     part(".error").textContent = "";
     part(".again").hidden = true;
     part("h3").textContent = "Asking the model";
+    article.classList.remove("locked");
     article.classList.add("asking");
     let seen = await see(file);
     try {
@@ -64,10 +65,12 @@ export function card(page, file) {
       if (sent !== file) seen = await see(sent);
       if (page.info()?.explain) explains(article, sent, said, seen);
     } catch (error) {
-      part("h3").textContent = error.status === 401 ? "No answer without a key" : "No answer";
-      part(".error").textContent = error.message;
+      const locked = error.status === 401;
+      article.classList.toggle("locked", locked);
+      part("h3").textContent = locked ? "No answer without a key" : "No answer";
+      part(".error").textContent = locked ? "Enter the key above; the answer comes by itself then." : error.message;
       part("figure").hidden = !seen;
-      part(".again").hidden = HOPELESS.includes(error.status);
+      part(".again").hidden = locked || HOPELESS.includes(error.status);
       page.failed(error);
     }
     article.classList.remove("asking");
