@@ -50,10 +50,21 @@ def test_the_image_is_whole_wherever_the_body_is_cut(size: int) -> None:
         'FORM-DATA; NAME="image"',
         'form-data; filename="x;name=y"; name="image"',
         "form-data; name=\"image\"; filename*=UTF-8''%e2%82%ac.jpg",
+        r'form-data ; name = "i\mage" ; filename="\";name=y"',
     ],
 )
 def test_the_field_is_found_however_its_name_is_written(disposition: str) -> None:
     assert read([part(disposition=disposition) + END]) == IMAGE
+
+
+def test_a_boundary_may_have_blanks_behind_it_and_text_after_the_last() -> None:
+    body = part().replace(b"--boundary\r\n", b"--boundary \t\r\n", 1) + END + b"--boundary\r\nmore"
+    assert read([body]) == IMAGE
+    assert read([part() + END], 'Multipart/Form-Data; charset=x; BOUNDARY="boundary"') == IMAGE
+
+
+def test_a_part_needs_no_headers() -> None:
+    assert read([b"--boundary\r\n\r\nabc\r\n--boundary\r\n\r\n\r\n" + part() + END]) == IMAGE
 
 
 def test_a_raw_body_is_the_image() -> None:
@@ -80,6 +91,9 @@ def test_a_raw_body_is_the_image() -> None:
         (part() + END, "multipart/form-data", "no boundary"),
         (part() + END, "multipart/form-data; boundary=", "no boundary"),
         (part() + END, f"multipart/form-data; boundary={'b' * 300}", "cannot be parsed"),
+        (b"--boundary, \r\n" + part() + END, FORM, "cannot be parsed"),
+        (b"--boundary\r\nA: b", FORM, "ends before"),
+        (b"--boundary", FORM, "ends before"),
         (b"--boundary\r\n: no name\r\n\r\n" + END, FORM, "cannot be parsed"),
         (b"--boundary\r\nA" + b"a" * 5000 + b": b\r\n\r\n", FORM, "cannot be parsed"),
         (b"--boundary\r\n" + b"A: b\r\n" * 50 + b"\r\n", FORM, "cannot be parsed"),

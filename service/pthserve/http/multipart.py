@@ -1,14 +1,29 @@
-"""Multipart: the image out of a request's body, in memory."""
+"""Multipart: the image out of a request's body, in memory.
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+A body is bounded before it comes here, and its image is kept anyway; so it is read whole and then searched,
+which takes a few calls, where a parser that is fed in pieces takes a few dozen for each part.
+"""
+
+import re
+from collections.abc import Iterator
+
 from starlette.requests import Request
 
 from pthserve.errors import MalformedRequest, TooLarge
 
 FIELD = "image"
 MAX_PARTS = 16
+MAX_HEADERS = 16
+"""Of a part."""
+HEADER_BYTES = 4096
+"""All headers of a part."""
+BOUNDARY_BYTES = 70
+"""RFC 2046, 5.1.1."""
 _WANTED = f"send it as the multipart field `{FIELD}`, or as the body with its content type, such as image/png"
+_HEADER = re.compile(rb"([!#-'*+.^-z|~A-Z0-9-]+):[ \t]*([^\r\n]*)")
+"""A field line of RFC 9110, 5: its name is a token."""
+_PARAMETER = re.compile(rb';[ \t]*([^ \t=;]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^; \t]*))')
+"""A parameter of RFC 9110, 5.6.6, whose value may be quoted."""
 
 
 async def read_image(request: Request) -> bytes:
@@ -16,11 +31,15 @@ async def read_image(request: Request) -> bytes:
 
     Raises MalformedRequest where there is none or more than one, and TooLarge for too many parts.
     """
-    kind, options = parse_options_header(request.headers.get("content-type"))
+    content_type = request.headers.get("content-type", "").encode("latin-1")
+    kind = content_type.partition(b";")[0].strip().lower()
     if kind.startswith(b"image/"):
         image = await request.body()
     elif kind == b"multipart/form-data":
-        image = await _field(request, options.get(b"boundary", b""))
+        boundary = _parameter(content_type, b"boundary")
+        if not boundary:
+            raise MalformedRequest("the multipart content type names no boundary")
+        image = _field(await request.body(), boundary)
     else:
         raise MalformedRequest(f"the request carries no image: {_WANTED}")
     if not image:
@@ -28,80 +47,80 @@ async def read_image(request: Request) -> bytes:
     return image
 
 
-async def _field(request: Request, boundary: bytes) -> bytes:
-    if not boundary:
-        raise MalformedRequest("the multipart content type names no boundary")
-    form = _Form()
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": form.part_begin,
-                "on_part_data": form.part_data,
-                "on_header_begin": form.header_begin,
-                "on_header_field": form.header_field,
-                "on_header_value": form.header_value,
-                "on_header_end": form.header_end,
-                "on_headers_finished": form.headers_finished,
-                "on_end": form.end,
-            },
-        )
-        async for chunk in request.stream():
-            parser.write(chunk)
-    except FormParserError as error:
-        raise MalformedRequest(f"the multipart body cannot be parsed: {error}") from error
-    if not form.complete:
-        raise MalformedRequest("the multipart body ends before its last boundary")
-    if not form.found:
-        raise MalformedRequest(f"the request has no part called `{FIELD}`: {_WANTED}")
-    return b"".join(form.image)
-
-
-class _Form:
-    """Keeps the image and throws the other parts away. The parser may hand over each piece in pieces."""
-
-    def __init__(self) -> None:
-        self.image: list[bytes] = []
-        self.found = False
-        self.complete = False
-        self._parts = 0
-        self._keeping = False
-        self._name = b""
-        self._value = b""
-        self._disposition = b""
-
-    def part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise TooLarge(f"the multipart body has more than {MAX_PARTS} parts")
-        self._disposition = b""
-        self._keeping = False
-
-    def header_begin(self) -> None:
-        self._name = self._value = b""
-
-    def header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-
-    def headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if options.get(b"name") == FIELD.encode():
-            if self.found:
+def _field(body: bytes, boundary: bytes) -> bytes:
+    found: bytes | None = None
+    for disposition, start, end in _parts(body, boundary):
+        if _parameter(disposition, b"name") == FIELD.encode():
+            if found is not None:
                 raise MalformedRequest(
                     f"the request has more than one part called `{FIELD}`; send one a request"
                 )
-            self.found = self._keeping = True
+            found = body[start:end]
+    if found is None:
+        raise MalformedRequest(f"the request has no part called `{FIELD}`: {_WANTED}")
+    return found
 
-    def part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._keeping:
-            self.image.append(data[start:end])
 
-    def end(self) -> None:
-        self.complete = True
+def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The Content-Disposition of each part, and from where to where in `body` its content is."""
+    if len(boundary) > BOUNDARY_BYTES:
+        raise _unparsable(f"its boundary has more than {BOUNDARY_BYTES} bytes")
+    delimiter = b"\r\n--" + boundary
+    at = len(delimiter) - 2
+    if not body.startswith(delimiter[2:]):
+        raise _unparsable("it does not begin with its boundary") if body else _cut_off()
+    parts = 0
+    while not body.startswith(b"--", at):
+        line_end = body.find(b"\r\n", at)
+        if line_end < 0:
+            raise _cut_off()
+        if body[at:line_end].strip(b" \t"):  # which a boundary's line may have at its end
+            raise _unparsable("something follows a boundary")
+        parts += 1
+        if parts > MAX_PARTS:
+            raise TooLarge(f"the multipart body has more than {MAX_PARTS} parts")
+        header_end = body.find(b"\r\n\r\n", line_end, line_end + HEADER_BYTES)
+        if header_end < 0:
+            raise (
+                _unparsable("a part's headers are too long")
+                if len(body) > line_end + HEADER_BYTES
+                else _cut_off()
+            )
+        disposition = _disposition(body[line_end + 2 : header_end])
+        end = body.find(delimiter, header_end + 2)
+        if end < 0:
+            raise _cut_off()
+        yield disposition, header_end + 4, end
+        at = end + len(delimiter)
+
+
+def _disposition(headers: bytes) -> bytes:
+    """The value of the header Content-Disposition among a part's `headers`."""
+    found = b""
+    lines = headers.split(b"\r\n") if headers else []
+    if len(lines) > MAX_HEADERS:
+        raise _unparsable("a part has too many headers")
+    for line in lines:
+        header = _HEADER.fullmatch(line)
+        if header is None:
+            raise _unparsable("a part has a header that is none")
+        if header[1].lower() == b"content-disposition":
+            found = header[2]
+    return found
+
+
+def _parameter(header: bytes, name: bytes) -> bytes:
+    """The value of the parameter `name` in the value of a header; empty where there is none."""
+    for parameter in _PARAMETER.finditer(header):
+        if parameter[1].lower() == name:
+            quoted: bytes | None = parameter[2]
+            return parameter[3] if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted)
+    return b""
+
+
+def _unparsable(reason: str) -> MalformedRequest:
+    return MalformedRequest(f"the multipart body cannot be parsed: {reason}")
+
+
+def _cut_off() -> MalformedRequest:
+    return MalformedRequest("the multipart body ends before its last boundary")

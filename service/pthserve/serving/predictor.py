@@ -100,8 +100,9 @@ class Predictor:
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
         self._closed = False
-        self._decoders = ThreadPoolExecutor(settings.cpus, "decode")
-        self._decoding = Busy(settings.cpus)
+        self._cpus = settings.cpus
+        self._decoders = ThreadPoolExecutor(self._cpus, "decode")
+        self._decoding = Busy(self._cpus)
         self._seconds_per_decode = Smoothed()
         INFLIGHT.set_function(lambda: self.admission.inflight)
         QUEUE_DEPTH.set_function(lambda: self.batcher.depth)
@@ -227,7 +228,7 @@ class Predictor:
 
     def _seconds_for(self, images: int) -> float:
         """Seconds in which the slower of decoders and engine gets through `images` images, as measured."""
-        decode = self._seconds_per_decode.value / self._settings.cpus
+        decode = self._seconds_per_decode.value / self._cpus
         return images * max(self.batcher.seconds_per_image, decode) + self.batcher.overdue()
 
     async def _answer(self, model: Model, images: Sequence[Input], seconds: float) -> Sequence[Prediction]:
