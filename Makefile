@@ -5,7 +5,7 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights serve check test bench cluster lock docs
+.PHONY: help env weights pack serve check test bench cluster lock docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ weights/imagenet/efficientnet-lite0.pth: weights/imagenet/make.py | env
 
 weights/digits/digits.pth: weights/digits/train.py | env
 	@$(BIN)/python $<
+
+pack: weights | env ## pack the demo models: weights/*/packed is served without torch
+	@for demo in imagenet digits; do $(BIN)/pthserve pack weights/$$demo -o weights/$$demo/packed; done
 
 serve: weights/imagenet/efficientnet-lite0.pth | env ## serve MODEL (default: the ImageNet demo) on http://127.0.0.1:8000
 	@$(BIN)/pthserve serve $(MODEL)

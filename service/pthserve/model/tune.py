@@ -185,7 +185,10 @@ class Contest:
             engine.close()
             return
         run = Run(candidate, engine, proof.difference, settings.cpus)
-        run.measure(self.images, _sizes(COMPARED, settings), self.end)
+        end = self.end
+        if self.best is None and settings.tune_budget:  # a plan of nothing measured is of no use to anybody
+            end = max(end, time.monotonic() + SLICE)
+        run.measure(self.images, _sizes(COMPARED, settings), end)
         self.runs.append(run)
         if self.best is None or run.beats(self.best):
             self.best, run = run, self.best or run
