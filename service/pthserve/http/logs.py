@@ -4,11 +4,11 @@ A line never holds image bytes, keys, query strings or raw paths.
 """
 
 import logging
+import os
 import re
 import sys
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -98,6 +98,7 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
         # Their warnings are of what clients send, which is counted and answered.
         "uvicorn.error": "ERROR",
         "python_multipart": "ERROR",
+        "PIL": "CRITICAL",
         "opentelemetry": "CRITICAL",  # it would complain of every batch of spans; `otlp` says it once
     }
     for name, least in levels.items():
@@ -117,7 +118,7 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return bytes(value)
-    return uuid.uuid4().hex.encode()
+    return os.urandom(16).hex().encode()
 
 
 def _notes(scope: Scope) -> dict[str, object]:
@@ -137,7 +138,9 @@ def record(method: str, template: str, code: int, seconds: float, notes: Mapping
     level = logging.DEBUG if template in QUIET else logging.INFO
     if log.isEnabledFor(level):
         fields = {"method": method, "route": template, "code": code, "duration": round(seconds, 6), **notes}
-        log.log(level, "%s %s %d", method, template, code, extra={"fields": fields})
+        # As `log.log` does, but without a walk up the stack for a line number that no line has.
+        message, told = "%s %s %d", (method, template, code)
+        log.handle(log.makeRecord(log.name, level, "", 0, message, told, None, extra={"fields": fields}))
 
 
 class _Lines(logging.Handler):
