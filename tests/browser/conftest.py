@@ -99,6 +99,7 @@ class Visit:
         self.asked: list[str] = []
         self._errors: list[str] = []
         page.set_default_timeout(PATIENCE)
+        page.on("filechooser", lambda _: None)  # from now on, and not some time after a test expects one
         page.context.on("request", self._ask)
         page.context.on("console", self._hear)
         page.context.on("weberror", lambda error: self._errors.append(str(error.error)))
@@ -125,7 +126,13 @@ class Visit:
 
     def show(self, *files: Path | dict[str, Any]) -> Locator:
         """Choose `files`; the first one's card."""
-        self.page.locator("#files").set_input_files(list(files))  # type: ignore[arg-type]
+        given = [
+            {"name": one.name, "mimeType": "image/jpeg", "buffer": one.read_bytes()}
+            if isinstance(one, Path)
+            else one
+            for one in files
+        ]
+        self.page.locator("#files").set_input_files(given)  # type: ignore[arg-type]
         return self.page.locator("article").first
 
     def answered(self, count: int = 1) -> Locator:

@@ -45,7 +45,7 @@ export function watch(details, list, note, fetchMetrics) {
     let text = "";
     try {
       const now = { ...parse(await (await fetchMetrics()).text()), at: performance.now() / 1000 };
-      if (before) tiles.forEach((tile, index) => draw(tile, GAUGES[index], now, before));
+      tiles.forEach((tile, index) => draw(tile, GAUGES[index], now, before ?? now));
       before = now;
     } catch (error) {
       before = null;
