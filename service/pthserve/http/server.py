@@ -26,6 +26,7 @@ from pthserve.http.guard import Guard
 from pthserve.http.routes import metrics
 from pthserve.metrics import BUILD_INFO
 from pthserve.model import Model
+from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
@@ -95,7 +96,9 @@ class Server:
             reload = Reload(predictor, self._settings, self._load)
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
+                giving = asyncio.create_task(give_back_when(lambda: not predictor.admission.inflight))
                 await self._until_stopped(predictor, reload, loading)
+                giving.cancel()
         finally:
             predictor.close()
         if loading.done():

@@ -1,0 +1,29 @@
+"""Memory: what the C library keeps of what was freed, given back to the system while there is nothing to do.
+
+glibc keeps up to 64 MiB of it at the end of each of its arenas, of which threads make several, and all that
+lies between what is still in use: after a burst of large photos a service would seem to need that for ever.
+"""
+
+import asyncio
+import ctypes
+from collections.abc import Callable
+
+from pthserve.serving.background import in_background
+
+EVERY = 10.0
+"""Seconds between two looks at whether there is nothing to do."""
+
+
+def give_back() -> None:
+    """Give back what is free; a few milliseconds in which other threads may wait for memory."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; other libraries keep little
+    if trim is not None:
+        trim(0)
+
+
+async def give_back_when(idle: Callable[[], bool]) -> None:
+    """Give back what is free, now and then, where `idle` says so; does not end."""
+    while True:
+        await asyncio.sleep(EVERY)
+        if idle():
+            await in_background(give_back)

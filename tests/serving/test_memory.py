@@ -1,0 +1,49 @@
+"""Memory that was freed goes back to the system, when nobody waits."""
+
+import asyncio
+import itertools
+
+import psutil
+import pytest
+
+from pthserve.serving import memory
+
+from .squares import until
+
+
+def resident() -> float:
+    """MiB of this process."""
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def test_what_lies_free_between_what_is_in_use_is_given_back() -> None:
+    pieces = [b"x" * (100_000 + number) for number in range(3000)]
+    full = resident()
+    kept = pieces[::100]
+    del pieces
+    memory.give_back()
+    assert resident() < full - 200
+    assert len(kept) == 30
+
+
+def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    looks = itertools.count()
+    nothing_to_do = False
+
+    def idle() -> bool:
+        next(looks)
+        return nothing_to_do
+
+    async def check() -> None:
+        nonlocal nothing_to_do
+        giving = asyncio.create_task(memory.give_back_when(idle))
+        await until(lambda: next(looks) > 1000)
+        assert not given
+        nothing_to_do = True
+        await until(lambda: given)
+        giving.cancel()
+
+    monkeypatch.setattr(memory, "EVERY", 0.0)
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
+    asyncio.run(check())
