@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests that can be made longer take."""
+    parser.addoption("--fuzz", type=int, default=10_000, metavar="N", help="broken requests to send")
+    parser.addoption("--fuzz-seed", type=int, metavar="N", help="of a run that is to be repeated")
+    parser.addoption("--soak", type=float, default=120, metavar="S", help="seconds of load in one run")
+
+
 def _made(folder: Path, weights: str, script: str) -> Path:
     """`folder`, after its script made the weights if they were not there; one process at a time."""
     with (folder / "making.lock").open("w") as lock:

@@ -1,0 +1,82 @@
+"""`pthserve serve` as a process of its own, and what can be seen of it from outside."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+HERE = Path(__file__).parent
+PATIENCE = 180.0
+"""Seconds after which a condition that does not come is a failure."""
+
+
+class Running:
+    """A service of `model`, with the settings `flags`; its log is the file `log`."""
+
+    def __init__(self, model: Path, log: Path, *flags: str) -> None:
+        self.log = log
+        command = (sys.executable, "-m", "pthserve", "serve", str(model), "--port", "0", *flags)
+        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+        settings = {"PTHSERVE_TUNE_BUDGET": "0", "PTHSERVE_DRAIN_SECONDS": "0", "PYTHONPATH": path}
+        with log.open("wb") as written:
+            self.process = subprocess.Popen(command, stderr=written, env={**os.environ, **settings})
+        self.address = self._wait(r"listening on (http://\S+)")
+        self.port = int(self.address.rpartition(":")[2])
+        self.client = httpx.Client(base_url=self.address, timeout=PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while self.client.get("/readyz").status_code != 200:
+            self._alive(end)
+
+    @property
+    def grpc_port(self) -> int:
+        """Where it serves gRPC, if the flags ask for it."""
+        return int(self._wait(r"listening for gRPC on \S+:(\d+)"))
+
+    def metric(self, name: str) -> float:
+        """The value of the sample called `name`, with its labels; 0 where there is none."""
+        for line in self.client.get("/metrics").text.splitlines():
+            if line.rpartition(" ")[0] == name:
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+    def memory(self) -> float:
+        """MiB that are the process' own, by the kernel's count."""
+        return float(psutil.Process(self.process.pid).memory_full_info().uss) / 2**20
+
+    def stop(self) -> int:
+        """Ask it to end; its exit code."""
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def _wait(self, pattern: str) -> str:
+        end = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, self.log.read_text())):
+            self._alive(end)
+        return found[1]
+
+    def _alive(self, end: float) -> None:
+        assert self.process.poll() is None, self.log.read_text()
+        assert time.monotonic() < end, self.log.read_text()
+        time.sleep(0.05)
+
+
+@contextmanager
+def running(model: Path, log: Path, *flags: str) -> Iterator[Running]:
+    """A service that is ready, and that ends with 0 unless the test fails or has ended it."""
+    service = Running(model, log, *flags)
+    try:
+        yield service
+        if service.process.poll() is None:
+            assert service.stop() == 0, log.read_text()
+    finally:
+        service.process.kill()
+        service.process.wait()
