@@ -76,6 +76,13 @@ def test_many_may_be_asked_at_once(client: Apart, expected: dict[str, Any]) -> N
             close(answered, expected)
 
 
+@pytest.mark.parametrize("form", inputs())
+def test_its_asyncio_client_has_the_numbers_of_predict(
+    client: Apart, expected: dict[str, Any], form: str
+) -> None:
+    close(client("infer_with_asyncio", *inputs()[form]), expected)
+
+
 def test_a_client_that_gives_up_leaves_nothing_behind(client: Apart, expected: dict[str, Any]) -> None:
     many = ("BYTES", np.array([FILES[0]] * 64, np.object_))
     status, _ = client("refused", "infer", "pets", many, client_timeout=0.001)

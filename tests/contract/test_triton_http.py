@@ -1,5 +1,6 @@
 """Triton's HTTP client, as it comes from its makers."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tests.contract.conftest import FILES, OUTPUTS, Served, close, inputs
 from tests.http.conftest import until
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult, aio
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.slow
@@ -116,6 +117,16 @@ def test_many_may_be_asked_at_once(client: InferenceServerClient, expected: dict
     forms = [form for form in inputs() for _ in range(8)]
     for pending in [client.async_infer("pets", put(form)) for form in forms]:
         close(arrays(pending.get_result()), expected)
+
+
+def test_its_asyncio_client_has_the_numbers_of_predict(served: Served, expected: dict[str, Any]) -> None:
+    async def answered() -> list[InferResult]:
+        async with aio.InferenceServerClient(served.http.removeprefix("http://")) as client:
+            assert await client.is_server_ready()
+            return await asyncio.gather(*(client.infer("pets", put(form)) for form in inputs()))
+
+    for result in asyncio.run(answered()):
+        close(arrays(result), expected)
 
 
 def test_a_client_that_gives_up_leaves_nothing_behind(served: Served, expected: dict[str, Any]) -> None:

@@ -3,12 +3,13 @@
 One process has room for one `inference` package of protobuf's, and the tests have ours.
 """
 
+import asyncio
 import queue
 from typing import Any
 
 import apart
 from numpy.typing import NDArray
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, service_pb2
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, aio, service_pb2
 from tritonclient.utils import InferenceServerException
 
 Named = dict[str, NDArray[Any]]
@@ -82,6 +83,15 @@ def infer_at_once(address: str, datatype: str, elements: NDArray[Any], times: in
                 raise error
             found.append(_arrays(result))
         return found
+
+
+def infer_with_asyncio(address: str, datatype: str, elements: NDArray[Any]) -> Named:
+    async def answered() -> Named:
+        async with aio.InferenceServerClient(address) as client:
+            assert await client.is_server_ready()
+            return _arrays(await client.infer("pets", _put(datatype, elements)))
+
+    return asyncio.run(answered())
 
 
 def refused(address: str, call: str, *arguments: Any, **options: Any) -> tuple[str, str]:
