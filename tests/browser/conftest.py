@@ -5,6 +5,7 @@ fail under CI. A screenshot of each state is kept in $PTHSERVE_ARTEFACTS, or in 
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ Open = Callable[..., Visit]
 @pytest.fixture
 def visit(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens a service's page in a tab of its own, which is looked over when the test is at its end."""
-    name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")
+    name = re.sub(r"[^\w.]+", "-", request.node.name.removeprefix("test_")).strip("-")
     opened: list[Visit] = []
 
     def _visit(url: str, path: str = "/", **about: Any) -> Visit:

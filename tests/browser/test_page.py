@@ -510,7 +510,8 @@ def test_the_live_panel_shows_the_traffic(visit: Open) -> None:
             expect(tile("Latency")).to_have_text(re.compile(r"^\d+(\.\d)? ms$"))
             expect(tile("Images a batch")).to_have_text("1.0")
             expect(tile("Busy")).to_have_text(re.compile(r"^\d+ %$"))
-            tab.page.wait_for_function("document.querySelector('polyline').points.length >= 4")
+            line = tab.page.locator("#gauges polyline").first
+            expect(line).to_have_attribute("points", re.compile(r"^(\S+,\S+ ?){4,}$"))
             tab.look("traffic")
         finally:
             stop.set()

@@ -1,6 +1,6 @@
 // What the service is doing now, from its own metrics.
 
-const PERIOD = 2000; // milliseconds between looks
+const PERIOD = 1000; // milliseconds between looks
 const KEPT = 45; // looks that a line shows
 const ANSWERS = /route="\/(predict|explain|v2)/; // and not the page's own looks
 
