@@ -97,7 +97,6 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
         "pthserve": level.upper(),
         # Their warnings are of what clients send, which is counted and answered.
         "uvicorn.error": "ERROR",
-        "python_multipart": "ERROR",
         "PIL": "CRITICAL",
         "opentelemetry": "CRITICAL",  # it would complain of every batch of spans; `otlp` says it once
     }
