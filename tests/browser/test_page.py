@@ -492,7 +492,7 @@ def test_the_live_panel_shows_the_traffic(visit: Open) -> None:
         tab = visit(service.url)
 
         def tile(name: str) -> Any:
-            return tab.page.locator("#gauges div").filter(has_text=name).locator("dd")
+            return tab.page.locator("#gauges div").filter(has_text=name).locator("dd span")
 
         expect(tile("Requests a second")).to_have_text("0.0")
         expect(tile("Latency")).to_have_text(NONE)

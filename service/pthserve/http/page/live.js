@@ -2,7 +2,7 @@
 
 const PERIOD = 1000; // milliseconds between looks
 const KEPT = 45; // looks that a line shows
-const ANSWERS = /route="\/(predict|explain|v2)/; // and not the page's own looks
+const ANSWERS = /route="\/(predict|explain|v2\/[^"]*infer)/; // and not probes, nor the page's own looks
 
 // Prometheus text to name -> sum over its labels.
 function parse(text) {
@@ -31,17 +31,17 @@ const GAUGES = [
 
 export function watch(details, list, note, fetchMetrics) {
   const tiles = GAUGES.map(([title]) => {
-    list.insertAdjacentHTML("beforeend", `<div><dt>${title}</dt><dd>–</dd>
-      <svg viewBox="0 0 ${KEPT - 1} 20" preserveAspectRatio="none" aria-hidden="true"><path/><polyline/></svg></div>`);
+    list.insertAdjacentHTML("beforeend", `<div><dt>${title}</dt><dd><span>–</span>
+      <svg viewBox="0 0 ${KEPT - 1} 20" preserveAspectRatio="none" aria-hidden="true"><path/><polyline/></svg></dd></div>`);
     const tile = list.lastElementChild;
-    return { value: tile.querySelector("dd"), tile, values: [] };
+    return { value: tile.querySelector("span"), tile, values: [] };
   });
   let before = null;
+  let looking = false;
   async function look() {
-    if (!details.open || document.hidden) {
-      before = null; // what happened meanwhile is no rate
-      return;
-    }
+    if (!details.open || document.hidden) before = null; // what happened meanwhile is no rate
+    if (!details.open || document.hidden || looking) return;
+    looking = true;
     let text = "";
     try {
       const now = { ...parse(await (await fetchMetrics()).text()), at: performance.now() / 1000 };
@@ -51,6 +51,7 @@ export function watch(details, list, note, fetchMetrics) {
       before = null;
       text = error.status === 404 ? "The metrics are on a port of their own." : error.message;
     }
+    looking = false;
     list.hidden = text !== "" && !tiles[0].values.length;
     note.hidden = text === "";
     note.textContent = text;
