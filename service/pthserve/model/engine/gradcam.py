@@ -29,9 +29,15 @@ class GradCam:
         with torch.enable_grad():
             logits = self._module(images.requires_grad_())
             features, self._last = self._last, None
-            if features is None or features.ndim != 4:
+            if (
+                features is None
+                or features.ndim != 4
+                or not (features.requires_grad and logits.requires_grad)
+            ):
                 return None
-            (gradient,) = torch.autograd.grad(logits[0, class_index], features)
+            (gradient,) = torch.autograd.grad(logits[0, class_index], features, allow_unused=True)
+        if gradient is None:  # the logits are of something else
+            return None
         weights = gradient.mean((2, 3), keepdim=True)
         return (weights * features.detach()).sum(1)[0].float()
 
