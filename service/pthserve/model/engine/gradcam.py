@@ -35,7 +35,10 @@ class GradCam:
                 or not (features.requires_grad and logits.requires_grad)
             ):
                 return None
-            (gradient,) = torch.autograd.grad(logits[0, class_index], features, allow_unused=True)
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+                logits[0, class_index], features, allow_unused=True
+            )
+            gradient = gradients[0]
         if gradient is None:  # the logits are of something else
             return None
         weights = gradient.mean((2, 3), keepdim=True)
