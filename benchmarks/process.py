@@ -18,6 +18,11 @@ import psutil
 PATIENCE = 600.0
 """Seconds that a start may take, on a machine that has other things to do."""
 
+SETTLING = 3.0
+"""Seconds that a service may take for what is left of its work when nobody asks any more."""
+RESTING = 0.15
+"""Cores that a service may take while it only waits; the clock that tells is in hundredths of a second."""
+
 
 class Process:
     """A process group of its own, whose output goes to `log`.
@@ -66,16 +71,27 @@ class Process:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Let it run within the block."""
+        """Let it run within the block, and until it has done what it was asked for in there.
+
+        Held still in the middle of a forward pass, it would take its answers for minutes late.
+        """
         os.killpg(self._child.pid, signal.SIGCONT)
         try:
             yield
+            end = time.monotonic() + SETTLING
+            while time.monotonic() < end and self._cores(0.1) > RESTING:
+                pass
         finally:
             self.sleep()
 
     def cpu(self) -> float:
         """Seconds of CPU that it has taken."""
         return sum(sum(one.cpu_times()[:2]) for one in self._tree())
+
+    def _cores(self, seconds: float) -> float:
+        before = self.cpu()
+        time.sleep(seconds)
+        return (self.cpu() - before) / seconds
 
     def memory(self) -> float:
         """Proportional set size in MiB: pages that others map too count in part."""

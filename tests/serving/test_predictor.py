@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_the_best_classes_are_named_in_order_and_of_equals_the_first() -> None:
             prediction = await predictor.predict(pixels((0, 255, 255)))
             assert prediction.top(2) == [1, 2]
             assert prediction.top(99) == [1, 2, 0]
+            many = replace(prediction, probabilities=np.array([0.5, 0.25, 0.5, 0, 0.25] * 8, np.float32))
+            ranked = sorted(range(40), key=lambda index: -many.probabilities[index])
+            assert all(many.top(count) == ranked[:count] for count in range(1, 42))
 
     asyncio.run(check())
 

@@ -113,8 +113,10 @@ def _parameter(header: bytes, name: bytes) -> bytes:
     """The value of the parameter `name` in the value of a header; empty where there is none."""
     for parameter in _PARAMETER.finditer(header):
         if parameter[1].lower() == name:
-            quoted: bytes | None = parameter[2]
-            return parameter[3] if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted)
+            plain, quoted = parameter[3], parameter[2]
+            if quoted is None:
+                return bytes(plain)
+            return bytes(re.sub(rb"\\(.)", rb"\1", quoted) if b"\\" in quoted else quoted)
     return b""
 
 

@@ -43,8 +43,10 @@ class Proof:
 def softmax(logits: Logits) -> Probabilities:
     """Probabilities of `logits`, float32 (..., classes), along the last axis; only infinity is too large."""
     with np.errstate(over="ignore", invalid="ignore"):
-        exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(exponents / exponents.sum(-1, keepdims=True), np.float32)
+        exponents = logits - np.maximum.reduce(logits, -1, keepdims=True)
+        np.exp(exponents, out=exponents)
+        exponents /= np.add.reduce(exponents, -1, keepdims=True)
+    return exponents
 
 
 def compare(answers: Probabilities, reference: Probabilities, tolerance: float) -> Proof:
