@@ -6,6 +6,7 @@ are never more of them than a piece has.
 """
 
 import math
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def _parsed(piece: bytes, kind: Kind) -> list[Any]:
 
 
 def _extend(values: "array[Any]", elements: list[Any], kind: Kind) -> None:
+    time.sleep(0)  # whoever waits for the interpreter has it now, and not in five milliseconds
     try:
         values.fromlist(elements)
     except (TypeError, OverflowError) as error:
