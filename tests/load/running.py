@@ -53,7 +53,6 @@ class Running:
 
     def stop(self) -> int:
         """Ask it to end; its exit code."""
-        self.client.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
@@ -75,6 +74,7 @@ def running(model: Path, log: Path, *flags: str) -> Iterator[Running]:
     service = Running(model, log, *flags)
     try:
         yield service
+        service.client.close()
         if service.process.poll() is None:
             assert service.stop() == 0, log.read_text()
     finally:
