@@ -1,15 +1,18 @@
 """One line a request, and what must never stand in it."""
 
+import asyncio
 import io
 import logging
 import re
 import threading
 
+import grpc
 import httpx
 import orjson
 import pytest
 
 from pthserve.http import logs
+from pthserve.protos import inference_pb2 as pb
 
 from ..serving.squares import png, squares
 from .conftest import serving
@@ -38,6 +41,48 @@ def test_a_request_is_one_json_object_with_all_that_is_known_of_it(capfd: pytest
         assert {"time", "duration", "decode", "queue", "infer", "batch", "digest"} <= line.keys()
         assert line["duration"] > line["decode"]
     assert [line["code"] for line in written if line.get("route") == "unmatched"] == [404]
+
+
+def test_the_protocol_s_requests_have_the_same_line_over_http_and_grpc(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    image = {"name": "image", "datatype": "UINT8", "shape": [2, 4, 4, 3], "data": [200] * 96}
+    message = pb.ModelInferRequest(model_name="squares")
+    message.inputs.add(name="image", datatype="UINT8", shape=[2, 4, 4, 3]).contents.uint_contents.extend(
+        [200] * 96
+    )
+
+    async def call(port: int) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(
+                message.SerializeToString(), metadata=(("x-request-id", "second"),), timeout=30
+            )
+
+    with serving(squares(), log_level="info", log_format="json", grpc_port=0) as service:
+        path, headers = "/v2/models/squares/infer", {"x-request-id": "first"}
+        assert service.client.post(path, json={"inputs": [image]}, headers=headers).status_code == 200
+        asyncio.run(call(service.server.ports["grpc"]))
+    written = [orjson.loads(line) for line in capfd.readouterr().err.splitlines()]
+    first, second = (line for line in written if "request_id" in line)
+    assert (first["method"], first["route"], first["request_id"]) == (
+        "POST",
+        "/v2/models/{model}/infer",
+        "first",
+    )
+    assert (second["method"], second["request_id"]) == ("GRPC", "second")
+    for line in (first, second):
+        assert (line["code"], line["images"], line["digest"]) == (200, 2, "00" * 32)
+        assert line["duration"] > max(line["decode"], line["infer"]) > 0
+        assert line["queue"] >= 0
+        assert 1 <= line["batch"] <= 2
+
+
+def test_a_request_that_is_refused_is_a_line_with_its_code(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(log_level="info", log_format="json") as service:
+        assert service.client.post("/predict", files={"image": b"no image"}).status_code == 415
+    (line,) = [line for line in map(orjson.loads, capfd.readouterr().err.splitlines()) if "route" in line]
+    assert (line["route"], line["code"]) == ("/predict", 415)
+    assert "infer" not in line
 
 
 def test_a_request_is_one_line_for_a_person(capfd: pytest.CaptureFixture[str]) -> None:
