@@ -29,7 +29,7 @@ class Subject:
 
 def settings(material: Material, precision: Precision) -> Settings:
     """What the service is started with, for a bare model."""
-    return Settings(model=str(material.packs[precision]), precision=precision, cache_dir=material.cache)  # type: ignore[call-arg]
+    return Settings(model=str(material.packs[precision]), precision=precision, cache_dir=material.cache)
 
 
 def subjects(material: Material, precisions: Mapping[str, str]) -> Iterator[Subject]:

@@ -7,11 +7,12 @@ environment, the environment beats the default. The table is docs/settings.md.
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+VARIABLE = "PTHSERVE_{}"
+"""A setting's environment variable, of its name in capitals."""
 CGROUP = Path("/sys/fs/cgroup")
 _ADDRESS = r"^https?://[^/\s]+"
 
@@ -41,10 +42,10 @@ def _cgroup_v1() -> tuple[int, int]:
         return 0, 0
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What a user may choose. Sizes in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="PTHSERVE_", frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("demo", description="weights file, folder with a card, packed folder, or `demo`")
     sha256: str | None = Field(
@@ -119,6 +120,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line that is logged"
     )
+
+    def __init__(self, **given: Any) -> None:
+        """What is given, then what the environment says, then the defaults; raises ValidationError."""
+        names = {name: VARIABLE.format(name.upper()) for name in type(self).model_fields}
+        found = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+        super().__init__(**(found | given))
 
     @field_validator("rate_limit")
     @classmethod

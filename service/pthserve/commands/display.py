@@ -1,33 +1,40 @@
 """Display: what commands show on a terminal while they work, and what they print of a prediction."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.bar import Bar
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 LARGE = 64 * 2**20
 """Bytes; a smaller file is read before anybody could see how far it is."""
 
 
-def show(table: Table) -> None:
+def show(table: "Table") -> None:
     """Print `table` to the standard output; square brackets in a name are no markup."""
+    from rich.console import Console
+
     Console(markup=False, highlight=False).print(table)
 
 
 @contextmanager
 def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A callback for the bytes that are there and the bytes in all; it shows them on a terminal, if many."""
+    if not sys.stderr.isatty():  # a service has none, and no time to import what draws
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(what, visible=False)
 
         def update(there: int, total: int | None) -> None:
@@ -36,8 +43,11 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         yield update
 
 
-def predictions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Table:
+def predictions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> "Table":
     """A table with bars; rows: an image, and its best labels, each with a probability in 0..1."""
+    from rich.bar import Bar
+    from rich.table import Table
+
     table = Table("image", "class", "", "probability", box=None)
     table.columns[0].overflow = "fold"
     table.columns[3].justify = "right"

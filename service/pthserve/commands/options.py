@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import rich_click as click
 from pydantic import ValidationError
 
-from pthserve.settings import Settings
+from pthserve.settings import VARIABLE, Settings
 
 Function = Callable[..., Any]
 
@@ -68,8 +68,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         settings = Settings(**given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        # The location is the field's name, or the environment variable's where that was read.
-        name = str(first["loc"][0]).lower().removeprefix("pthserve_")
+        name = str(first["loc"][0])
         where = "MODEL" if name == "model" else _flag(name)
         raise click.UsageError(
             f"{where} ({_variable(name)}): {first['msg'].removeprefix('Value error, ')}"
@@ -83,4 +82,4 @@ def _flag(name: str) -> str:
 
 
 def _variable(name: str) -> str:
-    return f"{Settings.model_config.get('env_prefix', '')}{name}".upper()
+    return VARIABLE.format(name.upper())

@@ -1,10 +1,16 @@
 """`pthserve serve`: a model over HTTP, until it is told to stop."""
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import rich_click as click
 
 from pthserve.commands.options import MODEL, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
+
+if TYPE_CHECKING:
+    from pthserve.model import Model
 
 
 @click.command("serve")
@@ -17,19 +23,23 @@ def command(settings: Settings) -> None:
     that `pthserve pack` made, or `demo`. Each option can be given in the
     environment too: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
-    from pthserve.commands.display import reading
-    from pthserve.http.server import Server
-    from pthserve.model import Model
-    from pthserve.model.load import load
+    from pthserve.serving.ahead import Ahead
 
-    def loaded() -> Model:
-        with reading(settings.model) as progress:
-            return load(settings.model, settings, progress)
+    loading = Ahead(partial(_load, settings), settings.model)
+    from pthserve.http.server import Server  # as long to import as a packed model takes to load
 
     try:
-        server = Server(settings, loaded)
+        server = Server(settings, loading)
     except OSError as error:
         raise PthserveError(
             f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"
         ) from error
     server.run()
+
+
+def _load(settings: Settings) -> "Model":
+    from pthserve.commands.display import reading
+    from pthserve.model.load import load
+
+    with reading(settings.model) as progress:
+        return load(settings.model, settings, progress)

@@ -51,6 +51,11 @@ class Card:
     spec: Spec | None = None
     golden: tuple[Golden, ...] = ()
 
+    @property
+    def file(self) -> Path:
+        """Where the card is, or would be."""
+        return self.folder / FILE
+
 
 def read(path: Path) -> Card:
     """The card of the weights file or the folder at `path`.

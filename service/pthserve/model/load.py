@@ -11,17 +11,17 @@ import numpy as np
 
 import pthserve
 from pthserve.errors import CardError, PackError, RequestError, WeightsError
-from pthserve.model import Golden, Model, card, packed, prove, weights
-from pthserve.model.card import Card
+from pthserve.model import Golden, Model, packed, prove
 from pthserve.model.packed import Packed
 from pthserve.model.preprocess import Pixels, crop
 from pthserve.model.spec import Spec
 from pthserve.model.tune import tune
-from pthserve.model.weights import Progress, Weights
 from pthserve.settings import Settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.model.architecture import Architecture
+    from pthserve.model.card import Card
+    from pthserve.model.weights import Progress, Weights
 
 DEMOS = (
     Path(pthserve.__file__).parents[2] / "weights" / "imagenet",
@@ -39,18 +39,20 @@ _GREY = ((0.449,), (0.226,))
 class Built:
     """What a source holds, before an engine is chosen for it."""
 
-    card: Card
-    weights: Weights
+    card: "Card"
+    weights: "Weights"
     architecture: "Architecture"
     labels: tuple[str, ...]
     spec: Spec
 
 
-def build(source: str, settings: Settings, progress: Progress | None = None) -> Built:
+def build(source: str, settings: Settings, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
     path = locate(source)
     if packed.is_packed(path):
         raise PackError(f"{path}: is packed already; name the weights that it was made from")
+    from pthserve.model import card, weights
+
     described = card.read(path)
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
 
@@ -61,7 +63,7 @@ def build(source: str, settings: Settings, progress: Progress | None = None) -> 
 
 
 def load(
-    source: str, settings: Settings, progress: Progress | None = None, *, measure: bool = False
+    source: str, settings: Settings, progress: "Progress | None" = None, *, measure: bool = False
 ) -> Model:
     """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or `demo`.
 
@@ -128,19 +130,19 @@ def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:
     return replace(served, name=settings.name) if settings.name else served
 
 
-def _labels(described: Card, found: "Architecture") -> tuple[str, ...]:
+def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
     """The card's labels, or the classes' numbers."""
     if described.labels is None:
         return tuple(map(str, range(found.num_classes)))
     if len(described.labels) != found.num_classes:
         raise CardError(
-            f"{described.folder / card.FILE}: there are {len(described.labels)} labels, and the model tells "
+            f"{described.file}: there are {len(described.labels)} labels, and the model tells "
             f"{found.num_classes} classes apart"
         )
     return described.labels
 
 
-def _spec(described: Card, found: "Architecture") -> Spec:
+def _spec(described: "Card", found: "Architecture") -> Spec:
     """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
     spec = described.spec or Spec(assumed=True)
     if described.spec is None and found.channels == 1:
@@ -148,7 +150,7 @@ def _spec(described: Card, found: "Architecture") -> Spec:
         spec = replace(spec, mean=mean, std=std)
     if spec.channels != found.channels:
         raise CardError(
-            f"{described.folder / card.FILE}: preprocessing makes images of {spec.channels} channels, and "
+            f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
             f"the model takes {found.channels}"
         )
     if spec.assumed:

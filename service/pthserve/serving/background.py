@@ -12,14 +12,15 @@ Result = TypeVar("Result")
 async def in_background(work: Callable[[], Result]) -> Result:
     """What `work` returns or raises; in a daemon's thread, so that it keeps no process from ending."""
     done: Future[Result] = Future()
-    threading.Thread(target=_run, args=(work, done), name="background", daemon=True).start()
+    threading.Thread(target=run, args=(work, done), name="background", daemon=True).start()
     try:
         return await asyncio.wrap_future(done)
     finally:
         del done  # an exception leads to this frame, and must not lead back to itself
 
 
-def _run(work: Callable[[], Result], done: "Future[Result]") -> None:
+def run(work: Callable[[], Result], done: "Future[Result]") -> None:
+    """Have `done` become what `work` returns or raises."""
     try:
         done.set_result(work())
     except BaseException as error:  # whoever awaits it gets it

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,19 +14,14 @@ from pathlib import Path
 
 from pthserve.errors import EngineError, GoldenError, ModelError
 from pthserve.metrics import MODEL_LOAD_SECONDS, MODEL_LOADS
-from pthserve.model import Model, card, prove
+from pthserve.model import Model, prove
 from pthserve.serving.background import in_background
+from pthserve.serving.fingerprint import Fingerprint, fingerprint
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.shadow import Shadow
 from pthserve.settings import Settings
 
 log = logging.getLogger(__name__)
-
-Fingerprint = frozenset[tuple[str, int, int, int]]
-"""A model's files by name, with inode, size and time of change."""
-
-DEPTH = 3
-"""How many folders below a model's folder are looked into."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,33 +156,6 @@ class Reload:
                 f"images the class that the served one gave them; at least {least:.1%} are asked for"
             )
         return {"images": shadow.images, "agreement": shadow.agreement}
-
-
-def fingerprint(path: Path) -> Fingerprint:
-    """What changes when a file of the model at `path` does: of a folder all files, of a file it and its card.
-
-    Nothing is read. Symbolic links are followed, so that what Kubernetes swaps shows; hidden names, among
-    which it keeps old and new, do not count.
-    """
-    files = _files(path, DEPTH) if path.is_dir() else (path, path.parent / card.FILE)
-    return frozenset(seen for file in files for seen in _stat(file))
-
-
-def _files(folder: str | os.PathLike[str], depth: int) -> Iterator[str]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "__")):
-                continue
-            if not entry.is_dir():
-                yield entry.path
-            elif depth:
-                yield from _files(entry.path, depth - 1)
-
-
-def _stat(file: str | os.PathLike[str]) -> Iterator[tuple[str, int, int, int]]:
-    with suppress(OSError):
-        found = os.stat(file)  # noqa: PTH116
-        yield os.fspath(file), found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextmanager
