@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -156,11 +157,19 @@ class Visit:
         assert not unexpected, unexpected
 
 
+Serve = Callable[..., Service]
 Open = Callable[..., Visit]
 
 
 @pytest.fixture
-def visit(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Open]:
+def serve() -> Iterator[Serve]:
+    """Starts a service as `serving` does, which lasts until nobody looks at it any more."""
+    with ExitStack() as stack:
+        yield lambda *given, **settings: stack.enter_context(serving_squares(*given, **settings))
+
+
+@pytest.fixture
+def visit(browser: Browser, serve: Serve, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens a service's page in a tab of its own, which is looked over when the test is at its end."""
     name = re.sub(r"[^\w.]+", "-", request.node.name.removeprefix("test_")).strip("-")
     opened: list[Visit] = []

@@ -21,10 +21,9 @@ from pthserve.model.preprocess import crop
 from pthserve.model.spec import Spec
 
 from ..http.conftest import Service
-from ..http.conftest import serving as serving_squares
 from ..serving.squares import BLUE, GREEN, RED, Gate, Squares, png
 from ..serving.squares import squares as model
-from .conftest import Open, Visit
+from .conftest import Open, Serve, Visit
 
 SPEC = Spec()
 """Of the demo."""
@@ -211,15 +210,15 @@ def test_the_heat_map_lies_over_the_crop_as_much_as_the_slider_says(
     expect(card.locator("figcaption")).to_have_text(SEEN)
 
 
-def test_where_explaining_is_off_nobody_is_offered_it(visit: Open) -> None:
-    with serving_squares(explain="off") as service:
-        tab = visit(service.url)
-        expect(tab.page.locator("#state")).to_have_text("ready")
-        card = tab.show(file("red.png", png(RED)))
-        tab.answered()
-        expect(card.get_by_role("button", name="Show why")).to_be_hidden()
-        expect(card.locator(".bars button").first).to_be_disabled()
-        tab.look("off")
+def test_where_explaining_is_off_nobody_is_offered_it(visit: Open, serve: Serve) -> None:
+    service = serve(explain="off")
+    tab = visit(service.url)
+    expect(tab.page.locator("#state")).to_have_text("ready")
+    card = tab.show(file("red.png", png(RED)))
+    tab.answered()
+    expect(card.get_by_role("button", name="Show why")).to_be_hidden()
+    expect(card.locator(".bars button").first).to_be_disabled()
+    tab.look("off")
 
 
 def test_a_text_is_told_to_be_no_image(visit: Open, demo: str) -> None:
@@ -319,52 +318,52 @@ def test_the_model_card_tells_what_is_served(visit: Open, demo: str) -> None:
     tab.look("classes")
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Open, tmp_path: Path) -> None:
+def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Open, serve: Serve, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("swordfish\n")
-    with serving_squares(api_keys=keys) as service:
-        tab = visit(service.url)
-        page = tab.page
-        tab.complaints = ["status of 401"]
-        key = page.get_by_label("API key")
-        expect(key).to_be_focused()
-        expect(page.locator("#state")).to_have_text("waits for an API key")
-        tab.look("asked")
-        card = tab.show(file("red.png", png(RED)))
-        tab.answered()
-        expect(card.locator("h3")).to_have_text("No answer without a key")
+    service = serve(api_keys=keys)
+    tab = visit(service.url)
+    page = tab.page
+    tab.complaints = ["status of 401"]
+    key = page.get_by_label("API key")
+    expect(key).to_be_focused()
+    expect(page.locator("#state")).to_have_text("waits for an API key")
+    tab.look("asked")
+    card = tab.show(file("red.png", png(RED)))
+    tab.answered()
+    expect(card.locator("h3")).to_have_text("No answer without a key")
 
-        key.fill("herring")
-        key.press("Enter")
-        expect(page.locator("#key-error")).to_contain_text("none of this service's keys")
-        tab.look("wrong")
-        key.fill("swordfish")
-        page.get_by_role("button", name="Use the key").click()
-        expect(page.locator("#state")).to_have_text("ready")
-        expect(key).to_be_hidden()
-        expect(card.locator("h3")).to_contain_text("red")  # it is asked again by itself
-        card.get_by_role("button", name="Show why").click()
-        expect(card.locator(".heat")).to_be_visible()
-        card.get_by_text("The same from code").click()
-        for language in ("curl", "Python"):
-            line = card.get_by_role("region", name=language)
-            expect(line).to_contain_text("X-API-Key")
-            expect(line).not_to_contain_text("swordfish")
-        tab.look("let-in")
+    key.fill("herring")
+    key.press("Enter")
+    expect(page.locator("#key-error")).to_contain_text("none of this service's keys")
+    tab.look("wrong")
+    key.fill("swordfish")
+    page.get_by_role("button", name="Use the key").click()
+    expect(page.locator("#state")).to_have_text("ready")
+    expect(key).to_be_hidden()
+    expect(card.locator("h3")).to_contain_text("red")  # it is asked again by itself
+    card.get_by_role("button", name="Show why").click()
+    expect(card.locator(".heat")).to_be_visible()
+    card.get_by_text("The same from code").click()
+    for language in ("curl", "Python"):
+        line = card.get_by_role("region", name=language)
+        expect(line).to_contain_text("X-API-Key")
+        expect(line).not_to_contain_text("swordfish")
+    tab.look("let-in")
 
-        assert page.evaluate("Object.entries(sessionStorage)") == [["api-key", "swordfish"]]
-        assert page.evaluate("Object.entries(localStorage)") == []
-        assert page.context.cookies() == []
-        assert not any("swordfish" in url for url in tab.asked)
-        assert "swordfish" not in page.content()
-        page.reload()
-        expect(page.locator("#state")).to_have_text("ready")
-        with page.context.expect_page() as another:  # a tab that is opened by hand has a storage of its own
-            page.evaluate("open(location.href, '_blank', 'noopener')")
-        expect(another.value.get_by_label("API key")).to_be_visible()
-        page.get_by_role("button", name="Forget the key").click()
-        expect(page.get_by_label("API key")).to_be_visible()
-        assert page.evaluate("sessionStorage.length") == 0
+    assert page.evaluate("Object.entries(sessionStorage)") == [["api-key", "swordfish"]]
+    assert page.evaluate("Object.entries(localStorage)") == []
+    assert page.context.cookies() == []
+    assert not any("swordfish" in url for url in tab.asked)
+    assert "swordfish" not in page.content()
+    page.reload()
+    expect(page.locator("#state")).to_have_text("ready")
+    with page.context.expect_page() as another:  # a tab that is opened by hand has a storage of its own
+        page.evaluate("open(location.href, '_blank', 'noopener')")
+    expect(another.value.get_by_label("API key")).to_be_visible()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
 
 
 @pytest.mark.parametrize("system", ["light", "dark"])
@@ -486,77 +485,77 @@ def test_it_can_be_used_by_keyboard_alone(visit: Open, demo: str, golden: Path) 
     expect(page.locator("html")).to_have_attribute("data-theme", "dark")
 
 
-def test_the_live_panel_shows_the_traffic(visit: Open) -> None:
+def test_the_live_panel_shows_the_traffic(visit: Open, serve: Serve) -> None:
     gate = Gate()
-    with serving_squares(model(engine := Squares(), max_batch=4)) as service:
-        tab = visit(service.url)
+    service = serve(model(engine := Squares(), max_batch=4))
+    tab = visit(service.url)
 
-        def tile(name: str) -> Any:
-            return tab.page.locator("#gauges div").filter(has_text=name).locator("dd span")
+    def tile(name: str) -> Any:
+        return tab.page.locator("#gauges div").filter(has_text=name).locator("dd span")
 
-        expect(tile("Requests a second")).to_have_text("0.0")
-        expect(tile("Latency")).to_have_text(NONE)
-        stop = threading.Event()
+    expect(tile("Requests a second")).to_have_text("0.0")
+    expect(tile("Latency")).to_have_text(NONE)
+    stop = threading.Event()
 
-        def ask() -> None:
-            with httpx.Client(base_url=service.url) as client:
-                while not stop.wait(0.05):
-                    client.post("/predict", files={"image": png(GREEN)})
+    def ask() -> None:
+        with httpx.Client(base_url=service.url) as client:
+            while not stop.wait(0.05):
+                client.post("/predict", files={"image": png(GREEN)})
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        try:
-            expect(tile("Requests a second")).to_have_text(re.compile(r"^([2-9]|\d\d)\.\d$"))
-            expect(tile("Latency")).to_have_text(re.compile(r"^\d+(\.\d)? ms$"))
-            expect(tile("Images a batch")).to_have_text("1.0")
-            expect(tile("Busy")).to_have_text(re.compile(r"^\d+ %$"))
-            line = tab.page.locator("#gauges polyline").first
-            expect(line).to_have_attribute("points", re.compile(r"^(\S+,\S+ ?){4,}$"))
-            tab.look("traffic")
-        finally:
-            stop.set()
-            asking.join()
-        engine.hook = gate
-        waiting = [
-            threading.Thread(
-                target=lambda: httpx.post(f"{service.url}/predict", files={"image": png()}, timeout=60)
-            )
-            for _ in range(6)
-        ]
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        expect(tile("Requests a second")).to_have_text(re.compile(r"^([2-9]|\d\d)\.\d$"))
+        expect(tile("Latency")).to_have_text(re.compile(r"^\d+(\.\d)? ms$"))
+        expect(tile("Images a batch")).to_have_text("1.0")
+        expect(tile("Busy")).to_have_text(re.compile(r"^\d+ %$"))
+        line = tab.page.locator("#gauges polyline").first
+        expect(line).to_have_attribute("points", re.compile(r"^(\S+,\S+ ?){4,}$"))
+        tab.look("traffic")
+    finally:
+        stop.set()
+        asking.join()
+    engine.hook = gate
+    waiting = [
+        threading.Thread(
+            target=lambda: httpx.post(f"{service.url}/predict", files={"image": png()}, timeout=60)
+        )
+        for _ in range(6)
+    ]
+    for thread in waiting:
+        thread.start()
+    try:
+        expect(tile("In the queue")).to_have_text(re.compile("^[1-6]$"))
+    finally:
+        gate.opened.set()
         for thread in waiting:
-            thread.start()
-        try:
-            expect(tile("In the queue")).to_have_text("5")
-        finally:
-            gate.opened.set()
-            for thread in waiting:
-                thread.join()
-        expect(tile("In the queue")).to_have_text("0")
+            thread.join()
+    expect(tile("In the queue")).to_have_text("0")
 
 
-def test_without_metrics_on_this_port_the_live_panel_says_so(visit: Open) -> None:
-    with serving_squares(metrics_port=0) as service:
-        tab = visit(service.url)
-        tab.complaints = ["status of 404"]
-        expect(tab.page.locator("#live-note")).to_have_text("The metrics are on a port of their own.")
-        expect(tab.page.locator("#gauges")).to_be_hidden()
-        tab.look("elsewhere")
+def test_without_metrics_on_this_port_the_live_panel_says_so(visit: Open, serve: Serve) -> None:
+    service = serve(metrics_port=0)
+    tab = visit(service.url)
+    tab.complaints = ["status of 404"]
+    expect(tab.page.locator("#live-note")).to_have_text("The metrics are on a port of their own.")
+    expect(tab.page.locator("#gauges")).to_be_hidden()
+    tab.look("elsewhere")
 
 
-def test_while_the_model_loads_the_page_waits_with_whoever_came(visit: Open) -> None:
+def test_while_the_model_loads_the_page_waits_with_whoever_came(visit: Open, serve: Serve) -> None:
     gate = Gate()
-    with serving_squares(lambda: (gate(None), model())[1]) as service:
-        try:
-            tab = visit(service.url)
-            tab.complaints = ["status of 503"]
-            expect(tab.page.locator("#state")).to_contain_text("the model is loading")
-            card = tab.show(file("blue.png", png(BLUE)))
-            expect(card.locator("h3")).to_have_text("Waiting for the service")
-            tab.look("loading")
-        finally:
-            gate.opened.set()
-        expect(card.locator("h3")).to_contain_text("blue")
-        expect(tab.page.locator("#state")).to_have_text("ready")
+    service = serve(lambda: (gate(None), model())[1])
+    try:
+        tab = visit(service.url)
+        tab.complaints = ["status of 503"]
+        expect(tab.page.locator("#state")).to_contain_text("the model is loading")
+        card = tab.show(file("blue.png", png(BLUE)))
+        expect(card.locator("h3")).to_have_text("Waiting for the service")
+        tab.look("loading")
+    finally:
+        gate.opened.set()
+    expect(card.locator("h3")).to_contain_text("blue")
+    expect(tab.page.locator("#state")).to_have_text("ready")
 
 
 def test_a_service_that_is_gone_is_told_of_and_asked_again(visit: Open, squares: Service) -> None:
@@ -596,20 +595,20 @@ def test_a_heat_map_that_is_refused_can_be_asked_for_again(visit: Open, squares:
     expect(card.get_by_role("alert")).to_be_hidden()
 
 
-def test_names_and_labels_are_never_taken_for_markup(visit: Open) -> None:
+def test_names_and_labels_are_never_taken_for_markup(visit: Open, serve: Serve) -> None:
     nasty = "<img src=x onerror=document.title='broken'>"
-    with serving_squares(model(labels=(nasty, "green", "blue"), name=nasty)) as service:
-        tab = visit(service.url)
-        expect(tab.page.locator("h1")).to_have_text(nasty)
-        card = tab.show(file(f"{nasty}.png", png(RED)))
-        tab.answered()
-        card.get_by_role("button", name="Show why").click()
-        expect(card.locator(".heat")).to_be_visible()
-        expect(card.locator(".file")).to_contain_text(nasty)
-        expect(card.locator("h3")).to_contain_text(nasty)
-        assert tab.page.locator("img[src=x]").count() == 0
-        assert tab.page.title() != "broken"
-        tab.look("nasty")
+    service = serve(model(labels=(nasty, "green", "blue"), name=nasty))
+    tab = visit(service.url)
+    expect(tab.page.locator("h1")).to_have_text(nasty)
+    card = tab.show(file(f"{nasty}.png", png(RED)))
+    tab.answered()
+    card.get_by_role("button", name="Show why").click()
+    expect(card.locator(".heat")).to_be_visible()
+    expect(card.locator(".file")).to_contain_text(nasty)
+    expect(card.locator("h3")).to_contain_text(nasty)
+    assert tab.page.locator("img[src=x]").count() == 0
+    assert tab.page.title() != "broken"
+    tab.look("nasty")
 
 
 def test_a_model_that_is_replaced_is_introduced_anew(visit: Open, squares: Service) -> None:
