@@ -26,6 +26,7 @@ from pthserve.metrics import (
     timed_inference,
 )
 from pthserve.model import Model
+from pthserve.model.engine import Settles
 from pthserve.model.preprocess import crop, crop_pixels
 from pthserve.model.prove import softmax
 from pthserve.model.spec import Spec
@@ -166,6 +167,8 @@ class Predictor:
         photo = _photo(model.spec)
         for images in ([photo], [photo] * most):
             await self._answer(model, images, float("inf"))
+        if isinstance(model.forward, Settles):
+            model.forward.settle()
 
     def adopt(self, model: Model) -> None:
         """Give `model` to every request that comes from now on."""

@@ -55,3 +55,12 @@ class Explains(Protocol):
         None: the model has no feature map that says. Any thread may ask, also while another calls the engine.
         """
         ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """What an engine may have beside: memory that it needs no more once it is warm."""
+
+    def settle(self) -> None:
+        """Give that memory back; the engine is called further on."""
+        ...

@@ -21,6 +21,7 @@ from pthserve.errors import EngineError
 from pthserve.model.engine import Explanation, Images, Logits
 from pthserve.model.engine.cam import class_activation, consistent
 from pthserve.model.engine.lanes import Lanes
+from pthserve.model.engine.pages import give_back
 from pthserve.model.spec import Spec
 
 if TYPE_CHECKING:
@@ -200,6 +201,10 @@ class OpenVINOEngine:
         two[1] = np.random.default_rng(0).integers(0, 256, two.shape[1:])
         found = request.infer([two])
         return request if consistent(found[0], found[1]) else None
+
+    def settle(self) -> None:
+        """Let go of the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
+        give_back(".bin", ".blob")
 
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
