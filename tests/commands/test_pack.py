@@ -97,6 +97,22 @@ def test_it_is_served_without_torch_and_answers_as_the_unpacked_model_does(
         assert explained.headers["content-type"] == "image/png"
 
 
+def test_a_service_of_a_pack_imports_nothing_that_it_does_not_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pack(tmp_path / "packed")
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # each import is a line of standard error
+    log = tmp_path / "log"
+    with serving(tmp_path / "packed", log) as address:
+        assert httpx.post(f"{address}/predict", files={"image": png(noise(1))}).status_code == 200
+        for path in ("/", "/info", "/metrics", "/v2/models/zoo"):
+            assert httpx.get(f"{address}{path}").status_code == 200
+    imported = set(re.findall(r"^import time:.*\|\s+(\S+)$", log.read_text(), re.MULTILINE))
+    assert {"openvino", "numpy", "starlette.routing", "PIL.Image"} <= imported
+    unneeded = {*ABSENT, "fastapi", "httpx", "yaml", "rich.progress", "grpc", "limits", "opentelemetry"}
+    assert not imported & unneeded
+
+
 @pytest.mark.usefixtures("_without_torch")
 def test_one_pack_takes_the_place_of_another_only_if_it_is_whole_and_proves_itself(tmp_path: Path) -> None:
     current = tmp_path / "current"
