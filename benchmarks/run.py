@@ -81,6 +81,8 @@ class Run:
             ):
                 self._start(subject)
             for number in range(self._durations.repeats):
+                if number and time.monotonic() > self._end:
+                    break
                 self._say(f"repeat {number + 1} of {self._durations.repeats}")
                 self.findings.repeats.append(
                     {key: self._quietest(once) for key, once in self._steps(material)}
