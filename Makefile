@@ -5,7 +5,7 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights pack serve check test bench cluster lock docs
+.PHONY: help env weights pack serve check test bench cluster lock sbom audit docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ cluster: env ## start the local Kubernetes of k8s/local
 
 lock: env ## renew requirements.lock
 	@scripts/lock
+
+sbom: env ## write bills of materials (CycloneDX) into build/
+	@scripts/sbom
+
+audit: env ## look for known vulnerabilities in what the lock files pin
+	@scripts/audit
 
 docs: env ## write the generated pages anew
 	@$(BIN)/python scripts/settings_table.py

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +20,9 @@ import psutil
 import pytest
 import yaml
 from kubernetes import client, config, watch
+
+from pthserve.model.pack import pack
+from pthserve.settings import Settings
 
 from . import tiny
 from .release import Release
@@ -178,16 +180,29 @@ def kubectl(kubeconfig: Path) -> Run:
     return lambda *arguments, **kwargs: _run("kubectl", *arguments, **kwargs)
 
 
+@pytest.fixture(scope="session")
+def namespaces(api: client.ApiClient) -> Iterator[list[str]]:
+    """Those that tests have used and told to go; all are gone at the end."""
+    used: list[str] = []
+    yield used
+    for name in used:
+        _until_deleted(client.CoreV1Api(api), name)
+
+
 @pytest.fixture
-def namespace(api: client.ApiClient) -> Iterator[str]:
-    """A fresh namespace that enforces the pod security standard `restricted`; gone when the test is over."""
+def namespace(api: client.ApiClient, namespaces: list[str]) -> Iterator[str]:
+    """A fresh namespace that enforces the pod security standard `restricted`.
+
+    It is told to go when the test is over. That takes half a minute where pods end as they should, and the
+    next test does not wait for it.
+    """
     core = client.CoreV1Api(api)
     name = f"test-{uuid.uuid4().hex[:8]}"
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
     core.create_namespace({"metadata": {"name": name, "labels": labels}})
     yield name
     core.delete_namespace(name)
-    _until_deleted(core, name)
+    namespaces.append(name)
 
 
 def _until_deleted(core: client.CoreV1Api, name: str) -> None:
@@ -217,19 +232,24 @@ def reachable(cluster: Cluster) -> None:
 
 
 @pytest.fixture
-def claim(cluster: Cluster, namespace: str, kubectl: Run) -> Iterator[Callable[[Path], str]]:
-    """claim(folder): name of a claim on a folder of this machine, after k8s/examples/hostpath-claim.yaml."""
+def claim(cluster: Cluster, namespace: str, kubectl: Run) -> Iterator[Callable[..., str]]:
+    """claim(folder): name of a claim on a folder of this machine, after k8s/examples/hostpath-claim.yaml.
+
+    claim(folder, writable=True): one that pods write to.
+    """
     if not cluster.local:
         pytest.skip("this machine is no node of a cluster elsewhere")
     made: list[str] = []
 
-    def claim(folder: Path) -> str:
-        folder.chmod(0o755)
+    def claim(folder: Path, *, writable: bool = False) -> str:
+        folder.chmod(0o777 if writable else 0o755)
         name = f"models-{namespace}-{len(made)}"
         text = (ROOT / "k8s/examples/hostpath-claim.yaml").read_text()
         volume, wanted = yaml.safe_load_all(text.replace("models", name))
         volume["spec"]["claimRef"]["namespace"] = wanted["metadata"]["namespace"] = namespace
         volume["spec"]["hostPath"]["path"] = str(folder)
+        if writable:
+            volume["spec"]["accessModes"] = wanted["spec"]["accessModes"] = ["ReadWriteMany"]
         kubectl("apply", "-f", "-", input=yaml.safe_dump_all([volume, wanted]))
         made.append(name)
         return name
@@ -315,7 +335,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("one", "two")):
         weights = tiny.make(folder / f"{name}.pth", seed)
-        _run(sys.executable, "-m", "pthserve", "pack", weights, "-o", folder / name)
+        pack(str(weights), folder / name, Settings(tune_budget=0))
         _run("chmod", "-R", "a+rX", folder / name)
     return folder
 

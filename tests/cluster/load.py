@@ -14,8 +14,10 @@ import numpy as np
 
 from pthserve.bench.client import Connection, ConnectionFailed, Target
 
+from .release import until
+
 IMAGE = Path(__file__).parents[2] / "weights/imagenet/golden/coffee.jpg"
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds that a client waits for an answer: longer than the service's deadline."""
 
 
@@ -24,7 +26,9 @@ class Answer:
     """What became of one request.
 
     began, seconds: when it was sent, in time.monotonic()'s seconds, and how long it took.
-    status: 0 where no answer came, and `fault` says why. digest: of the weights that answered.
+    status: 0 where no answer came. digest: of the weights that answered.
+    fault: why it is lost, or empty. "refused" is where there was nobody to send it to, "cut off" where
+    its connection ended once it was sent.
     fresh: whether its connection was opened for it.
     """
 
@@ -40,14 +44,16 @@ class Answer:
 class Load:
     """`clients` that ask for IMAGE's class at `url`, each `pause` seconds after its last answer.
 
+    As it stands: many, at a rate that two cores can bear beside all else.
+
     Nothing is ever asked again: what is refused, cut off or not answered stands in `answers` as a fault. A
     connection that the service has closed, and whose end the client has seen, is opened anew for the next
     request, as every HTTP client does.
     """
 
     url: str
-    clients: int = 16
-    pause: float = 0.0
+    clients: int = 32
+    pause: float = 0.2
     timeout: float = PATIENCE
     answers: list[Answer] = field(default_factory=list)
 
@@ -74,9 +80,10 @@ class Load:
         """Good answers, by the digest of the weights that gave them."""
         return Counter(answer.digest for answer in self.answers if not answer.fault)
 
-    def since(self, moment: float) -> list[Answer]:
-        """Answers to what was sent from `moment` on."""
-        return [answer for answer in self.answers if answer.began >= moment]
+    def until_more(self, answers: int, seconds: float = 120) -> None:
+        """Wait until so many more requests have been answered than now."""
+        wanted = len(self.answers) + answers
+        until(lambda: len(self.answers) >= wanted, seconds, f"{wanted} answers")
 
     def __str__(self) -> str:
         sent, opened = len(self.answers), sum(answer.fresh for answer in self.answers)
@@ -100,11 +107,13 @@ class Load:
         connection: Connection | None = None
         while not self._stopped.is_set():
             began, status, fault, digest = time.monotonic(), 0, "", ""
+            doing = "refused"
             fresh = connection is None or not connection.usable
             try:
                 async with asyncio.timeout(self.timeout):
                     if connection is None or not connection.usable:
                         connection = await Connection.open(target)
+                    doing = "cut off"
                     status = await connection.ask(request)
                 body = b"".join(connection.body)
                 if status == 200:
@@ -112,7 +121,7 @@ class Load:
                 else:
                     fault = f"{status} {body.decode(errors='replace')[:200]}"
             except ConnectionFailed as error:
-                fault, connection = f"connection: {error}", None
+                fault, connection = f"{doing}: {error}", None
             except TimeoutError:
                 fault, connection = f"no answer in {self.timeout:g} s", None
             self.answers.append(Answer(began, time.monotonic() - began, status, fault, digest, fresh))

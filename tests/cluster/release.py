@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from kubernetes import client
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/pthserve"
 Values = dict[str, Any]
 
-SMALL: Values = {"resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}}
-"""Several pods fit on a node of two cores."""
+SMALL: Values = {
+    "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
+    "settings": {"deadline": 25},
+    "shutdown": {"graceSeconds": 40},
+}
+"""Several pods fit on a node of two cores, and turn nobody away where they are busy with other things."""
 SLIM: Values = {"image": {"variant": "slim"}}
 
 
@@ -59,6 +64,7 @@ class Release:
             *waiting,
             input=json.dumps(merged(*values)),
         )
+        assert "PodSecurity" not in done.stderr, done.stderr
         return str(done.stdout)
 
     def uninstall(self) -> None:
@@ -112,9 +118,18 @@ class Release:
 
     @property
     def address(self) -> str:
-        """Of its Service; from this machine only where the cluster is the local one."""
+        """Of its Service, once it answers there; from this machine only where it is the local one."""
         service = client.CoreV1Api(self.api).read_namespaced_service(self.fullname, self.namespace)
-        return f"http://{service.spec.cluster_ip}:{service.spec.ports[0].port}"
+        url = f"http://{service.spec.cluster_ip}:{service.spec.ports[0].port}"
+
+        def answers() -> bool:
+            try:
+                return httpx.get(f"{url}/readyz", timeout=1).is_success
+            except httpx.TransportError:
+                return False  # kube-proxy has not heard of it yet
+
+        until(answers, 60, f"an answer at {url}")
+        return url
 
     def endpoints(self) -> list[str]:
         """Addresses of the pods that the Service sends requests to."""

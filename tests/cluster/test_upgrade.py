@@ -16,11 +16,6 @@ REQUESTS = 2000
 TWO = merged(SMALL, SLIM, {"replicas": 2})
 
 
-def load(release: Release) -> Load:
-    """Many clients over connections that they keep, at a rate that two cores can bear."""
-    return Load(release.address, clients=32, pause=0.2)
-
-
 def test_no_request_is_lost_when_the_image_changes(
     image: Callable[[str], str],
     another_tag: str,
@@ -33,11 +28,11 @@ def test_no_request_is_lost_when_the_image_changes(
     release.upgrade(TWO, weights)
     before = {pod.metadata.uid for pod in release.until_ready(2)}
 
-    with load(release) as sent:
-        until(lambda: len(sent.answers) > REQUESTS / 10, 60, "answers before the upgrade")
+    with Load(release.address) as sent:
+        sent.until_more(REQUESTS // 10)
         release.upgrade(TWO, weights, {"image": {"tag": another_tag}})
         after = release.until_ready(2)
-        until(lambda: len(sent.answers) > REQUESTS, 120, f"{REQUESTS} answers")
+        sent.until_more(max(REQUESTS - len(sent.answers), 200))
     print(f"new image: {sent}")
 
     assert not before & {pod.metadata.uid for pod in after}
@@ -52,14 +47,13 @@ def test_no_request_is_lost_when_the_weights_change(
     weights = {"weights": {"source": "pvc", "pvc": {"existingClaim": claim(models)}}}
     release.upgrade(TWO, weights, {"weights": {"file": "one"}})
 
-    with load(release) as sent:
-        until(lambda: len(sent.answers) > REQUESTS / 10, 60, "answers before the upgrade")
+    with Load(release.address) as sent:
+        sent.until_more(REQUESTS // 10)
         (old,) = sent.digests
         release.upgrade(TWO, weights, {"weights": {"file": "two"}})
         release.until_ready(2)
-        (new,) = sent.digests.keys() - {old}
-        served = until(lambda: len(sent.answers), 1)
-        until(lambda: len(sent.answers) > max(REQUESTS, served + 200), 120, f"{REQUESTS} answers")
+        (new,) = until(lambda: sent.digests.keys() - {old}, 60, "answers by the new weights")
+        sent.until_more(max(REQUESTS - len(sent.answers), 1000))
     print(f"new weights: {sent}; by digest {dict(sent.digests)}")
 
     assert not sent.faults
@@ -74,10 +68,10 @@ def test_weights_that_cannot_be_served_leave_the_old_ones_in_service(
     release.upgrade(TWO, weights, {"weights": {"file": "one"}})
     before = {pod.metadata.name for pod in release.until_ready(2)}
 
-    with load(release) as sent:
+    with Load(release.address) as sent:
         release.upgrade(TWO, weights, {"weights": {"file": "nowhere"}}, wait=False)
         message = until(release.complaints, 120, "a pod's complaint")
-        until(lambda: len(sent.answers) > 200, 60, "answers")
+        sent.until_more(500)
         release.helm("rollback", release.name, "1", "--namespace", release.namespace, "--wait")
     print(f"weights that are not there: {sent}")
 

@@ -1,0 +1,90 @@
+"""The same load for long: neither memory nor latency creeps. `--soak 3600` does it for an hour."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ..model.pictures import file_of
+from .asking import Answer, Clients, get, post
+from .models import image, make
+from .running import Running, running
+
+pytestmark = pytest.mark.slow
+
+RATE = 20.0
+"""Requests a second; a load that a small machine has room for beside the clients."""
+WARM_UP = 40.0
+"""Seconds that do not count."""
+WINDOW = 10.0
+"""Seconds, the least memory in which counts: what a burst takes is given back, and what leaks is not."""
+KINDS = ("JPEG", "JPEG progressive", "PNG", "PNG palette", "WebP", "GIF", "BMP", "TIFF LZW")
+INFER = b'{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}]}'
+
+
+def mixture() -> list[bytes]:
+    """Requests of many kinds; one in twelve is at fault."""
+    infer = (
+        b"POST /v2/models/net/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(INFER), INFER)
+    )
+    return [
+        *(post(file_of(kind)) for kind in KINDS),
+        post(image(1)),
+        infer,
+        get("/info"),
+        post(file_of("JPEG")[:3000]),
+    ]
+
+
+async def soaked(service: Running, seconds: float) -> tuple[list[Answer], NDArray[np.float64]]:
+    """The answers, and pairs of seconds and MiB, from WARM_UP on."""
+    clients, looks = Clients(service.address, mixture()), []
+    began = time.perf_counter()
+
+    async def look() -> None:
+        while True:
+            looks.append((time.perf_counter() - began, await asyncio.to_thread(service.memory)))
+            await asyncio.sleep(1)
+
+    looking = asyncio.create_task(look())
+    await clients.open(RATE, WARM_UP + seconds)
+    looking.cancel()
+    late = [answer for answer in clients.answers if answer.sent - began >= WARM_UP]
+    return late, np.array([each for each in looks if each[0] >= WARM_UP])
+
+
+def creep(looks: NDArray[np.float64]) -> float:
+    """MiB a minute: the median slope between the windows' minima (Theil and Sen)."""
+    windows = np.split(looks, np.flatnonzero(np.diff(looks[:, 0] // WINDOW)) + 1)
+    least = [window[window[:, 1].argmin()] for window in windows]
+    slopes = [
+        (second[1] - first[1]) / (second[0] - first[0])
+        for number, first in enumerate(least)
+        for second in least[number + 1 :]
+    ]
+    return 60 * float(np.median(slopes))
+
+
+def test_memory_and_latency_do_not_creep(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    seconds = pytestconfig.getoption("soak")
+    with running(make(tmp_path / "net"), tmp_path / "log") as service:
+        answers, looks = asyncio.run(soaked(service, seconds))
+        left = service.metric("pthserve_inflight_requests")
+    slope = creep(looks)
+    good = [answer for answer in answers if answer.status == 200]
+    halves = np.array_split([answer.seconds for answer in sorted(good, key=lambda answer: answer.sent)], 2)
+    first, second = (np.quantile(half, [0.5, 0.99]) * 1e3 for half in halves)
+    print(
+        f"{len(answers)} requests in {seconds:.0f} s; memory {looks[0, 1]:.1f} to {looks[-1, 1]:.1f} MiB, "
+        f"{slope:+.2f} MiB a minute; latency {first[0]:.1f} then {second[0]:.1f} ms, "
+        f"p99 {first[1]:.1f} then {second[1]:.1f}"
+    )
+    assert {answer.status for answer in answers} == {200, 422}
+    assert len(good) == pytest.approx(len(answers) * 11 / 12, abs=12)
+    assert slope < 1
+    assert second[0] < 1.2 * first[0] + 1
+    assert left == 0
