@@ -22,6 +22,8 @@ from pthserve.serving.predictor import Predictor
 PERMITS = 2
 """Heat maps in the making at once."""
 
+_TOO_LATE = "the heat map was not made within the deadline"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explained:
@@ -120,13 +122,15 @@ class _Work:
 
     def _forward(self, images: Pixels) -> Logits:
         """Logits of `images`, which queue for the engine's thread like any others."""
-        left = self.until - self.loop.time() if self.wanted else 0.0
+        left = self.until - self.loop.time()
+        if not self.wanted or left <= 0:
+            raise DeadlineExceeded(_TOO_LATE)
         queued = asyncio.run_coroutine_threadsafe(self._queued(images), self.loop)
         try:
-            return queued.result(max(0.0, left))
+            return queued.result(left)
         except TimeoutError:
             queued.cancel()
-            raise DeadlineExceeded("the heat map was not made within the deadline") from None
+            raise DeadlineExceeded(_TOO_LATE) from None
 
     async def _queued(self, images: Pixels) -> Logits:
         futures: list[asyncio.Future[Inference]] = [self.loop.create_future() for _ in images]
