@@ -90,8 +90,10 @@ def test_an_error_of_files_that_changed_meanwhile_does_not_count(
 def test_what_is_logged_meanwhile_is_told_once_there_is_somebody_to_write_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, logger = logging.getLogger(), logging.getLogger("pthserve.test")
+    # Of its own, so that it does not matter how other tests have set up the program's.
+    root, logger = logging.getLogger(), logging.getLogger("a-library")
     monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
     logged = threading.Event()
     loads = Loads()
 
