@@ -48,13 +48,15 @@ class Load:
 
     Nothing is ever asked again: what is refused, cut off or not answered stands in `answers` as a fault. A
     connection that the service has closed, and whose end the client has seen, is opened anew for the next
-    request, as every HTTP client does.
+    request, as every HTTP client does. With `renewed`, a client opens another after so many answers, and so
+    finds pods that are new.
     """
 
     url: str
     clients: int = 32
     pause: float = 0.2
     timeout: float = PATIENCE
+    renewed: int | None = None
     answers: list[Answer] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -105,6 +107,7 @@ class Load:
     async def _client(self, target: Target, request: bytes, number: int) -> None:
         await asyncio.sleep(self.pause * number / self.clients)  # not all in step
         connection: Connection | None = None
+        answered = 0
         while not self._stopped.is_set():
             began, status, fault, digest = time.monotonic(), 0, "", ""
             doing = "refused"
@@ -116,6 +119,9 @@ class Load:
                     doing = "cut off"
                     status = await connection.ask(request)
                 body = b"".join(connection.body)
+                answered += 1
+                if self.renewed and answered % self.renewed == 0:
+                    connection.close()
                 if status == 200:
                     digest = json.loads(body)["model"]["digest"]
                 else:

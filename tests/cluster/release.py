@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,18 @@ class Release:
         return str(done.stdout)
 
     def uninstall(self) -> None:
-        """Remove it, and wait until it is gone."""
+        """Remove it, and wait until its last pod has ended."""
         self.helm("uninstall", self.name, "--namespace", self.namespace, "--wait", "--timeout=3m")
+        until(lambda: not self._all_pods, 60, f"the end of {self.name}'s pods")
 
     @property
     def pods(self) -> list[client.V1Pod]:
         """Its serving pods that nobody has told to go."""
-        found: Iterable[client.V1Pod] = (
+        return [pod for pod in self._all_pods if pod.metadata.deletion_timestamp is None]
+
+    @property
+    def _all_pods(self) -> list[client.V1Pod]:
+        found: list[client.V1Pod] = (
             client.CoreV1Api(self.api)
             .list_namespaced_pod(
                 self.namespace,
@@ -82,7 +87,7 @@ class Release:
             )
             .items
         )
-        return [pod for pod in found if pod.metadata.deletion_timestamp is None]
+        return found
 
     @property
     def ready(self) -> list[client.V1Pod]:

@@ -47,7 +47,7 @@ def test_load_brings_pods_and_quiet_takes_them_away(
     def passed() -> str:
         return f"{time.monotonic() - began:.0f} s"
 
-    with Load(release.address, clients=16, pause=0.02) as sent:
+    with Load(release.address, clients=16, pause=0.02, renewed=20) as sent:
         until(lambda: len(release.ready) > 1, 180, "a second pod")
         second = passed()
         until(lambda: len(release.ready) == MOST, 180, f"{MOST} pods")

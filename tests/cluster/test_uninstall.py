@@ -25,26 +25,21 @@ FLEETING = {"events", "events.events.k8s.io", "pods.metrics.k8s.io", "leases.coo
 
 
 @pytest.fixture
-def everything(kubectl: Run, namespace: str) -> Callable[[], dict[str, set[str]]]:
-    """everything(): names of all that is in the namespace by kind, and of what the cluster has at large."""
+def everything(kubectl: Run, namespace: str) -> Callable[[], set[str]]:
+    """everything(): all that is in the namespace, as kind/name, and what of the cluster at large names it."""
 
-    def kinds(*flags: str) -> set[str]:
-        return set(kubectl("api-resources", "--verbs=list", "-o=name", *flags).stdout.split()) - FLEETING
+    def kinds(*flags: str) -> str:
+        said = kubectl("api-resources", "--verbs=list", "-o=name", *flags).stdout
+        return ",".join(sorted(set(said.split()) - FLEETING))
 
-    def there() -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for kind in kinds("--namespaced"):
-            said = kubectl("get", kind, "-n", namespace, "-o", "name", "--ignore-not-found").stdout
-            found[kind] = set(said.split())
-        for kind in kinds("--namespaced=false"):
-            # Of other releases there may be more or less by now.
-            items = json.loads(kubectl("get", kind, "-o", "json").stdout)["items"]
-            found[kind] = {
-                item["metadata"]["name"]
-                for item in items
-                if namespace in json.dumps(item.get("metadata", {}))
-            }
-        return found
+    def there() -> set[str]:
+        inside = kubectl("get", kinds("--namespaced"), "-n", namespace, "-o=name").stdout.split()
+        at_large = json.loads(kubectl("get", kinds("--namespaced=false"), "-o=json").stdout)["items"]
+        return {*inside} | {
+            f"{item['kind']}/{item['metadata']['name']}"
+            for item in at_large  # of other releases there may be more or less by now
+            if namespace in json.dumps(item["metadata"])
+        }
 
     return there
 
@@ -53,17 +48,17 @@ def test_nothing_is_left_of_a_release_that_had_everything(
     image: Callable[[str], str],
     release: Release,
     helm: Run,
-    everything: Callable[[], dict[str, set[str]]],
+    everything: Callable[[], set[str]],
 ) -> None:
     image("slim")
     before = everything()
     said = release.upgrade(EVERYTHING)
     release.until_ready(2)
     helm("test", release.name, "-n", release.namespace)
-    made = {kind for kind, names in everything().items() if names - before[kind]}
+    made = {name.partition("/")[0] for name in everything() - before}
 
     release.uninstall()
 
     assert "restricted" not in said
-    assert {"pods", "deployments.apps", "configmaps", "secrets", "poddisruptionbudgets.policy"} <= made
+    assert {"pod", "deployment.apps", "configmap", "secret", "poddisruptionbudget.policy"} <= made
     assert everything() == before

@@ -40,21 +40,30 @@ def test_no_request_is_lost_when_the_image_changes(
     assert not sent.faults
 
 
+@pytest.mark.parametrize(("variant", "suffix"), [("slim", ""), ("full", ".pth")], ids=["packed", "bare"])
 def test_no_request_is_lost_when_the_weights_change(
-    image: Callable[[str], str], models: Path, claim: Callable[[Path], str], release: Release
+    image: Callable[[str], str],
+    models: Path,
+    claim: Callable[[Path], str],
+    release: Release,
+    variant: str,
+    suffix: str,
 ) -> None:
-    image("slim")
-    weights = {"weights": {"source": "pvc", "pvc": {"existingClaim": claim(models)}}}
-    release.upgrade(TWO, weights, {"weights": {"file": "one"}})
+    image(variant)
+    weights = {
+        "image": {"variant": variant},
+        "weights": {"source": "pvc", "pvc": {"existingClaim": claim(models)}},
+    }
+    release.upgrade(TWO, weights, {"weights": {"file": f"one{suffix}"}})
 
     with Load(release.address) as sent:
         sent.until_more(REQUESTS // 10)
         (old,) = sent.digests
-        release.upgrade(TWO, weights, {"weights": {"file": "two"}})
+        release.upgrade(TWO, weights, {"weights": {"file": f"two{suffix}"}})
         release.until_ready(2)
         (new,) = until(lambda: sent.digests.keys() - {old}, 60, "answers by the new weights")
         sent.until_more(max(REQUESTS - len(sent.answers), 1000))
-    print(f"new weights: {sent}; by digest {dict(sent.digests)}")
+    print(f"new weights, {variant}: {sent}; by digest {dict(sent.digests)}")
 
     assert not sent.faults
     assert {answer.digest for answer in sent.answers[-100:]} == {new}
