@@ -1,6 +1,7 @@
 """`python -m benchmarks`: measure, and say what was found; nothing else is written or left behind."""
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -47,7 +48,9 @@ def main(quick: bool, found: Path | None, known: Path | None, page: Path | None)
 
 
 def _measured(durations: Durations) -> Findings:
-    with tempfile.TemporaryDirectory(prefix="pthserve-benchmarks-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pthserve-") as folder:
+        # Services leave things behind when they are ended, and so does PyTorch.
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
         return Run(Path(folder), durations, lambda line: print(line, file=sys.stderr, flush=True))()
 
 
