@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from pthserve.commands.options import MODEL, takes_settings
-from pthserve.errors import GoldenError, PthserveError, RequestError
+from pthserve.errors import GoldenError, PthserveError
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
     they replace the golden images in its `model.yaml`. Look whether they are right. Without, the golden
     images that are there are checked as `serve` does, with exit code 4 if one disagrees.
     """
-    from pthserve.commands.display import reading
+    from pthserve.commands.local import loaded
     from pthserve.model import card
-    from pthserve.model.load import load, locate
+    from pthserve.model.load import locate
 
-    folder = _folder(settings.model)
+    path = locate(settings.model)
+    folder = path if path.is_dir() else path.parent
     for image in images:
         if not image.resolve().is_relative_to(folder.resolve()):
             raise PthserveError(f"{image}: is not in the model's folder {folder}; copy it there first")
-    if images and card.read(folder).weights.resolve() != card.read(locate(settings.model)).weights.resolve():
+    if images and card.read(folder).weights.resolve() != card.read(path).weights.resolve():
         raise PthserveError(f"{folder / card.FILE}: is the card of other weights than {settings.model}")
 
-    with reading(settings.model) as progress:
-        model = load(settings.model, settings.model_copy(update={"tune_budget": 0.0}), progress)
+    model = loaded(settings)
     if not images:
         _check(model, settings)
         return
@@ -49,28 +49,13 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
     click.echo(f"Written into {card.write_golden(folder, golden)}")
 
 
-def _folder(source: str) -> Path:
-    from pthserve.model.load import locate
-
-    path = locate(source)
-    return path if path.is_dir() else path.parent
-
-
 def _answers(model: "Model", images: Sequence[Path], settings: Settings) -> Iterator["Golden"]:
+    from pthserve.commands.local import probabilities
     from pthserve.model import Golden
-    from pthserve.model.preprocess import crop
-    from pthserve.model.prove import softmax
 
-    for image in images:
-        try:
-            pixels = crop(
-                image.read_bytes(), model.spec, decode=settings.decode, max_pixels=settings.max_pixels
-            )
-        except RequestError as error:
-            raise PthserveError(f"{image}: {error}") from error
-        probabilities = softmax(model.forward(pixels[None]))[0]
-        best = int(probabilities.argmax())
-        yield Golden(image, best, round(float(probabilities[best]), 6))
+    for image, found in zip(images, probabilities(model, images, settings), strict=True):
+        best = int(found.argmax())
+        yield Golden(image, best, round(float(found[best]), 6))
 
 
 def _check(model: "Model", settings: Settings) -> None:

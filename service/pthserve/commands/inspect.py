@@ -84,7 +84,7 @@ def _packed(folder: Path) -> dict[str, Any]:
         "version": model.version,
         "packed": str(folder),
         "sha256": model.digest,
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "bytes": model.size,
         "format": "packed",
         "architecture": model.architecture,
         "parameters": model.parameters,

@@ -35,8 +35,7 @@ def command(settings: Settings, output: Path) -> None:
 
     with reading(settings.model) as progress:
         made = pack(settings.model, output, settings, progress)
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     click.echo(
         f"{output}: {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} classes, "
-        f"{size / 2**20:.1f} MiB; {made.plan.reason}"
+        f"{made.size / 2**20:.1f} MiB; {made.plan.reason}"
     )

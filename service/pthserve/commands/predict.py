@@ -8,7 +8,7 @@ from typing import Any
 import rich_click as click
 
 from pthserve.commands.options import takes_settings
-from pthserve.errors import PthserveError, RequestError
+from pthserve.errors import PthserveError
 from pthserve.settings import Settings
 
 
@@ -83,31 +83,20 @@ def _said(body: str) -> str:
 def _predict(source: str, images: Sequence[Path], top: int, settings: Settings) -> Iterator[dict[str, Any]]:
     import numpy as np
 
-    from pthserve.commands.display import reading
-    from pthserve.model.load import load
-    from pthserve.model.preprocess import crop
-    from pthserve.model.prove import softmax
+    from pthserve.commands.local import loaded, probabilities
 
-    with reading(source) as progress:
-        model = load(source, settings.model_copy(update={"tune_budget": 0.0}), progress)
-    for image in images:
-        try:
-            pixels = crop(
-                image.read_bytes(), model.spec, decode=settings.decode, max_pixels=settings.max_pixels
-            )
-        except RequestError as error:
-            raise PthserveError(f"{image}: {error}") from error
-        probabilities = softmax(model.forward(pixels[None]))[0]
-        order = np.argsort(-probabilities, kind="stable")[:top].tolist()
+    model = loaded(settings.model_copy(update={"model": source}))
+    for found in probabilities(model, images, settings):
+        order = np.argsort(-found, kind="stable")[:top].tolist()
         yield {
             "class_index": order[0],
             "label": model.labels[order[0]],
-            "probabilities": probabilities.tolist(),
+            "probabilities": found.tolist(),
             "top": [
                 {
                     "class_index": index,
                     "label": model.labels[index],
-                    "probability": float(probabilities[index]),
+                    "probability": float(found[index]),
                 }
                 for index in order
             ],

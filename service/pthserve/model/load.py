@@ -1,7 +1,6 @@
 """Load: anything that a user may name to a Model."""
 
 import runpy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,8 @@ if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.model.card import Card
     from pthserve.model.weights import Progress, Weights
 
-DEMOS = (
-    Path(pthserve.__file__).parents[2] / "weights" / "imagenet",
-    Path(sys.prefix) / "share" / "pthserve" / "demo",
-)
-"""Where the model called `demo` may be: in the repository, or in an image beside the installed program."""
+DEMO = Path(pthserve.__file__).parents[2] / "weights" / "imagenet"
+"""The model called `demo`, where the repository is; an image has its demo where PTHSERVE_MODEL says."""
 
 _RESIZE, _CROP = 256, 224
 _MAX_PIXELS = 2**30
@@ -100,12 +96,11 @@ def locate(source: str) -> Path:
     """
     if source != "demo":
         return Path(source)
-    for folder in DEMOS:
-        if folder.is_dir():
-            if (folder / "make.py").exists() and not (folder / "efficientnet-lite0.pth").exists():
-                runpy.run_path(str(folder / "make.py"), run_name="__main__")
-            return folder
-    raise WeightsError("the demo model is not in this installation; name a weights file of your own")
+    if not DEMO.is_dir():
+        raise WeightsError("the demo model is not in this installation; name a weights file of your own")
+    if not (DEMO / "efficientnet-lite0.pth").exists():
+        runpy.run_path(str(DEMO / "make.py"), run_name="__main__")
+    return DEMO
 
 
 def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:

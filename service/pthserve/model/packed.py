@@ -37,6 +37,8 @@ IMAGES, PROBABILITIES = "proof/images.npy", "proof/probabilities.npy"
 
 FORMAT = 1
 """Of the folder; one that is larger was made by a later version."""
+PIECE = 2**26
+"""Bytes of a file that are in memory at once while it is hashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ class Packed:
     def has_int8(self) -> bool:
         """Whether the graph is there at int8 too."""
         return (self.folder / INT8).exists()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
     def proof(self) -> tuple[Pixels, Probabilities]:
         """The images that an engine is held to, and what fp32 PyTorch says of them."""
@@ -194,6 +201,10 @@ def _verify(folder: Path) -> None:
 
 
 def _sha256(file: Path) -> str:
-    # In two calls, and not piece by piece: after each piece it would have to wait for Python's lock, which
-    # imports hold while a service starts. Not mapped: a file cut short meanwhile would end the process.
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    # In large pieces: after each it may have to wait for Python's lock, which imports hold while a service
+    # starts. Not mapped: a file cut short meanwhile would end the process.
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as opened:
+        while piece := opened.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -42,8 +42,8 @@ class Explained:
 class Explainer:
     """Explains what `predictor`'s current model says. One event loop uses it.
 
-    It has threads of its own, and permits of its own. What it asks of the engine's thread queues there, a few
-    images at a time, between those of other requests.
+    It has threads of its own, and permits of its own. What it asks of the engine's threads queues there,
+    a few images at a time, between those of other requests.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -121,7 +121,7 @@ class _Work:
         return Explained(model, image, index, explain(model, image, index, self._forward))
 
     def _forward(self, images: Pixels) -> Logits:
-        """Logits of `images`, which queue for the engine's thread like any others."""
+        """Logits of `images`, which queue for the engine's threads like any others."""
         left = self.until - self.loop.time()
         if not self.wanted or left <= 0:
             raise DeadlineExceeded(_TOO_LATE)
