@@ -1,18 +1,15 @@
 """What tests share: the demo models, made once, and real services."""
 
 import fcntl
-import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
+
+from .running import running
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights"
@@ -46,49 +43,12 @@ def digits() -> Path:
     return _made(WEIGHTS / "digits", "digits.pth", "train.py")
 
 
-PATIENCE = 180
-"""Seconds in which a service is ready on a busy machine."""
-
-
 @contextmanager
 def serving(model: str | Path, log: Path, *flags: str) -> Iterator[str]:
     """`pthserve serve MODEL FLAGS...` as a process of its own; its address, once it is ready."""
-    command = [
-        sys.executable,
-        "-m",
-        "pthserve",
-        "serve",
-        model,
-        "--port",
-        "0",
-        "--drain-seconds",
-        "0",
-        *flags,
-    ]
-    with log.open("wb") as written:
-        process = subprocess.Popen(command, stderr=written, env={**os.environ, "PTHSERVE_TUNE_BUDGET": "0"})
-    try:
-        end = time.monotonic() + PATIENCE
-        while not _ready(log.read_text()):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        yield _ready(log.read_text())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(30) == 0, log.read_text()
-        finally:
-            process.kill()
-
-
-def _ready(log: str) -> str:
-    """The address in a service's log, if it is ready; else nothing."""
-    address = re.search(r"listening on (http://\S+)", log)
-    try:
-        return address[1] if address and httpx.get(f"{address[1]}/readyz").status_code == 200 else ""
-    except httpx.TimeoutException:  # a busy machine, and a process that imports torch
-        return ""
+    with running(model, log, *flags) as service:
+        yield service.address
+        assert service.stop(30) == 0, log.read_text()
 
 
 @pytest.fixture(scope="session")

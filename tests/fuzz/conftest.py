@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..load.models import make
-from ..load.running import Running, running
+from ..load.models import MODULES, make
+from ..running import Running, running
 from .mutations import MODEL
 
 FLAGS = ("--engine", "torch", "--max-pixels", "4000000", "--max-body", "8388608", "--grpc-port", "0")
@@ -15,7 +15,7 @@ FLAGS = ("--engine", "torch", "--max-pixels", "4000000", "--max-body", "8388608"
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("fuzz")
-    with running(make(folder / MODEL), folder / "log", *FLAGS) as started:
+    with running(make(folder / MODEL), folder / "log", *FLAGS, modules=MODULES) as started:
         yield started
 
 

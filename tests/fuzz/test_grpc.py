@@ -9,7 +9,7 @@ import pytest
 
 from pthserve.protos import inference_pb2 as pb
 
-from ..load.running import Running
+from ..running import Running
 from .mutations import MODEL, SHAPE, image, mangled
 
 pytestmark = pytest.mark.slow

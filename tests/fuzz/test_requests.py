@@ -11,7 +11,7 @@ import pytest
 from pthserve.serving.memory import EVERY
 
 from ..load.models import image
-from ..load.running import Running
+from ..running import Running
 from .mutations import Sent, request
 from .wire import Client, Reply
 

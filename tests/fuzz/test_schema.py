@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from ..load.running import Running
+from ..running import Running
 from .mutations import MODEL
 
 pytestmark = pytest.mark.slow

@@ -13,6 +13,9 @@ from PIL import Image
 
 from .nets import SIDE, Net
 
+MODULES = Path(__file__).parent
+"""Where `nets` is, which the cards name."""
+
 CARD: dict[str, Any] = {
     "name": "net",
     "weights": "model.pth",

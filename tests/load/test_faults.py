@@ -10,9 +10,9 @@ import httpx
 import pytest
 import torch
 
-from .models import image, make, save, state
+from ..running import PATIENCE, Running, running
+from .models import MODULES, image, make, save, state
 from .nets import colour
-from .running import PATIENCE, Running, running
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,9 @@ SLACK = 5.0
 @contextmanager
 def faulty(folder: Path) -> Iterator[Running]:
     flags = ("--engine", "torch", "--deadline", str(DEADLINE))
-    with running(make(folder / "net", architecture="nets:Faulty"), folder / "log", *flags) as service:
+    with running(
+        make(folder / "net", architecture="nets:Faulty"), folder / "log", *flags, modules=MODULES
+    ) as service:
         yield service
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ..running import Running, running
 from .asking import Answer, Clients, get, post
-from .models import image, make
-from .running import Running, running
+from .models import MODULES, image, make
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ async def overload(service: Running) -> Round:
 def test_offered_twice_what_it_can_do_it_does_what_it_can(tmp_path: Path) -> None:
     model = make(tmp_path / "net", kwargs={"seconds": COST})
     flags = ("--engine", "torch", "--deadline", str(DEADLINE), "--max-batch", "4")
-    with running(model, tmp_path / "log", *flags) as service:
+    with running(model, tmp_path / "log", *flags, modules=MODULES) as service:
         for _ in range(ROUNDS):
             faults = asyncio.run(overload(service)).faults()
             if not faults:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
+from ..running import Running, running
 from .asking import Answer, Clients, post
-from .models import card, image, make, save, says, state
-from .running import Running, running
+from .models import MODULES, card, image, make, save, says, state
 
 pytestmark = pytest.mark.slow
 
@@ -216,7 +216,9 @@ def test_200_reloads_under_full_load_lose_no_request_and_mix_no_models(tmp_path:
             return clients, *await swaps(service, folder, RELOADS)
 
     began = time.monotonic()
-    with running(folder.path, tmp_path / "log", "--engine", "torch", "--precision", "fp32") as service:
+    with running(
+        folder.path, tmp_path / "log", "--engine", "torch", "--precision", "fp32", modules=MODULES
+    ) as service:
         clients, done, refused, memory = asyncio.run(check(service))
         metric = {
             result: service.metric(f'pthserve_model_loads_total{{result="{result}"}}')

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ..model.pictures import file_of
+from ..running import Running, running
 from .asking import Answer, Clients, get, post
-from .models import image, make
-from .running import Running, running
+from .models import MODULES, image, make
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def creep(looks: NDArray[np.float64]) -> float:
 
 def test_memory_and_latency_do_not_creep(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     seconds = pytestconfig.getoption("soak")
-    with running(make(tmp_path / "net"), tmp_path / "log") as service:
+    with running(make(tmp_path / "net"), tmp_path / "log", modules=MODULES) as service:
         answers, looks = asyncio.run(soaked(service, seconds))
         left = service.metric("pthserve_inflight_requests")
     slope = creep(looks)

@@ -13,21 +13,28 @@ from pathlib import Path
 import httpx
 import psutil
 
-HERE = Path(__file__).parent
 PATIENCE = 180.0
 """Seconds after which a condition that does not come is a failure."""
 
 
 class Running:
-    """A service of `model`, with the settings `flags`; its log is the file `log`."""
+    """A service of `model`, with the settings `flags`; its log is the file `log`.
 
-    def __init__(self, model: Path, log: Path, *flags: str) -> None:
+    modules: folder of what the model's card names.
+    """
+
+    def __init__(self, model: str | Path, log: Path, *flags: str, modules: Path | None = None) -> None:
         self.log = log
         command = (sys.executable, "-m", "pthserve", "serve", str(model), "--port", "0", *flags)
-        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
-        settings = {"PTHSERVE_TUNE_BUDGET": "0", "PTHSERVE_DRAIN_SECONDS": "0", "PYTHONPATH": path}
+        settings = {"PTHSERVE_TUNE_BUDGET": "0", "PTHSERVE_DRAIN_SECONDS": "0"}
+        if modules:
+            paths = filter(None, (str(modules), os.environ.get("PYTHONPATH")))
+            settings["PYTHONPATH"] = os.pathsep.join(paths)
         with log.open("wb") as written:
             self.process = subprocess.Popen(command, stderr=written, env={**os.environ, **settings})
+
+    def until_ready(self) -> None:
+        """Wait until it answers, and that it is ready."""
         self.address = self._wait(r"listening on (http://\S+)")
         self.port = int(self.address.rpartition(":")[2])
         self.client = httpx.Client(base_url=self.address, timeout=PATIENCE)
@@ -51,10 +58,10 @@ class Running:
         """MiB that are the process' own, by the kernel's count."""
         return float(psutil.Process(self.process.pid).memory_full_info().uss) / 2**20
 
-    def stop(self) -> int:
-        """Ask it to end; its exit code."""
+    def stop(self, seconds: float = PATIENCE) -> int:
+        """Ask it to end within so many seconds; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(seconds)
 
     def _wait(self, pattern: str) -> str:
         end = time.monotonic() + PATIENCE
@@ -69,10 +76,11 @@ class Running:
 
 
 @contextmanager
-def running(model: Path, log: Path, *flags: str) -> Iterator[Running]:
+def running(model: str | Path, log: Path, *flags: str, modules: Path | None = None) -> Iterator[Running]:
     """A service that is ready, and that ends with 0 unless the test fails or has ended it."""
-    service = Running(model, log, *flags)
+    service = Running(model, log, *flags, modules=modules)
     try:
+        service.until_ready()
         yield service
         service.client.close()
         if service.process.poll() is None:
