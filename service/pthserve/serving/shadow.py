@@ -49,7 +49,7 @@ class Shadow:
             while self.images < IMAGES:
                 async with asyncio.timeout_at(end):
                     image, class_index = await self._waiting.get()
-                # Never cut short: the engine is for one thread at a time.
+                # Outside the time limit: a thread cannot be cut short, and must have ended before the swap.
                 agrees = await in_background(partial(self._agrees, image, class_index))
                 self.images += 1
                 self.agreed += agrees
