@@ -21,7 +21,8 @@ from pthserve.protos import inference_pb2 as pb
 from pthserve.rpc import handlers
 from pthserve.rpc.handlers import SERVICE
 from pthserve.rpc.server import Server, listen
-from pthserve.serving.predictor import Prediction, Predictor
+from pthserve.serving.prediction import Prediction
+from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
 SETTINGS = Settings(model="pets", grpc_port=0, max_body=2**20, max_pixels=10_000, max_inflight=8)

@@ -12,7 +12,8 @@ from pthserve.metrics import REGISTRY
 from pthserve.model.engine import Images, Logits
 from pthserve.model.preprocess import normalise
 from pthserve.serving import shadow
-from pthserve.serving.predictor import Input, Predictor
+from pthserve.serving.prediction import Input
+from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
 

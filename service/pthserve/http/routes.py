@@ -14,7 +14,8 @@ from pthserve.http.problems import JSON, problem
 from pthserve.http.routing import Route, plain
 from pthserve.metrics import REGISTRY
 from pthserve.model import Model
-from pthserve.serving.predictor import Prediction, Predictor
+from pthserve.serving.prediction import Prediction
+from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
 TOP = 5

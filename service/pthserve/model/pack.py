@@ -5,13 +5,13 @@ versions of the libraries and the kind of processor.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from uuid import uuid4
 
 from pthserve.errors import GoldenError, PackError
 from pthserve.model import Golden, packed, prove
@@ -41,7 +41,7 @@ def pack(source: str, output: Path, settings: Settings, progress: Progress | Non
         raise PackError(f"{output}: is there already, and no packed model; name another folder")
     settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
     built = build(source, settings, progress)
-    part = output.with_name(f".{output.name}.{os.getpid()}")
+    part = output.with_name(f".{output.name}.{uuid4().hex}")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()

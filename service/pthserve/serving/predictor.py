@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pthserve.errors import DeadlineExceeded, Draining, EngineFailed, MalformedRequest, NotReady, TooLarge
+from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, TooLarge
 from pthserve.metrics import (
     INFLIGHT,
     MODEL_INFO,
@@ -28,59 +27,16 @@ from pthserve.metrics import (
 from pthserve.model import Model
 from pthserve.model.engine import Settles
 from pthserve.model.preprocess import crop, crop_pixels
-from pthserve.model.prove import softmax
 from pthserve.model.spec import Spec
 from pthserve.serving.admission import Admission
 from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
 from pthserve.serving.busy import Busy, Smoothed
+from pthserve.serving.prediction import Input, Prediction, prediction_of, trace
 from pthserve.settings import Settings
-from pthserve.tracing import SPAN, Span
-
-Input = bytes | NDArray[np.uint8] | NDArray[np.float32]
-"""What a client may send as one image: an encoded image file; its pixels, uint8 RGB (height, width, 3), still
-to be preprocessed; or float32 (channels, height, width), preprocessed by the client."""
-
-FEW = 16
-"""So many best classes are sooner found one by one than by sorting all."""
+from pthserve.tracing import SPAN
 
 _DECODE = STAGE_DURATION.labels("decode")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """The answer for one image.
-
-    model: the one that gave it; logits, probabilities: float32 (classes,).
-    decode, queue, infer: seconds spent in each stage; batch: images in the same forward pass.
-    since: when `queue` began, on time.perf_counter()'s clock.
-    """
-
-    model: Model
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-    decode: float
-    queue: float
-    infer: float
-    batch: int
-    since: float
-
-    @property
-    def class_index(self) -> int:
-        """The most probable class; of equals the first."""
-        return int(self.probabilities.argmax())
-
-    def top(self, count: int) -> list[int]:
-        """The `count` most probable classes, or all there are, best first; of equals the first."""
-        if count > FEW:
-            order: list[int] = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
-            return order
-        best: list[int] = []
-        left = self.probabilities.copy()
-        for _ in range(min(count, len(left))):
-            best.append(int(left.argmax()))
-            left[best[-1]] = -1
-        return best
 
 
 class Predictor:
@@ -137,7 +93,7 @@ class Predictor:
         if self.observer is not None:
             self.observer(images, predictions)
         if (span := SPAN.get()) is not None:
-            _trace(span, predictions)
+            trace(span, predictions)
         return predictions
 
     def check(self, images: int, deadline: float) -> None:
@@ -253,7 +209,8 @@ class Predictor:
             for future in futures:
                 future.cancel()
         return [
-            _prediction(model, image, inference) for image, inference in zip(images, inferences, strict=True)
+            prediction_of(model, image, inference)
+            for image, inference in zip(images, inferences, strict=True)
         ]
 
     def _prepare(self, model: Model, image: Input, future: asyncio.Future[Inference]) -> None:
@@ -288,42 +245,6 @@ def _expire(futures: Sequence[asyncio.Future[Inference]]) -> None:
 def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _prediction(model: Model, image: Input, inference: Inference) -> Prediction:
-    if not np.isfinite(inference.logits).all():
-        if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            raise MalformedRequest(
-                "the tensor holds values so large, or so undefined, that there is no answer"
-            )
-        raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
-    return Prediction(
-        model,
-        inference.logits,
-        softmax(inference.logits),
-        inference.decode,
-        inference.queue,
-        inference.infer,
-        inference.batch,
-        inference.since,
-    )
-
-
-def _trace(span: Span, predictions: Sequence[Prediction]) -> None:
-    """A span a stage, each from the first image's beginning to the last one's end."""
-    queued = [found.since for found in predictions]
-    begun = [found.since + found.queue for found in predictions]
-    decoding = min(found.since - found.decode for found in predictions)
-    answered = max(found.since + found.queue + found.infer for found in predictions)
-    span.stage("decode", decoding, max(queued) - decoding, images=len(predictions))
-    span.stage("queue", min(queued), max(begun) - min(queued))
-    span.stage(
-        "infer",
-        min(begun),
-        answered - min(begun),
-        batch=max(found.batch for found in predictions),
-        digest=predictions[0].model.digest,
-    )
 
 
 def _photo(spec: Spec) -> bytes:

@@ -11,7 +11,8 @@ import numpy as np
 from pthserve.metrics import SHADOW_IMAGES
 from pthserve.model import Model
 from pthserve.serving.background import in_background
-from pthserve.serving.predictor import Input, Prediction, Predictor
+from pthserve.serving.prediction import Input, Prediction
+from pthserve.serving.predictor import Predictor
 
 IMAGES = 100
 """So many are enough to tell a model that agrees on 9 in 10 from one that agrees on all."""

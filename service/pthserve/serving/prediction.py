@@ -1,0 +1,93 @@
+"""Prediction: what is answered for one image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pthserve.errors import EngineFailed, MalformedRequest
+from pthserve.model import Model
+from pthserve.model.prove import softmax
+from pthserve.serving.batcher import Inference
+from pthserve.tracing import Span
+
+Input = bytes | NDArray[np.uint8] | NDArray[np.float32]
+"""What a client may send as one image: an encoded image file; its pixels, uint8 RGB (height, width, 3), still
+to be preprocessed; or float32 (channels, height, width), preprocessed by the client."""
+
+FEW = 16
+"""So many best classes are sooner found one by one than by sorting all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The answer for one image.
+
+    model: the one that gave it; logits, probabilities: float32 (classes,).
+    decode, queue, infer: seconds spent in each stage; batch: images in the same forward pass.
+    since: when `queue` began, on time.perf_counter()'s clock.
+    """
+
+    model: Model
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    decode: float
+    queue: float
+    infer: float
+    batch: int
+    since: float
+
+    @property
+    def class_index(self) -> int:
+        """The most probable class; of equals the first."""
+        return int(self.probabilities.argmax())
+
+    def top(self, count: int) -> list[int]:
+        """The `count` most probable classes, or all there are, best first; of equals the first."""
+        if count > FEW:
+            order: list[int] = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
+            return order
+        best: list[int] = []
+        left = self.probabilities.copy()
+        for _ in range(min(count, len(left))):
+            best.append(int(left.argmax()))
+            left[best[-1]] = -1
+        return best
+
+
+def prediction_of(model: Model, image: Input, inference: Inference) -> Prediction:
+    """What `model` found in `image`; raises MalformedRequest or EngineFailed where that is not a number."""
+    if not np.isfinite(inference.logits).all():
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            raise MalformedRequest(
+                "the tensor holds values so large, or so undefined, that there is no answer"
+            )
+        raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
+    return Prediction(
+        model,
+        inference.logits,
+        softmax(inference.logits),
+        inference.decode,
+        inference.queue,
+        inference.infer,
+        inference.batch,
+        inference.since,
+    )
+
+
+def trace(span: Span, predictions: Sequence[Prediction]) -> None:
+    """A span a stage, each from the first image's beginning to the last one's end."""
+    queued = [found.since for found in predictions]
+    begun = [found.since + found.queue for found in predictions]
+    decoding = min(found.since - found.decode for found in predictions)
+    answered = max(found.since + found.queue + found.infer for found in predictions)
+    span.stage("decode", decoding, max(queued) - decoding, images=len(predictions))
+    span.stage("queue", min(queued), max(begun) - min(queued))
+    span.stage(
+        "infer",
+        min(begun),
+        answered - min(begun),
+        batch=max(found.batch for found in predictions),
+        digest=predictions[0].model.digest,
+    )
