@@ -60,15 +60,15 @@ def _chromium() -> str | None:
     return shutil.which("chromium")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
-    # Of the package and not of the session: while it lasts, no asyncio.run() works in this thread.
+    # Of the module and not of the session: while it lasts, no asyncio.run() works in this thread.
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     path = _chromium()
     if path is None:
@@ -79,7 +79,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     started.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def squares() -> Iterator[Service]:
     """A service with the squares' model, for tests that leave it as it is."""
     with serving_squares() as started:
