@@ -2,18 +2,16 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from pthserve.bench.client import Connection, ConnectionFailed, Target
 
+from .background import Background
 from .release import until
 
 IMAGE = Path(__file__).parents[2] / "weights/imagenet/golden/coffee.jpg"
@@ -41,7 +39,7 @@ class Answer:
 
 
 @dataclass
-class Load:
+class Load(Background):
     """`clients` that ask for IMAGE's class at `url`, each `pause` seconds after its last answer.
 
     As it stands: many, at a rate that two cores can bear beside all else.
@@ -59,18 +57,8 @@ class Load:
     renewed: int | None = None
     answers: list[Answer] = field(default_factory=list)
 
-    def __enter__(self) -> Self:
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        self._thread.join(self.timeout + 15)
-        assert not self._thread.is_alive()
+    def __post_init__(self) -> None:
+        self.ends_within = self.timeout + 15
 
     @property
     def faults(self) -> Counter[str]:

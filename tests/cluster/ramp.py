@@ -1,17 +1,17 @@
 """Ramp: requests that come ever faster, from callers who wait for nobody, and how long each took."""
 
 import asyncio
-import threading
 import time
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from pthserve.bench.client import Connection, ConnectionFailed, Target
+
+from .background import Background
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Timed:
 
 
 @dataclass
-class Ramp:
+class Ramp(Background):
     """Requests for `image`'s class, in turn to each of `pods`, as an ingress sends them on.
 
     pods: addresses of services, which may be others at any time.
@@ -38,18 +38,8 @@ class Ramp:
     answers: list[Timed] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._stopped = threading.Event()
         self._began = time.monotonic()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        return super().__enter__()
 
     @property
     def now(self) -> float:
