@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests that can be made longer take."""
     parser.addoption("--fuzz", type=int, default=10_000, metavar="N", help="broken requests to send")
     parser.addoption("--fuzz-seed", type=int, metavar="N", help="of a run that is to be repeated")
-    parser.addoption("--soak", type=float, default=120, metavar="S", help="seconds of load in one run")
+    parser.addoption("--soak", type=float, default=180, metavar="S", help="seconds of load in one run")
 
 
 def _made(folder: Path, weights: str, script: str) -> Path:
