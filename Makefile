@@ -32,7 +32,7 @@ check: env ## the fast loop: format, lint, types, unit tests
 	@$(BIN)/ruff check .
 	@$(BIN)/shellcheck $$(git ls-files | xargs grep -lE '^\#!.*(bash|sh)$$')
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q -n 2 -m "not slow and not cluster and not browser" tests
+	@$(BIN)/pytest -q -n 2 -m "not (slow or alone or browser or cluster)" tests
 
 test: env ## every test there is
 	@scripts/test

@@ -12,7 +12,7 @@ from pthserve.protos import inference_pb2 as pb
 from ..running import Running
 from .mutations import MODEL, SHAPE, image, mangled
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 SHARE = 10
 """Of so many broken requests one is sent this way."""

@@ -15,7 +15,7 @@ from ..running import Running
 from .mutations import Sent, request
 from .wire import Client, Reply
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 CLIENTS = 8
 WARM_UP = 0.4

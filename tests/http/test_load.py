@@ -68,7 +68,7 @@ async def bounded(work: Coroutine[Any, Any, Any]) -> Any:
         return await work
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_200_clients_a_third_of_which_leave_midway_get_their_own_answers_and_leave_nothing_behind() -> None:
     seed = random.randrange(2**32)
     print("seed", seed)
@@ -104,7 +104,7 @@ def test_200_clients_a_third_of_which_leave_midway_get_their_own_answers_and_lea
         assert service.metric("pthserve_disconnects_total") > 100
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_offered_twice_what_it_can_do_the_service_does_what_it_can() -> None:
     """The engine takes 20 ms an image, so 50 a second are possible; 100 a second come."""
     rate, seconds, deadline = 100, 8, 1.0

@@ -64,7 +64,7 @@ def loaded(address: str) -> float:
     return done.throughput
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_scrape_each_second_takes_next_to_nothing_of_a_busy_service(demo: str) -> None:
     loaded(demo)
     rates: dict[bool, list[float]] = {True: [], False: []}

@@ -14,7 +14,7 @@ from ..running import PATIENCE, Running, running
 from .models import MODULES, image, make, save, state
 from .nets import colour
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 DEADLINE = 2.0
 SLACK = 5.0

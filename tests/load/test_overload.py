@@ -14,7 +14,7 @@ from ..running import Running, running
 from .asking import Answer, Clients, get, post
 from .models import MODULES, image, make
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 COST = 0.02
 """Seconds that the engine takes an image; it is asleep in them, so that all else has the machine."""

@@ -125,7 +125,7 @@ def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(na
         assert not built.module.training
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_inference_takes_less_than_a_fifth_of_a_second(
     record_property: Callable[[str, object], None],
 ) -> None:
