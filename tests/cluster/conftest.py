@@ -154,12 +154,14 @@ def machine() -> Callable[[], Machine]:
 
 
 @pytest.fixture
-def disposable(cluster: Cluster) -> Cluster:
-    """The local cluster, for tests that take it down. They run last."""
+def disposable(cluster: Cluster, api: client.ApiClient, namespaces: list[str]) -> Cluster:
+    """The local cluster, for tests that take it down. They run last, once what others used is gone."""
     if not cluster.local:
         pytest.skip("$KUBECONFIG names a cluster that is not ours to take down")
     if not cluster.own:
         pytest.skip("the local cluster was up before the tests: it may be in use")
+    while namespaces:
+        _until_deleted(client.CoreV1Api(api), namespaces.pop())
     return cluster
 
 
