@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,11 +33,15 @@ class Running:
         with log.open("wb") as written:
             self.process = subprocess.Popen(command, stderr=written, env={**os.environ, **settings})
 
-    def until_ready(self) -> None:
-        """Wait until it answers, and that it is ready."""
+    def until_listening(self) -> None:
+        """Wait until it answers at all."""
         self.address = self._wait(r"listening on (http://\S+)")
         self.port = int(self.address.rpartition(":")[2])
         self.client = httpx.Client(base_url=self.address, timeout=PATIENCE)
+
+    def until_ready(self) -> None:
+        """Wait until it answers that it is ready."""
+        self.until_listening()
         end = time.monotonic() + PATIENCE
         while self.client.get("/readyz").status_code != 200:
             self._alive(end)
@@ -76,11 +80,17 @@ class Running:
 
 
 @contextmanager
-def running(model: str | Path, log: Path, *flags: str, modules: Path | None = None) -> Iterator[Running]:
-    """A service that is ready, and that ends with 0 unless the test fails or has ended it."""
+def running(
+    model: str | Path,
+    log: Path,
+    *flags: str,
+    modules: Path | None = None,
+    until: Callable[[Running], None] = Running.until_ready,
+) -> Iterator[Running]:
+    """A service that `until` has waited for; it ends with 0, unless the test fails or has ended it."""
     service = Running(model, log, *flags, modules=modules)
     try:
-        service.until_ready()
+        until(service)
         yield service
         service.client.close()
         if service.process.poll() is None:

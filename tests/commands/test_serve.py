@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,6 +16,8 @@ import yaml
 from PIL import Image
 from torch import nn
 from torchvision import transforms
+
+from ..running import Running, running
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +83,14 @@ def test_curl_is_enough_of_a_client(served_digits: str, digits: Path) -> None:
 
 def test_golden_images_agreed(demo: str) -> None:
     assert httpx.get(f"{demo}/info").json()["golden"] == {"images": 4, "result": "agreed"}
+
+
+@pytest.mark.parametrize("until", [Running.until_listening, Running.until_ready])
+def test_an_interrupt_ends_it_with_0_and_without_a_word_of_a_library(
+    until: Callable[[Running], None], digits: Path, tmp_path: Path
+) -> None:
+    with running(digits, tmp_path / "log", until=until) as service:
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(60) == 0
+
+    assert all(re.match(r"[0-9:.]+ (info|warning) ", line) for line in service.log.read_text().splitlines())

@@ -1,7 +1,10 @@
 """`pthserve serve`: a model over HTTP, until it is told to stop."""
 
+import logging
+import os
+import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import rich_click as click
 
@@ -35,6 +38,7 @@ def command(settings: Settings) -> None:
             f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"
         ) from error
     server.run()
+    _leave()
 
 
 def _load(settings: Settings) -> "Model":
@@ -43,3 +47,15 @@ def _load(settings: Settings) -> "Model":
 
     with reading(settings.model) as progress:
         return load(settings.model, settings, progress)
+
+
+def _leave() -> NoReturn:
+    """End the process as it is, with 0.
+
+    A load or a pass that nobody waits for any more may still run in a library, which aborts the process when
+    Python takes itself down beneath it.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
