@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import re
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -47,3 +50,23 @@ def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.
     monkeypatch.setattr(memory, "EVERY", 0.0)
     monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
     asyncio.run(check())
+
+
+def test_threads_share_a_few_arenas() -> None:
+    script = (
+        "import ctypes, re, sys, threading\n"
+        "from pthserve.serving import memory\n"
+        "memory.share_arenas()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "gate = threading.Barrier(20)\n"
+        "def work():\n"
+        "    gate.wait()\n"
+        "    held = [libc.malloc(1000) for _ in range(1000)]\n"
+        "    gate.wait()\n"
+        "threads = [threading.Thread(target=work) for _ in range(20)]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+        "libc.malloc_stats()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    assert len(re.findall(r"^Arena \d+:", said, re.MULTILINE)) == memory.ARENAS

