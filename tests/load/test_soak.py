@@ -20,7 +20,7 @@ RATE = 20.0
 WARM_UP = 60.0
 """Seconds that do not count, with BUSY requests a second: each thread meets each kind of request a few
 times, and the allocator's caches fill."""
-BUSY = 150.0
+BUSY = 60.0
 WINDOW = 10.0
 """Seconds, the least memory in which counts: what a burst takes is given back, and what leaks is not."""
 KINDS = ("JPEG", "JPEG progressive", "PNG", "PNG palette", "WebP", "GIF", "BMP", "TIFF LZW")
