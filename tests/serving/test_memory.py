@@ -54,14 +54,15 @@ def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.
 
 def test_threads_share_a_few_arenas() -> None:
     script = (
-        "import ctypes, re, sys, threading\n"
+        "import ctypes, threading\n"
         "from pthserve.serving import memory\n"
         "memory.share_arenas()\n"
         "libc = ctypes.CDLL(None)\n"
         "gate = threading.Barrier(20)\n"
         "def work():\n"
         "    gate.wait()\n"
-        "    held = [libc.malloc(1000) for _ in range(1000)]\n"
+        "    for _ in range(1000):\n"
+        "        libc.malloc(1000)\n"
         "    gate.wait()\n"
         "threads = [threading.Thread(target=work) for _ in range(20)]\n"
         "[thread.start() for thread in threads]\n"

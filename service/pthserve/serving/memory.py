@@ -18,17 +18,20 @@ ARENAS = 4
 _M_ARENA_MAX = -8
 """glibc's malloc.h."""
 
+_LIBC = ctypes.CDLL(None)
+"""Other libraries than glibc keep little, and lack what is called here."""
+
 
 def share_arenas() -> None:
     """Have all threads share ARENAS arenas; to be called before there are threads."""
-    limit = getattr(ctypes.CDLL(None), "mallopt", None)
+    limit = getattr(_LIBC, "mallopt", None)
     if limit is not None:
         limit(_M_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:
     """Give back what is free; a few milliseconds in which other threads may wait for memory."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; other libraries keep little
+    trim = getattr(_LIBC, "malloc_trim", None)
     if trim is not None:
         trim(0)
 
