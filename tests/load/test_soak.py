@@ -17,10 +17,11 @@ pytestmark = pytest.mark.alone
 
 RATE = 20.0
 """Requests a second; a load that a small machine has room for beside the clients."""
-WARM_UP = 60.0
-"""Seconds that do not count, with BUSY requests a second: each thread meets each kind of request a few
-times, and the allocator's caches fill."""
-BUSY = 60.0
+BUSY = 8, 45.0
+"""Clients, and seconds that do not count: as many at once as it can do, so that each thread meets each kind
+of request many times, and no later coincidence asks the allocator for more than it has had."""
+CALM = 30.0
+"""Seconds after it that do not count either; what the burst took is given back."""
 WINDOW = 10.0
 """Seconds, the least memory in which counts: what a burst takes is given back, and what leaks is not."""
 KINDS = ("JPEG", "JPEG progressive", "PNG", "PNG palette", "WebP", "GIF", "BMP", "TIFF LZW")
@@ -44,7 +45,8 @@ def mixture() -> list[bytes]:
 
 async def soaked(service: Running, seconds: float) -> tuple[list[Answer], NDArray[np.float64]]:
     """The answers, and pairs of seconds and MiB, once it is warm."""
-    await Clients(service.address, mixture()).open(BUSY, WARM_UP)
+    await Clients(service.address, mixture()).closed(*BUSY)
+    await Clients(service.address, mixture()).open(RATE, CALM)
     clients, looks = Clients(service.address, mixture()), []
     began = time.perf_counter()
 
