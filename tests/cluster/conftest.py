@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import psutil
 import pytest
 import yaml
 from kubernetes import client, config, watch
@@ -25,12 +23,11 @@ from pthserve.model.pack import pack
 from pthserve.settings import Settings
 
 from . import tiny
+from .machine import CACHE, Machine, run
 from .release import Release
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "k8s/local/cluster"
-CACHE = Path(os.environ.get("PTHSERVE_CACHE", "/var/cache/pthserve"))
-CGROUPS = Path("/sys/fs/cgroup")
 VERSION = yaml.safe_load((ROOT / "charts/pthserve/Chart.yaml").read_text())["appVersion"]
 UNABLE = 3  # what `cluster up` ends with where the fault is the machine's
 
@@ -53,19 +50,9 @@ def pytest_runtest_makereport(
     report = yield
     namespace = getattr(item, "funcargs", {}).get("namespace")
     if report.when == "call" and report.failed and namespace:
-        shown = _run("kubectl", "get", "pods,events", "-n", namespace, "-o", "wide", check=False)
+        shown = run("kubectl", "get", "pods,events", "-n", namespace, "-o", "wide", check=False)
         report.sections.append((f"namespace {namespace}", shown.stdout + shown.stderr))
     return report
-
-
-def _run(
-    *command: str | Path, check: bool = True, timeout: float = 600, **kwargs: object
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, text=True, capture_output=True, timeout=timeout, check=False, **kwargs)  # type: ignore[call-overload]
-    if check and done.returncode:
-        name = Path(command[0]).name
-        raise AssertionError(f"{name} {command[1:]} ended with {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
 
 
 @dataclass(frozen=True)
@@ -73,47 +60,7 @@ class Cluster:
     kubeconfig: Path
     local: bool
     own: bool  # brought up by this session
-    before: "Machine"  # as it was before that
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What of a machine a cluster changes while it is up, and must leave as it was."""
-
-    links: frozenset[str]
-    routes: frozenset[str]
-    rules: tuple[str, ...]
-    mounts: frozenset[str]
-    processes: frozenset[int]
-    cgroups: frozenset[Path]
-    folders: frozenset[Path]
-    knobs: tuple[str, ...]
-
-    @classmethod
-    def now(cls) -> Self:
-        def lines(*command: str) -> list[str]:
-            return _run(*command).stdout.splitlines()
-
-        folders = ("/etc/cni", "/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri")
-        folders += ("/var/lib/cni", "/var/lib/kubelet")
-        knobs = ("kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward", "vm/overcommit_memory")
-        return cls(
-            links=frozenset(link.split()[0] for link in lines("ip", "-brief", "link")),
-            routes=frozenset(lines("ip", "-4", "route", "show", "table", "all")),
-            rules=tuple(line for line in lines("iptables-save") if not line.startswith(("#", ":"))),
-            # A build that goes on beside the tests mounts its own.
-            mounts=frozenset(m for m in lines("findmnt", "-rno", "TARGET") if "/containers/" not in m),
-            processes=frozenset(p.pid for p in psutil.process_iter(["cmdline"]) if _of_the_cluster(p)),
-            cgroups=frozenset(path for depth in ("*", "*/*") for path in CGROUPS.glob(f"{depth}/kubepods*")),
-            folders=frozenset(
-                path for path in map(Path, (*folders, "/var/lib/cni", "/var/lib/kubelet")) if path.exists()
-            ),
-            knobs=tuple(Path("/proc/sys", knob).read_text() for knob in knobs),
-        )
-
-
-def _of_the_cluster(process: psutil.Process) -> bool:
-    return any(str(CACHE / "cluster") in word for word in process.info["cmdline"] or ())
+    before: Machine  # as it was before that
 
 
 @pytest.fixture(scope="session")
@@ -121,12 +68,12 @@ def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PATH", f"{CACHE / 'bin'}:{os.environ['PATH']}")
         if given := os.environ.get("KUBECONFIG"):
-            _run(ROOT / "k8s/local/programs", "helm", "kubernetes", timeout=3600)
+            run(ROOT / "k8s/local/programs", "helm", "kubernetes", timeout=3600)
             yield Cluster(Path(given), local=False, own=False, before=Machine.now())
             return
         before = Machine.now()
-        was_up = _run(LOCAL, "env", check=False).returncode == 0
-        up = _run(LOCAL, "up", check=False, timeout=3600)
+        was_up = run(LOCAL, "env", check=False).returncode == 0
+        up = run(LOCAL, "up", check=False, timeout=3600)
         if up.returncode == UNABLE:
             unavailable(up.stderr.strip())
         assert up.returncode == 0, up.stderr
@@ -134,7 +81,7 @@ def cluster() -> Iterator[Cluster]:
         environment.setenv("KUBECONFIG", str(kubeconfig))
         yield Cluster(kubeconfig, local=True, own=not was_up, before=before)
         if not was_up and not os.environ.get("PTHSERVE_KEEP_CLUSTER"):
-            _run(LOCAL, "down")
+            run(LOCAL, "down")
 
 
 def unavailable(reason: str) -> None:
@@ -160,8 +107,7 @@ def disposable(cluster: Cluster, api: client.ApiClient, namespaces: list[str]) -
         pytest.skip("$KUBECONFIG names a cluster that is not ours to take down")
     if not cluster.own:
         pytest.skip("the local cluster was up before the tests: it may be in use")
-    while namespaces:
-        _until_deleted(client.CoreV1Api(api), namespaces.pop())
+    _until_deleted(api, namespaces)
     return cluster
 
 
@@ -174,12 +120,12 @@ def api(kubeconfig: Path) -> Iterator[client.ApiClient]:
 @pytest.fixture(scope="session")
 def helm(kubeconfig: Path) -> Run:
     """helm(*arguments, check=True, timeout=600) runs the real helm; what it prints is in .stdout."""
-    return lambda *arguments, **kwargs: _run("helm", *arguments, **kwargs)
+    return lambda *arguments, **kwargs: run("helm", *arguments, **kwargs)
 
 
 @pytest.fixture(scope="session")
 def kubectl(kubeconfig: Path) -> Run:
-    return lambda *arguments, **kwargs: _run("kubectl", *arguments, **kwargs)
+    return lambda *arguments, **kwargs: run("kubectl", *arguments, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -187,8 +133,7 @@ def namespaces(api: client.ApiClient) -> Iterator[list[str]]:
     """Those that tests have used and told to go; all are gone at the end."""
     used: list[str] = []
     yield used
-    for name in used:
-        _until_deleted(client.CoreV1Api(api), name)
+    _until_deleted(api, used)
 
 
 @pytest.fixture
@@ -207,17 +152,21 @@ def namespace(api: client.ApiClient, namespaces: list[str]) -> Iterator[str]:
     namespaces.append(name)
 
 
-def _until_deleted(core: client.CoreV1Api, name: str) -> None:
-    found = core.list_namespace(field_selector=f"metadata.name={name}")
-    if not found.items:
-        return
-    events = watch.Watch().stream(
-        core.list_namespace,
-        field_selector=f"metadata.name={name}",
-        resource_version=found.metadata.resource_version,
-        timeout_seconds=120,
-    )
-    assert any(event["type"] == "DELETED" for event in events), f"namespace {name} is still there after 120 s"
+def _until_deleted(api: client.ApiClient, namespaces: list[str]) -> None:
+    """Wait for each to be gone, and take it off the list."""
+    core = client.CoreV1Api(api)
+    while namespaces:
+        name = namespaces.pop()
+        field = f"metadata.name={name}"
+        found = core.list_namespace(field_selector=field)
+        events = watch.Watch().stream(
+            core.list_namespace,
+            field_selector=field,
+            resource_version=found.metadata.resource_version,
+            timeout_seconds=120,
+        )
+        gone = not found.items or any(event["type"] == "DELETED" for event in events)
+        assert gone, f"namespace {name} is still there after 120 s"
 
 
 @pytest.fixture
@@ -294,7 +243,7 @@ def load(cluster: Cluster) -> Callable[[str], str]:
 
     def load(image: str) -> str:
         if cluster.local:
-            _run(LOCAL, "load", image)
+            run(LOCAL, "load", image)
         return image
 
     return load
@@ -312,7 +261,7 @@ def image(cluster: Cluster, load: Callable[[str], str]) -> Callable[[str], str]:
         if target not in made:
             name = f"localhost/pthserve:{VERSION}-{target}"
             if cluster.local:
-                _run(ROOT / "scripts/image", target, name, timeout=3600)
+                run(ROOT / "scripts/image", target, name, timeout=3600)
             made[target] = load(name)
         return made[target]
 
@@ -326,7 +275,7 @@ def another_tag(image: Callable[[str], str], load: Callable[[str], str], cluster
         pytest.skip("a cluster elsewhere has no second image")
     name, tag = image("slim"), f"{VERSION}-slim-next"
     another = f"{name.rpartition(':')[0]}:{tag}"
-    _run("buildah", "tag", name, another)
+    run("buildah", "tag", name, another)
     load(another)
     return tag
 
@@ -338,7 +287,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("one", "two")):
         weights = tiny.make(folder / f"{name}.pth", seed)
         pack(str(weights), folder / name, Settings(tune_budget=0))
-        _run("chmod", "-R", "a+rX", folder / name)
+        run("chmod", "-R", "a+rX", folder / name)
     return folder
 
 
@@ -347,11 +296,11 @@ def busybox(cluster: Cluster, load: Callable[[str], str]) -> str:
     """A small image for pods that play a part beside the service: a web server, a client."""
     if not cluster.local:
         return "busybox:1"
-    _run(ROOT / "scripts/packages", "busybox-static")
+    run(ROOT / "scripts/packages", "busybox-static")
     name = "localhost/busybox:1"
     folder = Path(shutil.which("busybox") or "").resolve().parent
     dockerfile = 'FROM scratch\nCOPY busybox /bin/busybox\nUSER 65534:65534\nENTRYPOINT ["/bin/busybox"]\n'
-    _run("buildah", "build", "-q", "--layers", "-t", name, "-f", "-", folder, input=dockerfile)
+    run("buildah", "build", "-q", "--layers", "-t", name, "-f", "-", folder, input=dockerfile)
     return load(name)
 
 
