@@ -19,7 +19,7 @@ RATE = 20.0
 """Requests a second; a load that a small machine has room for beside the clients."""
 BUSY = 8, 45.0
 """Clients, and seconds that do not count: as many at once as it can do, so that each thread meets each kind
-of request many times, and no later coincidence asks the allocator for more than it has had."""
+of request many times, and the allocator's caches fill."""
 CALM = 30.0
 """Seconds after it that do not count either; what the burst took is given back."""
 WINDOW = 10.0
