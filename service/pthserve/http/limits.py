@@ -89,6 +89,7 @@ class _Exchange:
             self._limits.held -= self._size
             if self._watcher is not None:
                 self._watcher.cancel()
+            self._task = self._watcher = None  # both lead back to this, and to the body
 
     async def receive(self) -> Message:
         try:

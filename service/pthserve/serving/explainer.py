@@ -86,6 +86,8 @@ class Explainer:
         except asyncio.CancelledError:
             work.wanted = False
             raise
+        finally:
+            del made  # what it raises leads to this frame, and must not lead back to it
         self._seconds.observe(time.perf_counter() - began)
         return explained
 
@@ -131,9 +133,14 @@ class _Work:
         except TimeoutError:
             queued.cancel()
             raise DeadlineExceeded(_TOO_LATE) from None
+        finally:
+            del queued  # see `explain`
 
     async def _queued(self, images: Pixels) -> Logits:
         futures: list[asyncio.Future[Inference]] = [self.loop.create_future() for _ in images]
-        for image, future in zip(images, futures, strict=True):
-            self.predictor.batcher.put(Entry(self.model, future, image))
-        return np.stack([inference.logits for inference in await asyncio.gather(*futures)])
+        for number, image in enumerate(images):
+            self.predictor.batcher.put(Entry(self.model, futures[number], image))
+        try:
+            return np.stack([inference.logits for inference in await asyncio.gather(*futures)])
+        finally:
+            futures.clear()  # see `explain`

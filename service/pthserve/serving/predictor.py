@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, TooLarge
+from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, RequestError, TooLarge
 from pthserve.metrics import (
     INFLIGHT,
     MODEL_INFO,
@@ -200,14 +200,14 @@ class Predictor:
         futures: list[asyncio.Future[Inference]] = [loop.create_future() for _ in images]
         timer = loop.call_later(seconds, _expire, futures) if seconds < float("inf") else None
         try:
-            for image, future in zip(images, futures, strict=True):
-                self._decoders.submit(self._prepare, model, image, future)
+            for number, image in enumerate(images):
+                self._decoders.submit(self._prepare, model, image, futures[number])
             inferences = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         finally:
             if timer is not None:
                 timer.cancel()
-            for future in futures:
-                future.cancel()
+            while futures:  # what one raises leads to this frame, and must not lead back to it
+                futures.pop().cancel()
         return [
             prediction_of(model, image, inference)
             for image, inference in zip(images, inferences, strict=True)
@@ -224,7 +224,7 @@ class Predictor:
         except Exception as error:
             self._count_decode(time.perf_counter() - began)
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                future.get_loop().call_soon_threadsafe(_fail, future, error)
+                future.get_loop().call_soon_threadsafe(_fail, future, _bare(error))
         else:
             seconds = time.perf_counter() - began
             self._count_decode(seconds)
@@ -245,6 +245,18 @@ def _expire(futures: Sequence[asyncio.Future[Inference]]) -> None:
 def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _bare(error: Exception) -> Exception:
+    """`error`, and where the request is at fault not what led to it.
+
+    That leads to the picture, and over the thread's frames to the future that is given the error: a circle,
+    which would keep each broken image until the garbage collector comes by.
+    """
+    if isinstance(error, RequestError):
+        error.__cause__ = error.__context__ = None
+        error.with_traceback(None)
+    return error
 
 
 def _photo(spec: Spec) -> bytes:
