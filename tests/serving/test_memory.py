@@ -48,15 +48,38 @@ def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.
         giving.cancel()
 
     monkeypatch.setattr(memory, "EVERY", 0.0)
+    monkeypatch.setattr(memory, "SOON", 0.0)
     monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
     asyncio.run(check())
 
 
-def test_threads_share_a_few_arenas() -> None:
+def test_what_lies_free_at_the_end_of_what_a_thread_used_is_given_back() -> None:
+    script = (
+        "import threading\n"
+        "import psutil\n"
+        "from pthserve.serving import memory\n"
+        "memory.share_an_arena()\n"
+        "bytes(30 * 2**20)\n"  # of what is freed after it, glibc keeps twice as much
+        "def work():\n"
+        "    [b'x' * (100_000 + size) for size in range(500)]\n"
+        "    memory.give_back()\n"
+        "    print(psutil.Process().memory_info().rss)\n"
+        "before = psutil.Process().memory_info().rss\n"
+        "thread = threading.Thread(target=work)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "print(before)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    after, before = map(int, said.split())
+    assert after < before + 10 * 2**20
+
+
+def test_threads_share_one_arena() -> None:
     script = (
         "import ctypes, threading\n"
         "from pthserve.serving import memory\n"
-        "memory.share_arenas()\n"
+        "memory.share_an_arena()\n"
         "libc = ctypes.CDLL(None)\n"
         "gate = threading.Barrier(20)\n"
         "def work():\n"
@@ -70,4 +93,4 @@ def test_threads_share_a_few_arenas() -> None:
         "libc.malloc_stats()\n"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
-    assert len(re.findall(r"^Arena \d+:", said, re.MULTILINE)) == memory.ARENAS
+    assert len(re.findall(r"^Arena \d+:", said, re.MULTILINE)) == 1

@@ -27,9 +27,9 @@ def command(settings: Settings) -> None:
     environment too: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
     from pthserve.serving.ahead import Ahead
-    from pthserve.serving.memory import share_arenas
+    from pthserve.serving.memory import share_an_arena
 
-    share_arenas()
+    share_an_arena()
     loading = Ahead(partial(_load, settings), settings.model)
     from pthserve.http.server import Server  # as long to import as a packed model takes to load
 
