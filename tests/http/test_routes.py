@@ -8,6 +8,8 @@ import jsonschema
 import numpy as np
 import pytest
 
+from pthserve.http import openapi
+
 from ..serving.squares import BLUE, GREEN, RED, Gate, Squares, answer, png, squares
 from .conftest import Service, serving, until
 
@@ -214,3 +216,19 @@ def test_a_full_queue_turns_requests_away_and_not_readiness() -> None:
             gate.opened.set()
             held.join()
             until(lambda: send(service.client, png()).status_code == 200)
+
+
+def test_the_schema_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    document = openapi.document
+
+    def counted(routes: Any) -> dict[str, Any]:
+        made.append(routes)
+        return document(routes)
+
+    monkeypatch.setattr(openapi, "document", counted)
+    with serving() as service:
+        first, second = (service.client.get("/openapi.json") for _ in range(2))
+    assert first.status_code == second.status_code == 200
+    assert first.content == second.content
+    assert len(made) == 1

@@ -46,6 +46,8 @@ def create_app(
 
 
 async def _schema(request: Request) -> Response:
-    """The service's schema, for machines; written when it is asked for."""
-    document = await run_in_threadpool(schema, request.app.routes)
-    return Response(orjson.dumps(document), media_type=problems.JSON)
+    """The service's schema, for machines; written when it is first asked for."""
+    app = request.app
+    if not hasattr(app.state, "schema"):
+        app.state.schema = orjson.dumps(await run_in_threadpool(schema, app.routes))
+    return Response(app.state.schema, media_type=problems.JSON)
