@@ -18,7 +18,7 @@ from .wire import Client, Reply
 pytestmark = pytest.mark.alone
 
 CLIENTS = 8
-WARM_UP = 0.6
+WARM_UP = 0.4
 """So many requests, as a share of those that follow, are sent before memory is first looked at."""
 
 

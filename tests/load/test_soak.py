@@ -24,6 +24,8 @@ CALM = 30.0
 """Seconds after it that do not count either; what the burst took is given back."""
 WINDOW = 10.0
 """Seconds, the least memory in which counts: what a burst takes is given back, and what leaks is not."""
+LOOK = 0.1
+"""Seconds between two looks at memory: what was given back is soon taken again."""
 KINDS = ("JPEG", "JPEG progressive", "PNG", "PNG palette", "WebP", "GIF", "BMP", "TIFF LZW")
 INFER = b'{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}]}'
 
@@ -53,7 +55,7 @@ async def soaked(service: Running, seconds: float) -> tuple[list[Answer], NDArra
     async def look() -> None:
         while True:
             looks.append((time.perf_counter() - began, await asyncio.to_thread(service.memory)))
-            await asyncio.sleep(1)
+            await asyncio.sleep(LOOK)
 
     looking = asyncio.create_task(look())
     await clients.open(RATE, seconds)
