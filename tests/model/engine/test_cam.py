@@ -14,6 +14,7 @@ from pthserve.model.engine.cam import class_activation, consistent
 from pthserve.model.engine.gradcam import GradCam
 from pthserve.model.engine.openvino import OpenVINOEngine, convert, quantize, read, save
 from pthserve.model.engine.torch import TorchEngine
+from pthserve.model.plan import cpu_flags
 from pthserve.model.preprocess import normalise
 from pthserve.model.spec import Spec
 
@@ -68,7 +69,7 @@ def test_the_mean_of_the_map_is_the_logit_without_its_bias(pixels: Pixels) -> No
     assert means == pytest.approx(logits[:, CLASS] - module[-1].bias[CLASS].item(), abs=1e-5)
 
 
-def test_a_graph_from_a_disk_and_an_int8_graph_are_explained_too(tmp_path: Path, pixels: Pixels) -> None:
+def test_a_graph_from_a_disk_is_explained_too(tmp_path: Path, pixels: Pixels) -> None:
     graph = convert(pooled(SPEC), SPEC)
     image = pixels(SPEC, 1)[0]
     expected = scaled(OpenVINOEngine(graph, SPEC).explain(image, CLASS))
@@ -76,6 +77,16 @@ def test_a_graph_from_a_disk_and_an_int8_graph_are_explained_too(tmp_path: Path,
     np.testing.assert_array_equal(
         scaled(OpenVINOEngine(read(tmp_path / "model.xml"), SPEC).explain(image, CLASS)), expected
     )
+
+
+@pytest.mark.skipif(
+    not cpu_flags() & {"avx_vnni", "avx512_vnni", "asimddp"},
+    reason="this CPU adds up int8 in 16 bits, which overflow; a map that is wrong for it is not shown",
+)
+def test_an_int8_graph_is_explained_too(pixels: Pixels) -> None:
+    graph = convert(pooled(SPEC), SPEC)
+    image = pixels(SPEC, 1)[0]
+    expected = scaled(OpenVINOEngine(graph, SPEC).explain(image, CLASS))
     rounded = quantize(graph, normalise(pixels(SPEC, 8), SPEC))
     correlation = np.corrcoef(
         scaled(OpenVINOEngine(rounded, SPEC).explain(image, CLASS)).ravel(), expected.ravel()
