@@ -71,6 +71,7 @@ def cluster() -> Iterator[Cluster]:
             run(ROOT / "k8s/local/programs", "helm", "kubernetes", timeout=3600)
             yield Cluster(Path(given), local=False, own=False, before=Machine.now())
             return
+        run(ROOT / "scripts/packages", "iptables")  # which Machine asks, before the cluster has installed it
         before = Machine.now()
         was_up = run(LOCAL, "env", check=False).returncode == 0
         up = run(LOCAL, "up", check=False, timeout=3600)
