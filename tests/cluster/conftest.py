@@ -55,6 +55,10 @@ def pytest_runtest_makereport(
     return report
 
 
+PACKAGES = ("runc", "containernetworking-plugins", "iptables", "iproute2", "catatonit", "buildah")
+"""As k8s/local/cluster needs them."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     kubeconfig: Path
@@ -71,7 +75,8 @@ def cluster() -> Iterator[Cluster]:
             run(ROOT / "k8s/local/programs", "helm", "kubernetes", timeout=3600)
             yield Cluster(Path(given), local=False, own=False, before=Machine.now())
             return
-        run(ROOT / "scripts/packages", "iptables")  # which Machine asks, before the cluster has installed it
+        # What the cluster would install stays, so that it is no part of what the cluster changes.
+        run(ROOT / "scripts/packages", *PACKAGES)
         before = Machine.now()
         was_up = run(LOCAL, "env", check=False).returncode == 0
         up = run(LOCAL, "up", check=False, timeout=3600)

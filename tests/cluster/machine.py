@@ -42,7 +42,7 @@ class Machine:
         def lines(*command: str) -> list[str]:
             return run(*command).stdout.splitlines()
 
-        folders = ("/etc/cni", "/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri")
+        folders = ("/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri")
         folders += ("/var/lib/cni", "/var/lib/kubelet")
         knobs = ("kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward", "vm/overcommit_memory")
         return cls(
@@ -53,7 +53,9 @@ class Machine:
             mounts=frozenset(m for m in lines("findmnt", "-rno", "TARGET") if "/containers/" not in m),
             processes=frozenset(p.pid for p in psutil.process_iter(["cmdline"]) if _of_the_cluster(p)),
             cgroups=frozenset(path for depth in ("*", "*/*") for path in CGROUPS.glob(f"{depth}/kubepods*")),
-            folders=frozenset(path for path in map(Path, folders) if path.exists()),
+            # buildah makes /etc/cni with its first build, and keeps a lock in it.
+            folders=frozenset(path for path in map(Path, folders) if path.exists())
+            | frozenset(Path("/etc/cni/net.d").glob("*.conf*")),
             knobs=tuple(Path("/proc/sys", knob).read_text() for knob in knobs),
         )
 
