@@ -29,7 +29,7 @@ from .release import Release
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "k8s/local/cluster"
 VERSION = yaml.safe_load((ROOT / "charts/pthserve/Chart.yaml").read_text())["appVersion"]
-UNABLE = 3  # what `cluster up` ends with where the fault is the machine's
+UNABLE = 3  # what `cluster check` ends with where the fault is the machine's
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -55,10 +55,6 @@ def pytest_runtest_makereport(
     return report
 
 
-PACKAGES = ("runc", "containernetworking-plugins", "iptables", "iproute2", "catatonit", "buildah")
-"""As k8s/local/cluster needs them."""
-
-
 @dataclass(frozen=True)
 class Cluster:
     kubeconfig: Path
@@ -75,14 +71,13 @@ def cluster() -> Iterator[Cluster]:
             run(ROOT / "k8s/local/programs", "helm", "kubernetes", timeout=3600)
             yield Cluster(Path(given), local=False, own=False, before=Machine.now())
             return
-        # What the cluster would install stays, so that it is no part of what the cluster changes.
-        run(ROOT / "scripts/packages", *PACKAGES)
+        able = run(LOCAL, "check", check=False)  # the packages that it installs are no part of a cluster
+        if able.returncode == UNABLE:
+            unavailable(able.stderr.strip())
+        assert able.returncode == 0, able.stderr
         before = Machine.now()
         was_up = run(LOCAL, "env", check=False).returncode == 0
-        up = run(LOCAL, "up", check=False, timeout=3600)
-        if up.returncode == UNABLE:
-            unavailable(up.stderr.strip())
-        assert up.returncode == 0, up.stderr
+        run(LOCAL, "up", timeout=3600)
         kubeconfig = CACHE / "cluster/kubeconfig"
         environment.setenv("KUBECONFIG", str(kubeconfig))
         yield Cluster(kubeconfig, local=True, own=not was_up, before=before)

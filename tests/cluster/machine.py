@@ -11,6 +11,9 @@ import psutil
 CACHE = Path(os.environ.get("PTHSERVE_CACHE", "/var/cache/pthserve"))
 """Where the local cluster and its programs are."""
 CGROUPS = Path("/sys/fs/cgroup")
+NETWORKS = Path("/etc/cni")
+OF_BUILDAH = frozenset((NETWORKS / "net.d", NETWORKS / "net.d/cni.lock"))
+"""What buildah makes there with its first build, and keeps."""
 
 
 def run(
@@ -53,9 +56,8 @@ class Machine:
             mounts=frozenset(m for m in lines("findmnt", "-rno", "TARGET") if "/containers/" not in m),
             processes=frozenset(p.pid for p in psutil.process_iter(["cmdline"]) if _of_the_cluster(p)),
             cgroups=frozenset(path for depth in ("*", "*/*") for path in CGROUPS.glob(f"{depth}/kubepods*")),
-            # buildah makes /etc/cni with its first build, and keeps a lock in it.
             folders=frozenset(path for path in map(Path, folders) if path.exists())
-            | frozenset(Path("/etc/cni/net.d").glob("*.conf*")),
+            | (frozenset(NETWORKS.rglob("*")) - OF_BUILDAH),
             knobs=tuple(Path("/proc/sys", knob).read_text() for knob in knobs),
         )
 
