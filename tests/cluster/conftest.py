@@ -75,8 +75,10 @@ def cluster() -> Iterator[Cluster]:
         if able.returncode == UNABLE:
             unavailable(able.stderr.strip())
         assert able.returncode == 0, able.stderr
-        before = Machine.now()
         was_up = run(LOCAL, "env", check=False).returncode == 0
+        if not was_up:
+            run(LOCAL, "down")  # what a run that was killed left is no part of the machine
+        before = Machine.now()
         run(LOCAL, "up", timeout=3600)
         kubeconfig = CACHE / "cluster/kubeconfig"
         environment.setenv("KUBECONFIG", str(kubeconfig))
