@@ -85,6 +85,11 @@ MODEL_INFO = Info(
 MODEL_LOAD_SECONDS = Gauge(
     "pthserve_model_load_seconds", "How long the served model took to load.", registry=REGISTRY
 )
+MODEL_FILES_CHANGED = Gauge(
+    "pthserve_model_files_changed",
+    "1 when the model's files have changed since the served model was loaded from them, else 0.",
+    registry=REGISTRY,
+)
 MODEL_LOADS = Counter(
     "pthserve_model_loads",
     "Attempts to load a model, by result: ok, failed, or golden when its golden images disagree.",

@@ -172,7 +172,7 @@ def _inference(dice: random.Random) -> dict[str, Any]:
     return asked | ({"outputs": outputs} if dice.random() < 0.5 else {})
 
 
-def _warped(dice: random.Random, value: Any) -> Any:
+def warped(dice: random.Random, value: Any) -> Any:
     """`value` with something odd somewhere in it."""
     if isinstance(value, dict) and value and dice.random() < 0.85:
         name = dice.choice(list(value))
@@ -180,10 +180,10 @@ def _warped(dice: random.Random, value: Any) -> Any:
             return {other: inner for other, inner in value.items() if other != name}
         if dice.random() < 0.1:
             return value | {dice.choice(("parameters", "", "data", "binary_data_size")): dice.choice(_ODD)}
-        return value | {name: _warped(dice, value[name])}
+        return value | {name: warped(dice, value[name])}
     if isinstance(value, list) and value and dice.random() < 0.85:
         place = dice.randrange(min(8, len(value)))
-        return [*value[:place], _warped(dice, value[place]), *value[place + 1 :]]
+        return [*value[:place], warped(dice, value[place]), *value[place + 1 :]]
     return dice.choice(_ODD)
 
 
@@ -201,7 +201,7 @@ def _infer_path(dice: random.Random) -> str:
 def _json(dice: random.Random) -> Sent:
     asked: Any = _inference(dice)
     for _ in range(dice.choice((0, 0, 1, 2, 4))):
-        asked = _warped(dice, asked)
+        asked = warped(dice, asked)
     text = _written(asked)
     if dice.random() < 0.1:
         text = mangled(dice, text)
@@ -227,7 +227,7 @@ def _binary(dice: random.Random) -> Sent:
     if dice.random() < 0.3:
         asked["parameters"] = {"binary_data_output": dice.choice((True, False, 1, "x"))}
     if dice.random() < 0.3:
-        asked = _warped(dice, asked)
+        asked = warped(dice, asked)
     if dice.random() < 0.3:
         data = mangled(dice, data)
     text = _written(asked)

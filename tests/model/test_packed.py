@@ -1,8 +1,10 @@
 """A packed model is read whole or not at all, and runs without PyTorch."""
 
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 
 from pthserve.errors import EngineError, PackError, WeightsError
 from pthserve.model import packed, prove
-from pthserve.model.engine.openvino import precisions
+from pthserve.model.engine.openvino import OpenVINOEngine, precisions
 from pthserve.model.load import build, load
 from pthserve.model.plan import Plan
+from pthserve.model.preprocess import normalise
 from pthserve.settings import Settings
 
 from ..linear import LABELS
@@ -122,6 +125,66 @@ def test_other_weights_than_the_pinned_ones_are_refused(made: Path) -> None:
 def test_it_is_no_weights_file(made: Path) -> None:
     with pytest.raises(PackError, match="packed already; name the weights"):
         build(str(made), SETTINGS)
+
+
+# --- what changes after it was read -----------------------------------------------------------------------
+
+
+def truncated(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def overwritten(file: Path) -> None:
+    file.write_bytes(os.urandom(file.stat().st_size))
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("change", [truncated, overwritten, removed])
+def test_what_becomes_of_the_graph_s_files_later_changes_no_answer_to_pixels_tensors_or_explain(
+    made: Path, copy: Path, change: Callable[[Path], None]
+) -> None:
+    images, _ = packed.read(made).proof()
+    tensors = normalise(images, SPEC)
+    expected, changed = load(str(made), SETTINGS), load(str(copy), SETTINGS)
+    for name in ("model.bin", "model.xml"):
+        change(copy / name)
+    for batch in (images, tensors):
+        np.testing.assert_array_equal(changed.forward(batch), expected.forward(batch))
+    engines = expected.forward, changed.forward
+    maps = [engine.explain(images[0], 1) for engine in engines if isinstance(engine, OpenVINOEngine)]
+    assert maps[0] is not None
+    assert maps[1] is not None
+    np.testing.assert_array_equal(maps[0].map, maps[1].map)
+
+
+def test_an_engine_that_has_settled_still_computes_from_the_copy(made: Path, copy: Path) -> None:
+    images, _ = packed.read(made).proof()
+    model = load(str(copy), SETTINGS)
+    assert isinstance(model.forward, OpenVINOEngine)
+    before = model.forward(images)
+    model.forward.settle()
+    truncated(copy / "model.bin")
+    tensors = normalise(images, SPEC)
+    assert np.abs(model.forward(tensors) - before).max() < 0.1
+    np.testing.assert_array_equal(model.forward(images), before)
+
+
+@pytest.mark.parametrize("name", [packed.IMAGES, packed.PROBABILITIES])
+def test_a_proof_that_changed_after_it_was_hashed_is_refused(copy: Path, name: str) -> None:
+    read = packed.read(copy)
+    overwritten(copy / name)
+    with pytest.raises(PackError, match=f"{name}: was changed while it was read"):
+        read.proof()
+
+
+def test_a_golden_image_that_changed_after_it_was_hashed_proves_nothing(copy: Path) -> None:
+    model = load(str(copy), SETTINGS)
+    assert prove.golden(model, SETTINGS.tolerance).agrees
+    shutil.copyfile(copy / "golden" / "2.png", copy / "golden" / "1.png")
+    assert "was changed" in prove.golden(model, SETTINGS.tolerance).disagreements[0]
 
 
 # --- how it is run ----------------------------------------------------------------------------------------

@@ -350,6 +350,45 @@ def test_what_changed_while_it_was_loaded_is_not_taken_and_then_loaded_again(tmp
     asyncio.run(check())
 
 
+def test_a_change_is_reported_once_where_nothing_reloads_by_itself_and_no_more_after_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pthserve.serving.reload.LOOK", 0.01)
+
+    def warnings() -> int:
+        return sum("have changed" in record.message for record in caplog.records)
+
+    def metric() -> float | None:
+        return REGISTRY.get_sample_value("pthserve_model_files_changed")
+
+    async def check() -> None:
+        async with watched(tmp_path / "model.pth", interval=0.0) as (predictor, reload, file):
+            assert (predictor.files_changed, metric()) == (False, 0)
+            file.path.write_text(NEW)  # in place
+            await until(lambda: predictor.files_changed)
+            file.path.unlink()
+            file.write(NEW)
+            assert (warnings(), metric(), file.loads, digest(predictor)) == (1, 1, [OLD], OLD)
+            await reload.again()
+            assert (predictor.files_changed, metric(), digest(predictor)) == (False, 0, NEW)
+            file.write(OLD)
+            await until(lambda: predictor.files_changed)
+            assert warnings() == 2
+
+    asyncio.run(check())
+
+
+def test_files_that_were_refused_still_count_as_changed(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with watched(tmp_path / "model.pth") as (predictor, _, file):
+            file.write("broken")
+            await until(lambda: (predictor.last_reload or {}).get("result") == "failed")
+            await until(lambda: predictor.files_changed)
+            assert digest(predictor) == OLD
+
+    asyncio.run(check())
+
+
 # --- what a change is -------------------------------------------------------------------------------------
 
 

@@ -78,7 +78,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
 def _packed(folder: Path) -> dict[str, Any]:
     from pthserve.model import packed
 
-    model = packed.read(folder)
+    model = packed.read(folder, graphs=False)
     return {
         "name": model.name,
         "version": model.version,

@@ -96,6 +96,9 @@ class Info(BaseModel):
     plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="what the latest reload came to")
+    files_changed: bool = Field(
+        description="whether the model's files have changed since what is served was loaded from them"
+    )
     explain: bool = Field(description="whether POST /explain answers")
 
 

@@ -68,6 +68,7 @@ class Routes:
                 "plan": model.plan.to_dict(),
                 "golden": self._golden(model),
                 "last_reload": self._predictor.last_reload,
+                "files_changed": self._predictor.files_changed,
                 "explain": self._settings.explain == "on",
             }
         )

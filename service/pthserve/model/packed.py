@@ -9,18 +9,21 @@ proof/images.npy         uint8 (n, height, width, channels): the images that eng
 proof/probabilities.npy  float32 (n, classes): what fp32 PyTorch says of them
 """
 
-import hashlib
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from pthserve.errors import PackError
-from pthserve.model import Golden, Model
+from pthserve.model import Golden, Model, copies, manifest
+from pthserve.model.copies import Copy
 from pthserve.model.engine import Engine
+from pthserve.model.manifest import FORMAT
 from pthserve.model.plan import Plan
 from pthserve.model.preprocess import Pixels
 from pthserve.model.prove import Probabilities
@@ -35,10 +38,10 @@ GRAPH, INT8 = "model.xml", "int8.xml"
 GOLDEN = "golden"
 IMAGES, PROBABILITIES = "proof/images.npy", "proof/probabilities.npy"
 
-FORMAT = 1
-"""Of the folder; one that is larger was made by a later version."""
-PIECE = 2**26
-"""Bytes of a file that are in memory at once while it is hashed."""
+MAX_FILES = 10_000
+"""In a folder; a packed model has one a golden image, and nine beside."""
+_MAX_SUMS, _MAX_ARRAY = 16 * 2**20, 2**30
+"""Bytes of SHA256SUMS, and of a file in proof/."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Packed:
     folder: where it lies. Golden images' paths lead into it.
     plan: what was chosen on the machine where it was packed.
     made_with: versions by name, of what it was made with.
+    digests: SHA-256 of each file by its name. copies: of the graphs' files, by name. `read` fills both in.
     """
 
     folder: Path
@@ -61,18 +65,24 @@ class Packed:
     digest: str
     golden: tuple[Golden, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    copies: Mapping[str, Copy] = field(default_factory=dict, compare=False, repr=False)
 
     def graph(self) -> "openvino.Model":
-        """The graph at fp32; its weights are mapped, not copied."""
-        from pthserve.model.engine.openvino import read
-
-        return read(self.folder / GRAPH)
+        """The graph at fp32; its weights are mapped, of the copy that `read` made."""
+        return self._graph(GRAPH)
 
     def quantized(self) -> "openvino.Model | None":
         """The graph at int8, where there is one."""
-        from pthserve.model.engine.openvino import read
+        return self._graph(INT8) if self.has_int8 else None
 
-        return read(self.folder / INT8) if self.has_int8 else None
+    def _graph(self, name: str) -> "openvino.Model":
+        from pthserve.model.engine.openvino import check, read
+
+        file = self.folder / name
+        graph = read(self.copies[name].path, self.copies[_weights(name)].path, name=file)
+        check(graph, self.spec, len(self.labels), name=file)
+        return graph
 
     @property
     def has_int8(self) -> bool:
@@ -85,8 +95,29 @@ class Packed:
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
     def proof(self) -> tuple[Pixels, Probabilities]:
-        """The images that an engine is held to, and what fp32 PyTorch says of them."""
-        return np.load(self.folder / IMAGES), np.load(self.folder / PROBABILITIES)
+        """The images that an engine is held to, and what fp32 PyTorch says of them.
+
+        Raises:
+            PackError: the files are none of that, or were changed since the model was read.
+        """
+        images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
+        return images, self._array(PROBABILITIES, np.float32, (len(images), len(self.labels)))
+
+    def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        file = self.folder / name
+        data = copies.content(file, self.digests[name], _MAX_ARRAY)
+        try:
+            found = _parsed(data, np.dtype(dtype))
+        except Exception as error:  # numpy's reader raises whatever the header's text provokes
+            raise PackError(f"{file}: is no array of {np.dtype(dtype)}; pack the weights anew") from error
+        count = len(found) if found.ndim == len(shape) else 0
+        if not count or found.shape[1:] != shape[1:] or shape[0] not in (-1, count):
+            wanted = ", ".join("n" if side < 0 else str(side) for side in shape)
+            raise PackError(
+                f"{file}: has the shape {found.shape}, and the manifest makes it ({wanted}); "
+                "pack the weights anew"
+            )
+        return found
 
     def model(self, engine: Engine, plan: Plan) -> Model:
         """The model as `engine` runs it by `plan`."""
@@ -102,7 +133,12 @@ class Packed:
             "spec": self.spec.to_dict(),
             "plan": self.plan.to_dict(),
             "golden": [
-                {**asdict(one), "image": one.image.relative_to(self.folder).as_posix()} for one in self.golden
+                {
+                    "image": one.image.relative_to(self.folder).as_posix(),
+                    "class_index": one.class_index,
+                    "probability": one.probability,
+                }
+                for one in self.golden
             ],
             "made_with": dict(self.made_with),
         }
@@ -117,27 +153,35 @@ def is_packed(path: Path) -> bool:
     return (path / MANIFEST).exists() or (path / SUMS).exists()
 
 
-def read(folder: Path) -> Packed:
+def read(folder: Path, *, graphs: bool = True) -> Packed:
     """The model in `folder`, of which every byte is as it was packed.
 
+    The graphs are copied as they are hashed, so that what becomes of the folder later changes nothing.
+
+    graphs: False copies none, for who asks for none.
     Raises:
         PackError: a file was changed, is missing or was added, or a later version made the folder.
     """
-    _verify(folder)
-    values: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    if values["format"] > FORMAT:
+    digests, kept = _verified(folder, {GRAPH, _weights(GRAPH), INT8, _weights(INT8)} if graphs else set())
+    file = folder / MANIFEST
+    values = manifest.parse(copies.content(file, digests[MANIFEST], manifest.MAX_BYTES), file)
+    if lost := next((one.image for one in values.golden if one.image not in digests), None):
         raise PackError(
-            f"{folder}: was packed by pthserve {values['made_with']['pthserve']}, in a format that this "
-            "version does not know; serve it with that one, or pack the weights anew"
+            f"{file}: names the golden image {lost[:200]!r}, which is no file of the packed model"
         )
     return Packed(
         folder,
-        **{name: values[name] for name in _PLAIN},
-        labels=tuple(values["labels"]),
-        spec=Spec.from_dict(values["spec"]),
-        plan=Plan.from_dict(values["plan"]),
-        golden=tuple(Golden(**{**one, "image": folder / one["image"]}) for one in values["golden"]),
-        made_with=values["made_with"],
+        **{name: getattr(values, name) for name in _PLAIN},
+        labels=values.labels,
+        spec=values.spec.spec(),
+        plan=values.plan.plan(),
+        golden=tuple(
+            Golden(folder / one.image, one.class_index, one.probability, digests[one.image])
+            for one in values.golden
+        ),
+        made_with=values.made_with,
+        digests=digests,
+        copies=kept,
     )
 
 
@@ -166,13 +210,12 @@ def write(
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file in `folder` by its name, in order of name."""
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if not path.is_dir() and path != folder / SUMS
-    }
-    return {name: _sha256(files[name]) for name in sorted(files)}
+    """SHA-256 of each file in `folder` by its name, in order of name.
+
+    Raises:
+        PackError: there is something else than files and folders, or more than MAX_FILES.
+    """
+    return {name: copies.sha256(folder / name) for name in _names(folder)}
 
 
 def lines(digests: Mapping[str, str]) -> str:
@@ -180,31 +223,83 @@ def lines(digests: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
-def _verify(folder: Path) -> None:
+def _verified(folder: Path, keep: set[str]) -> tuple[dict[str, str], dict[str, Copy]]:
+    """SHA-256 of each file by its name, and copies of those that `keep` names; raises PackError."""
+    digests: dict[str, str] = {}
+    kept: dict[str, Copy] = {}
     try:
-        written, found = (folder / SUMS).read_bytes(), sums(folder)
+        written = copies.content(folder / SUMS, None, _MAX_SUMS)
+        for name in _names(folder):
+            if name in keep:
+                digests[name], kept[name] = copies.copy(folder / name)
+            else:
+                digests[name] = copies.sha256(folder / name)
     except OSError as error:
         raise PackError(f"{folder}: the packed model cannot be read: {error}") from error
-    if written == lines(found).encode():
-        return
-    told = (line.partition("  ") for line in written.decode(errors="replace").splitlines() if line)
-    expected = {name: digest for digest, _, name in told}
+    if written != lines(digests).encode():
+        raise PackError(
+            f"{folder}: is not as it was packed: {_differences(written, digests)}; copy it again, or "
+            "pack the weights anew"
+        )
+    needed = {MANIFEST, GRAPH, _weights(GRAPH), IMAGES, PROBABILITIES}
+    needed |= {INT8, _weights(INT8)} if {INT8, _weights(INT8)} & digests.keys() else set()
+    if lost := sorted(needed - digests.keys()):
+        raise PackError(f"{folder}: is no whole packed model: {', '.join(lost)} is not in it; pack it anew")
+    return digests, kept
+
+
+def _differences(written: bytes, digests: Mapping[str, str]) -> str:
+    """In which files `written`, a SHA256SUMS, and `digests` differ; of many, the first few."""
+    parts = (line.partition("  ") for line in written.decode(errors="replace").splitlines() if line)
+    expected = {name: digest for digest, _, name in parts}
     wrong = [
-        *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
-        *(f"{name} is not of it" for name in sorted(found.keys() - expected.keys())),
-        *(f"{name} was changed" for name in found if found[name] != expected.get(name, found[name])),
+        *(f"{_shown(name)} is missing" for name in sorted(expected.keys() - digests.keys())),
+        *(f"{_shown(name)} is not of it" for name in sorted(digests.keys() - expected.keys())),
+        *(f"{name} was changed" for name in digests if digests[name] != expected.get(name, digests[name])),
     ]
-    raise PackError(
-        f"{folder}: is not as it was packed: {'; '.join(wrong) or f'{SUMS} was changed'}; copy it again, or "
-        "pack the weights anew"
-    )
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more or f"{SUMS} was changed"
 
 
-def _sha256(file: Path) -> str:
-    # In large pieces: after each it may have to wait for Python's lock, which imports hold while a service
-    # starts. Not mapped: a file cut short meanwhile would end the process.
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as opened:
-        while piece := opened.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+_SHOWN = 8
+"""Differences that a message lists."""
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else ascii(name[:200])
+
+
+def _names(folder: Path) -> list[str]:
+    """The files below `folder`, in order of name, but for SHA256SUMS; raises PackError."""
+    found: list[str] = []
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if not name.isprintable():  # a line break would make another line of SHA256SUMS
+            raise PackError(f"{folder}: the file name {name[:200]!a} is not printable; remove the file")
+        found.append(name)
+        if len(found) > MAX_FILES:
+            raise PackError(f"{folder}: has more than {MAX_FILES} files, and is no packed model")
+    return sorted(found)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir() and path != folder / SUMS)
+
+
+def _weights(graph: str) -> str:
+    """The file of the weights that belong to the file `graph`."""
+    return graph.removesuffix(".xml") + ".bin"
+
+
+def _parsed(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array that `numpy.save` wrote as `data`; raises whatever numpy does where it is none of `dtype`.
+
+    `numpy.load` would allocate what the header claims before it looks at how much there is.
+    """
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version of the format")
+    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+    if fortran or found != dtype:
+        raise ValueError(f"an array of {found}")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)

@@ -7,7 +7,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from pthserve.errors import RequestError
+from pthserve.errors import PackError, RequestError
 from pthserve.model import Golden, Model
 from pthserve.model.engine import Images, Logits
 from pthserve.model.preprocess import Decode, Pixels, crop
@@ -101,8 +101,8 @@ def _golden(model: Model, one: Golden, tolerance: float, decode: Decode) -> Proo
         return Proof(difference, (f"{one.image.name}: {words}",))
 
     try:
-        image = crop(one.image.read_bytes(), model.spec, decode=decode, max_pixels=_MAX_PIXELS)
-    except (OSError, RequestError) as error:
+        image = crop(one.read(), model.spec, decode=decode, max_pixels=_MAX_PIXELS)
+    except (OSError, PackError, RequestError) as error:
         return disagreement(f"cannot be read: {error}")
     probabilities = softmax(model.forward(image[None]))[0]
     if not np.isfinite(probabilities).all():

@@ -48,6 +48,7 @@ class Predictor:
     draining: whether clients should go elsewhere.
     golden: how the current model did on its golden images: agreed, disagreed or unchecked.
     last_reload: what the latest attempt to replace the model came to, for /info.
+    files_changed: whether the model's files have changed since the current model was loaded from them.
     observer: told the images and answers of each request, where there is one.
     """
 
@@ -57,6 +58,7 @@ class Predictor:
         self.draining = False
         self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
+        self.files_changed = False
         self.observer: Callable[[Sequence[Input], Sequence[Prediction]], None] | None = None
         self.batcher = Batcher(settings.max_batch)
         self.admission = Admission(settings.max_inflight, self._seconds_for)

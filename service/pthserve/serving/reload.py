@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from pthserve.errors import EngineError, GoldenError, ModelError
-from pthserve.metrics import MODEL_LOAD_SECONDS, MODEL_LOADS
+from pthserve.metrics import MODEL_FILES_CHANGED, MODEL_LOAD_SECONDS, MODEL_LOADS
 from pthserve.model import Model, prove
 from pthserve.serving.background import in_background
 from pthserve.serving.fingerprint import Fingerprint, fingerprint
@@ -22,6 +22,9 @@ from pthserve.serving.shadow import Shadow
 from pthserve.settings import Settings
 
 log = logging.getLogger(__name__)
+
+LOOK = 10.0
+"""Seconds between looks at the model's files where `reload_interval` is 0: to report a change, no more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +49,7 @@ class Reload:
         self._load = load
         self._look = partial(fingerprint, Path(settings.model))
         self._tried: Fingerprint | None = None
+        self._served: Fingerprint | None = None
         self._lock = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -60,8 +64,7 @@ class Reload:
                 gc.freeze()
                 self._adopt(proved)
             log.info("ready", extra={"fields": _fields(proved)})
-        if self._settings.reload_interval:
-            self._watching = asyncio.create_task(self._watch())
+        self._watching = asyncio.create_task(self._watch())
 
     async def again(self) -> None:
         """Bring the model anew, from the files as they are now or later; it goes on if nobody waits any more.
@@ -78,15 +81,31 @@ class Reload:
         return self._next
 
     async def _watch(self) -> None:
-        """Load what has changed and then stayed as it is from one look to the next; what fails, only once."""
-        before = self._tried
+        """Report that files have changed; with `reload_interval`, load what has changed.
+
+        What is loaded has stayed as it is from one look to the next; what fails is tried only once.
+        """
+        interval, before = self._settings.reload_interval, self._tried
         while True:
-            await asyncio.sleep(self._settings.reload_interval)
+            await asyncio.sleep(interval or LOOK)
             now = await in_background(self._look)
-            if now == before and now != self._tried:
+            self._report(now)
+            if interval and now == before and now != self._tried:
                 with suppress(ModelError):  # it is logged where it happens
                     await self.again()
             before = now
+
+    def _report(self, now: Fingerprint | None) -> None:
+        """Say whether the files, which are `now`, are still those that the served model was loaded from."""
+        changed = now != self._served
+        if changed and not self._predictor.files_changed and not self._settings.reload_interval:
+            log.warning(
+                "the files of %s have changed; the model that was loaded from them before is served until a "
+                "reload: send SIGHUP to load what is there now",
+                self._settings.model,
+            )
+        self._predictor.files_changed = changed
+        MODEL_FILES_CHANGED.set(changed)
 
     async def _replace(self) -> None:
         async with self._lock:
@@ -128,6 +147,8 @@ class Reload:
         self._predictor.golden = proved.golden
         self._predictor.adopt(proved.model)
         MODEL_LOAD_SECONDS.set(proved.seconds)
+        self._served = self._tried
+        self._report(self._served)
 
     async def _check(self, model: Model) -> None:
         """Raise what keeps `model` from taking the place of the current one."""

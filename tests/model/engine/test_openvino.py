@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import subprocess
 import sys
 import threading
@@ -18,11 +19,13 @@ from torch import nn
 
 from pthserve.errors import EngineError
 from pthserve.model.engine.openvino import (
+    COMPILED,
     OpenVINOEngine,
     convert,
     precisions,
     quantize,
     read,
+    reason,
     save,
 )
 from pthserve.model.preprocess import normalise
@@ -200,6 +203,59 @@ def test_compiled_graphs_are_kept_where_a_folder_is_given(
     assert kept
     assert np.array_equal(OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images), first)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == kept
+
+
+@pytest.mark.parametrize("spoilt", ["mode", "link"])
+def test_compiled_graphs_are_not_taken_from_where_others_may_write(
+    graph: object, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoilt: str
+) -> None:
+    OpenVINOEngine(graph, TINY, cache_dir=tmp_path)
+    kept = tmp_path / COMPILED
+    assert kept.stat().st_mode & 0o777 == 0o700
+    for file in kept.rglob("*.blob"):
+        file.unlink()
+    if spoilt == "mode":
+        kept.chmod(0o777)
+    else:
+        kept.rename(tmp_path / "elsewhere")
+        kept.symlink_to("elsewhere")
+    with caplog.at_level(logging.WARNING, "pthserve"):
+        OpenVINOEngine(graph, TINY, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.blob"))
+    assert "compiled models are not kept, since others" in caplog.text
+
+
+def test_a_cache_folder_that_cannot_be_made_is_done_without(
+    graph: object, pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    images = pixels(TINY, 2)
+    with caplog.at_level(logging.WARNING, "pthserve"):
+        answers = OpenVINOEngine(graph, TINY, cache_dir=tmp_path / "file")(images)
+    np.testing.assert_array_equal(answers, OpenVINOEngine(graph, TINY)(images))
+    assert "compiled models are not kept: Not a directory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Exception from src/inference/src/cpp/core.cpp:84:\nCheck 'false' failed at src/a.cpp:47:\nLoading\n"
+         "Can not open file x.\n\n", "Can not open file x"),
+        ("Exception from src/inference/src/cpp/core.cpp:84:\n\n", "no reason is given"),
+        ("first\nsecond", "first"),
+        ("", "no reason is given"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_an_error_is_what_is_left_without_the_places_in_openvino_s_source(
+    message: str, expected: str
+) -> None:
+    assert reason(RuntimeError(message)) == expected
+
+
+def test_a_batch_of_the_wrong_shape_is_said_in_words(graph: object) -> None:
+    with pytest.raises(EngineError, match=r"^OpenVINO cannot run the model: Can't set the input") as caught:
+        OpenVINOEngine(graph, TINY)(np.zeros((1, 5, 5, 3), np.uint8))
+    assert ".cpp" not in str(caught.value)
 
 
 def test_the_module_may_be_released_after_conversion(pixels: Pixels) -> None:

@@ -42,6 +42,19 @@ def test_what_is_only_read_leaves_the_memory_and_is_there_when_it_is_read_again(
         assert bytes(mapped) == file.read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
+def test_a_file_without_a_name_counts_by_its_last_one(file: Path) -> None:
+    data = file.read_bytes()
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        file.unlink()
+        assert bytes(mapped) == data
+        gone = Path(f"{file} (deleted)")
+        assert resident(gone) == SIZE
+        give_back(".bin")
+        assert resident(gone) == 0
+        assert bytes(mapped) == data
+
+
 def test_what_was_written_stays(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[:5] = b"mine!"

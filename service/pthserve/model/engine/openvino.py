@@ -9,8 +9,12 @@ import contextlib
 import functools
 import io
 import logging
+import os
+import re
+import stat
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,8 @@ from pthserve.model.spec import Spec
 if TYPE_CHECKING:
     import openvino
     from torch import nn
+
+_log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """OpenVINO's INFERENCE_PRECISION_HINT for each precision; int8 is in the graph, what is left of it is f32."""
@@ -90,7 +96,7 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
             graph = frontend.convert(frontend.load(decoder))
     except Exception as error:
         raise EngineError(
-            f"OpenVINO cannot convert {type(module).__name__}: {_first_line(error)}; use --engine torch"
+            f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
         ) from error
     graph.reshape(ov.PartialShape([-1, *spec.tensor_shape]))
     apply_moc_transformations(graph, cf=True)
@@ -126,16 +132,43 @@ def save(graph: "openvino.Model", path: Path) -> None:
     runtime().save_model(named, path, compress_to_fp16=False)
 
 
-def read(path: Path) -> "openvino.Model":
+def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -> "openvino.Model":
     """The graph that `save` wrote to `path`; its weights are mapped, not copied.
 
+    weights: the file of its weights; beside `path` where it is left out. name: of the file, for messages.
     Raises:
         EngineError: the files are missing, or no OpenVINO graph.
     """
+    name = name or path
     try:
-        return _core().read_model(path)
-    except RuntimeError as error:
-        raise EngineError(f"{path} cannot be read as an OpenVINO model: {_first_line(error)}") from error
+        with path.open(
+            "rb"
+        ) as file:  # what is none, OpenVINO takes for a file of each framework that it knows
+            if not _GRAPH.search(file.read(4096)):
+                raise EngineError(f"{name}: is no OpenVINO graph; {_PACK_ANEW}")
+    except OSError as error:
+        raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_ANEW}") from error
+    with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_ANEW):
+        return _core().read_model(path, weights or path.with_suffix(".bin"))
+
+
+def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> None:
+    """Raise EngineError unless `graph` takes what `spec` makes and gives a number for each of `classes`.
+
+    name: of its file, for the message.
+    """
+    ov = runtime()
+    wanted = (ov.PartialShape([-1, *spec.tensor_shape]), ov.PartialShape([-1, classes]))
+    ends = (graph.inputs, graph.outputs)
+    found = [[end.partial_shape for end in each] for each in ends]
+    if found != [[wanted[0]], [wanted[1]]] or any(
+        end.element_type != ov.Type.f32 for each in ends for end in each
+    ):
+        takes, gives = (" and ".join(map(str, each)) or "nothing" for each in found)
+        raise EngineError(
+            f"{name}: takes {takes} and gives {gives}, and the manifest makes it {wanted[0]} and "
+            f"{wanted[1]}, both f32; {_PACK_ANEW}"
+        )
 
 
 class OpenVINOEngine:
@@ -144,7 +177,7 @@ class OpenVINOEngine:
     Where the threads can be halved it has two lanes; see `Lanes`.
 
     threads: how many compute. They are not pinned, since the threads that decode share the cores.
-    cache_dir: folder in which compiled graphs are kept and looked for.
+    cache_dir: folder in which compiled graphs are kept and looked for, below COMPILED.
 
     Raises:
         EngineError: the CPU does not compute `precision`, or OpenVINO cannot compile the graph.
@@ -167,16 +200,20 @@ class OpenVINOEngine:
         self.precision = precision
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
-        self._config = {
+        self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": False,
-        } | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
+        }
+        if (kept := _kept(cache_dir)) is not None:
+            self._config["CACHE_DIR"] = str(kept)
         self._spec = spec
         self._graph = graph
         self._lock = threading.Lock()
-        self._pixels: Lanes | None = self._compiled(_with_normalisation(graph, spec))
+        with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
+            with_pixels = _with_normalisation(graph, spec)
+        self._pixels: Lanes | None = self._compiled(with_pixels)
         self._tensors: Lanes | None = None
         self._explaining = threading.Lock()
 
@@ -184,14 +221,16 @@ class OpenVINOEngine:
         """Logits of `batch`; see `Engine`."""
         lanes = self._pixels if batch.dtype == np.uint8 else self._for_tensors()
         assert lanes is not None
-        return lanes(batch)
+        with _explained("OpenVINO cannot run the model", _ANOTHER):
+            return lanes(batch)
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
         """The class activation map of `image`; see `Explains`."""
         with self._explaining:
             if self._places is None:
                 return None
-            places: NDArray[np.float32] = self._places.infer([np.ascontiguousarray(image[None])])[0]
+            with _explained("OpenVINO cannot run the model", _ANOTHER):
+                places: NDArray[np.float32] = self._places.infer([np.ascontiguousarray(image[None])])[0]
             return Explanation("class activation map", places[0, :, :, class_index].copy())
 
     @functools.cached_property
@@ -232,13 +271,40 @@ class OpenVINOEngine:
         return Lanes(one, [shared.create_infer_request() for _ in range(self.lanes)])
 
     def _compile(self, graph: "openvino.Model", streams: int) -> Any:
-        try:
+        with _explained("OpenVINO cannot compile the model", _ANOTHER):
             return _core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot compile the model: {_first_line(error)}") from error
 
 
 _NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}
+
+
+COMPILED = "compiled"
+"""The folder in `cache_dir` for compiled graphs."""
+
+
+def _kept(cache_dir: Path | None) -> Path | None:
+    """Where compiled graphs are kept: a folder that nobody else may write to; None where there is none.
+
+    OpenVINO takes what is there as it is, so whoever may write there decides what is computed.
+    """
+    if cache_dir is None:
+        return None
+    folder = cache_dir / COMPILED
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        _log.warning("%s: compiled models are not kept: %s", folder, error.strerror)
+        return None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        _log.warning(
+            "%s: compiled models are not kept, since others than user %d may write to the folder; remove it, "
+            "or set its mode to 700",
+            folder,
+            os.geteuid(),
+        )
+        return None
+    return folder
 
 
 def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model":
@@ -259,5 +325,31 @@ def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model"
     return steps.build()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+_GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
+_PACK_ANEW = "pack the weights anew"
+_ANOTHER = "try another --precision, or serve the weights with --engine torch"
+_PLACES = re.compile(r"(Exception from |Check '.*' failed at |FrontEnd API failed with ).*:\d*:?$")
+"""Lines of OpenVINO's messages that say where in its source they are from."""
+
+
+@contextlib.contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Turn what OpenVINO raises into an EngineError: `what` failed, OpenVINO's reason, `advice`."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise EngineError(f"{what}: {reason(error)}; {advice}") from error
+
+
+def reason(error: Exception) -> str:
+    """The line of `error` that says why: OpenVINO's last, after the places in its source; else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not _PLACES.match(line)]
+    if not told:
+        return "no reason is given"
+    return told[-1 if len(told) < len(lines) else 0][:_LONGEST].rstrip(".!")
+
+
+_LONGEST = 300

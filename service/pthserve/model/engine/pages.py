@@ -12,6 +12,8 @@ MADV_DONTNEED = 4
 def give_back(*suffixes: str) -> None:
     """Let go of the pages of each file with one of `suffixes` that is mapped for reading alone.
 
+    A file that has no name any more counts by its last one.
+
     What is read again comes from the page cache, or from the file. Where there is no Linux, nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
@@ -24,6 +26,6 @@ def give_back(*suffixes: str) -> None:
 def _mapped(suffixes: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
         where, rights, *_, name = line.split(maxsplit=5)
-        if rights in ("r--s", "r--p") and name.endswith(suffixes):
+        if rights in ("r--s", "r--p") and name.removesuffix(" (deleted)").endswith(suffixes):
             begin, _, end = where.partition("-")
             yield int(begin, 16), int(end, 16)
