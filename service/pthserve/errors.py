@@ -19,6 +19,7 @@ PthserveError
 │   └── RateLimited           this key's tokens are spent; `retry_after` seconds
 ├── Unavailable               the client may try again after `retry_after` seconds
 │   ├── Overloaded            no permit is free, or the wait would outlast the deadline
+│   ├── TooManyCalls          as many calls of this kind are being answered as may be
 │   ├── Draining              on the way out
 │   └── NotReady              no model is ready yet
 ├── DeadlineExceeded          the answer would come too late to be useful
@@ -116,6 +117,10 @@ class Unavailable(PthserveError):
 
 class Overloaded(Unavailable):
     """No permit is free, or the wait would outlast the deadline."""
+
+
+class TooManyCalls(Unavailable):
+    """As many calls of this kind are being answered as may be."""
 
 
 class Draining(Unavailable):

@@ -19,7 +19,25 @@ MODEL = "net"
 
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 1e308, 0.5, "", "x", "\0", "\u202e", "é" * 300),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**63),
+        1e308,
+        0.5,
+        "",
+        "x",
+        "\0",
+        "\u202e",
+        "é" * 300,
+        "A" * 2000,
+    ),
     *([], {}, [[]], [None], [[[[[[[[]]]]]]]], {"": {}}, "1", "NaN", "../../etc/passwd", [0] * 3000),
     *("BYTES", "FP32", "UINT8", "INT64", [1], [-1], [1, 2, 3], [2**40, 2**40]),
 )
@@ -242,7 +260,7 @@ def _binary(dice: random.Random) -> Sent:
         if dice.random() < 0.2:
             body = mangled(dice, body)
         if dice.random() < 0.1:
-            body = gzip.compress(bytes(30 * 2**20), 1)
+            body = gzip.compress(dice.choice((bytes(30 * 2**20), b'{"id": "%b"}' % (b"x" * 2**22))), 1)
     return _post(
         _infer_path(dice),
         body,

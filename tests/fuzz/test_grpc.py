@@ -1,6 +1,11 @@
-"""gRPC messages that are broken in any way: each is answered with a code that says whose fault it is."""
+"""gRPC messages that are broken in any way: each is answered with a code that says whose fault it is.
 
+And calls that never end, of any kind: others are answered beside them, and nothing of them stays behind.
+"""
+
+import gzip
 import random
+import zlib
 from collections import Counter
 
 import grpc
@@ -9,8 +14,11 @@ import pytest
 
 from pthserve.protos import inference_pb2 as pb
 
+from ..http2 import Calls
+from ..http2 import message as framed
 from ..running import Running
 from .mutations import MODEL, SHAPE, image, mangled
+from .test_requests import settled
 
 pytestmark = pytest.mark.alone
 
@@ -47,6 +55,17 @@ def message(dice: random.Random) -> bytes:
     return asked.SerializeToString()
 
 
+def compressed(dice: random.Random, plain: bytes) -> bytes:
+    """`plain`, now and then compressed, well or badly, or something else that becomes very large."""
+    kind = dice.random()
+    if kind < 0.8:
+        return plain
+    if kind > 0.98:
+        plain = dice.choice((bytes(30 * 2**20), b"\x1a\x80\x80\x80\x02" + b"x" * 2**22, b"\x0a" * 2**22))
+    squeezed = dice.choice((gzip.compress, zlib.compress))(plain, 1)
+    return mangled(dice, squeezed) if dice.random() < 0.3 else squeezed
+
+
 def test_each_is_answered_and_none_with_a_mistake(
     service: Running, seed: int, pytestconfig: pytest.Config
 ) -> None:
@@ -55,11 +74,12 @@ def test_each_is_answered_and_none_with_a_mistake(
         for number in range(pytestconfig.getoption("fuzz") // SHARE):
             dice = random.Random(f"{seed} {number}")
             name = "ModelInfer" if dice.random() < 0.9 else dice.choice(CALLS)
-            sent = mangled(dice, message(dice))
+            sent = compressed(dice, mangled(dice, message(dice)))
+            options = {"compression": dice.choice((*grpc.Compression,))} if dice.random() < 0.2 else {}
             call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
             code, details = grpc.StatusCode.OK, "fine"
             try:
-                call(sent, timeout=40)
+                call(sent, timeout=40, **options)
             except grpc.RpcError as error:
                 code, details = error.code(), error.details()
             assert code not in MISTAKES, f"{number} of seed {seed}, {name}: {details}"
@@ -72,4 +92,58 @@ def test_each_is_answered_and_none_with_a_mistake(
         assert channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(asked.SerializeToString())
     for (name, said), count in sorted(codes.items()):
         print(name, said, count)
+    assert service.metric("pthserve_inflight_requests") == 0
+
+
+PATHS = (
+    *(f"/inference.GRPCInferenceService/{name}" for name in (*CALLS, "ModelInfer", "ModelInfer", "Nothing")),
+    *("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/", "/x/y"),
+)
+ROUNDS = 8
+CONNECTIONS = 4
+MIB = 100
+"""More memory than endless calls may take: eight messages of 8 MiB that arrive, and what a process needs."""
+
+
+def endless(dice: random.Random, calls: Calls) -> None:
+    """Begin a call that is not finished, or not as it should be."""
+    body = compressed(dice, mangled(dice, message(dice)))
+    size = dice.choice((len(body), len(body) + 1, 2**23, 2**23 + 1, 2**31, 2**32 - 1, 0))
+    if dice.random() < 0.1:
+        body += bytes(2**21)
+    sent = framed(body, compressed=dice.random() < 0.3, size=size)
+    if dice.random() < 0.1:
+        sent = mangled(dice, sent)
+    headers = {"grpc-encoding": dice.choice(("gzip", "deflate", "identity", "br", ""))}
+    stream = calls.call(dice.choice(PATHS), sent, end=dice.random() < 0.2, headers=headers)
+    if dice.random() < 0.1:
+        calls.reset(stream)
+
+
+def test_calls_that_never_end_keep_nobody_out_and_leave_nothing_behind(service: Running, seed: int) -> None:
+    before = settled(service)
+    highest = before
+    with grpc.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel:
+        for number in range(ROUNDS):
+            dice = random.Random(f"{seed} endless {number}")
+            connections = [
+                Calls(service.grpc_port, window=dice.choice((0, 0, 10, 2**16))) for _ in range(CONNECTIONS)
+            ]
+            for _ in range(40):
+                for calls in connections:
+                    endless(dice, calls)
+                    calls.pump(0)
+            for _ in range(100):
+                for calls in connections:
+                    calls.pump(0.002)
+            highest = max(highest, service.memory())
+            metadata = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            assert metadata(b"", timeout=40), f"round {number} of seed {seed}"
+            assert service.client.get("/livez").status_code == 200
+            for calls in connections:
+                calls.close()
+    after = settled(service)
+    print(f"memory {before:.1f} MiB before, at most {highest:.1f}, {after:.1f} after")
+    assert highest < before + MIB
+    assert after < 1.05 * before
     assert service.metric("pthserve_inflight_requests") == 0

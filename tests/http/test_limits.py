@@ -1,14 +1,18 @@
 """Bytes, deadline and disconnect, before a route is reached."""
 
 import asyncio
+import select
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 
-from pthserve.http.limits import BODIES, Limits
+from pthserve.http.limits import Limits
+from pthserve.serving.bodies import BODIES, Bodies
 
 from ..serving.squares import Gate, Squares, png, squares
 from .conftest import Service, serving, until
@@ -165,12 +169,30 @@ def test_bodies_are_not_held_beyond_what_memory_allows() -> None:
             await request(b"x")
         release.set()
         assert await asyncio.gather(*full) == [200] * BODIES
-        assert limits.held == 0
+        assert bodies.held == 0
 
     held: list[int] = []
     all_held, release = asyncio.Event(), asyncio.Event()
-    limits = Limits(hold, deadline=30, max_body=1000, draining=lambda: False)
+    bodies = Bodies(max_body=1000, cpus=1)
+    limits = Limits(hold, deadline=30, bodies=bodies, draining=lambda: False)
     asyncio.run(check())
+
+
+def test_large_bodies_that_never_end_make_way_for_small_ones() -> None:
+    with serving(max_body=100_000) as service, ExitStack() as stack:
+        slow = [stack.enter_context(connect(service)) for _ in range(BODIES + 4)]
+        for connection in slow:
+            connection.sendall(head(content_type="image/png", content_length=100_000) + bytes(99_000))
+        until(lambda: service.metric('pthserve_rejected_total{reason="memory"}') >= 2, "a refusal")
+        assert exchange(service, post(png())).code == 200
+        codes = [read(connection).code for connection in slow if _readable(connection)]
+        assert codes
+        assert set(codes) == {503}
+        assert len(codes) < len(slow)
+
+
+def _readable(connection: socket.socket) -> bool:
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 async def _ok(send: Any) -> None:
@@ -201,7 +223,7 @@ def test_a_client_that_leaves_after_its_answer_interrupts_nothing() -> None:
             if message["type"] == "http.response.body":
                 left.set()
 
-        limits = Limits(app, deadline=30, max_body=1000, draining=lambda: False)
+        limits = Limits(app, deadline=30, bodies=Bodies(max_body=1000, cpus=1), draining=lambda: False)
         await limits({"type": "http", "headers": []}, receive, send)
 
     asyncio.run(check())

@@ -8,6 +8,7 @@ import pytest
 
 from pthserve.errors import MalformedRequest, TooLarge
 from pthserve.http.skeleton import CUT, MAX_BYTES, MAX_QUOTES, Skeleton
+from pthserve.protocol.bounds import MAX_TEXT
 
 
 def restored(text: str | bytes) -> Any:
@@ -24,12 +25,37 @@ def restored(text: str | bytes) -> Any:
         numbers = skeleton.numbers[index]
         return numbers.json[numbers.start : numbers.end]
 
-    return json.loads(skeleton.text, object_pairs_hook=put_back)
+    def uncut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {skeleton.string(name): uncut(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [uncut(part) for part in value]
+        return skeleton.string(value) if isinstance(value, str) else value
+
+    whole = uncut(json.loads(skeleton.text, object_pairs_hook=put_back))
+    skeleton.check()
+    return whole
 
 
 def made(source: random.Random, depth: int = 0) -> Any:
     """JSON of every kind, with names and strings that look like something else."""
-    words = ("data", "data", "data", '"data": [', "\\", '\\"', "}", "]", "[1,2]", "ä", "\n", "", 'x"', "\\\\")
+    words = (
+        "data",
+        "data",
+        "data",
+        "long" * MAX_TEXT,
+        '"data": [',
+        "\\",
+        '\\"',
+        "}",
+        "]",
+        "[1,2]",
+        "ä",
+        "\n",
+        "",
+        'x"',
+        "\\\\",
+    )
     kind = source.randrange(4 if depth < 3 else 2)
     if kind == 0:
         return source.choice((source.random(), source.randrange(-9, 9), True, False, None))
@@ -83,6 +109,28 @@ def test_strings_and_numbers_may_be_as_long_as_they_like() -> None:
     value = {"data": ["A/" * 10**6], "more": {"data": [0] * 10**6}}
     assert restored(json.dumps(value)) == value
     assert restored(json.dumps(value).replace("/", "\\/")) == value
+
+
+@pytest.mark.parametrize("text", ["A" * MAX_TEXT, "\u00e4" * (MAX_TEXT // 2), "", '\\"'])
+def test_a_short_string_is_left_where_it_is(text: str) -> None:
+    skeleton = Skeleton(json.dumps({"id": text}, ensure_ascii=False).encode())
+    skeleton.check()
+    assert skeleton.strings == []
+    assert json.loads(skeleton.text) == {"id": text}
+
+
+def test_a_long_string_that_is_not_put_back_is_malformed() -> None:
+    skeleton = Skeleton(json.dumps({"id": "A" * (MAX_TEXT + 1)}).encode())
+    assert len(skeleton.text) < 100
+    with pytest.raises(MalformedRequest, match=f"more than {MAX_TEXT} bytes"):
+        skeleton.check()
+
+
+@pytest.mark.parametrize("text", [b"\xff" * 2000, b"\\x" * 1000])
+def test_a_long_string_that_is_none_is_malformed(text: bytes) -> None:
+    skeleton = Skeleton(b'{"data": ["' + text + b'"]}')
+    with pytest.raises(MalformedRequest, match="cannot be parsed"):
+        skeleton.string(json.loads(skeleton.text)["data"][0])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pthserve.errors import WeightsError
 from pthserve.http.app import create_app
 from pthserve.http.bodies import HEADER_LENGTH
 from pthserve.model.preprocess import crop_pixels, normalise
+from pthserve.protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS, MAX_TEXT
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
@@ -417,6 +419,89 @@ def test_what_cannot_be_read_is_malformed(client: Client, case: str) -> None:
     assert answer.status_code == 400, answer.text
     assert answer.json().keys() == {"error"}
     assert len(answer.json()["error"]) < 300
+
+
+LONG = "x" * (MAX_TEXT + 1)
+LONG_TEXTS: dict[str, dict[str, Any]] = {
+    "id": {**head(), "id": LONG},
+    "id of megabytes": {**head(), "id": "x" * 2**19},
+    "id in escapes": {**head(), "id": "\u00e9" * 2**10},
+    "input": head(name=LONG),
+    "datatype": head(datatype=LONG),
+    "shape": head(shape=[LONG]),
+    "output": {**head(), "outputs": [{"name": LONG}]},
+    "parameter": {**head(), "parameters": {LONG: 1}},
+    "value": head(parameters={"x": LONG}),
+    "unknown field": {**head(), LONG: 1},
+    "unknown field's value": {**head(), "comment": LONG},
+    "data of an output": {**head(), "outputs": [{"name": "label", "data": [LONG]}]},
+    "data in data": head(data=[[[[[[[[[[LONG]]]]]]]]]]),
+    "name in data": head(data=[{LONG: 1}]),
+}
+
+
+@pytest.mark.parametrize("case", LONG_TEXTS)
+def test_a_text_that_is_too_long_is_refused_and_not_repeated(client: Client, case: str) -> None:
+    answer = client.post(INFER, content=json.dumps(LONG_TEXTS[case]))
+    assert answer.status_code == 400
+    assert len(answer.content) < 300
+    assert "xxx" not in answer.text
+
+
+def test_an_id_of_the_longest_length_comes_back(client: Client) -> None:
+    assert infer(client, image(), id="x" * MAX_TEXT).json()["id"] == "x" * MAX_TEXT
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("shape", [[1], [1, 1]])
+def test_an_image_may_be_long_and_its_slashes_escaped(
+    client: Client, expected: dict[str, Any], shape: list[int], escaped: bool
+) -> None:
+    file = base64.b64encode(png(PIXELS[1])).decode()
+    assert len(file) > MAX_TEXT
+    assert "/" in file
+    body = json.dumps(
+        {"inputs": [{**image(), "shape": shape, "data": [file] if len(shape) == 1 else [[file]]}]}
+    )
+    answer = client.post(INFER, content=body.replace("/", "\\/") if escaped else body)
+    np.testing.assert_array_equal(outputs(answer)["probabilities"][0], expected["probabilities"][1])
+
+
+@pytest.mark.parametrize("place", ["request", "input", "output"])
+def test_more_parameters_than_a_request_needs_are_malformed(client: Client, place: str) -> None:
+    many = {str(number): 0 for number in range(MAX_PARAMETERS + 1)}
+    body = {
+        "request": {**head(), "parameters": many},
+        "input": head(parameters=many),
+        "output": {**head(), "outputs": [{"name": "label", "parameters": many}]},
+    }[place]
+    answer = client.post(INFER, content=orjson.dumps(body))
+    assert answer.status_code == 400
+    assert "parameters" in answer.json()["error"]
+
+
+def test_more_outputs_than_there_are_are_malformed(client: Client) -> None:
+    answer = client.post(
+        INFER, content=orjson.dumps({**head(), "outputs": [{"name": "label"}] * (MAX_OUTPUTS + 1)})
+    )
+    assert answer.status_code == 400
+    assert "outputs" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/predict", "/explain", "/v2/repository/index", "/v2/repository/models/pets/load"]
+)
+def test_only_an_inference_may_be_compressed(client: Client, path: str) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "image/png"}
+    answer = client.post(path, content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 400
+    assert "Content-Encoding" in answer.json()["error"] or "compressed" in answer.json()["error"]
+
+
+def test_a_repositorys_request_is_small(client: Client) -> None:
+    answer = client.post("/v2/repository/index", content=b'{"x": "' + b"x" * 2**17 + b'"}')
+    assert answer.status_code == 413
+    assert client.post("/v2/repository/index", content=b'{"x": "' + b"x" * 2000 + b'"}').status_code == 400
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1.5", "1_0", "٣", " ", "99999999999999999999999", "5000"])

@@ -18,9 +18,9 @@ from pthserve.errors import DeadlineExceeded, WeightsError
 from pthserve.metrics import REQUESTS
 from pthserve.model.preprocess import crop_pixels, normalise
 from pthserve.protos import inference_pb2 as pb
-from pthserve.rpc import handlers
 from pthserve.rpc.handlers import SERVICE
 from pthserve.rpc.server import Server, listen
+from pthserve.serving import bodies
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
@@ -436,7 +436,7 @@ async def _ended(call: Any) -> Any:
 def test_messages_that_fill_the_memory_are_refused(rpc: Rpc, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> grpc.aio.AioRpcError:
         settings = SETTINGS.model_copy(update={"max_body": 2**20})
-        monkeypatch.setattr(handlers, "BODIES", 0)
+        monkeypatch.setattr(bodies, "BODIES", 0)
         server = await listen(settings)
         await server.start(rpc.predictor)
         try:

@@ -13,6 +13,7 @@ from pthserve.http.limits import Limits
 from pthserve.http.logs import Logged
 from pthserve.http.routing import Route, schema
 from pthserve.protocol.service import Load
+from pthserve.serving.bodies import Bodies
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 from pthserve.tracing import Tracer
@@ -24,16 +25,19 @@ def create_app(
     load: Load | None = None,
     guard: Guard | None = None,
     tracer: Tracer | None = None,
+    bodies: Bodies | None = None,
 ) -> ASGIApp:
     """The app that answers for `predictor`.
 
     load: reads the model's file again. guard: says who is let in; without one everybody is.
-    tracer: makes a span of each request, but of probes and scrapes.
+    tracer: makes a span of each request, but of probes and scrapes. bodies: counts the bytes that requests
+    hold, with those of other servers.
     """
+    bodies = bodies or Bodies(settings.max_body, settings.cpus)
     app = Starlette(
         routes=[
             *routes.routes(predictor, settings),
-            *v2.routes(predictor, settings, load),
+            *v2.routes(predictor, settings, bodies, load),
             *explain.routes(predictor, settings),
             *page.routes(),
             Route("/openapi.json", _schema, ("GET", "HEAD")),
@@ -41,7 +45,7 @@ def create_app(
         exception_handlers=problems.HANDLERS,
     )
     app.router.redirect_slashes = False
-    bounded: ASGIApp = Limits(app, settings.deadline, settings.max_body, lambda: predictor.draining)
+    bounded: ASGIApp = Limits(app, settings.deadline, bodies, lambda: predictor.draining)
     return Logged(Guarded(bounded, guard) if guard is not None else bounded, tracer)
 
 

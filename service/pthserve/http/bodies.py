@@ -1,7 +1,6 @@
 """Bodies: an inference as REST carries it, a JSON object and behind it the tensors that are binary."""
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -10,12 +9,26 @@ from pydantic.json_schema import SkipJsonSchema
 
 from pthserve.errors import MalformedRequest, TooLarge
 from pthserve.http.skeleton import CUT, Skeleton
-from pthserve.protocol.infer import Request, Response, everything, flag, refuse_shared_memory, timeout, wanted
-from pthserve.protocol.numbers import Text
+from pthserve.protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
+from pthserve.protocol.compression import ENCODINGS
+from pthserve.protocol.infer import (
+    Request,
+    Response,
+    check_parameters,
+    everything,
+    flag,
+    timeout,
+    wanted,
+)
 from pthserve.protocol.tensors import Content, Input
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how long the JSON is, where binary tensors follow it; 0: the body is one image."""
+
+MAX_OBJECT = 2**16
+"""Most bytes of a JSON object that carries no tensors."""
+_MAX_DEPTH = 8
+"""How deep the elements of an array are looked for; no shape is as long."""
 
 
 class Part(BaseModel):
@@ -24,7 +37,9 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
     parameters: dict[str, Any] | None = Field(
-        None, description="values by name, as the protocol's extensions define them"
+        None,
+        max_length=MAX_PARAMETERS,
+        description="values by name, as the protocol's extensions define them",
     )
 
 
@@ -52,7 +67,7 @@ class InferRequest(Part):
 
     id: str | None = Field(None, description="comes back in the answer")
     inputs: list[InferInput] = Field(fail_fast=True)
-    outputs: list[InferOutput] | None = Field(None, fail_fast=True)
+    outputs: list[InferOutput] | None = Field(None, max_length=MAX_OUTPUTS, fail_fast=True)
 
 
 AnyPart = TypeVar("AnyPart", bound=BaseModel)
@@ -63,7 +78,12 @@ def parsed(kind: type[AnyPart], text: bytes | memoryview) -> AnyPart:
 
     Raises MalformedRequest where it is no `kind`, and TooLarge before what is no request is parsed.
     """
-    return _valid(kind, Skeleton(bytes(text)).text)
+    if len(text) > MAX_OBJECT:
+        raise TooLarge(f"the JSON has more than {MAX_OBJECT} bytes")
+    skeleton = Skeleton(bytes(text))
+    valid = _valid(kind, skeleton.text)
+    skeleton.check()
+    return valid
 
 
 def _valid(kind: type[AnyPart], text: bytes) -> AnyPart:
@@ -91,25 +111,13 @@ def split(body: bytes, header_length: str | None) -> tuple[memoryview, memoryvie
     return view[:length], view[length:]
 
 
-def inflated(body: bytes, encoding: str, limit: int) -> bytes:
-    """`body` as it was before its Content-Encoding; of `limit` bytes at most.
-
-    Raises TooLarge, and MalformedRequest where it is not what `encoding` says.
-    """
+def compressed(encoding: str) -> bool:
+    """Whether a body of that Content-Encoding has to be inflated; MalformedRequest for unknown ones."""
     if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise MalformedRequest("the body's Content-Encoding is none of gzip and deflate")
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, whichever its header says
-    try:
-        plain = decoder.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise MalformedRequest(f"the body cannot be inflated: {error}") from error
-    if len(plain) > limit:
-        raise TooLarge(f"the body is more than {limit} bytes once it is inflated")
-    if not decoder.eof or decoder.unused_data:
-        raise MalformedRequest(f"the body is not one whole {encoding} stream")
-    return plain
+        return False
+    if encoding not in ENCODINGS:
+        raise MalformedRequest(f"the body's Content-Encoding is none of {' and '.join(ENCODINGS)}")
+    return True
 
 
 def one_image(image: memoryview, model: str, version: str, *, binary: bool) -> Request:
@@ -119,34 +127,38 @@ def one_image(image: memoryview, model: str, version: str, *, binary: bool) -> R
 
 def read(text: memoryview, data: memoryview, model: str, version: str) -> Request:
     """The request that the JSON `text` and the binary tensors in `data` make; raises as `parsed`."""
-    skeleton = Skeleton(bytes(text))
+    whole = text.obj
+    skeleton = Skeleton(whole if isinstance(whole, bytes) and len(whole) == len(text) else bytes(text))
     asked = _valid(InferRequest, skeleton.text)
     given = asked.parameters or {}
+    check_parameters(given)
     binary = flag(given, "binary_data_output")
+    inputs = _inputs(asked, skeleton, data)
+    skeleton.check()
     return Request(
         model=model,
         version=version,
         id=asked.id or "",
-        inputs=_inputs(asked, skeleton.numbers, data),
+        inputs=inputs,
         wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ())
         or everything(binary=binary),
         timeout=timeout(given),
     )
 
 
-def _inputs(asked: InferRequest, numbers: Sequence[Text], data: memoryview) -> tuple[Input, ...]:
+def _inputs(asked: InferRequest, skeleton: Skeleton, data: memoryview) -> tuple[Input, ...]:
     inputs = []
     for put in asked.inputs:
         given = put.parameters or {}
-        refuse_shared_memory(given)
+        check_parameters(given)
         size = given.get("binary_data_size")
         if [size, put.data, put.cut].count(None) != 2:
             raise MalformedRequest("an input has either data, or the parameter binary_data_size")
         content: Content
         if put.data is not None:
-            content = put.data
+            content = _put_back(put.data, skeleton)
         elif put.cut is not None:
-            content = numbers[put.cut]
+            content = skeleton.numbers[put.cut]
         elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
             raise MalformedRequest(
                 f"binary_data_size is {size!r:.30}, and {len(data)} bytes of data are left"
@@ -157,6 +169,20 @@ def _inputs(asked: InferRequest, numbers: Sequence[Text], data: memoryview) -> t
     if data:
         raise MalformedRequest(f"{len(data)} bytes follow the last input; is {HEADER_LENGTH} right?")
     return tuple(inputs)
+
+
+def _put_back(elements: list[Any], skeleton: Skeleton, depth: int = _MAX_DEPTH) -> list[Any]:
+    """`elements` with the long strings that were cut out of them, flat or nested."""
+    if not skeleton.strings or not depth:
+        return elements
+    return [
+        _put_back(element, skeleton, depth - 1)
+        if isinstance(element, list)
+        else skeleton.string(element)
+        if isinstance(element, str)
+        else element
+        for element in elements
+    ]
 
 
 def written(answered: Response) -> tuple[bytes, Mapping[str, str]]:

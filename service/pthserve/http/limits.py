@@ -6,37 +6,44 @@ Nothing here takes a permit: a client that is slow to send holds a connection, a
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import closing
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pthserve.errors import MalformedRequest, Overloaded, PthserveError, TooLarge, TooSlow
+from pthserve.errors import MalformedRequest, PthserveError, TooLarge, TooSlow
 from pthserve.http.problems import answer
-from pthserve.metrics import REJECTED
-
-BODIES = 16
-"""How many bodies of the largest size may be held at once, however many requests they belong to."""
+from pthserve.serving.bodies import Bodies, Holding, no_room
 
 
 def remaining(scope: Scope) -> float:
     """Seconds left of the deadline of the request that `scope` is of; negative when it has passed."""
-    until: float = scope["state"]["until"]
-    return until - asyncio.get_running_loop().time()
+    return until(scope) - asyncio.get_running_loop().time()
+
+
+def until(scope: Scope) -> float:
+    """The deadline of the request that `scope` is of, on the event loop's clock."""
+    moment: float = scope["state"]["until"]
+    return moment
+
+
+def holding(scope: Scope) -> Holding:
+    """What the request that `scope` is of holds in memory."""
+    held: Holding = scope["state"]["holding"]
+    return held
 
 
 class Limits:
     """ASGI middleware: bounds what a request may send, how long it may take, and what it holds.
 
-    deadline: seconds; `X-Request-Timeout` can only shorten it. max_body: bytes.
+    deadline: seconds; `X-Request-Timeout` can only shorten it. bodies: counts the bytes that are held.
     draining: whether connections are to be closed with their next answer.
     """
 
-    def __init__(self, app: ASGIApp, deadline: float, max_body: int, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, deadline: float, bodies: Bodies, draining: Callable[[], bool]) -> None:
         self.app = app
         self.deadline = deadline
-        self.max_body = max_body
+        self.bodies = bodies
         self.draining = draining
-        self.held = 0
-        """Bytes of bodies that were received for requests not yet answered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,7 +55,8 @@ class Limits:
         except PthserveError as error:
             await answer(error)(scope, receive, exchange.send)
         else:
-            await exchange.run(scope)
+            with closing(self.bodies.hold(exchange.refuse)) as held:
+                await exchange.run(scope, held)
 
 
 class _Exchange:
@@ -58,10 +66,11 @@ class _Exchange:
         self._limits = limits
         self._receive = receive
         self._send = send
-        self._size = 0
+        self._holding: Holding
         self._until = 0.0
         self._answered = False
         self._gone = False
+        self._refused = False
         self._task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -71,22 +80,28 @@ class _Exchange:
         for name, value in scope["headers"]:
             if name == b"x-request-timeout":
                 seconds = min(seconds, _seconds(value))
-            elif name == b"content-length" and int(value) > self._limits.max_body:
+            elif name == b"content-length" and int(value) > self._limits.bodies.max_body:
                 raise self._too_large()
         self._until = asyncio.get_running_loop().time() + seconds
         scope.setdefault("state", {})["until"] = self._until
 
-    async def run(self, scope: Scope) -> None:
+    def refuse(self) -> None:
+        """End the request, whose body is arriving: others need the bytes that it holds."""
+        self._refused = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def run(self, scope: Scope, held: Holding) -> None:
+        self._holding = scope["state"]["holding"] = held
         self._task = asyncio.current_task()
         try:
             await self._limits.app(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            if not self._gone:
+            if not (self._gone or self._refused):
                 raise
             assert self._task is not None
             self._task.uncancel()
         finally:
-            self._limits.held -= self._size
             if self._watcher is not None:
                 self._watcher.cancel()
             self._task = self._watcher = None  # both lead back to this, and to the body
@@ -96,8 +111,16 @@ class _Exchange:
             async with asyncio.timeout_at(self._until if self._watcher is None else None):
                 message = await self._receive()
         except TimeoutError:
+            self._holding.arriving = False
             raise TooSlow("the request's body did not arrive within its deadline; send it faster") from None
+        except asyncio.CancelledError:
+            if not self._refused:
+                raise
+            assert self._task is not None
+            self._task.uncancel()
+            raise no_room() from None
         if message["type"] == "http.request":
+            self._holding.arriving = message.get("more_body", False)
             self._hold(len(message.get("body", b"")))
             if not message.get("more_body", False) and self._watcher is None:
                 self._watcher = asyncio.create_task(self._watch())
@@ -112,13 +135,10 @@ class _Exchange:
         await self._send(message)
 
     def _hold(self, size: int) -> None:
-        self._size += size
-        self._limits.held += size
-        if self._size > self._limits.max_body:
+        if self._holding.size + size > self._limits.bodies.max_body:
+            self._holding.arriving = False  # it is answered now, which nothing may cut short
             raise self._too_large()
-        if self._limits.held > BODIES * self._limits.max_body:
-            REJECTED.labels("memory").inc()
-            raise Overloaded("the service holds as many bytes of other requests as it may; try again later")
+        self._holding.grow(size)
 
     async def _watch(self) -> None:
         """After the body, all that can come is that the client leaves: then nobody needs the answer."""
@@ -129,7 +149,7 @@ class _Exchange:
             self._task.cancel()
 
     def _too_large(self) -> TooLarge:
-        limit = self._limits.max_body
+        limit = self._limits.bodies.max_body
         return TooLarge(f"the request's body is larger than the {limit} bytes that are allowed")
 
 

@@ -31,6 +31,8 @@ async def read_image(request: Request) -> bytes:
 
     Raises MalformedRequest where there is none or more than one, and TooLarge for too many parts.
     """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise MalformedRequest("an image is taken as it is, without a Content-Encoding: its formats compress")
     content_type = request.headers.get("content-type", "").encode("latin-1")
     kind = content_type.partition(b";")[0].strip().lower()
     if kind.startswith(b"image/"):

@@ -24,6 +24,7 @@ STATUS: dict[type[errors.PthserveError], int] = {
     errors.UnsupportedImage: 415,
     errors.BrokenImage: 422,
     errors.RateLimited: 429,
+    errors.TooManyCalls: 429,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
 }

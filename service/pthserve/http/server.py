@@ -26,6 +26,7 @@ from pthserve.http.guard import Guard
 from pthserve.http.routes import metrics
 from pthserve.metrics import BUILD_INFO
 from pthserve.model import Model
+from pthserve.serving.bodies import Bodies
 from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
@@ -107,8 +108,9 @@ class Server:
     async def _until_stopped(
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
+        bodies = Bodies(self._settings.max_body, self._settings.cpus)
         apps: dict[str, ASGIApp] = {
-            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer),
+            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
             "metrics": Starlette(routes=[Route("/metrics", metrics)], exception_handlers=problems.HANDLERS),
         }
         self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
@@ -119,7 +121,7 @@ class Server:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         log.info("listening on http://%s:%d", host, self.ports["http"])
         if self._rpc is not None:
-            await self._rpc.start(predictor, reload.again, self._guard, self._tracer)
+            await self._rpc.start(predictor, reload.again, self._guard, self._tracer, bodies)
             log.info("listening for gRPC on %s:%d", host, self._rpc.port)
         loading.add_done_callback(
             lambda done: self._stop.set() if done.cancelled() or done.exception() else None

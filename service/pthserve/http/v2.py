@@ -1,6 +1,5 @@
 """V2: the Open Inference Protocol over REST, and its extensions."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,29 +9,28 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pthserve.errors import NotReady
+from pthserve.errors import MalformedRequest, NotReady
 from pthserve.http.bodies import (
     HEADER_LENGTH,
     InferRequest,
     Part,
-    inflated,
+    compressed,
     one_image,
     parsed,
     read,
     split,
     written,
 )
-from pthserve.http.limits import remaining
+from pthserve.http.limits import holding, remaining, until
 from pthserve.http.logs import note
 from pthserve.http.problems import JSON
 from pthserve.http.routing import Route
+from pthserve.protocol.compression import inflated
 from pthserve.protocol.infer import Request as Inference
 from pthserve.protocol.service import Load, Service
+from pthserve.serving.bodies import Bodies
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
-
-LARGE = 2**16
-"""A body of so many bytes is parsed beside the event loop, so that it keeps nobody waiting for long."""
 
 
 class IndexRequest(BaseModel):
@@ -42,11 +40,11 @@ class IndexRequest(BaseModel):
 
 
 class V2:
-    """The calls of `service`, one a route. max_body: most bytes of a request's body once it is inflated."""
+    """The calls of `service`, one a route. bodies: counts the bytes of requests, and reads the large ones."""
 
-    def __init__(self, service: Service, max_body: int) -> None:
+    def __init__(self, service: Service, bodies: Bodies) -> None:
         self._service = service
-        self._max_body = max_body
+        self._bodies = bodies
 
     async def server_metadata(self, _: Request) -> Response:
         """Name, version and protocol extensions of the server."""
@@ -81,36 +79,27 @@ class V2:
         """Classify a batch: encoded images, their pixels, or preprocessed tensors; JSON or binary data."""
         name, version = _model(request)
         self._service.check(name, version, remaining(request.scope))  # before the body is worth reading
-        body = await request.body()
-        arguments = (body, request, name, version)
-        if len(body) < LARGE:
-            asked = self._read(*arguments)
-        else:
-            asked = await asyncio.to_thread(self._read, *arguments)
+        inflate = partial(inflated, limit=self._bodies.max_body) if _is_compressed(request) else None
+        asked = await self._bodies.read(
+            holding(request.scope),
+            await request.body(),
+            until(request.scope),
+            partial(_inference, request=request, name=name, version=version),
+            inflate,
+        )
         answered = await self._service.infer(asked, remaining(request.scope))
         note(request.scope, **answered.notes)
         content, headers = written(answered)
         return Response(content, headers=headers)
 
-    def _read(self, body: bytes, request: Request, name: str, version: str) -> Inference:
-        encoding = request.headers.get("content-encoding", "").lower()
-        length = request.headers.get(HEADER_LENGTH)
-        text, data = split(inflated(body, encoding, self._max_body), length)
-        if length is not None and not text:
-            # The extension would have every output come as binary data; a person with curl is better off with
-            # JSON, and whoever goes by the header reads that as well.
-            binary = "application/octet-stream" in request.headers.get("accept", "")
-            return one_image(data, name, version, binary=binary)
-        return read(text, data, name, version)
-
     async def index(self, request: Request) -> Response:
         """The one model, and whether it is ready."""
-        asked = parsed(IndexRequest, await request.body())
+        asked = parsed(IndexRequest, await _object(request))
         return _json(self._service.index(ready=asked.ready))
 
     async def load(self, request: Request) -> Response:
         """Read the model's file again; the old model keeps serving where the new one fails its checks."""
-        asked = parsed(Part, await request.body())
+        asked = parsed(Part, await _object(request))
         await self._service.load(request.path_params["model"], asked.parameters or {})
         return Response()
 
@@ -149,9 +138,9 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def routes(predictor: Predictor, settings: Settings, load: Load | None = None) -> list[Route]:
+def routes(predictor: Predictor, settings: Settings, bodies: Bodies, load: Load | None = None) -> list[Route]:
     """The routes below /v2; load: reads the model's file again, for the repository."""
-    v2 = V2(Service(predictor, settings, load), settings.max_body)
+    v2 = V2(Service(predictor, settings, load), bodies)
     return [
         Route(f"/v2{path}", getattr(v2, call.__name__), (method,), partial(_described, path, call, summary))
         for method, path, call, summary in _ROUTES
@@ -192,6 +181,28 @@ def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
     if "$ref" in schema:
         return _inlined(defined[schema["$ref"].removeprefix("#/$defs/")], defined)
     return {name: _inlined(part, defined) for name, part in schema.items()}
+
+
+def _inference(body: bytes, request: Request, name: str, version: str) -> Inference:
+    length = request.headers.get(HEADER_LENGTH)
+    text, data = split(body, length)
+    if length is not None and not text:
+        # The extension would have every output come as binary data; a person with curl is better off with
+        # JSON, and whoever goes by the header reads that as well.
+        binary = "application/octet-stream" in request.headers.get("accept", "")
+        return one_image(data, name, version, binary=binary)
+    return read(text, data, name, version)
+
+
+def _is_compressed(request: Request) -> bool:
+    return compressed(request.headers.get("content-encoding", "").lower())
+
+
+async def _object(request: Request) -> bytes:
+    """The body of a request that carries no tensors, and that nobody compresses."""
+    if _is_compressed(request):
+        raise MalformedRequest("only the body of an inference may be compressed; send it as it is")
+    return await request.body()
 
 
 def _model(request: Request) -> tuple[str, str]:

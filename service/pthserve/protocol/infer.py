@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.errors import MalformedRequest
+from pthserve.protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
 from pthserve.protocol.tensors import Form, Input, Output
 
 Parameters = Mapping[str, object]
@@ -81,7 +82,7 @@ def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
 
     Raises MalformedRequest where a parameter is none that can be served.
     """
-    refuse_shared_memory(parameters)
+    check_parameters(parameters)
     count = parameters.get("classification", 0)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise MalformedRequest(
@@ -111,14 +112,20 @@ def timeout(parameters: Parameters) -> float | None:
     return value / 1e6 or None
 
 
-def refuse_shared_memory(parameters: Parameters) -> None:
-    """Raise MalformedRequest where `parameters` point into shared memory, which a pod has none of."""
+def check_parameters(parameters: Parameters) -> None:
+    """Raise MalformedRequest where `parameters` are too many, or point into shared memory: a pod has none."""
+    if len(parameters) > MAX_PARAMETERS:
+        raise MalformedRequest(
+            f"{len(parameters)} parameters in one place; at most {MAX_PARAMETERS} are read"
+        )
     if "shared_memory_region" in parameters:
         raise MalformedRequest("shared memory is not served: send the tensor in the request")
 
 
 def check(asked: Sequence[Wanted]) -> None:
     """Raise MalformedRequest for an output that is not there, or asked for twice, or has no classes."""
+    if len(asked) > MAX_OUTPUTS:
+        raise MalformedRequest(f"{len(asked)} outputs are asked for; at most {MAX_OUTPUTS} are")
     ranks = {form.name: len(form.shape) for form in output_forms(0)}
     for want in asked:
         if want.name not in ranks:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import pthserve
 from pthserve.errors import MalformedRequest, NotFound, NotReady
@@ -13,6 +14,9 @@ from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "statistics")
+
+MANY = 2**14
+"""Outputs of so many scores are made beside the event loop: each may become a text."""
 
 Load = Callable[[], Awaitable[object]]
 """Reads the served model's file again, through the checks of any reload; raises ModelError and keeps the old
@@ -101,9 +105,10 @@ class Service:
             },
             "digest": model.digest,
         }
-        return Response(
-            model.name, model.version, request.id, outputs(answers, model.labels, request.wanted), notes
-        )
+        made = partial(outputs, answers, model.labels, request.wanted)
+        scores = len(answers) * len(model.labels)
+        tensors = made() if scores < MANY else await asyncio.to_thread(made)
+        return Response(model.name, model.version, request.id, tensors, notes)
 
     async def _images(self, tensor: Input, model: Model) -> list[Image]:
         limits = {"max_images": self._settings.max_inflight, "max_pixels": self._settings.max_pixels}

@@ -5,34 +5,40 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from pthserve.errors import MalformedRequest, Overloaded, PthserveError, RateLimited, TooSlow, Unavailable
+from pthserve.errors import MalformedRequest, PthserveError, RateLimited, Unavailable
 from pthserve.http.guard import Guard
 from pthserve.http.logs import record, request_id
 from pthserve.http.problems import GONE, status
-from pthserve.metrics import REJECTED
+from pthserve.protocol.compression import inflated, is_compressed
 from pthserve.protocol.service import Service
 from pthserve.protos import inference_pb2 as pb
 from pthserve.rpc import wire
+from pthserve.rpc.arrivals import Arrivals, Context, Places
 from pthserve.rpc.codes import code
+from pthserve.serving.bodies import Bodies, bare
 from pthserve.settings import Settings
 from pthserve.tracing import Span, Tracer, begin
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-BODIES = 16
-"""How many messages of the largest size may be held at once, however many calls they belong to."""
+ARRIVING = 8
+"""How many messages may be arriving at once, each of up to the largest size."""
+
+PROBES = 64
+"""How many calls that need no key may be at once, beside those that watch."""
 
 OPEN = {"ServerLive", "ServerReady"}
-"""Calls for which no key is asked, no token taken and no span made: probes."""
+"""Calls for which no key is asked, no token taken and no span made: probes. Their messages are empty, and not
+read: those cannot keep anything in memory."""
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -58,6 +64,7 @@ Call = Callable[[Service, Any, Terms], Awaitable[Message]]
 class Handlers:
     """gRPC handlers of calls on `service`.
 
+    bodies: counts the bytes of messages with those of HTTP's bodies, and reads the large ones.
     guard: says who is let in; tracer: makes a span of each call. Both let the calls in OPEN be.
     """
 
@@ -65,6 +72,7 @@ class Handlers:
         self,
         service: Service,
         settings: Settings,
+        bodies: Bodies,
         guard: Guard | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -72,14 +80,16 @@ class Handlers:
         self._guard = guard
         self._tracer = tracer
         self._deadline = settings.deadline
-        self._room = BODIES * settings.max_body
+        self._bodies = bodies
+        self.probes = Places(PROBES, f"{PROBES} calls that need no key are being answered; try again later")
+        self._arrivals = Arrivals(ARRIVING, settings.max_inflight)
 
     def of(self, calls: Mapping[str, Call]) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
         """A handler a call.
 
         To gRPC each is one of a stream of requests, which on the wire looks the same for a client that sends
-        one: so the message is read and parsed here, where a slow one can be timed out, and a malformed one
-        told so.
+        one: so the message is read and parsed here, when the client has been let in, where a slow one can be
+        timed out, and a malformed one told so.
         """
         return {name: self._handler(name, call) for name, call in calls.items()}
 
@@ -98,10 +108,15 @@ class Handlers:
             try:
                 if self._guard is not None and name not in OPEN:
                     self._guard.admit(headers, context.peer().rpartition(":")[0])
-                response = await self._answer(request_class, call, context, terms)
+                if name in OPEN:
+                    self.probes.take(context)
+                    response = (await call(self._service, request_class(), terms)).SerializeToString()
+                else:
+                    response = await self._answer(request_class, call, context, terms)
                 http, grpc_code = 200, grpc.StatusCode.OK
             except PthserveError as error:
                 http, grpc_code = status(error), code(error)
+                bare(error)
                 await context.abort(grpc_code, str(error), (*trailer, *_retry(error)))
             except asyncio.CancelledError:
                 http, grpc_code = GONE, grpc.StatusCode.CANCELLED
@@ -128,18 +143,18 @@ class Handlers:
     async def _answer(
         self, request_class: type[Message], call: Call, context: Context, terms: Terms
     ) -> bytes:
-        body = await _read(context, terms)
-        self._room -= len(body)
-        try:
-            if self._room < 0:
-                REJECTED.labels("memory").inc()
-                raise Overloaded(
-                    "the service holds as many bytes of other requests as it may; try again later"
-                )
-            response = await call(self._service, _parsed(request_class, body), terms)
-            return response.SerializeToString()
-        finally:
-            self._room += len(body)
+        holding = self._bodies.hold()
+        # When the response is sent, or the client gone; whatever the stubs say, a function will do.
+        context.add_done_callback(lambda _: holding.close())  # type: ignore[arg-type]
+        body = await self._arrivals.read(context, terms.until)
+        holding.grow(len(body))
+        inflate = partial(inflated, limit=self._bodies.max_body) if is_compressed(body) else None
+        parse = partial(_parsed, request_class)
+        request = await self._bodies.read(holding, body, terms.until, parse, inflate)
+        response = (await call(self._service, request, terms)).SerializeToString()
+        holding.shrink(holding.size)
+        holding.grow(len(response))
+        return response
 
 
 def _headers(context: Context) -> Headers:
@@ -147,17 +162,6 @@ def _headers(context: Context) -> Headers:
         (name.encode(), value.encode() if isinstance(value, str) else value)
         for name, value in context.invocation_metadata() or ()
     ]
-
-
-async def _read(context: Context, terms: Terms) -> bytes:
-    try:
-        async with asyncio.timeout_at(terms.until):
-            body = await context.read()
-    except TimeoutError:
-        raise TooSlow("the message did not arrive within its deadline; send it faster") from None
-    if not isinstance(body, bytes):
-        raise MalformedRequest("the call ended without a message")
-    return body
 
 
 def _parsed(request_class: type[Message], body: bytes) -> Message:

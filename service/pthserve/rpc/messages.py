@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pthserve.errors import MalformedRequest
-from pthserve.protocol.infer import Request, Response, everything, flag, refuse_shared_memory, timeout, wanted
+from pthserve.protocol.infer import Request, Response, check_parameters, everything, flag, timeout, wanted
 from pthserve.protocol.tensors import Input
 from pthserve.protos import inference_pb2 as pb
 
@@ -21,6 +21,7 @@ def request(message: pb.ModelInferRequest) -> Request:
     Outputs are raw where the inputs are, unless the parameter `binary_data_output` says otherwise.
     """
     given = parameters(message.parameters)
+    check_parameters(given)
     binary = flag(given, "binary_data_output", default=bool(message.raw_input_contents))
     return Request(
         model=message.model_name,
@@ -41,7 +42,7 @@ def _inputs(message: pb.ModelInferRequest) -> tuple[Input, ...]:
         raise MalformedRequest("raw_input_contents has to hold every input, and contents none")
     inputs = []
     for index, put in enumerate(message.inputs):
-        refuse_shared_memory(parameters(put.parameters))
+        check_parameters(parameters(put.parameters))
         content = raw[index] if raw else getattr(put.contents, _FIELDS.get(put.datatype, "bytes_contents"))
         inputs.append(Input(put.datatype, tuple(put.shape), content))
     return tuple(inputs)
@@ -64,6 +65,6 @@ def response(answered: Response) -> pb.ModelInferResponse:
         if raw:
             message.raw_output_contents.append(output.to_bytes())
         else:
-            flat = output.values if isinstance(output.values, list) else output.values.ravel()
+            flat = output.values if isinstance(output.values, list) else output.values.ravel().tolist()
             getattr(tensor.contents, _FIELDS[output.datatype]).extend(flat)
     return message

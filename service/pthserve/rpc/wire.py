@@ -6,14 +6,19 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from pthserve.errors import MalformedRequest, TooLarge
+from pthserve.protocol.bounds import MAX_TEXT
 
 MAX_PARTS = 2**12
-"""Most fields in a message, its messages' fields included, and integers in its lists."""
+"""Most fields in a message, its messages' fields included, and integers in its lists; of pixels, PIXELS count
+as one."""
+PIXELS = 2**10
+"""protobuf's parser holds up every other thread while it reads pixels, about 8 ms for each MiB of them."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _SKIPPED = {_FIXED64: 8, _FIXED32: 4}
 _PIXELS = "inference.InferTensorContents.uint_contents"
 """The one list of integers that may be long."""
+_TEXT = FieldDescriptor.TYPE_STRING
 _INTEGERS = {
     FieldDescriptor.TYPE_BOOL,
     FieldDescriptor.TYPE_INT32,
@@ -24,7 +29,10 @@ _INTEGERS = {
 
 
 def check(kind: type[Message], message: bytes) -> None:
-    """Raise TooLarge where `message`, a `kind`, has too many parts; MalformedRequest where it is none."""
+    """Raise TooLarge where `message`, a `kind`, has too many parts; MalformedRequest where it is none.
+
+    A text that is longer than any text has to be is malformed.
+    """
     try:
         left = _count(cast("Descriptor", kind.DESCRIPTOR), memoryview(message), MAX_PARTS)
     except IndexError as error:
@@ -55,8 +63,10 @@ def _count(kind: Descriptor, message: memoryview, left: int) -> int:
                 continue
             if field.message_type is not None:
                 left = _count(field.message_type, message[start:at], left)
-            elif field.type in _INTEGERS and field.full_name != _PIXELS:
-                left -= size
+            elif field.type in _INTEGERS:
+                left -= size // PIXELS if field.full_name == _PIXELS else size
+            elif field.type == _TEXT and size > MAX_TEXT:
+                raise MalformedRequest(f"the message's {field.name} has more than {MAX_TEXT} bytes")
     return left
 
 
