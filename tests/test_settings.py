@@ -30,6 +30,12 @@ def test_an_unknown_setting_is_refused() -> None:
         Settings(prot=8000)  # type: ignore[call-arg]
 
 
+def test_an_empty_host_is_refused() -> None:
+    """It would be every address that the machine has."""
+    with pytest.raises(ValidationError, match="host"):
+        Settings(host="")
+
+
 def test_every_setting_has_a_description() -> None:
     assert not [name for name, field in Settings.model_fields.items() if not field.description]
 

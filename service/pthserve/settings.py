@@ -56,7 +56,9 @@ class Settings(BaseModel):
     name: str | None = Field(
         None, description="the model's name in answers and metrics; default: the card's, or the file's"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` or `::` are all there are"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="serve /metrics on this port alone")
     grpc_port: int | None = Field(None, ge=0, le=65535, description="serve gRPC on this port; off when unset")

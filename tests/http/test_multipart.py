@@ -63,6 +63,18 @@ def test_a_boundary_may_have_blanks_behind_it_and_text_after_the_last() -> None:
     assert read([part() + END], 'Multipart/Form-Data; charset=x; BOUNDARY="boundary"') == IMAGE
 
 
+@pytest.mark.parametrize(
+    "preamble", [b"", b"This is a multi-part message.", b"a\r\nb\r\n", b"--bound\r\n--bound"]
+)
+def test_text_may_stand_before_the_first_boundary(preamble: bytes) -> None:
+    assert read([preamble + b"\r\n" + part() + END]) == IMAGE
+
+
+def test_what_stands_before_the_first_boundary_is_no_part() -> None:
+    with pytest.raises(MalformedRequest, match="no part called"):
+        read([b"--other\r\n" + part()[12:] + b"--boundary\r\n\r\n\r\n" + END])
+
+
 def test_a_part_needs_no_headers() -> None:
     assert read([b"--boundary\r\n\r\nabc\r\n--boundary\r\n\r\n\r\n" + part() + END]) == IMAGE
 

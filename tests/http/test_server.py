@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -22,6 +24,8 @@ from .process import process
 from .wire import closed, connect, head, read
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_port_answers_while_the_model_loads() -> None:
@@ -113,6 +117,13 @@ def test_a_signal_ends_an_idle_service_with_0(stop: signal.Signals) -> None:
         service.child.send_signal(stop)
         code, log = service.end()
         assert code == 0, log
+
+
+def test_no_request_imports_a_module() -> None:
+    """One that came when the process was out of descriptors would fail."""
+    command = [sys.executable, "-m", "tests.http.late_imports"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == []
 
 
 def test_a_signal_ends_a_service_that_still_loads() -> None:

@@ -1,5 +1,6 @@
 """HTTP as it is on the wire, for clients that are not well-behaved."""
 
+import re
 import socket
 from dataclasses import dataclass
 
@@ -19,8 +20,14 @@ class Reply:
         return str(orjson.loads(self.body)["error"])
 
 
-def connect(service: Service) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
+def connect(service: Service, receive: int | None = None) -> socket.socket:
+    """A connection. receive: bytes that its kernel takes of answers that are not read."""
+    connection = socket.socket()
+    connection.settimeout(PATIENCE)
+    if receive is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+    connection.connect(("127.0.0.1", service.port))
+    return connection
 
 
 def head(method: str = "POST", path: str = "/predict", **headers: object) -> bytes:
@@ -42,6 +49,14 @@ def read(connection: socket.socket) -> Reply:
     while len(body) < int(headers["content-length"]):
         body += connection.recv(65536)
     return Reply(int(status.split()[1]), headers, body)
+
+
+def answers(connection: socket.socket) -> list[int]:
+    """The codes of all answers until the service hangs up."""
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3})", data)]
 
 
 def exchange(service: Service, data: bytes) -> Reply:

@@ -1,113 +1,344 @@
-"""Connection: uvicorn's, with bounds on what a client may do before its request has a body."""
+"""Connection: HTTP/1.1 over a socket, within bounds on what a client may send, hold and leave unread.
+
+A request is parsed when the one before it is answered and the kernel has taken the answer. Until then reading
+stops, so that a connection holds one request, one answer and one read, however much a client sends.
+uvicorn accepts the connections and shuts them down; it is known here by its `Config` and `ServerState`.
+"""
 
 import asyncio
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
+from pthserve.http.exchange import STATUS_LINES, Exchange
+from pthserve.http.parsing import Head, Parser, Refused
 from pthserve.metrics import REQUESTS
 
 HEAD_SECONDS = 10.0
 """From a connection's first moment, or from a request's first byte, to the end of its headers."""
-HEAD_BYTES = 64 * 2**10
-"""Request line and headers, about."""
+ANSWER_SECONDS = 30.0
+"""For a client to take an answer, from when the kernel's buffers are full until they have all of it."""
+LINGER_SECONDS = 2.0
+"""For a client that still sends to read its last answer: to close at once would reset the connection."""
+DISCARD_BYTES = 64 * 2**20
+"""Of a body that nobody reads because its request is answered; after more of it the connection is ended."""
+READ_BYTES = 64 * 2**10
+"""Read at once."""
+BODY_BYTES = 64 * 2**10
+"""Of a body that the app has not received yet, before reading stops."""
+PROBE_SECONDS = 0.25
+"""For an answer to a client that sends no more, before it is probed whether it still reads."""
+_TCP_CLOSE = 7
+"""The state of a connection that was reset, in the first byte of TCP_INFO."""
 
 
-class Connection(HttpToolsProtocol):
-    """A connection whose client may be neither slow nor long-winded with its headers.
+class Connection(asyncio.BufferedProtocol):
+    """A client's connection.
 
-    uvicorn bounds only how long a connection may be idle between two requests.
+    buffer: what is read into; the connections of one event loop may share it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._patience: asyncio.TimerHandle | None = None
-        self._in_head = False
-        self._head = 0
+    def __init__(
+        self,
+        buffer: bytearray,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._buffer = buffer
+        self._app = config.loaded_app
+        self._server = server_state
+        self._app_state = app_state
+        self._keep_alive_seconds = config.timeout_keep_alive
+        self._loop = _loop or asyncio.get_running_loop()
+        self.parser = Parser()
+        self.writable = asyncio.Event()
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._exchange: Exchange | None = None
+        self._unparsed = b""
+        self._parsed_to = 0  # in `_unparsed`
+        self._discarded = 0
+        self._reading = True
+        self._input_ended = False
+        self._lingering = False
+        self._idle = False  # between two requests
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What each answer says, such as its date."""
+        return self._server.default_headers
+
+    # What the transport calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Give the client its time for the first request."""
-        super().connection_made(transport)
-        self._be_patient()
+        self._server.connections.add(self)  # type: ignore[arg-type]
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0)  # so that it is known when the kernel's buffers are full
+        self.writable.set()
+        self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
+        self._address = (transport.get_extra_info("sockname") or ("", 0))[:2]
+        self._start_timer(HEAD_SECONDS)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Forget the client."""
-        self._be_content()
-        super().connection_lost(exc)
+        self._server.connections.discard(self)
+        for timer in (self._timer, self._write_timer, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
+        self.writable.set()
+        if self._exchange is not None and not self._exchange.answered:
+            self._exchange.disconnect()
+        self._unparsed = b""
 
-    def data_received(self, data: bytes) -> None:
-        """Take a piece of a request."""
-        if self._in_head:
-            self._head += len(data)
-            if self._head > HEAD_BYTES:
-                self._refuse(431, f"the request's headers are larger than {HEAD_BYTES} bytes")
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        """Where to read into."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        if self._lingering:
+            self._discard(nbytes)
+            return
+        self._unparsed = self._unparsed[self._parsed_to :] + self._buffer[:nbytes]
+        self._parsed_to = 0
+        self.proceed()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. Whether it still reads is seen when something is written to it."""
+        self._input_ended = True
+        exchange = self._exchange
+        if self._lingering or (exchange is None and not self.parser.begun):
+            return False
+        if exchange is None or not self.parser.complete:
+            self._refuse(Refused(400, "the connection was shut down before the request was complete"))
+            return False
+        if exchange.head.version == "1.0":  # which knows no interim answer to probe with
+            return False
+        exchange.keep_alive = False
+        self._probe(exchange, PROBE_SECONDS)
+        return True
+
+    def pause_writing(self) -> None:
+        """The kernel's buffers are full."""
+        self.writable.clear()
+        self._write_timer = self._loop.call_later(ANSWER_SECONDS, self._transport.abort)
+
+    def resume_writing(self) -> None:
+        """All is taken."""
+        self.writable.set()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        self.proceed()
+
+    # What uvicorn calls.
+
+    def shutdown(self) -> None:
+        """Close when the request that is being answered is answered."""
+        if self._exchange is None or self._exchange.answered:
+            self._transport.close()
+        else:
+            self._exchange.keep_alive = False
+
+    # What an exchange calls.
+
+    def write(self, *pieces: bytes) -> None:
+        """Write to the client, unless the connection is ended."""
+        if not self._lingering and not self._transport.is_closing():
+            self._transport.writelines(pieces)
+
+    def on_answered(self, exchange: Exchange) -> None:
+        """The answer is written; the next request may be parsed."""
+        self._server.total_requests += 1
+        if self._transport.is_closing():
+            return
+        if self.parser.complete:
+            self._end_exchange(exchange)
+        elif exchange.keep_alive:
+            self._discarded = len(self.parser.body)
+            self.parser.body.clear()
+            self._start_timer(HEAD_SECONDS)
+        else:
+            self._hang_up()
+        self.proceed()
+
+    def fail(self, exchange: Exchange) -> None:
+        """The app ended without an answer."""
+        if not exchange.started:
+            self._write_problem(500, "the service made a mistake")
+        self._hang_up()
+
+    def proceed(self) -> None:
+        """Parse what was read, as far as that is allowed now; read on if nothing is left of it."""
+        while self._parsed_to < len(self._unparsed) and self._may_parse():
+            if self._idle:
+                self._idle = False
+                self._start_timer(HEAD_SECONDS)
+            try:
+                end = self.parser.feed(self._unparsed, self._parsed_to)
+            except Refused as refused:
+                self._refuse(refused)
                 return
-        super().data_received(data)
-        answered = self.cycle is None or self.cycle.response_complete
-        if answered and self._patience is None and not self.transport.is_closing():
-            self._be_patient()  # for the rest of a body that nobody reads, or for empty lines
+            size, self._parsed_to = end - self._parsed_to, end
+            if size == 0:
+                break
+            if self._exchange is not None:
+                self._take_body(self._exchange, size)
+            elif self.parser.head is not None:
+                self._begin_exchange(self.parser.head)
+        self._read_on()
 
-    def on_message_begin(self) -> None:
-        """The first byte of a request."""
-        super().on_message_begin()
-        self._in_head, self._head = True, 0
-        if self._patience is None:
-            self._be_patient()
+    # What a connection does.
 
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request line."""
-        self._count(len(url))
-        super().on_url(url)
+    def _may_parse(self) -> bool:
+        if self._lingering or self._transport.is_closing():
+            return False
+        if self._exchange is None:
+            return self.writable.is_set()
+        return not self.parser.complete and not self._body_full()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+    def _body_full(self) -> bool:
+        exchange = self._exchange
+        return exchange is not None and not exchange.answered and len(self.parser.body) >= BODY_BYTES
 
-    def on_headers_complete(self) -> None:
-        """The last header: from here on the app bounds what the client may do."""
-        self._in_head = False
-        self._be_content()
-        super().on_headers_complete()
+    def _read_on(self) -> None:
+        """Read where what comes can be parsed; or where nothing waits, to see whether the client leaves."""
+        if self._input_ended or self._transport.is_closing():
+            return
+        waiting = self._parsed_to < len(self._unparsed)
+        wanted = self._lingering or self._may_parse() or not (waiting or self._body_full())
+        if wanted != self._reading:
+            self._reading = wanted
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
 
-    def on_response_complete(self) -> None:
-        """The answer is out; the rest of a body that nobody read may still come, but not for ever."""
-        super().on_response_complete()
-        if self.cycle.more_body and self._patience is None and not self.transport.is_closing():
-            self._be_patient()
+    def _begin_exchange(self, head: Head) -> None:
+        self._stop_timer()
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "method": head.method,
+            "scheme": "http",
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "root_path": "",
+            "headers": head.headers,
+            "client": self._client,
+            "server": self._address,
+            "state": self._app_state.copy(),
+        }
+        self._exchange = exchange = Exchange(self, head, scope)
+        if head.length > DISCARD_BYTES:
+            exchange.keep_alive = False
+        task = self._loop.create_task(exchange.run(self._app))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Tell a client that what it sent cannot be parsed."""
-        if self._head > HEAD_BYTES:
-            self._refuse(431, f"the request's headers are larger than {HEAD_BYTES} bytes")
+    def _take_body(self, exchange: Exchange, size: int) -> None:
+        """A piece of the request, of `size` bytes, was parsed after its head."""
+        if not exchange.answered:
+            exchange.notify()
+            return
+        self.parser.body.clear()
+        self._discard(size)
+        if self.parser.complete and not self._transport.is_closing():
+            self._end_exchange(exchange)
+
+    def _end_exchange(self, exchange: Exchange) -> None:
+        self._exchange = None
+        self.parser.next()
+        if exchange.keep_alive and not self._input_ended:
+            self._idle = True
+            self._start_timer(self._keep_alive_seconds)
         else:
-            self._refuse(400, "this is not an HTTP request that can be parsed")
+            self._hang_up()
 
-    def _count(self, size: int) -> None:
-        self._head += size
-        if self._head > HEAD_BYTES:
-            raise ValueError  # the parser passes it on as its own error
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > DISCARD_BYTES:
+            self._transport.abort()
 
-    def _be_patient(self) -> None:
-        self._patience = self.loop.call_later(HEAD_SECONDS, self._lose_patience)
+    def _refuse(self, refused: Refused) -> None:
+        """Answer without the app, which never saw the request or does not see its end, and hang up."""
+        exchange = self._exchange
+        if exchange is None:
+            REQUESTS.labels("unparsed", refused.code).inc()
+        if exchange is None or not exchange.started:
+            self._write_problem(refused.code, refused.message)
+        if exchange is not None and not exchange.answered:
+            exchange.disconnect()
+        self._hang_up()
 
-    def _be_content(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _lose_patience(self) -> None:
-        self._patience = None
-        if self._in_head:
-            self._refuse(408, f"the request's headers did not arrive within {HEAD_SECONDS:.0f} seconds")
-        else:
-            self.transport.close()
-
-    def _refuse(self, code: int, message: str) -> None:
-        """Answer without the app, which never saw the request, and hang up."""
-        REQUESTS.labels("unparsed", code).inc()
+    def _write_problem(self, code: int, message: str) -> None:
         body = orjson.dumps({"error": message})
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[code] + head % len(body) + body)
-        self.transport.close()
+        self.write(STATUS_LINES[code], head % len(body), body)
+
+    def _hang_up(self) -> None:
+        """Write no more, and close when the client has closed, or after a short time."""
+        if self._transport.is_closing() or self._lingering:
+            return
+        clean = self._exchange is None and self._parsed_to == len(self._unparsed) and not self.parser.begun
+        self._unparsed, self._parsed_to = b"", 0
+        if clean or self._input_ended:
+            self._transport.close()
+            return
+        self._lingering = True
+        self._discarded = 0
+        self._transport.write_eof()
+        self._start_timer(LINGER_SECONDS)
+        self._read_on()
+
+    def _probe(self, exchange: Exchange, seconds: float) -> None:
+        """See whether a client that sends no more has left, too: then an interim answer brings a reset."""
+
+        def look() -> None:
+            info = self._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            if info[0] == _TCP_CLOSE:
+                self._transport.abort()
+                return
+            if not exchange.started:
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._probe(exchange, 2 * seconds)
+
+        self._probe_timer = self._loop.call_later(seconds, look)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        self._timer = self._loop.call_later(seconds, self._on_timeout)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timeout(self) -> None:
+        self._timer = None
+        if self._lingering or not self.writable.is_set():
+            self._transport.abort()
+        elif self._exchange is None and self.parser.begun:
+            seconds = f"{HEAD_SECONDS:.0f} seconds"
+            self._refuse(Refused(408, f"the request's headers did not arrive within {seconds}"))
+        else:
+            self._transport.close()
+
+
+def factory() -> Callable[..., Connection]:
+    """What makes the connections of one server, which read into one buffer."""
+    buffer = bytearray(READ_BYTES)
+
+    def make(**arguments: Any) -> Connection:
+        return Connection(buffer, **arguments)
+
+    return make

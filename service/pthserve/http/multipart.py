@@ -68,9 +68,13 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
     if len(boundary) > BOUNDARY_BYTES:
         raise _unparsable(f"its boundary has more than {BOUNDARY_BYTES} bytes")
     delimiter = b"\r\n--" + boundary
-    at = len(delimiter) - 2
-    if not body.startswith(delimiter[2:]):
-        raise _unparsable("it does not begin with its boundary") if body else _cut_off()
+    # Text may stand before the first boundary (RFC 2046, 5.1.1), which then begins a line.
+    if body.startswith(delimiter[2:]):
+        at = len(delimiter) - 2
+    elif (preamble := body.find(delimiter)) >= 0:
+        at = preamble + len(delimiter)
+    else:
+        raise _unparsable("its boundary is not in it") if body else _cut_off()
     parts = 0
     while not body.startswith(b"--", at):
         line_end = body.find(b"\r\n", at)

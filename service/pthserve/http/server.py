@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import pthserve
 from pthserve.errors import PthserveError
-from pthserve.http import logs, problems
+from pthserve.http import connection, logs, problems
 from pthserve.http.app import create_app
-from pthserve.http.connection import Connection
 from pthserve.http.guard import Guard
 from pthserve.http.routes import metrics
+from pthserve.http.routing import plain, schema
 from pthserve.metrics import BUILD_INFO
 from pthserve.model import Model
 from pthserve.serving.bodies import Bodies
@@ -97,9 +98,11 @@ class Server:
             reload = Reload(predictor, self._settings, self._load)
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
+                importing = asyncio.create_task(_import_late(loading))
                 giving = asyncio.create_task(give_back_when(lambda: not predictor.admission.inflight))
                 await self._until_stopped(predictor, reload, loading)
                 giving.cancel()
+                importing.cancel()
         finally:
             predictor.close()
         if loading.done():
@@ -181,7 +184,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=connection.factory(),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -219,6 +222,17 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {reason}") from error
     listening.setblocking(False)
     return listening
+
+
+async def _import_late(loading: "asyncio.Task[None]") -> None:
+    """Import what requests would: one that came when the process is out of descriptors could not.
+
+    A scrape runs in a thread, for which anyio imports its half of asyncio; a schema takes FastAPI.
+    """
+    await run_in_threadpool(bool)
+    await asyncio.wait([loading])
+    await run_in_threadpool(schema, [plain("/livez", metrics)])
+    log.debug("imported what requests need")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
