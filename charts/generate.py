@@ -117,6 +117,7 @@ SET_BY_THE_CHART = {
     "model": "what weights.source mounts",
     "sha256": "weights.sha256",
     "host": "0.0.0.0",  # noqa: S104
+    "allowedHosts": "any; the Service's names are added to what is given",
     "device": "auto, or cuda with gpu.enabled",
     "threads": "resources.limits.cpu",
     "cacheDir": "/var/cache/pthserve",
@@ -268,6 +269,11 @@ With no values it serves the demo, an ImageNet model that is in the image. To se
       --set weights.pvc.existingClaim=models --set weights.file=resnet18.pth
 
 `k8s/examples/` has values for a laptop, production on CPUs, a GPU, KEDA, a claim and the Gateway API.
+Behind an ingress or a gateway, `settings.trustedProxies` names its addresses, so that
+`settings.rateLimit` counts clients and not the proxy; `settings.allowedHosts` lists the host names that are
+answered to, and `settings.corsOrigins` the other sites whose pages may call the service. See "Behind an
+ingress or a gateway" in `docs/operations.md`.
+
 `values.schema.json` refuses a value that is not in the tables below, and the chart refuses combinations that
 cannot work, each with a sentence that says what to do.
 

@@ -12,7 +12,7 @@ class Client:
 
     def __init__(self, app: ASGIApp) -> None:
         self.runner = asyncio.Runner()
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
     def __enter__(self) -> "Client":
         return self

@@ -90,6 +90,11 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         ("serve", "--nonsense"),
         ("serve", "--port", "many"),
         ("serve", "--port", "70000"),
+        ("serve", "--deadline", "inf"),
+        ("serve", "--drain-seconds", "nan"),
+        ("serve", "--max-body", str(10**18)),
+        ("serve", "--max-inflight", "9" * 5000),
+        ("serve", "--allowed-hosts", "http://cats.example"),
         ("serve", "--engine", "steam"),
         ("predict", "demo"),
         ("predict", "demo", "no-such-file.jpg"),
@@ -102,6 +107,7 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
 
 def test_wrong_usage_names_flag_and_variable() -> None:
     assert "--port (PTHSERVE_PORT)" in run("serve", "--port", "70000").stderr
+    assert "--deadline (PTHSERVE_DEADLINE)" in run("serve", PTHSERVE_DEADLINE="inf").stderr
     assert "--max-batch" in run("serve", PTHSERVE_MAX_BATCH="many").stderr
     # One that `inspect` has no flag for.
     assert "PTHSERVE_MAX_BATCH" in run("inspect", "x.pth", PTHSERVE_MAX_BATCH="0").stderr

@@ -1,7 +1,9 @@
 """Settings: one frozen object, from the environment, with a CPU default that follows the cgroup."""
 
+import math
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -34,6 +36,31 @@ def test_an_empty_host_is_refused() -> None:
     """It would be every address that the machine has."""
     with pytest.raises(ValidationError, match="host"):
         Settings(host="")
+
+
+NUMBERS = [
+    name
+    for name, field in Settings.model_fields.items()
+    if {int, float} & {field.annotation, *get_args(field.annotation)}
+]
+
+
+def test_there_are_numbers_among_the_settings() -> None:
+    assert {"port", "deadline", "max_body", "threads"} <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, -1, 10**18, 10**400])
+def test_a_number_beyond_all_sense_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_largest_number_that_is_allowed_is_in_the_schema_of_the_chart(name: str) -> None:
+    field = Settings.model_json_schema()["properties"][name]
+    number = next((kind for kind in field.get("anyOf", ()) if "maximum" in kind), field)
+    assert Settings(**{name: number["maximum"]})
 
 
 def test_every_setting_has_a_description() -> None:

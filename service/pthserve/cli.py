@@ -2,13 +2,14 @@
 
 import importlib
 import logging
-import sys
+import traceback
 from typing import Any
 
 import rich_click as click
 
 import pthserve
-from pthserve.errors import GoldenError, ModelError, PthserveError
+from pthserve.errors import PthserveError
+from pthserve.exits import code, leave
 
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
@@ -21,13 +22,6 @@ COMMANDS = {
     "fetch": "Bring a weights file from an address, whole and checked.",
 }
 """Name to what it does; `commands/<name>.py` holds it as `command`."""
-
-EXIT_CODES: tuple[tuple[type[PthserveError], int], ...] = (
-    (GoldenError, 4),
-    (ModelError, 3),
-    (PthserveError, 1),
-)
-"""The first that fits counts. click exits with 2 on wrong usage, and with 1 on what a command cannot do."""
 
 NOT_IN_EVERY_INSTALLATION = {"torch", "torchvision", "nncf", "safetensors"}
 
@@ -60,15 +54,13 @@ def main() -> None:
         app(prog_name="pthserve")
     except PthserveError as error:
         if logging.getLogger("pthserve").isEnabledFor(logging.DEBUG):
-            raise
-        click.echo(f"pthserve: {error}", err=True)
-        sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+            leave(code(error), traceback.format_exc().rstrip())
+        leave(code(error), f"pthserve: {error}")
     except ModuleNotFoundError as error:
         if error.name not in NOT_IN_EVERY_INSTALLATION:
             raise
-        click.echo(
+        leave(
+            1,
             f"pthserve: this takes {error.name}, which is not installed: `pip install 'pthserve[build]'`, or "
             "use a model that `pthserve pack` made where it is",
-            err=True,
         )
-        sys.exit(1)

@@ -11,8 +11,10 @@ PthserveError
 ├── RequestError              the client can mend it
 │   ├── MalformedRequest      no image part, or a request that cannot be parsed
 │   ├── Unauthorized          no key, or not one of ours
+│   ├── CrossOrigin           what changes something, from a page of another site
 │   ├── NotFound              no such route, model or version
 │   ├── TooLarge              more bytes, pixels, frames, parts or images than allowed
+│   ├── WrongHost             the Host header names a host that is not this service
 │   ├── TooSlow               the body did not arrive within the deadline
 │   ├── UnsupportedImage      not an image, or not of an allowed format
 │   ├── BrokenImage           an image of an allowed format that cannot be decoded
@@ -73,12 +75,20 @@ class Unauthorized(RequestError):
     """The request carries no API key, or not one of ours."""
 
 
+class CrossOrigin(RequestError):
+    """A page of another site has a browser send what changes something."""
+
+
 class NotFound(RequestError):
     """No such route, model or version."""
 
 
 class TooLarge(RequestError):
     """More bytes, pixels, frames, parts or images than are allowed."""
+
+
+class WrongHost(RequestError):
+    """The Host header names a host that is not this service."""
 
 
 class TooSlow(RequestError):

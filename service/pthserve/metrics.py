@@ -77,6 +77,11 @@ REJECTED = Counter(
     registry=REGISTRY,
 )
 DISCONNECTS = Counter("pthserve_disconnects", "Clients that left before their answer.", registry=REGISTRY)
+LOG_LINES_DROPPED = Counter(
+    "pthserve_log_lines_dropped",
+    "Lines of the log that were not written, as standard error was not read in time or could not be written.",
+    registry=REGISTRY,
+)
 MODEL_INFO = Info(
     "pthserve_model",
     "The model that is served: name, version, architecture, digest, engine and precision.",

@@ -6,15 +6,20 @@ environment, the environment beats the default. The table is docs/settings.md.
 
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 VARIABLE = "PTHSERVE_{}"
 """A setting's environment variable, of its name in capitals."""
 CGROUP = Path("/sys/fs/cgroup")
 _ADDRESS = r"^https?://[^/\s]+"
+RATE = r"^([1-9]\d{0,8})\s*(?:/|\s+per\s+)\s*([1-9]\d{0,3})?\s*(second|minute|hour|day)s?$"
+"""How a rate is written: requests, how many units of time (one where it is left out), and the unit."""
+_HOST = r"(\*|(\*\.)?[\w-]+(\.[\w-]+)*)"
+_ORIGIN = r"(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)"
 
 
 def cpu_quota() -> int:
@@ -42,10 +47,15 @@ def _cgroup_v1() -> tuple[int, int]:
         return 0, 0
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """The parts of a setting that is a list with commas; in lower case, for all such settings ignore case."""
+    return tuple(part.strip().lower() for part in text.split(",")) if text is not None else ()
+
+
 class Settings(BaseModel):
     """What a user may choose. Sizes in bytes, times in seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field("demo", description="weights file, folder with a card, packed folder, or `demo`")
     sha256: str | None = Field(
@@ -72,15 +82,17 @@ class Settings(BaseModel):
         "exact",
         description="`exact`: torchvision's numbers to the bit; `fast`: within 0.3 grey levels, sooner",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: the cgroup's quota")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: the cgroup's quota")
     max_batch: int | None = Field(
         None, ge=1, le=1024, description="most images in one forward pass; default: the plan's"
     )
-    max_inflight: int = Field(256, ge=1, description="most images admitted at once")
-    deadline: float = Field(10.0, gt=0, description="seconds after which an answer is of no use")
-    drain_seconds: float = Field(5.0, ge=0, description="seconds of serving while not ready, after SIGTERM")
-    max_body: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
-    max_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels")
+    max_inflight: int = Field(256, ge=1, le=100_000, description="most images admitted at once")
+    deadline: float = Field(10.0, gt=0, le=3600, description="request deadline in seconds")
+    drain_seconds: float = Field(
+        5.0, ge=0, le=3600, description="seconds of serving while not ready, after SIGTERM"
+    )
+    max_body: int = Field(20 * 2**20, ge=1, le=2**30, description="largest request body, bytes")
+    max_pixels: int = Field(50_000_000, ge=1, le=1_000_000_000, description="largest image, pixels")
     tolerance: float = Field(
         0.02,
         ge=0,
@@ -88,13 +100,13 @@ class Settings(BaseModel):
         description="largest difference of a probability from fp32's that a plan or a golden image may show",
     )
     tune_budget: float = Field(
-        10.0, ge=0, description="seconds that tuning may take at load; 0 takes the default plan"
+        10.0, ge=0, le=3600, description="seconds that tuning may take at load; 0 takes the default plan"
     )
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
     cache_dir: Path | None = Field(None, description="folder for compiled models and plans")
     golden: Literal["gate", "warn", "off"] = Field("gate", description="what a disagreeing golden image does")
     reload_interval: float = Field(
-        0.0, ge=0, description="seconds between looks at the model file; 0: only on SIGHUP"
+        0.0, ge=0, le=86_400, description="seconds between looks at the model file; 0: only on SIGHUP"
     )
     shadow: float = Field(
         0.0,
@@ -107,7 +119,25 @@ class Settings(BaseModel):
     )
     api_keys: Path | None = Field(None, description="file with one API key a line; keys are off when unset")
     rate_limit: str | None = Field(
-        None, description="requests a key, or a client without one, may send, such as `100/second`"
+        None,
+        json_schema_extra={"pattern": RATE},
+        description="requests that one API key, or one client address without keys, may send, such as "
+        "`100/second`",
+    )
+    trusted_proxies: str | None = Field(
+        None,
+        description="addresses or networks of proxies whose `X-Forwarded-For` names the client, such as "
+        "`10.0.0.0/8, 192.0.2.7`; no proxy is trusted when unset",
+    )
+    allowed_hosts: str | None = Field(
+        None,
+        description="names that may stand in a request's `Host` header beside addresses and localhost, such "
+        "as `cats.example, *.cats.example`, or `*` for any; default: none on a loopback `host`, else any",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="origins whose pages may call the service from a browser, such as "
+        "`https://shop.example`, or `*` for any; no other site's when unset",
     )
     explain: Literal["on", "off"] = Field("on", description="whether POST /explain answers")
     otlp_endpoint: str | None = Field(
@@ -132,15 +162,35 @@ class Settings(BaseModel):
     @field_validator("rate_limit")
     @classmethod
     def _is_a_rate(cls, value: str | None) -> str | None:
-        if value is not None:
-            from limits import parse  # slow to import, and few ask for it
+        if value is not None and not re.match(RATE, value):
+            raise ValueError(
+                "must be a number of requests and a time, such as 100/second; times are in seconds, minutes, "
+                "hours or days"
+            )
+        return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str | None) -> str | None:
+        for text in listed(value):
             try:
-                amount = parse(value).amount
-            except ValueError:
-                amount = 0
-            if not amount:
-                raise ValueError("must be a number of requests and a time, such as 100/second")
+                ip_network(text)
+            except ValueError as error:
+                raise ValueError(
+                    f"must be addresses or networks with a comma between them, such as 10.0.0.0/8: {error}"
+                ) from None
+        return value
+
+    @field_validator("allowed_hosts", "cors_origins")
+    @classmethod
+    def _are_names(cls, value: str | None, info: ValidationInfo) -> str | None:
+        form, example = {
+            "allowed_hosts": (_HOST, "host names without a port, such as cats.example or *.cats.example"),
+            "cors_origins": (_ORIGIN, "origins without a path, such as https://shop.example"),
+        }[str(info.field_name)]
+        for text in listed(value):
+            if not re.fullmatch(form, text):
+                raise ValueError(f"must be {example}, with a comma between them; {text!r} is not")
         return value
 
     @field_validator("otlp_endpoint")

@@ -108,6 +108,17 @@ def test_threads_are_left_alone_when_given_or_unlimited(values: dict[str, Any], 
     assert "env" not in helm.render(values).container
 
 
+def test_the_service_s_own_names_are_among_the_hosts_that_are_allowed(helm: Helm) -> None:
+    environment = helm.render({"settings": {"allowedHosts": "cats.example"}}).environment
+    assert environment["PTHSERVE_ALLOWED_HOSTS"].split(",") == [
+        "cats.example",
+        *("cats-pthserve", "cats-pthserve.shop", "cats-pthserve.shop.svc"),
+        "cats-pthserve.shop.svc.cluster.local",
+    ]
+    assert Settings(allowed_hosts=environment["PTHSERVE_ALLOWED_HOSTS"])
+    assert "PTHSERVE_ALLOWED_HOSTS" not in helm.render().environment
+
+
 def test_no_service_links_shadow_the_settings(helm: Helm) -> None:
     assert all(pod["enableServiceLinks"] is False for pod in helm.render().pods)
 

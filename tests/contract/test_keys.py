@@ -22,7 +22,7 @@ WRONG = [("authorization", "Bearer another"), ("x-unknown", "a-key")]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("a-key")
+    keys.write_text("a-key\n")
     with serving(squares(name="pets"), grpc_port=0, api_keys=Path(keys)) as started:
         yield started
 

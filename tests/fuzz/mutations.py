@@ -296,7 +296,7 @@ def _place(dice: random.Random) -> Sent:
     if dice.random() < 0.2:
         path += dice.choice(("?", "?a=b", "?%", "?" + "a=b&" * 500, "?top=\x80", "#x"))
     body = dice.choice((b"", b"", b"{}", b"x", b"[]", b"\xff"))
-    lines = [f"{method} {path} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}"]
     if dice.random() < 0.3:
         lines.append(f"accept: {dice.choice(('application/openmetrics-text', '*', '', 'x' * 3000))}")
     data = "\r\n".join([*lines, "", ""]).encode("latin-1") + body

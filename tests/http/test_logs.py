@@ -1,10 +1,14 @@
 """One line a request, and what must never stand in it."""
 
 import asyncio
+import gc
 import io
 import logging
 import re
+import sys
 import threading
+import weakref
+from typing import Any
 
 import grpc
 import httpx
@@ -12,10 +16,11 @@ import orjson
 import pytest
 
 from pthserve.http import logs
+from pthserve.metrics import LOG_LINES_DROPPED
 from pthserve.protos import inference_pb2 as pb
 
 from ..serving.squares import png, squares
-from .conftest import serving
+from .conftest import PATIENCE, serving, until
 
 
 def lines(capfd: pytest.CaptureFixture[str], requests: int, **settings: object) -> list[str]:
@@ -126,6 +131,92 @@ def test_a_writer_that_is_stuck_holds_nobody_up() -> None:
         for number in range(20_000):
             logging.getLogger("pthserve").info("line %d", number)
         unstuck.set()
+
+
+def test_lines_that_are_dropped_are_counted_and_the_log_says_so() -> None:
+    class Slow(io.StringIO):
+        """Is written to by a thread that waits for a reader."""
+
+        def write(self, text: str) -> int:
+            writing.set()
+            reading.wait(PATIENCE)
+            return super().write(text)
+
+    writing, reading, stream = threading.Event(), threading.Event(), Slow()
+    before = LOG_LINES_DROPPED._value.get()
+    logger = logging.getLogger("pthserve")
+    with logs.written("json", "info", stream):
+        logger.info("the first")
+        assert writing.wait(PATIENCE)
+        for number in range(logs._BACKLOG + 7):
+            logger.info("line %d", number)
+        assert LOG_LINES_DROPPED._value.get() == before + 7
+        reading.set()
+        until(lambda: "7 lines of the log were dropped" in stream.getvalue())
+        logger.info("the last")
+    written = [orjson.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert len([line for line in written if "dropped" in line]) == 1
+    assert len(written) == logs._BACKLOG + 3
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed")]
+)
+def test_a_stream_that_fails_ends_neither_the_log_nor_the_service(error: Exception) -> None:
+    class Failing(io.StringIO):
+        def write(self, text: str) -> int:
+            if failing.is_set():
+                failed.set()
+                raise error
+            return super().write(text)
+
+    failing, failed, stream = threading.Event(), threading.Event(), Failing()
+    failing.set()
+    before = LOG_LINES_DROPPED._value.get()
+    with logs.written("json", "info", stream):
+        logging.getLogger("pthserve").info("lost")
+        assert failed.wait(PATIENCE)
+        until(lambda: LOG_LINES_DROPPED._value.get() == before + 1)
+        failing.clear()
+        logging.getLogger("pthserve").info("kept")
+    written = [orjson.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert written[0] == "kept"
+    assert "1 lines of the log were dropped" in written[1]
+
+
+def test_what_an_exception_refers_to_is_not_held_until_its_line_is_written() -> None:
+    class Body:
+        """What a request sent."""
+
+    def record(level: int, message: str, error: Any = None) -> logging.LogRecord:
+        return logging.LogRecord("pthserve", level, "", 0, message, (), error)
+
+    def fail(body: Body) -> None:
+        raise RuntimeError("cannot")
+
+    class Stuck(io.StringIO):
+        def write(self, text: str) -> int:
+            writing.set()
+            reading.wait(PATIENCE)
+            return super().write(text)
+
+    writing, reading, stream = threading.Event(), threading.Event(), Stuck()
+    lines = logs._Lines(logs._Json(), stream)
+    lines.handle(record(logging.INFO, "the first"))
+    assert writing.wait(PATIENCE)
+    body = Body()
+    held = weakref.ref(body)
+    try:
+        fail(body)
+    except RuntimeError:
+        lines.handle(record(logging.ERROR, "it failed", sys.exc_info()))
+    del body
+    gc.collect()
+    assert held() is None
+    reading.set()
+    lines.close()
+    lines.close()  # as Python does with all handlers when it ends
+    assert "RuntimeError: cannot" in orjson.loads(stream.getvalue().splitlines()[1])["traceback"]
 
 
 def test_an_exception_is_written_with_its_traceback() -> None:

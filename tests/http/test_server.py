@@ -155,6 +155,61 @@ def test_an_interrupt_does_not_drain() -> None:
         assert service.end()[0] == 0
 
 
+def test_whatever_hangs_the_process_ends_soon_after_its_deadline() -> None:
+    """An event loop that hangs stands for all: nothing in Python could end the process then."""
+    code = """
+import threading, time
+from pthserve.http.server import Server
+from pthserve.settings import Settings
+from tests.serving.squares import squares
+
+def hang():
+    while not server._stop.is_set():
+        time.sleep(0.01)
+    server._loop.call_soon_threadsafe(time.sleep, 3600)
+
+server = Server(Settings(port=0, drain_seconds=0.5, deadline=0.5), squares)
+threading.Thread(target=hang, daemon=True).start()
+server._loop.call_soon(print, "serving", server.ports["http"])
+server.run()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        try:
+            assert child.stdout is not None
+            port = int(child.stdout.readline().split()[1])
+            until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(PATIENCE) == -signal.SIGALRM
+        finally:
+            child.kill()
+
+
+def test_a_service_that_ended_in_time_leaves_no_alarm_behind() -> None:
+    code = """
+import os, signal, threading, time
+from pthserve.http.server import Server
+from pthserve.settings import Settings
+from tests.serving.squares import squares
+
+server = Server(Settings(port=0, drain_seconds=0), squares)
+
+def end():
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end, daemon=True).start()
+server.run()
+print(signal.getitimer(signal.ITIMER_REAL))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE
+    )
+    assert done.stdout == "(0.0, 0.0)\n", done.stderr
+
+
 def test_what_is_in_flight_is_finished() -> None:
     gate = Gate()
     with serving(squares(engine := Squares())) as service:

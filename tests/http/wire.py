@@ -31,7 +31,7 @@ def connect(service: Service, receive: int | None = None) -> socket.socket:
 
 
 def head(method: str = "POST", path: str = "/predict", **headers: object) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "host: x"]
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 

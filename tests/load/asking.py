@@ -42,13 +42,18 @@ class _Connection(Connection):
 
 def post(image: bytes, path: str = "/predict", **headers: str) -> bytes:
     """A request for what `image`, a PNG, shows."""
-    lines = [f"POST {path} HTTP/1.1", "host: x", "content-type: image/png", f"content-length: {len(image)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: localhost",
+        "content-type: image/png",
+        f"content-length: {len(image)}",
+    ]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + image
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
 
 
 @dataclass

@@ -33,7 +33,7 @@ INFER = b'{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1,
 def mixture() -> list[bytes]:
     """Requests of many kinds; one in twelve is at fault."""
     infer = (
-        b"POST /v2/models/net/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v2/models/net/infer HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(INFER), INFER)
     )
     return [

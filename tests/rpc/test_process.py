@@ -61,7 +61,7 @@ def test_both_fronts_share_a_predictor_and_its_metrics() -> None:
 
 
 def test_both_fronts_share_keys_and_rates_and_probes_need_none(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("a-key")
+    (tmp_path / "keys").write_text("a-key\n")
     key = {"X-API-Key": "a-key"}
     with serving(grpc_port=0, api_keys=tmp_path / "keys", rate_limit="2/hour") as service:
         served = str(service.client.get("/info", headers=key).json()["name"])

@@ -112,7 +112,16 @@ app.kubernetes.io/component: test
 {{- if .Values.gpu.enabled -}}
 {{- $_ := set $settings "device" "cuda" -}}
 {{- end -}}
-{{- range $name, $value := mergeOverwrite $settings .Values.settings }}
+{{- $settings = mergeOverwrite $settings .Values.settings -}}
+{{- with $settings.allowedHosts -}}
+{{- /* The names under which pods, those of `helm test` among them, reach the Service. */ -}}
+{{- $service := include "pthserve.fullname" $ -}}
+{{- $own := list "" (printf ".%s" $.Release.Namespace) (printf ".%s.svc" $.Release.Namespace) (printf ".%s.svc.cluster.local" $.Release.Namespace) -}}
+{{- range $own -}}
+{{- $_ := set $settings "allowedHosts" (printf "%s,%s%s" $settings.allowedHosts $service .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := $settings }}
 {{- /* toJson writes a whole number without an exponent; 2e+07 would not parse. */ -}}
 PTHSERVE_{{ regexReplaceAll "([A-Z])" $name "_${1}" | upper }}: {{ $value | toJson | trimAll "\"" | quote }}
 {{ end -}}

@@ -1,15 +1,13 @@
 """`pthserve serve`: a model over HTTP, until it is told to stop."""
 
-import logging
-import os
-import sys
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from pthserve.commands.options import MODEL, takes_settings
 from pthserve.errors import PthserveError
+from pthserve.exits import leave
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ def command(settings: Settings) -> None:
             f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"
         ) from error
     server.run()
-    _leave()
+    leave(0)
 
 
 def _load(settings: Settings) -> "Model":
@@ -49,15 +47,3 @@ def _load(settings: Settings) -> "Model":
 
     with reading(settings.model) as progress:
         return load(settings.model, settings, progress)
-
-
-def _leave() -> NoReturn:
-    """End the process as it is, with 0.
-
-    A load or a pass that nobody waits for any more may still run in a library, which aborts the process when
-    Python takes itself down beneath it.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)

@@ -11,6 +11,7 @@ from pthserve.http import explain, page, problems, routes, v2
 from pthserve.http.guard import Guard, Guarded
 from pthserve.http.limits import Limits
 from pthserve.http.logs import Logged
+from pthserve.http.origins import protected
 from pthserve.http.routing import Route, schema
 from pthserve.protocol.service import Load
 from pthserve.serving.bodies import Bodies
@@ -34,19 +35,27 @@ def create_app(
     hold, with those of other servers.
     """
     bodies = bodies or Bodies(settings.max_body, settings.cpus)
-    app = Starlette(
-        routes=[
-            *routes.routes(predictor, settings),
-            *v2.routes(predictor, settings, bodies, load),
-            *explain.routes(predictor, settings),
-            *page.routes(),
-            Route("/openapi.json", _schema, ("GET", "HEAD")),
-        ],
-        exception_handlers=problems.HANDLERS,
-    )
+    every = [
+        *routes.routes(predictor, settings),
+        *v2.routes(predictor, settings, bodies, load),
+        *explain.routes(predictor, settings),
+        *page.routes(),
+        Route("/openapi.json", _schema, ("GET", "HEAD"), public=True),
+    ]
+    app = Starlette(routes=every, exception_handlers=problems.HANDLERS)
     app.router.redirect_slashes = False
     bounded: ASGIApp = Limits(app, settings.deadline, bodies, lambda: predictor.draining)
-    return Logged(Guarded(bounded, guard) if guard is not None else bounded, tracer)
+    guarded = Guarded(bounded, guard, every) if guard is not None else bounded
+    return Logged(protected(guarded, settings), tracer)
+
+
+def create_metrics_app(settings: Settings) -> ASGIApp:
+    """The app for a port of its own that answers GET /metrics and nothing else."""
+    app = Starlette(
+        routes=[Route("/metrics", routes.metrics, ("GET", "HEAD"), public=True)],
+        exception_handlers=problems.HANDLERS,
+    )
+    return protected(app, settings)
 
 
 async def _schema(request: Request) -> Response:

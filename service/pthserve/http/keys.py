@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,26 +15,36 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at whether the file has changed."""
+SETTLED = 2.0
+"""Seconds without a change after which a last line without a newline is taken for whole."""
+LARGEST = 2**20
+"""Bytes of the file."""
+
+_State = tuple[int, int, int, int, int]
+"""What changes when a file does: its place, size and times."""
 
 
 class Keys:
     """The keys in `file`, one a line; empty lines and those that begin with `#` do not count.
 
     It is read again when it changes. Where that fails, the keys that were read last hold; an empty file lets
-    nobody in. Keys are held as SHA-256 digests only.
+    nobody in. A line is a key once it ends in a newline, or once the file has stood unchanged for a while:
+    the beginning of a key that is still being written is none. Keys are held as SHA-256 digests only.
     Raises PthserveError where the file cannot be read, or holds no key, at the start.
     """
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
         self._clock = clock
-        self._seen = self._look()
-        self._looked = clock()
+        self._looked = self._changed = clock()
+        self._digests: tuple[bytes, ...] = ()
+        self._unfinished = False
+        self._seen: _State | None = None
         try:
-            self._digests = _digests(file.read_bytes())
+            self._read()
         except OSError as error:
             raise PthserveError(f"{file}: the API keys cannot be read: {error.strerror}") from error
-        if not self._digests:
+        if not self._digests and not self._unfinished:
             raise PthserveError(f"{file}: there is no API key in it; write one a line")
 
     def owner(self, offered: Iterable[bytes]) -> str:
@@ -58,27 +70,56 @@ class Keys:
         if now - self._looked < LOOK_EVERY:
             return
         self._looked = now
-        seen = self._look()
-        if seen == self._seen:
-            return
-        self._seen = seen
         try:
-            self._digests = _digests(self._file.read_bytes())
-        except OSError as error:
-            log.warning(
-                "%s: the API keys cannot be read: %s; those read last hold", self._file, error.strerror
-            )
-        else:
-            log.info("%s: there are %d API keys now", self._file, len(self._digests))
-
-    def _look(self) -> tuple[int, int, int]:
-        try:
-            found = self._file.stat()
+            state = _state(self._file.stat())
         except OSError:
-            return 0, 0, 0
-        return found.st_ino, found.st_size, found.st_mtime_ns
+            state = None
+        if state == self._seen and not self._unfinished:
+            return
+        if state != self._seen:
+            self._changed = now
+        try:
+            self._read()
+        except OSError as error:
+            if state != self._seen:
+                log.warning(
+                    "%s: the API keys cannot be read: %s; those read last hold", self._file, error.strerror
+                )
+            self._seen = state
+        else:
+            log.info("%s: the number of API keys is now %d", self._file, len(self._digests))
+
+    def _read(self) -> None:
+        """Take the keys from the file. A change while it is read is met by the next look."""
+        text, status = _content(self._file)
+        lines = text.splitlines(keepends=True)
+        ended = not lines or lines[-1].endswith((b"\n", b"\r"))
+        age = max(self._clock() - self._changed, time.time() - status.st_mtime)
+        self._unfinished = not ended and age < SETTLED
+        if self._unfinished:
+            lines.pop()
+        keys = {line.strip() for line in lines}
+        self._digests = tuple(
+            hashlib.sha256(key).digest() for key in keys if key and not key.startswith(b"#")
+        )
+        self._seen = _state(status)
 
 
-def _digests(text: bytes) -> tuple[bytes, ...]:
-    lines = {line.strip() for line in text.splitlines()}
-    return tuple(hashlib.sha256(line).digest() for line in lines if line and not line.startswith(b"#"))
+def _content(path: Path) -> tuple[bytes, os.stat_result]:
+    """The bytes of a file, and its status from before they were read; raises OSError unless it is a file."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(0, "it is not a regular file")
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise OSError(0, f"it is larger than {LARGEST} bytes")
+    return text, status
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # what has become a FIFO would wait for a writer
+
+
+def _state(status: os.stat_result) -> _State:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

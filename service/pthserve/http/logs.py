@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -19,7 +19,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pthserve.http.problems import GONE
-from pthserve.metrics import DISCONNECTS, REQUEST_DURATION, REQUESTS
+from pthserve.metrics import DISCONNECTS, LOG_LINES_DROPPED, REQUEST_DURATION, REQUESTS
 from pthserve.tracing import Tracer, begin
 
 log = logging.getLogger(__name__)
@@ -145,28 +145,35 @@ def record(method: str, template: str, code: int, seconds: float, notes: Mapping
 class _Lines(logging.Handler):
     """Has a thread write the lines, many at a time: waking it for each costs as much as an answer's JSON.
 
-    Where the stream cannot keep up, lines are lost, not answers.
+    Where the stream cannot keep up, lines are dropped and counted, and a line says so once it can again.
     """
 
     def __init__(self, form: logging.Formatter, stream: TextIO) -> None:
         super().__init__()
         self.setFormatter(form)
         self._stream = stream
-        self._backlog: deque[logging.LogRecord] = deque()
+        self._backlog: deque[logging.LogRecord | str] = deque()
+        self._dropped = 0
+        """Lines that were dropped since the log last said how many."""
+        self._counting = threading.Lock()
         self._some = threading.Event()
-        self._closed = threading.Event()
+        self._ending = threading.Event()
         self._writer = threading.Thread(target=self._write, name="logs", daemon=True)
         self._writer.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self._backlog) < _BACKLOG:
+        if len(self._backlog) >= _BACKLOG:
+            self._count_dropped(1)
+        elif record.levelno < logging.WARNING:
             self._backlog.append(record)
+        else:  # what it refers to may be an exception, and so a whole request
+            self._backlog.append(self.format(record))
         if not self._some.is_set():
             self._some.set()
 
     def close(self) -> None:
         """Write what there is; a stream that is stuck by now is left behind."""
-        self._closed.set()
+        self._ending.set()
         self._some.set()
         self._writer.join(1)
         super().close()
@@ -175,12 +182,33 @@ class _Lines(logging.Handler):
         closed = False
         while not closed:
             self._some.wait()
-            closed = self._closed.wait(_PAUSE)
+            closed = self._ending.wait(_PAUSE)
             self._some.clear()
-            text = "".join(f"{self.format(self._backlog.popleft())}\n" for _ in range(len(self._backlog)))
-            with suppress(OSError):  # nobody reads it any more
-                self._stream.write(text)
+            waiting = [self._backlog.popleft() for _ in range(len(self._backlog))]
+            lines = [line if isinstance(line, str) else self.format(line) for line in waiting]
+            dropped = self._dropped
+            if dropped:
+                lines.append(self.format(_notice(dropped)))
+            try:
+                self._stream.write("".join(f"{line}\n" for line in lines))
                 self._stream.flush()
+            except (OSError, ValueError):  # nobody reads it any more, or it is on a full disk
+                self._count_dropped(len(waiting))
+            else:
+                with self._counting:
+                    self._dropped -= dropped
+
+    def _count_dropped(self, lines: int) -> None:
+        LOG_LINES_DROPPED.inc(lines)
+        with self._counting:
+            self._dropped += lines
+
+
+def _notice(dropped: int) -> logging.LogRecord:
+    message = (
+        "%d lines of the log were dropped: they could not be written as fast as they came, or not at all"
+    )
+    return log.makeRecord(log.name, logging.WARNING, "", 0, message, (dropped,), None)
 
 
 class _Json(logging.Formatter):

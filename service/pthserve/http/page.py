@@ -64,6 +64,6 @@ def routes() -> list[Route]:
     page = Page()
     shown = ("GET", "HEAD")
     return [
-        *(Route(path, page.page, shown) for path in PAGES),
-        Route("/page/{version}/{name}", page.file, shown),
+        *(Route(path, page.page, shown, public=True) for path in PAGES),
+        Route("/page/{version}/{name}", page.file, shown, public=True),
     ]

@@ -17,11 +17,13 @@ STATUS: dict[type[errors.PthserveError], int] = {
     errors.PthserveError: 500,
     errors.RequestError: 400,
     errors.Unauthorized: 401,
+    errors.CrossOrigin: 403,
     errors.NotFound: 404,
     errors.TooSlow: 408,
     errors.ModelError: 409,  # a client asked for a reload, and the model it asked for cannot be loaded
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,
+    errors.WrongHost: 421,
     errors.BrokenImage: 422,
     errors.RateLimited: 429,
     errors.TooManyCalls: 429,

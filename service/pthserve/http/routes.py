@@ -95,11 +95,11 @@ def routes(predictor: Predictor, settings: Settings) -> list[Route]:
     calls = Routes(predictor, settings)
     return [
         plain("/predict", calls.predict, ("POST",)),
-        plain("/livez", calls.livez),
-        plain("/readyz", calls.readyz),
-        plain("/healthz", calls.healthz),
+        plain("/livez", calls.livez, public=True),
+        plain("/readyz", calls.readyz, public=True),
+        plain("/healthz", calls.healthz, public=True),
         plain("/info", calls.info),
-        *([plain("/metrics", metrics)] if settings.metrics_port is None else ()),
+        *([plain("/metrics", metrics, public=True)] if settings.metrics_port is None else ()),
     ]
 
 

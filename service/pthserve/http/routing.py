@@ -15,6 +15,8 @@ class Route(routing.Route):
     """A route whose function takes the request and returns the response, with nothing in between.
 
     methods: those, and not HEAD where it is not among them. describe: without one it is not in the schema.
+    public: whether it asks for no API key and takes no token of the rate limit: probes, metrics, and what is
+    the same for any model.
     """
 
     def __init__(
@@ -23,10 +25,13 @@ class Route(routing.Route):
         endpoint: Callable[..., Any],
         methods: Collection[str] = ("GET",),
         describe: Describe | None = None,
+        *,
+        public: bool = False,
     ) -> None:
         super().__init__(path, endpoint, methods=methods)
         self.methods = set(methods)
         self.describe = describe
+        self.public = public
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether the route is meant, and what that adds to `scope`: the route too, for logs and metrics."""
@@ -45,7 +50,9 @@ def schema(routes: Iterable[routing.BaseRoute]) -> Mapping[str, Any]:
     )
 
 
-def plain(path: str, endpoint: Callable[..., Any], methods: Collection[str] = ("GET",)) -> Route:
+def plain(
+    path: str, endpoint: Callable[..., Any], methods: Collection[str] = ("GET",), *, public: bool = False
+) -> Route:
     """A route that `openapi.PLAIN` describes."""
 
     def describe() -> Mapping[str, Any]:
@@ -53,4 +60,4 @@ def plain(path: str, endpoint: Callable[..., Any], methods: Collection[str] = ("
 
         return PLAIN[path]
 
-    return Route(path, endpoint, methods, describe)
+    return Route(path, endpoint, methods, describe, public=public)

@@ -8,20 +8,18 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import pthserve
 from pthserve.errors import PthserveError
-from pthserve.http import connection, logs, problems
-from pthserve.http.app import create_app
+from pthserve.http import connection, logs
+from pthserve.http.app import create_app, create_metrics_app
 from pthserve.http.guard import Guard
 from pthserve.http.routes import metrics
 from pthserve.http.routing import plain, schema
@@ -43,6 +41,9 @@ KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than load balancers keep theirs (nginx and AWS' ALB 60), or
 they would now and then send a request down a connection that is just being closed."""
 
+END_SECONDS = 3
+"""What the process may take to end, once the drain and the deadline of its last request are over."""
+
 
 class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
@@ -58,20 +59,25 @@ class Server:
         self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._rpc: Rpc | None = None
+        self._sockets: dict[str, socket.socket] = {}
         self.ports: dict[str, int] = {}
         """The ports that were taken: http, and metrics and grpc where these have theirs."""
-        self._rpc: Rpc | None = None
-        if settings.grpc_port is not None:
-            from pthserve.rpc.server import listen
+        with ExitStack() as unless_all_are_free:
+            unless_all_are_free.callback(self._loop.close)
+            for name, port in (("http", settings.port), ("metrics", settings.metrics_port)):
+                if port is not None:
+                    listening = unless_all_are_free.enter_context(_listen(settings.host, port))
+                    self._sockets[name], self.ports[name] = listening, listening.getsockname()[1]
+            if settings.grpc_port is not None:  # last, for a gRPC server that never served ends badly
+                from pthserve.rpc.server import listen
 
-            self._rpc = self._loop.run_until_complete(listen(settings))
-            self.ports["grpc"] = self._rpc.port
-        self._sockets = {"http": _listen(settings.host, settings.port)}
-        if settings.metrics_port is not None:
-            self._sockets["metrics"] = _listen(settings.host, settings.metrics_port)
-        self.ports |= {name: int(listening.getsockname()[1]) for name, listening in self._sockets.items()}
+                self._rpc = self._loop.run_until_complete(listen(settings))
+                self.ports["grpc"] = self._rpc.port
+            unless_all_are_free.pop_all()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._limited = False
         self._uvicorns: list[_Uvicorn] = []
         self._ending: asyncio.Task[None] | None = None
 
@@ -87,6 +93,8 @@ class Server:
             finally:
                 if self._tracer is not None:
                     self._tracer.close()
+                if self._limited:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
 
     def stop(self) -> None:
         """Drain and end, or, asked again, end without more waiting. Any thread may call it."""
@@ -114,7 +122,7 @@ class Server:
         bodies = Bodies(self._settings.max_body, self._settings.cpus)
         apps: dict[str, ASGIApp] = {
             "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
-            "metrics": Starlette(routes=[Route("/metrics", metrics)], exception_handlers=problems.HANDLERS),
+            "metrics": create_metrics_app(self._settings),
         }
         self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
         serving = [
@@ -150,7 +158,7 @@ class Server:
             yield
             return
         handlers = {
-            signal.SIGTERM: self._on_stop,
+            signal.SIGTERM: self._on_terminate,
             signal.SIGINT: self._on_interrupt,
             signal.SIGHUP: reload.start,
         }
@@ -172,9 +180,23 @@ class Server:
             self._hurry.set()
         self._stop.set()
 
+    def _on_terminate(self) -> None:
+        self._end_within(self._settings.drain_seconds + self._settings.deadline)
+        self._on_stop()
+
     def _on_interrupt(self) -> None:
+        self._end_within(self._settings.deadline)
         self._on_stop()
         self._hurry.set()
+
+    def _end_within(self, seconds: float) -> None:
+        """Have the kernel end the process, by SIGALRM, if it is still there so long after its first signal.
+
+        So it ends whatever hangs: a thread that computes without the interpreter's lock, or that holds it.
+        """
+        if not self._limited:
+            self._limited = True
+            signal.setitimer(signal.ITIMER_REAL, math.ceil(seconds) + END_SECONDS)
 
 
 class _Uvicorn(uvicorn.Server):

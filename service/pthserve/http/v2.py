@@ -111,6 +111,7 @@ class V2:
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
+_PUBLIC = (V2.live, V2.ready)
 _ROUTES = (
     ("GET", "", V2.server_metadata, "Server metadata"),
     ("GET", "/health/live", V2.live, "Is the server live?"),
@@ -142,7 +143,13 @@ def routes(predictor: Predictor, settings: Settings, bodies: Bodies, load: Load 
     """The routes below /v2; load: reads the model's file again, for the repository."""
     v2 = V2(Service(predictor, settings, load), bodies)
     return [
-        Route(f"/v2{path}", getattr(v2, call.__name__), (method,), partial(_described, path, call, summary))
+        Route(
+            f"/v2{path}",
+            getattr(v2, call.__name__),
+            (method,),
+            partial(_described, path, call, summary),
+            public=call in _PUBLIC,
+        )
         for method, path, call, summary in _ROUTES
     ]
 

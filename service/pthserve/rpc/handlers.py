@@ -107,7 +107,7 @@ class Handlers:
             http, grpc_code = 500, grpc.StatusCode.INTERNAL
             try:
                 if self._guard is not None and name not in OPEN:
-                    self._guard.admit(headers, context.peer().rpartition(":")[0])
+                    self._guard.admit(headers, context.peer())
                 if name in OPEN:
                     self.probes.take(context)
                     response = (await call(self._service, request_class(), terms)).SerializeToString()
