@@ -87,7 +87,7 @@ RUN --mount=type=bind,from=build,source=/build,target=/build \
 FROM full-libraries AS packed
 COPY --from=own /own /opt/pthserve
 COPY --from=demo /demo /demo
-RUN pthserve pack /demo -o /packed && chmod -R a=rX /packed
+RUN pthserve pack /demo -o /packed --allow-code efficientnet_lite_pytorch && chmod -R a=rX /packed
 
 FROM slim-libraries AS slim
 COPY --from=own /own /opt/pthserve

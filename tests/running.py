@@ -20,7 +20,7 @@ PATIENCE = 180.0
 class Running:
     """A service of `model`, with the settings `flags`; its log is the file `log`.
 
-    modules: folder of what the model's card names.
+    modules: folder of what the model's card names, which is allowed to run.
     """
 
     def __init__(self, model: str | Path, log: Path, *flags: str, modules: Path | None = None) -> None:
@@ -30,6 +30,7 @@ class Running:
         if modules:
             paths = filter(None, (str(modules), os.environ.get("PYTHONPATH")))
             settings["PYTHONPATH"] = os.pathsep.join(paths)
+            settings["PTHSERVE_ALLOW_CODE"] = ",".join(file.stem for file in modules.glob("*.py"))
         with log.open("wb") as written:
             self.process = subprocess.Popen(command, stderr=written, env={**os.environ, **settings})
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "service" / "pthserve"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 FLOORS = {
     name: int(floor)
-    for floor, names in re.findall(r"^\| (\d+) \| (.+?) \|", PAGE, re.MULTILINE)
+    for floor, names in re.findall(r"^\| (-?\d+) \| (.+?) \|", PAGE, re.MULTILINE)
     for name in re.findall(r"`([\w.]+)`", names)
 }
 GENERATED = {"inference_pb2", "inference_pb2_grpc"}

@@ -93,3 +93,20 @@ def test_the_quota_follows_the_cgroup(
     monkeypatch.setattr(settings, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     assert cpu_quota() == granted
+
+
+def test_the_modules_whose_code_is_allowed_are_listed_with_commas() -> None:
+    assert Settings().code_modules == frozenset()
+    assert Settings(allow_code="zoo,their_own.nets").code_modules == {"zoo", "their_own.nets"}
+
+
+@pytest.mark.parametrize("wrong", ["", "zoo:Net", "zoo,", "zoo nets", "../zoo", "zoo..nets", "*"])
+def test_what_is_no_list_of_modules_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="allow_code"):
+        Settings(allow_code=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["a\nb", "\x1b[2J", "caf\udce9"])
+def test_a_name_that_is_not_printable_text_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        Settings(name=wrong)

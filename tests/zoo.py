@@ -12,6 +12,8 @@ from pthserve.model.spec import Spec
 
 from .linear import noise, png
 
+CODE = "tests.zoo"
+"""What must be allowed, with --allow-code."""
 LABELS = ("ant", "bee", "cat", "dog", "snöwl")
 SPEC = Spec(resize=40, crop=(32, 32))
 

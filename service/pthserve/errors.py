@@ -30,9 +30,17 @@ PthserveError
 No error knows an HTTP status or an exit code: `http.problems` and `cli` map them, each in one table.
 """
 
+from pthserve.text import MESSAGE, quoted
+
 
 class PthserveError(Exception):
-    """The root. `str(error)` is one sentence for a person: what was wrong, where, and what to do."""
+    """The root. `str(error)` is one sentence for a person: what was wrong, where, and what to do.
+
+    Whatever it quotes, it is one line, without control characters, and not longer than a person would read.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(quoted(message, MESSAGE))
 
 
 class ModelError(PthserveError):

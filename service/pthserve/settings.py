@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from pthserve.text import whole
+
 VARIABLE = "PTHSERVE_{}"
 """A setting's environment variable, of its name in capitals."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -20,6 +22,7 @@ RATE = r"^([1-9]\d{0,8})\s*(?:/|\s+per\s+)\s*([1-9]\d{0,3})?\s*(second|minute|ho
 """How a rate is written: requests, how many units of time (one where it is left out), and the unit."""
 _HOST = r"(\*|(\*\.)?[\w-]+(\.[\w-]+)*)"
 _ORIGIN = r"(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)"
+_MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
 
 
 def cpu_quota() -> int:
@@ -65,6 +68,12 @@ class Settings(BaseModel):
     )
     name: str | None = Field(
         None, description="the model's name in answers and metrics; default: the card's, or the file's"
+    )
+    allow_code: str | None = Field(
+        None,
+        pattern=f"^{_MODULE}(,{_MODULE})*$",
+        description="modules, with commas between them, whose code a card may name as its architecture; "
+        "without it a card can name none",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` or `::` are all there are"
@@ -199,6 +208,18 @@ class Settings(BaseModel):
         if value is not None and not re.match(_ADDRESS, value):
             raise ValueError("must be an http or https address, such as http://collector:4318")
         return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if value is not None and not whole(value).isprintable():
+            raise ValueError("must be printable: it is part of URLs, metrics and the log")
+        return value
+
+    @property
+    def code_modules(self) -> frozenset[str]:
+        """What `allow_code` lists."""
+        return frozenset(self.allow_code.split(",")) if self.allow_code else frozenset()
 
     @property
     def cpus(self) -> int:

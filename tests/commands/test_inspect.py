@@ -63,6 +63,20 @@ def test_what_is_wrapped_around_the_weights_is_named(tmp_path: Path) -> None:
     assert (found["container"], found["prefix"], found["num_classes"]) == ("state_dict", "module.", 4)
 
 
-def test_the_demo_is_a_model_too(imagenet: Path) -> None:
+def test_of_the_demo_it_tells_what_can_be_told_without_its_code(imagenet: Path) -> None:
     found = json.loads(inspect("demo", "--json"))
-    assert (found["sure"], found["num_classes"], found["labels"][967]) == ("named", 1000, "espresso")
+    assert (found["sure"], found["num_classes"], found["labels"][967]) == ("code", 1000, "espresso")
+    assert found["architecture"] == "efficientnet_lite_pytorch:EfficientNet.from_name"
+    assert (found["golden"], found["parameters"]) == (4, None)
+
+
+def test_code_is_named_and_does_not_run_whatever_the_environment_allows(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").write_text("raise SystemExit('was imported')")
+    (tmp_path / "mine.pth").symlink_to(bare)
+    (tmp_path / "model.yaml").write_text("architecture: theirs:Net\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PTHSERVE_ALLOW_CODE", "theirs")
+    for source in (tmp_path, tmp_path / "mine.pth"):
+        assert "names code: theirs:Net, which inspect does not run" in inspect(source)

@@ -15,7 +15,7 @@ from pthserve.model.plan import Plan
 
 from ..conftest import ROOT, serving
 from ..packs import tiny_pack
-from ..zoo import tiny_folder
+from ..zoo import CODE, tiny_folder
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def tune(*arguments: str | Path) -> str:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", "PTHSERVE_ALLOW_CODE": CODE},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -229,3 +229,35 @@ def test_an_exception_is_written_with_its_traceback() -> None:
     line = orjson.loads(stream.getvalue())
     assert line["message"] == "what"
     assert "ValueError: invalid literal" in line["traceback"]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_what_cannot_be_written_is_said_and_the_lines_behind_it_are_written(form: str) -> None:
+    class Unprintable:
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    stream = io.StringIO()
+    log = logging.getLogger("pthserve")
+    with logs.written(form, "info", stream):
+        log.info("half %s", "\ud83d", extra={"fields": {"name": "caf\udce9"}})
+        log.info("odd", extra={"fields": {"name": Unprintable()}})
+        log.info("behind it")
+    first, second, third = stream.getvalue().encode().decode().splitlines()
+    assert r"half \ud83d" in first.replace(r"\\", "\\")
+    assert "a line of the log could not be written" in second
+    assert "behind it" in third
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_name_cannot_make_a_line_of_its_own_nor_reach_the_terminal(form: str) -> None:
+    forged = "x\n12:00:00.000 error   forged\x1b[2J"
+    stream = io.StringIO()
+    log = logging.getLogger("pthserve")
+    with logs.written(form, "info", stream):
+        log.info("called %s", forged, extra={"fields": {"name": forged}})
+        log.error("failed", exc_info=ValueError(forged))
+    written = stream.getvalue()
+    assert "\x1b" not in written
+    assert not [line for line in written.splitlines() if line.startswith("12:00")]
+    assert "forged" in written

@@ -634,6 +634,8 @@ def number():
     return 3
 """
 
+ALLOWED = frozenset({"their_own_net"})
+
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
@@ -660,17 +662,21 @@ def test_the_users_own_model_is_built_by_its_callable(own: dict[str, Tensor]) ->
         {f"module.{key}": t for key, t in own.items()},
         "their_own_net:Net.from_name",
         {"name": "a", "num_classes": 6},
+        ALLOWED,
     )
     assert (built.name, built.num_classes, built.channels) == ("their_own_net:Net.from_name", 6, 1)
     assert (built.prefix, built.sure, built.module.training) == ("module.", "named", False)
     assert all(torch.equal(built.module.state_dict()[key], tensor) for key, tensor in own.items())
 
 
-def test_the_users_code_runs_only_when_named(own: dict[str, Tensor]) -> None:
+def test_the_users_code_runs_only_when_named_and_allowed(own: dict[str, Tensor]) -> None:
     with pytest.raises(ArchitectureError):
-        architecture.build(own)
+        architecture.build(own, None, None, ALLOWED)
+    for allowed in ((), ("their_own",), ("their_own_net.inner",), ("os",)):
+        with pytest.raises(ArchitectureError, match="add --allow-code their_own_net"):
+            architecture.build(own, "their_own_net:Net", {"num_classes": 6}, allowed)
     assert "their_own_net" not in sys.modules
-    architecture.build(own, "their_own_net:Net", {"num_classes": 6})
+    architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED)
     assert "their_own_net" in sys.modules
 
 
@@ -693,14 +699,14 @@ def test_what_is_wrong_with_the_users_callable_is_told(
     own: dict[str, Tensor], name: str, kwargs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ArchitectureError, match=message):
-        architecture.build(own, name, kwargs)
+        architecture.build(own, name, kwargs, {*ALLOWED, "no_such_package"})
 
 
 def test_the_users_model_is_loaded_strictly(own: dict[str, Tensor]) -> None:
     del own["norm.bias"]
     own["extra.weight"] = torch.zeros(3, 3)
     with pytest.raises(ArchitectureError, match=r"missing norm\.bias; not expected extra\.weight"):
-        architecture.build(own, "their_own_net:Net", {"num_classes": 6})
+        architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED)
 
 
 def test_real_weights_of_a_package_are_built_by_its_callable() -> None:
@@ -711,6 +717,7 @@ def test_real_weights_of_a_package_are_built_by_its_callable() -> None:
         read.state_dict,
         "efficientnet_lite_pytorch:EfficientNet.from_name",
         {"model_name": "efficientnet-lite0"},
+        {"efficientnet_lite_pytorch"},
     )
     assert (built.num_classes, built.channels) == (1000, 3)
     assert built.parameters == pytest.approx(4.65e6, rel=0.01)

@@ -1,9 +1,11 @@
 """What `model.yaml` may say, what is taken where it says nothing, and what is said where it is wrong."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,11 +151,6 @@ def test_an_empty_card_says_nothing(folder: Path) -> None:
     assert card.read(write(folder, "# nothing yet\n")) == card.Card(folder, "cats", folder / "cats.pth")
 
 
-def test_weights_may_lie_elsewhere(folder: Path) -> None:
-    (folder.parent / "shared.pth").write_bytes(b"x")
-    assert card.read(write(folder, "weights: ../shared.pth")).weights.samefile(folder.parent / "shared.pth")
-
-
 def test_a_card_beside_a_file_counts_unless_it_names_another(folder: Path) -> None:
     (folder / "dogs.pth").write_bytes(b"x")
     write(folder, "name: felines")
@@ -255,7 +252,7 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
             "golden: [{image: tom.jpg, class_index: -1}]",
             "golden[0].class_index: should be greater than or equal to 0",
         ),
-        ("golden: [{image: no.jpg, class_index: 1}]", "golden[0].image: there is no file"),
+        ("golden: [{image: no.jpg, class_index: 1}]", "no.jpg: No such file or directory"),
         (
             "golden: [{image: tom.jpg, label: cat}]",
             "golden[0].label: no label is 'cat'; give its class_index",
@@ -304,6 +301,113 @@ def test_a_broken_label_file_is_named(folder: Path) -> None:
     (folder / "labels.json").write_text("{")
     with pytest.raises(CardError, match=r"labels\.json: cannot be parsed"):
         card.read(folder)
+
+
+# --- what a card that came with a download may do
+
+
+def test_what_a_card_names_stays_in_its_folder(folder: Path) -> None:
+    secret = folder.parent / "secret.txt"
+    secret.write_text("secret")
+    (folder / "link.txt").symlink_to(secret)
+    for name in ("../secret.txt", str(secret), "link.txt", "/etc/passwd", "/dev/zero"):
+        with pytest.raises(CardError, match=r"cannot be read: lies outside of the folder"):
+            card.read(write(folder, f"labels: {name}"))
+        with pytest.raises(CardError, match=r"golden\[0\]\.image: .* lies outside of the folder"):
+            card.read(write(folder, f"golden: [{{image: {name}, class_index: 0}}]"))
+    for name in ("../secret.txt", str(secret), "a/../../secret.txt"):
+        with pytest.raises(CardError, match="weights: must be a file in the card's folder"):
+            card.read(write(folder, f"weights: {name}"))
+
+
+def test_weights_may_be_a_link_into_a_store(folder: Path) -> None:
+    (folder.parent / "blob").write_bytes(b"x")
+    (folder / "linked.pth").symlink_to(folder.parent / "blob")
+    assert card.read(write(folder, "weights: linked.pth")).weights == folder / "linked.pth"
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "golden.png", "weights.pth", card.FILE])
+def test_a_pipe_in_the_folder_holds_nobody_up(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    if name != card.FILE:
+        write(
+            folder,
+            {
+                "labels.txt": "labels: labels.txt",
+                "golden.png": "golden: [{image: golden.png, class_index: 0}]",
+                "weights.pth": "weights: weights.pth",
+            }[name],
+        )
+    with pytest.raises((CardError, WeightsError), match=r"not a regular file|there is no file"):
+        card.read(folder)
+
+
+def test_a_card_and_its_labels_are_bounded_in_size(folder: Path) -> None:
+    write(folder, "labels: labels.txt")
+    for name in ("labels.txt", card.FILE):
+        with (folder / name).open("ab") as file:
+            file.truncate(card.BYTES + 1)
+        with pytest.raises(CardError, match=rf"{name}: cannot be read: is larger than the 4,194,304 bytes"):
+            card.read(folder)
+
+
+def test_a_few_hundred_bytes_of_aliases_are_refused(folder: Path) -> None:
+    bomb = "kwargs:\n  a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+    for one, other in pairwise("abcdefghij"):
+        bomb += f"  {other}: &{other} [{','.join([f'*{one}'] * 10)}]\n"
+    with pytest.raises(CardError, match=r"model\.yaml: line 3: the alias \*a is not allowed here"):
+        card.read(write(folder, f"{bomb}name: [*j]\n"))
+
+
+def test_an_emoji_written_as_json_does_is_an_emoji(folder: Path) -> None:
+    text = json.dumps({"name": "cat \U0001f431", "labels": ["\U0001f431"]})
+    found = card.read(write(folder, text))
+    assert (found.name, found.labels) == ("cat \U0001f431", ("\U0001f431",))
+
+
+@pytest.mark.parametrize("file", ["labels.json", card.FILE])
+def test_half_of_a_surrogate_pair_is_refused(folder: Path, file: str) -> None:
+    write(folder, "labels: labels.json")
+    (folder / file).write_text('["\\ud83d", "b"]' if file == "labels.json" else 'labels: ["\\ud83d", "b"]')
+    with pytest.raises(CardError, match=r"\\ud83d is no text: it has half of a surrogate pair"):
+        card.read(folder)
+
+
+def test_a_folder_whose_name_is_not_utf_8_has_a_name_that_is_text(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "m.pth").write_bytes(b"x")
+    assert card.read(folder).name == "caf\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("field", ["name", "version"])
+@pytest.mark.parametrize("text", ['"a\\nb"', '"\\e[31mred"', '"\\u202e"', "a" * 201])
+def test_a_name_is_printable_and_short(folder: Path, field: str, text: str) -> None:
+    with pytest.raises(CardError, match=f"{field}: must be at most 200 characters, all of them printable"):
+        card.read(write(folder, f"{field}: {text}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{'k' * 5000}: x",
+        f"golden: [{{image: {'i' * 5000}, class_index: 0}}]",
+        f"golden: [{{image: tom.jpg, label: {'l' * 5000}}}]",
+        f"labels: {'f' * 5000}.txt",
+        f"weights: {'w' * 5000}",
+        f"preprocessing: {{interpolation: {'i' * 5000}}}",
+        "labels: [[" + "x," * 5000 + "]]",
+        '"\\e[2J": x',
+        'labels: "\\e[2J"',
+        'labels: "a\\0b"',
+        "version: 0x" + "f" * 9000,
+    ],
+)
+def test_an_error_cuts_what_it_quotes_and_keeps_it_off_the_terminal(folder: Path, text: str) -> None:
+    with pytest.raises((CardError, WeightsError)) as caught:
+        card.read(write(folder, text))
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
 
 
 # --- written

@@ -67,13 +67,11 @@ def test_a_copy_of_nothing_is_empty(file: Path) -> None:
 def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     pipe, listener = tmp_path / "pipe", tmp_path / "socket"
     os.mkfifo(pipe)
-    for path in (pipe, Path("/dev/zero")):
-        with pytest.raises(PackError, match="is not a regular file"):
-            copies.sha256(path)
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind(str(listener))
-        with pytest.raises(OSError, match="No such device"):
-            copies.sha256(listener)
+        for path in (pipe, listener, Path("/dev/zero")):
+            with pytest.raises(PackError, match="is not a regular file"):
+                copies.sha256(path)
 
 
 def test_content_is_bounded_and_must_hash_to_what_is_known(file: Path) -> None:

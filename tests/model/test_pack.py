@@ -17,11 +17,11 @@ from pthserve.model.pack import pack
 from pthserve.settings import Settings
 
 from ..linear import noise
-from ..zoo import LABELS, SPEC, tiny_folder
+from ..zoo import CODE, LABELS, SPEC, tiny_folder
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings(threads=1, tune_budget=0.0)
+SETTINGS = Settings(threads=1, tune_budget=0.0, allow_code=CODE)
 TORCH = SETTINGS.model_copy(update={"engine": "torch", "precision": "fp32", "device": "cpu"})
 
 

@@ -464,6 +464,43 @@ def write_meta(path: Path) -> None:
     torch.save({"a.weight": torch.ones(2, 2, device="meta")}, path)
 
 
+def write_sparse_file(path: Path) -> None:
+    """A file that takes no place on the disk, and more in memory than there is."""
+    with path.open("wb") as file:
+        file.truncate(2**42)
+
+
+def listed(count: int) -> Callable[[Path], None]:
+    """Writes the header of a safetensors file of so many tensors, which have no values."""
+
+    def write(path: Path) -> None:
+        entry = b'"%d.weight":{"dtype":"F32","shape":[0,2],"data_offsets":[0,0]}'
+        header = b"{" + b",".join(entry % number for number in range(count)) + b"}"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+    return write
+
+
+def write_large_pickle(path: Path) -> None:
+    torch.save(LARGE, path)
+
+
+def write_large_legacy_pickle(path: Path) -> None:
+    torch.save(LARGE, path, _use_new_zipfile_serialization=False)
+
+
+LARGE = {"a.weight": torch.ones(2, 2), "history": [0.5] * 1_000_000}
+
+
+def write_four_bits(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, path)
+
+
+def named(name: str, count: int = 1) -> Callable[[Path], None]:
+    """Writes tensors of no values, of which each has a name of its own that ends in `name`."""
+    return lambda path: torch.save({f"{n}{name}": torch.zeros(0, 2) for n in range(count)}, path)
+
+
 def of(value: Any) -> Callable[[Path], None]:
     """Writes bytes as they are, anything else by torch.save."""
     return lambda path: path.write_bytes(value) if isinstance(value, bytes) else torch.save(value, path)  # type: ignore[func-returns-value]
@@ -496,6 +533,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "complex": (of({"a.weight": torch.ones(2, 2, dtype=torch.complex64)}), r"a\.weight is complex"),
     "sparse": (of({"a.weight": torch.eye(2).to_sparse()}), r"a\.weight is sparse"),
     "quantised": (write_quantised, r"a\.weight is quantised"),
+    "of 4 bits": (write_four_bits, r"a\.weight is of type float4_e2m1fn_x2"),
+    "larger than memory": (write_sparse_file, "more than this machine's memory"),
+    "a long safetensors header": (listed(300_000), "lists its tensors in .* bytes, and at most 8388608"),
+    "a long pickle": (write_large_pickle, "lists its tensors in .* bytes, and at most 8388608"),
+    "a long legacy pickle": (write_large_legacy_pickle, "lists its tensors in .* bytes, and at most 8388608"),
+    "a deep name": (named("." * 50_000), "name has 50001 characters in 50001 parts: 0[.]+\\[... 49"),
+    "deep names": (named(".a" * 3000, 300), "name has 6001 characters in 3001 parts"),
+    "a long name": (named("." + "a" * 5_000_000), r"name has 5000002 characters in 2 parts: 0\.a{10,80}\["),
+    "a name that is no text": (named(".\x1b]0;pwned\a" + "." * 40), r": 0\.\\x1b\]0;pwned\\x07\.+;"),
+    "many tensors": (listed(10_001), "holds 10001 tensors; at most 10000"),
+    "many parts": (named(".a" * 30, 2000), r"names have 62000 parts in all, such as 0[.a]+; at most 60000"),
     "meta": (write_meta, r"a\.weight is on the meta device"),
 }
 
@@ -509,6 +557,8 @@ def test_a_broken_file_gets_its_own_message(tmp_path: Path, case: str) -> None:
     with pytest.raises(WeightsError, match=message) as caught:
         weights.read(path)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:

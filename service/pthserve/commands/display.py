@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pthserve.text import MESSAGE, quoted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -35,7 +37,7 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(what, visible=False)
+        bar = bars.add_task(quoted(what), visible=False)
 
         def update(there: int, total: int | None) -> None:
             bars.update(bar, completed=there, total=total, visible=total is None or total >= LARGE)
@@ -54,6 +56,9 @@ def predictions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> "Tab
     for image, best in rows:
         for number, (label, probability) in enumerate(best):
             table.add_row(
-                "" if number else image, label, Bar(1, 0, probability, width=20), f"{100 * probability:.1f} %"
+                "" if number else quoted(image, MESSAGE),
+                quoted(label),
+                Bar(1, 0, probability, width=20),
+                f"{100 * probability:.1f} %",
             )
     return table

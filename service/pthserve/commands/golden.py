@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 @MODEL
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @takes_settings(
-    *("sha256", "device", "engine", "precision", "decode", "threads", "tolerance", "plan", "cache_dir"),
+    *(
+        "sha256",
+        "allow_code",
+        "device",
+        "engine",
+        "precision",
+        "decode",
+        "threads",
+        "tolerance",
+        "plan",
+        "cache_dir",
+    ),
     precision="fp32",
 )
 def command(images: tuple[Path, ...], settings: Settings) -> None:

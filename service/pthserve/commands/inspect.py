@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from pthserve.commands.options import MODEL, takes_settings
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
+
+if TYPE_CHECKING:
+    from pthserve.model.card import Card
+    from pthserve.model.weights import Weights
 
 
 @click.command("inspect")
@@ -19,7 +24,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
     What architecture, how sure that is, how many classes and parameters, how images are preprocessed, and
     what of it was assumed. Of a packed model, by what plan it runs, and that no byte of it was changed. MODEL
-    is what `pthserve serve` takes.
+    is what `pthserve serve` takes. Where its card names code, that is said, and the code does not run.
     """
     from pthserve.model import packed
     from pthserve.model.load import locate
@@ -37,30 +42,29 @@ def command(settings: Settings, as_json: bool) -> None:
 
     table = Table.grid("", "", padding=(0, 2))
     for name, value in in_words(found).items():
-        table.add_row(name, value)
+        table.add_row(name, quoted(value, MESSAGE))
     show(table)
 
 
 def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.commands.display import reading
-    from pthserve.model.load import build
+    from pthserve.model import card, code, weights
+    from pthserve.model.load import build, locate
 
+    # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
+    described = card.read(locate(settings.model))
     with reading(settings.model) as progress:
+        if described.architecture and code.is_code(described.architecture):
+            read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+            return _told(described, read) | {"architecture": described.architecture, "sure": "code"}
         built = build(settings.model, settings, progress)
 
     from pthserve.model.architecture import (
         flops,
     )  # with torch, which a file that is refused need not wait for
 
-    card, architecture, weights, spec = built.card, built.architecture, built.weights, built.spec
-    return {
-        "name": card.name,
-        "version": card.version,
-        "weights": str(card.weights),
-        "sha256": weights.digest,
-        "bytes": weights.size,
-        "format": weights.format,
-        "container": weights.container,
+    architecture, spec = built.architecture, built.spec
+    return _told(built.card, built.weights) | {
         "architecture": architecture.name,
         "sure": architecture.sure,
         "assumptions": list(architecture.assumptions),
@@ -69,8 +73,30 @@ def _inspect(settings: Settings) -> dict[str, Any]:
         "parameters": architecture.parameters,
         "flops": flops(architecture.module, (1, *spec.tensor_shape)),
         "num_classes": architecture.num_classes,
-        "labels": None if card.labels is None else list(built.labels),
         "preprocessing": spec.to_dict(),
+    }
+
+
+def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
+    """What the card and the weights tell without an architecture; None where only that tells."""
+    return {
+        "name": card.name,
+        "version": card.version,
+        "weights": str(card.weights),
+        "sha256": weights.digest,
+        "bytes": weights.size,
+        "format": weights.format,
+        "container": weights.container,
+        "architecture": None,
+        "sure": None,
+        "assumptions": [],
+        "ignored": [],
+        "prefix": None,
+        "parameters": None,
+        "flops": None,
+        "num_classes": card.labels and len(card.labels),
+        "labels": card.labels and list(card.labels),
+        "preprocessing": card.spec and card.spec.to_dict(),
         "golden": len(card.golden),
     }
 
@@ -122,6 +148,19 @@ def _preprocessing(spec: dict[str, Any]) -> str:
 
 
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
+    rows = {
+        "model": f"{found['name']}, version {found['version']}",
+        "file": f"{quoted(found['weights'])}, {found['bytes']:,} bytes, {found['format']}"
+        + (f", under `{quoted(found['container'])}`" if found["container"] else ""),
+        "SHA-256": found["sha256"],
+    }
+    if found["sure"] == "code":
+        return rows | {
+            "architecture": f"names code: {quoted(found['architecture'])}, which inspect does not run",
+            "labels": "none" if found["labels"] is None else str(found["num_classes"]),
+            "preprocessing": _preprocessing(found["preprocessing"]) if found["preprocessing"] else "not said",
+            "golden images": str(found["golden"]),
+        }
     sure = {
         "named": "named by the card",
         "exact": "by its names and shapes",
@@ -129,15 +168,12 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
     }[found["sure"]]
     ignored = found["ignored"]
     return {
-        "model": f"{found['name']}, version {found['version']}",
-        "file": f"{found['weights']}, {found['bytes']:,} bytes, {found['format']}"
-        + (f", under `{found['container']}`" if found["container"] else ""),
-        "SHA-256": found["sha256"],
+        **rows,
         "architecture": f"{found['architecture']} ({sure}{' ' if found['assumptions'] else ''}"
         f"{'; '.join(found['assumptions'])})",
-        "prefix": found["prefix"] or "none",
+        "prefix": quoted(found["prefix"]) or "none",
         **(
-            {"ignored": f"{', '.join(ignored[:3])}{' and more' if len(ignored) > 3 else ''}"}
+            {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
             if ignored
             else {}
         ),

@@ -6,6 +6,7 @@ import rich_click as click
 
 from pthserve.commands.options import MODEL, takes_settings
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
 
 
 @click.command("pack")
@@ -18,7 +19,17 @@ from pthserve.settings import Settings
     help="Folder to make; a packed model that is there is replaced.",
 )
 @takes_settings(
-    *("sha256", "name", "precision", "calibration", "decode", "threads", "max_batch", "tolerance"),
+    *(
+        "sha256",
+        "allow_code",
+        "name",
+        "precision",
+        "calibration",
+        "decode",
+        "threads",
+        "max_batch",
+        "tolerance",
+    ),
     *("tune_budget", "plan", "cache_dir", "golden"),
     tune_budget=0.0,
 )
@@ -35,7 +46,8 @@ def command(settings: Settings, output: Path) -> None:
 
     with reading(settings.model) as progress:
         made = pack(settings.model, output, settings, progress)
-    click.echo(
+    told = (
         f"{output}: {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} classes, "
         f"{made.size / 2**20:.1f} MiB; {made.plan.reason}"
     )
+    click.echo(quoted(told, MESSAGE))

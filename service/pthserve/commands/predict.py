@@ -21,7 +21,16 @@ from pthserve.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 @click.option("--header", "-H", "headers", multiple=True, help="Sent to a service: `Name: value`.")
 @takes_settings(
-    "sha256", "device", "engine", "precision", "decode", "threads", "max_pixels", "plan", "cache_dir"
+    "sha256",
+    "allow_code",
+    "device",
+    "engine",
+    "precision",
+    "decode",
+    "threads",
+    "max_pixels",
+    "plan",
+    "cache_dir",
 )
 def command(
     source: str,

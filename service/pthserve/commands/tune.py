@@ -8,6 +8,7 @@ import rich_click as click
 from pthserve.commands.options import MODEL, takes_settings
 from pthserve.model.plan import Plan, Trial
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
 
 
 @click.command("tune")
@@ -19,7 +20,17 @@ from pthserve.settings import Settings
     help="File to write the plan to; for --plan of serve, predict and pack.",
 )
 @takes_settings(
-    *("sha256", "device", "engine", "precision", "calibration", "threads", "max_batch", "tolerance"),
+    *(
+        "sha256",
+        "allow_code",
+        "device",
+        "engine",
+        "precision",
+        "calibration",
+        "threads",
+        "max_batch",
+        "tolerance",
+    ),
     "tune_budget",
 )
 def command(settings: Settings, output: Path | None) -> None:
@@ -56,7 +67,7 @@ def _rows(plan: Plan) -> Iterator[Sequence[str]]:
         yield (
             *(trial.engine, trial.precision, str(trial.threads), str(trial.batch), rate),
             f"{trial.difference:.4f}" if trial.agrees else "-",
-            "chosen" if _is_chosen(trial, plan) else trial.note,
+            "chosen" if _is_chosen(trial, plan) else quoted(trial.note, MESSAGE),
         )
 
 

@@ -4,11 +4,11 @@ import hashlib
 import hmac
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from pthserve import files
 from pthserve.errors import PthserveError, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -107,18 +107,12 @@ class Keys:
 
 def _content(path: Path) -> tuple[bytes, os.stat_result]:
     """The bytes of a file, and its status from before they were read; raises OSError unless it is a file."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(0, "it is not a regular file")
-    with open(path, "rb", opener=_without_waiting) as file:
+    with files.open_regular(path) as file:
         status = os.fstat(file.fileno())
         text = file.read(LARGEST + 1)
     if len(text) > LARGEST:
-        raise OSError(0, f"it is larger than {LARGEST} bytes")
+        raise OSError(0, f"is larger than {LARGEST} bytes")
     return text, status
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # what has become a FIFO would wait for a writer
 
 
 def _state(status: os.stat_result) -> _State:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pthserve.http.problems import GONE
 from pthserve.metrics import DISCONNECTS, LOG_LINES_DROPPED, REQUEST_DURATION, REQUESTS
+from pthserve.text import MESSAGE, quoted
 from pthserve.tracing import Tracer, begin
 
 log = logging.getLogger(__name__)
@@ -203,6 +204,17 @@ class _Lines(logging.Handler):
         with self._counting:
             self._dropped += lines
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line; where that fails, a line that says so: what waits behind it is still written."""
+        try:
+            return super().format(record)
+        except Exception as error:
+            lost = logging.LogRecord(
+                *(record.name, logging.ERROR, record.pathname, record.lineno),
+                *("a line of the log could not be written: %s", (f"{type(error).__name__}: {error}",), None),
+            )
+            return super().format(lost)
+
 
 def _notice(dropped: int) -> logging.LogRecord:
     message = (
@@ -217,26 +229,35 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            "message": quoted(record.getMessage(), MESSAGE),
+            **{name: _plain(value) for name, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _plain(self.formatException(record.exc_info))
         return orjson.dumps(line, default=str).decode()
+
+
+def _plain(value: object) -> object:
+    """`value`, with what is no text in it escaped: orjson takes no half of a surrogate pair."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        told = record.getMessage()
         fields = " ".join(
             f"{name}={_short(value)}"
             for name, value in getattr(record, "fields", {}).items()
             if name not in ("method", "route", "code")  # the message has them
         )
+        told = quoted(record.getMessage(), MESSAGE)
         line = f"{clock} {record.levelname.lower():7} {told} {fields}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        # Indented, so that no line of an exception's message can pass for a line of the log.
+        traceback = self.formatException(record.exc_info).splitlines()
+        return "\n".join((line, *(f"  {quoted(text, MESSAGE)}" for text in traceback)))
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else quoted(value)

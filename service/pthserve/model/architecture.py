@@ -5,19 +5,18 @@ initialised, and nothing is copied that is float32 already.
 """
 
 import difflib
-import importlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pthserve.errors import ArchitectureError
-from pthserve.model import families, fit
-from pthserve.model.layout import Layout, Part, compare
+from pthserve.model import code, families, fit
+from pthserve.model.layout import Layout, Part, compare, some
+from pthserve.text import quoted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,21 +42,26 @@ class Architecture:
 
 
 def build(
-    state_dict: Mapping[str, Tensor], name: str | None = None, kwargs: Mapping[str, Any] | None = None
+    state_dict: Mapping[str, Tensor],
+    name: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    allowed: Collection[str] = (),
 ) -> Architecture:
     """The module that `state_dict` fits, loaded strictly.
 
-    name: an architecture of torchvision, or `package.module:callable`, which is imported and called; without
-    it the architecture is inferred. kwargs: for torchvision's builder or the callable.
+    name: an architecture of torchvision, or `package.module:callable`, which is imported and called where
+    `allowed` has its module; without it the architecture is inferred. kwargs: for torchvision's builder or
+    the callable.
     Raises ArchitectureError, whose message names what differs.
     """
     state_dict = {families.modern(key): tensor for key, tensor in state_dict.items()}
-    if name and ":" in name:
-        return _own(state_dict, name, dict(kwargs or {}))
+    if name and code.is_code(name):
+        return _own(state_dict, name, dict(kwargs or {}), allowed)
     if name and name not in families.names():
-        close = ", ".join(difflib.get_close_matches(name, families.names(), cutoff=0.5))
+        close = ", ".join(difflib.get_close_matches(name[:100], families.names(), cutoff=0.5))
         raise ArchitectureError(
-            f"torchvision has no architecture {name!r}; {f'did you mean {close}?' if close else fit.ADVICE}"
+            f"torchvision has no architecture {quoted(repr(name))}; "
+            f"{f'did you mean {close}?' if close else fit.ADVICE}"
         )
     return _torchvision(state_dict, name, dict(kwargs or {}))
 
@@ -103,8 +107,10 @@ def _torchvision(state_dict: dict[str, Tensor], name: str | None, kwargs: dict[s
     )
 
 
-def _own(state_dict: dict[str, Tensor], name: str, kwargs: dict[str, Any]) -> Architecture:
-    module = _call(name, kwargs)
+def _own(
+    state_dict: dict[str, Tensor], name: str, kwargs: dict[str, Any], allowed: Collection[str]
+) -> Architecture:
+    module = _call(name, kwargs, allowed)
     shapes = families.shapes(state_dict)
     expected = families.shapes(module.state_dict())
     prefix = _prefix(list(shapes), list(expected))
@@ -132,15 +138,10 @@ def _own(state_dict: dict[str, Tensor], name: str, kwargs: dict[str, Any]) -> Ar
     )
 
 
-def _call(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    module_name, _, path = name.partition(":")
+def _call(name: str, kwargs: dict[str, Any], allowed: Collection[str]) -> nn.Module:
+    function = code.resolve(name, allowed)
     try:
-        function: Any = reduce(getattr, path.split("."), importlib.import_module(module_name))
         module = function(**kwargs)
-    except ModuleNotFoundError as error:
-        raise ArchitectureError(
-            f"{name} cannot be imported: {error}; install it, or put its folder into PYTHONPATH"
-        ) from error
     except Exception as error:  # the user's code may raise anything
         raise ArchitectureError(f"{name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
@@ -176,6 +177,7 @@ def _outputs(module: nn.Module, name: str) -> int:
 def _load(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> None:
     """Put the state dict's tensors into the module; names: the module's name of each to the state dict's."""
     expected = module.state_dict()
+    _check_dtypes(expected, names, state_dict)
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     for key, tensor in expected.items():
         if key.endswith("num_batches_tracked"):
@@ -191,6 +193,22 @@ def _load(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, 
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise ArchitectureError(f"the weights do not fit: {' '.join(str(error).split())[:500]}") from error
+
+
+def _check_dtypes(
+    expected: Mapping[str, Tensor], names: Mapping[str, str], state_dict: Mapping[str, Tensor]
+) -> None:
+    """Raise where the file has whole numbers and the module computes with fractions: those are no weights."""
+    strange = [
+        f"{names[key]} ({str(state_dict[names[key]].dtype).removeprefix('torch.')})"
+        for key, tensor in expected.items()
+        if key in names and tensor.is_floating_point() and not state_dict[names[key]].is_floating_point()
+    ]
+    if strange:
+        raise ArchitectureError(
+            f"weights must be floating-point numbers, and these are not: {some(strange)}; save the state "
+            "dict of the model as it was trained, not quantised"
+        )
 
 
 def _describe(name: str, module: nn.Module, **rest: Any) -> Architecture:

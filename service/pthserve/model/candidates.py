@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pthserve import files
 from pthserve.errors import EngineError, RequestError
 from pthserve.model.engine import Engine
 from pthserve.model.preprocess import Pixels, crop, normalise
@@ -159,12 +160,12 @@ def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
     """
     if folder is None:
         raise EngineError("int8 needs images to calibrate on: name a folder of them with --calibration")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
     images: list[Pixels] = []
-    for index in np.unique(np.linspace(0, len(files) - 1, CALIBRATION_IMAGES).astype(int)) if files else ():
+    for index in np.unique(np.linspace(0, len(found) - 1, CALIBRATION_IMAGES).astype(int)) if found else ():
         try:
-            images.append(crop(files[index].read_bytes(), spec, max_pixels=2**30))
-        except RequestError:
+            images.append(crop(files.read(found[index], files.IMAGE), spec, max_pixels=2**30))
+        except (RequestError, OSError):
             continue
     if not images:
         raise EngineError(f"{folder}: there is no image to calibrate int8 on")

@@ -1,7 +1,6 @@
 """Card: what `model.yaml` says about the weights beside it, with a default for all that it leaves out."""
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,14 +10,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pthserve import files
 from pthserve.errors import CardError, WeightsError
-from pthserve.model import Golden
+from pthserve.model import Golden, documents
 from pthserve.model.fields import Fields, GoldenImage, Preprocessing, labels
 from pthserve.model.spec import Spec
+from pthserve.text import QUOTED, of_path, quoted
 
 FILE = "model.yaml"
 SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
 """What the name of a weights file ends in, where a folder does not say which it is."""
+BYTES = 4 * 2**20
+"""Most bytes of a card, and of a file of labels."""
 
 _PARTS: dict[str, type[BaseModel]] = {"preprocessing": Preprocessing, "golden": GoldenImage}
 _WRONG_TYPE = {
@@ -60,23 +63,22 @@ class Card:
 def read(path: Path) -> Card:
     """The card of the weights file or the folder at `path`.
 
-    A card beside a weights file is its own unless it names other weights. Symbolic links are not resolved, so
-    that what Kubernetes swaps is found again. Raises CardError, or WeightsError where a file is missing.
+    A card beside a weights file is its own unless it names other weights. What a card names lies in its
+    folder. Symbolic links stay in the paths, so that what Kubernetes swaps is found again.
+    Raises CardError, or WeightsError where a file is missing.
     """
     if not path.exists():
-        raise WeightsError(f"{path}: there is no such file or folder")
+        raise WeightsError(f"{quoted(path)}: there is no such file or folder")
     folder, given = (path, None) if path.is_dir() else (path.parent, path)
     file = folder / FILE
-    fields = _parse(file) if file.is_file() else _EMPTY
+    fields = _parse(file) if file.is_symlink() or file.exists() else _EMPTY
     if given and fields.weights and not _same(given, folder / fields.weights):
         fields = _EMPTY
-    weights = given or (folder / fields.weights if fields.weights else _only_weights(folder))
-    if not weights.is_file():
-        raise WeightsError(f"{file}: weights: there is no file {weights}")
+    weights = given or (_named_weights(fields.weights, file) if fields.weights else _only_weights(folder))
     names = _labels(fields.labels, file)
     return Card(
         folder=folder,
-        name=fields.name or (given.name.split(".")[0] if given else folder.resolve().name),
+        name=fields.name or of_path(given.name.split(".")[0] if given else folder.resolve().name),
         weights=weights,
         version=fields.version,
         sha256=fields.sha256,
@@ -99,7 +101,7 @@ def write_golden(folder: Path, golden: Iterable[Golden]) -> Path:
     text = ""
     if file.is_file():
         _parse(file)  # raises CardError before anything is written
-        text = file.read_text("utf-8-sig").rstrip() + "\n"
+        text = _text(file, None).rstrip() + "\n"
     start, end = _span(text, "golden")
     temporary = file.with_name(f".{FILE}.{os.getpid()}")
     temporary.write_text(text[:start] + _yaml({"golden": _answers(golden, folder)}) + text[end:], "utf-8")
@@ -148,7 +150,7 @@ def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
 
 def _span(text: str, key: str) -> tuple[int, int]:
     """From where to where `key` and its value stand in the YAML mapping `text`, in whole lines."""
-    root = yaml.compose(text, yaml.SafeLoader)
+    root = yaml.compose(text, documents.Loader)
     for name, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if name.value == key:
             last = value
@@ -160,7 +162,18 @@ def _span(text: str, key: str) -> tuple[int, int]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.samefile(other)
+    return os.path.isfile(other) and one.samefile(other)  # noqa: PTH113, it takes any name
+
+
+def _named_weights(name: str, card: Path) -> Path:
+    """The weights file that a card names. Links may lead out of the folder, as those of download caches do:
+    what is no weights file is not read, and what is one is the model."""
+    weights = card.parent / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise CardError(f"{card}: weights: must be a file in the card's folder, and {quoted(name)} is not")
+    if not os.path.isfile(weights):  # noqa: PTH113, it takes any name
+        raise WeightsError(f"{card}: weights: there is no file {quoted(weights)}")
+    return weights
 
 
 def _only_weights(folder: Path) -> Path:
@@ -181,7 +194,7 @@ def _only_weights(folder: Path) -> Path:
 
 
 def _parse(file: Path) -> Fields:
-    values = _load(file, yaml.safe_load)
+    values = _parsed(file, _text(file, None), documents.parse_yaml)
     if not isinstance(values, dict | None):
         raise CardError(f"{file}: must be a mapping of fields, such as `name: digits`")
     try:
@@ -190,16 +203,21 @@ def _parse(file: Path) -> Fields:
         raise CardError(f"{file}: {_first(error)}") from None
 
 
-def _load(file: Path, parse: Callable[[str], Any]) -> Any:
+def _text(file: Path, within: Path | None) -> str:
+    """The text in `file`, which must lie in the folder `within` where that is given."""
     try:
-        return parse(file.read_text("utf-8-sig"))
+        return files.read(file, BYTES, within).decode("utf-8-sig")
     except OSError as error:
-        raise CardError(f"{file}: cannot be read: {error.strerror}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise CardError(f"{file}: {line}{error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
-        raise CardError(f"{file}: cannot be parsed: {' '.join(str(error).split())}") from error
+        raise CardError(f"{quoted(file, 2 * QUOTED)}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CardError(f"{file}: cannot be parsed: {error}") from error
+
+
+def _parsed(file: Path, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise CardError(f"{file}: {error}") from error
 
 
 def _first(error: ValidationError) -> str:
@@ -207,40 +225,49 @@ def _first(error: ValidationError) -> str:
     details = error.errors(include_url=False)[0]
     *parents, last = details["loc"]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
-    place = place.removeprefix(".")
+    place = quoted(place.removeprefix("."))
     if details["type"] == "extra_forbidden":
         known = (_PARTS[str(parents[0])] if parents else Fields).model_fields
-        close = difflib.get_close_matches(str(last), known, 1, cutoff=0.5)
+        close = difflib.get_close_matches(str(last)[:100], known, 1, cutoff=0.5)
         hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
         return f"{place}: is no field; {hint}"
     reason = _WRONG_TYPE.get(details["type"]) or details.get("ctx", {}).get("error")
-    return f"{place}: {reason or details['msg'].removeprefix('Input ')}"
+    return f"{place}: {quoted(reason or details['msg'].removeprefix('Input '), 2 * QUOTED)}"
 
 
 def _labels(given: str | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
     if not isinstance(given, str):
         return given
     file = card.parent / given
-    try:
-        return labels(_load(file, json.loads if file.suffix == ".json" else _lines))
-    except ValueError as error:
-        raise CardError(f"{file}: {error}") from None
+    text = _text(file, card.parent)
+    found: tuple[str, ...] = _parsed(
+        file, text, _labels_of_json if file.suffix == ".json" else _labels_of_lines
+    )
+    return found
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.rstrip().splitlines()]
+def _labels_of_json(text: str) -> tuple[str, ...]:
+    return labels(documents.parse_json(text))
+
+
+def _labels_of_lines(text: str) -> tuple[str, ...]:
+    return labels([line.strip() for line in text.rstrip().splitlines()])
 
 
 def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, place: str) -> Golden:
     image = card.parent / fields.image
-    if not image.is_file():
-        raise CardError(f"{card}: {place}.image: there is no file {image}")
+    try:
+        files.check(image, files.IMAGE, card.parent)
+    except OSError as error:
+        raise CardError(f"{card}: {place}.image: {quoted(image)}: {error.strerror}") from error
     index = fields.class_index
     if index is None:
         found = [number for number, name in enumerate(names or ()) if name == fields.label]
         if len(found) != 1:
             count = "several labels are" if found else "no label is"
-            raise CardError(f"{card}: {place}.label: {count} {fields.label!r}; give its class_index")
+            raise CardError(
+                f"{card}: {place}.label: {count} {quoted(repr(fields.label))}; give its class_index"
+            )
         index = found[0]
     elif names is not None and index >= len(names):
         raise CardError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pthserve.errors import WeightsError
 from pthserve.model import pickles
+from pthserve.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +15,18 @@ AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
 """In the name of a moving average. Of several state dicts it is the one that its author evaluates; timm's
 `load_state_dict` chooses the same."""
 
+TENSORS = 10_000
+"""Most tensors of a state dict; the largest of torchvision's has 1,548."""
+NODES = 60_000
+"""Most parts of all names together."""
+NAME = 1000
+"""Most characters of a tensor's name."""
+PARTS = 32
+"""Most parts of a tensor's name, with dots between them."""
+
 _DEPTH = 4
+_PLAIN = re.compile(r"torch\.(float(16|32|64|8_\w+)|bfloat16|u?int(8|16|32|64)|bool)")
+"""The types that PyTorch converts to float32 on a CPU; it has others that hold parts of a byte."""
 
 
 def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
@@ -68,14 +80,31 @@ def _state_dicts(
 
 def check(state_dict: "dict[str, Tensor]", size: int) -> None:
     """Raise WeightsError unless every tensor is plain and finite, and all fit into a file of `size` bytes."""
+    if len(state_dict) > TENSORS:
+        raise WeightsError(f"holds {len(state_dict)} tensors; at most {TENSORS} are taken")
+    if odd_name := next((n for n in state_dict if len(n) > NAME or n.count(".") >= PARTS), None):
+        raise WeightsError(
+            f"holds a tensor whose name has {len(odd_name)} characters in {odd_name.count('.') + 1} parts: "
+            f"{quoted(odd_name)}; at most {NAME} and {PARTS} are taken"
+        )
+    if (parts := sum(name.count(".") + 1 for name in state_dict)) > NODES:
+        deepest = max(state_dict, key=lambda name: name.count("."))
+        raise WeightsError(
+            f"holds tensors whose names have {parts} parts in all, such as {quoted(deepest)}; at most "
+            f"{NODES} are taken"
+        )
     storages: dict[int, int] = {}
     for name, tensor in state_dict.items():
         if odd := _oddity(tensor):
-            raise WeightsError(f"{name} is {odd}; save the state dict of a plain floating-point model")
+            raise WeightsError(
+                f"{quoted(name)} is {odd}; save the state dict of a plain floating-point model"
+            )
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.nbytes > storage.nbytes():
-            raise WeightsError(f"{name} claims more values than the file holds; save or download it again")
+            raise WeightsError(
+                f"{quoted(name)} claims more values than the file holds; save or download it again"
+            )
     if sum(storages.values()) > size:
         raise WeightsError("the tensors claim more values than the file holds; save or download it again")
     if bad := [name for name, tensor in state_dict.items() if not _finite(tensor)]:
@@ -93,7 +122,9 @@ def _oddity(tensor: "Tensor") -> str | None:
         return "sparse"
     if tensor.is_quantized:
         return "quantised"
-    return "complex" if tensor.is_complex() else None
+    if tensor.is_complex():
+        return "complex"
+    return None if _PLAIN.fullmatch(str(tensor.dtype)) else f"of type {str(tensor.dtype).partition('.')[2]}"
 
 
 def _finite(tensor: "Tensor") -> bool:
@@ -111,4 +142,4 @@ def some(names: Iterable[str], count: int = 4) -> str:
     """The first few of `names`, in words."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return (", ".join(names[:count]) or "none") + more
+    return (", ".join(map(quoted, names[:count])) or "none") + more

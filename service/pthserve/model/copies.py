@@ -4,15 +4,16 @@ What is mapped, or read a second time, may be another file by then: written over
 process that has it mapped. So what was hashed is copied, and the copy is what is used.
 """
 
+import errno
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pthserve import files
 from pthserve.errors import PackError
 
 PIECE = 2**26
@@ -95,10 +96,13 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         PackError: it is a pipe, a device or a socket, which may never end. OSError: it cannot be read.
     """
-    # Without O_NONBLOCK the opening of a pipe waits for its writer, perhaps for ever.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise PackError(f"{path}: is not a regular file; remove it, or copy the packed model again")
+    try:
+        file = files.open_regular(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise PackError(f"{path}: {error.strerror}; remove it, or copy the packed model again") from error
+    with file:
         yield file
 
 

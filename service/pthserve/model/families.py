@@ -42,6 +42,10 @@ _RENAMED = (
 # torchvision computes widths and depths with these, and reads the result; they cannot be on `meta`.
 _COMPUTED = (torch.arange, torch.tensor)
 
+# Most calls of PyTorch that it takes to build a module; efficientnet_v2_l takes 11,215. What a card gives as
+# arguments could ask for millions of layers.
+_CALLS = 50_000
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -110,6 +114,10 @@ def blank(name: str, **kwargs: Any) -> nn.Module:
 
 
 class _Computed(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = 0
+
     def __torch_function__(
         self,
         func: Any,
@@ -117,6 +125,9 @@ class _Computed(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        self._calls += 1
+        if self._calls > _CALLS:
+            raise ValueError("it has more layers than any model of torchvision")
         kwargs = dict(kwargs or {})
         if func in _COMPUTED:
             kwargs.setdefault("device", "cpu")

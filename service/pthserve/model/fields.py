@@ -7,8 +7,15 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from pthserve.model.spec import Interpolation, Spec
+from pthserve.text import quoted, whole
 
 MAX_SIDE = 4096
+MAX_WORD = 200
+"""Characters of a name or a version."""
+MAX_GOLDEN = 1000
+"""Golden images of a card: all of them are in memory at once."""
+_DIGITS = 9
+"""Most digits of a class's number."""
 
 
 def _text(value: object) -> str:
@@ -16,14 +23,31 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, and YAML reads it as {value!r}; put it in quotes")  # noqa: TRY004
+        raise ValueError(f"must be text, and YAML reads it as {_short(value)}; put it in quotes")  # noqa: TRY004
     if not value:
         raise ValueError("must not be empty")
-    return value
+    return whole(value)
+
+
+def _short(value: object) -> str:
+    match value:
+        case dict():
+            return "a mapping"
+        case list() | tuple() | set():
+            return "a list"
+    return quoted(repr(value))
+
+
+def _word(value: object) -> str:
+    """Text that stands in URLs, metrics and the log."""
+    text = _text(value)
+    if not text.isprintable() or len(text) > MAX_WORD:
+        raise ValueError(f"must be at most {MAX_WORD} characters, all of them printable")
+    return text
 
 
 def _name(value: object) -> str:
-    text = _text(value)
+    text = _word(value)
     if "/" in text:
         raise ValueError("must have no slash, as it is part of URLs")
     return text
@@ -59,15 +83,23 @@ def labels(value: object) -> tuple[str, ...]:
     if not isinstance(value, dict) or not value:
         raise ValueError("must be a list of labels, or a mapping of index to label or label to index")
     pairs: Iterable[tuple[Any, Any]] = value.items()
-    if not all(str(key).isdecimal() for key in value):
+    if not all(_is_number(key) for key in value):
         pairs = [(index, label) for label, index in pairs]
-    by_index = {int(index): _text(label) for index, label in pairs if str(index).isdecimal()}
+    by_index = {int(index): _text(label) for index, label in pairs if _is_number(index)}
     if sorted(by_index) != list(range(len(value))):
         raise ValueError(f"must number its {len(value)} classes from 0 to {len(value) - 1}")
     return tuple(by_index[index] for index in range(len(value)))
 
 
+def _is_number(value: object) -> bool:
+    """Whether `value`, or the text of it, is the number of a class."""
+    if isinstance(value, int):  # not `str` at once, which refuses a number of many digits
+        return not isinstance(value, bool) and 0 <= value < 10**_DIGITS
+    return isinstance(value, str) and len(value) <= _DIGITS and value.isdecimal()
+
+
 Text = Annotated[str, PlainValidator(_text)]
+Word = Annotated[str, PlainValidator(_word)]
 Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
 Labels = Annotated[
     str | tuple[str, ...], PlainValidator(lambda value: value if isinstance(value, str) else labels(value))
@@ -140,7 +172,7 @@ class Fields(_Fields):
     name: Annotated[str, PlainValidator(_name)] | None = Field(
         None, description="the model's name in answers, metrics and URLs; default: the folder's or the file's"
     )
-    version: Text = Field("1", description="the model's version")
+    version: Word = Field("1", description="the model's version")
     weights: Text | None = Field(
         None, description="the weights file; may be left out where the folder has only one"
     )
@@ -159,4 +191,6 @@ class Fields(_Fields):
     preprocessing: Preprocessing | None = Field(
         None, description="how an image is preprocessed; default: as torchvision's ImageNet models"
     )
-    golden: tuple[GoldenImage, ...] = Field((), description="images with known answers")
+    golden: tuple[GoldenImage, ...] = Field(
+        (), max_length=MAX_GOLDEN, description="images with known answers"
+    )

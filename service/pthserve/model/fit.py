@@ -10,8 +10,11 @@ from pthserve.model import checkpoint, families, heads
 from pthserve.model.families import Entry
 from pthserve.model.layout import Layout, Shape, compare, loose, some, words
 from pthserve.model.match import Match, find, nearest
+from pthserve.text import quoted
 
-ADVICE = "Name your own in model.yaml: `architecture: package.module:callable`"
+ADVICE = (
+    "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
+)
 
 # Below this, "the nearest" would say nothing.
 _RESEMBLES = 0.2
@@ -24,7 +27,7 @@ def match(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> Mat
         raise ArchitectureError(_misfit(layout, entries, name))
     means = [one for one in found if averaged(one)]
     if len(found) > 1 and len(means) != 1:
-        places = " and ".join(f"`{one.prefix or '(top)'}`" for one in found)
+        places = " and ".join(f"`{quoted(one.prefix) or '(top)'}`" for one in found)
         raise ArchitectureError(
             f"the state dict holds several networks, under {places}; save only the names of the one to serve"
         )
@@ -159,7 +162,7 @@ class Fit:
         if made is None:
             raise ArchitectureError(
                 f"the body is {self.match.name}'s, but its head cannot be rebuilt "
-                f"({some(f'{key} {words(shape)}' for key, shape in tensors.items())}): "
+                f"({some(f'{quoted(key)} {words(shape)}' for key, shape in tensors.items())}): "
                 f"it must be {takes}. {ADVICE}"
             )
         self.module.set_submodule(path, made.module)
@@ -167,7 +170,9 @@ class Fit:
 
     def _fit_rest(self, unused: list[str]) -> list[str]:
         """Put layers that run on the classes behind the module; the names that are then left."""
-        where = f"this is {self.match.name}" + f" under `{self.match.prefix}`" * bool(self.match.prefix)
+        where = f"this is {self.match.name}" + f" under `{quoted(self.match.prefix)}`" * bool(
+            self.match.prefix
+        )
         if behind := self._layers(unused):
             made = heads.rebuild(behind, self.outputs)
             if made is None:
@@ -209,8 +214,10 @@ def blank(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """torchvision's module on the meta device; ArchitectureError where `kwargs` are none of its."""
     try:
         return families.blank(name, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ArchitectureError(f"{name} cannot be built with {dict(kwargs)}: {error}") from error
+    except Exception as error:  # torchvision checks few of its arguments, and fails on others as it may
+        raise ArchitectureError(
+            f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
+        ) from error
 
 
 def trained(state_dict: Mapping[str, Tensor]) -> bool:
@@ -228,7 +235,7 @@ def _misfit(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> s
     which = (
         f"this is no {name}" if name else f"no architecture of torchvision fits; the nearest is {close.name}"
     )
-    under = f" under `{close.prefix}`" if close.prefix else ""
+    under = f" under `{quoted(close.prefix)}`" if close.prefix else ""
     return f"{which}{under}: {compare(body, close.body) or 'its layers are nested in another way'}. {ADVICE}"
 
 

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pthserve.text import quoted
+
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
@@ -98,7 +100,7 @@ def compare(expected: Part, found: Part, *, strict: bool = False) -> str:
     missing = [name for short, name in expected.names.items() if short not in found.names]
     surplus = [name for short, name in found.names.items() if short not in expected.names]
     shapes = [
-        f"{found.names[short]} is {words(found.shapes[short])} and not {words(shape)}"
+        f"{quoted(found.names[short])} is {words(found.shapes[short])} and not {words(shape)}"
         for short, shape in expected.shapes.items()
         if short in found.shapes and key(found.shapes[short]) != key(shape)
     ]
@@ -110,7 +112,7 @@ def some(names: Iterable[str], count: int = 3) -> str:
     """The first few of `names`, in words."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return (", ".join(names[:count]) or "none") + more
+    return (", ".join(map(quoted, names[:count])) or "none") + more
 
 
 def words(shape: Shape) -> str:

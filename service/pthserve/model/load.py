@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import pthserve
+from pthserve import files
 from pthserve.errors import CardError, PackError, RequestError, WeightsError
 from pthserve.model import Golden, Model, packed, prove
 from pthserve.model.packed import Packed
@@ -23,7 +24,11 @@ if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.model.weights import Progress, Weights
 
 DEMO = Path(pthserve.__file__).parents[2] / "weights" / "imagenet"
-"""The model called `demo`, where the repository is; an image has its demo where PTHSERVE_MODEL says."""
+"""The model called `demo`, where the repository is."""
+DEMO_IN_IMAGES = Path("/opt/demo")
+"""Where a container image has it; PTHSERVE_MODEL says so there."""
+DEMO_CODE = "efficientnet_lite_pytorch"
+"""The package that the demo's card names. Who asks for the demo allows it, for the demo alone."""
 
 _RESIZE, _CROP = 256, 224
 _MAX_PIXELS = 2**30
@@ -47,14 +52,17 @@ def build(source: str, settings: Settings, progress: "Progress | None" = None) -
     path = locate(source)
     if packed.is_packed(path):
         raise PackError(f"{path}: is packed already; name the weights that it was made from")
-    from pthserve.model import card, weights
+    from pthserve.model import card, code, weights
 
     described = card.read(path)
+    allowed = settings.code_modules | ({DEMO_CODE} if _is_demo(path) else frozenset())
+    if described.architecture and code.is_code(described.architecture):
+        code.check(described.architecture, allowed)  # before the weights are read, which takes longer
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
 
     from pthserve.model import architecture
 
-    found = architecture.build(read.state_dict, described.architecture, described.kwargs)
+    found = architecture.build(read.state_dict, described.architecture, described.kwargs, allowed)
     return Built(described, read, found, _labels(described, found), _spec(described, found))
 
 
@@ -101,6 +109,10 @@ def locate(source: str) -> Path:
     if not (DEMO / "efficientnet-lite0.pth").exists():
         runpy.run_path(str(DEMO / "make.py"), run_name="__main__")
     return DEMO
+
+
+def _is_demo(path: Path) -> bool:
+    return any(demo.is_dir() and path.resolve() == demo.resolve() for demo in (DEMO, DEMO_IN_IMAGES))
 
 
 def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:
@@ -161,7 +173,7 @@ def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
     images = []
     for one in golden:
         try:
-            images.append(crop(one.image.read_bytes(), spec, max_pixels=_MAX_PIXELS))
+            images.append(crop(files.read(one.image, files.IMAGE), spec, max_pixels=_MAX_PIXELS))
         except (OSError, RequestError) as error:
             raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
     return np.stack(images)

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
+from pthserve import files
 from pthserve.errors import GoldenError, PackError
 from pthserve.model import Golden, packed, prove
 from pthserve.model.candidates import Candidate, Sources
@@ -99,7 +100,7 @@ def _copied(golden: Sequence[Golden], folder: Path) -> tuple[Golden, ...]:
     copies = []
     for number, one in enumerate(golden):
         image = into / f"{number}-{one.image.name}"
-        shutil.copyfile(one.image, image)
+        image.write_bytes(files.read(one.image, files.IMAGE))
         copies.append(replace(one, image=image))
     return tuple(copies)
 

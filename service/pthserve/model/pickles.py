@@ -6,8 +6,11 @@ import re
 import shlex
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
+
+from pthserve.text import quoted
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
 """Keys under which training scripts put the state dict, the surest first."""
@@ -78,6 +81,18 @@ def _operations(stream: IO[bytes]) -> Iterator[tuple[str, str]]:
         return
 
 
+def length(stream: IO[bytes], most: int) -> int:
+    """How many bytes the pickles in `stream` take; what is beyond `most`, or no pickle, does not count."""
+    reached = 0
+    with suppress(Exception):  # pickletools raises whatever broken bytes provoke
+        for _ in range(_PICKLES):
+            for _opcode, _argument, position in pickletools.genops(stream):
+                reached = position or 0
+                if reached >= most:
+                    return most
+    return reached
+
+
 def refusal(stream: IO[bytes], reason: str, name: str) -> str | None:
     """Why the safe unpickler, which gave `reason`, would not read `stream`; None if no global is to blame.
 
@@ -92,8 +107,8 @@ def refusal(stream: IO[bytes], reason: str, name: str) -> str | None:
     if foreign is None:
         return None
     return (
-        f"needs `{foreign}`, and to load that could run code, so nothing was loaded. If you trust the file, "
-        f"re-save its weights where it was made: {resave(name, _part(seen), trusted=True)}"
+        f"needs `{quoted(foreign)}`, and to load that could run code, so nothing was loaded. If you trust "
+        f"the file, re-save its weights where it was made: {resave(name, _part(seen), trusted=True)}"
     )
 
 

@@ -5,9 +5,14 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pthserve import files
 from pthserve.errors import EngineError
 from pthserve.model.plan import Plan, cpu
 from pthserve.settings import Settings
+from pthserve.text import quoted
+
+MOST = 2**20
+"""Most bytes of a plan's file."""
 
 
 def write(plan: Plan, path: Path) -> None:
@@ -25,11 +30,13 @@ def read(path: Path) -> Plan:
         EngineError: there is no such file, or no plan in it.
     """
     try:
-        return Plan.from_dict(json.loads(path.read_text()))
+        return Plan.from_dict(json.loads(files.read(path, MOST)))
     except OSError as error:
         raise EngineError(f"{path}: the plan cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise EngineError(f"{path} holds no plan ({error}); write one with `pthserve tune`") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise EngineError(
+            f"{path} holds no plan ({quoted(error)}); write one with `pthserve tune`"
+        ) from error
 
 
 def cache_file(digest: str, settings: Settings) -> Path | None:

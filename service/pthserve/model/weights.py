@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import pickle
-import stat
 import tempfile
 import warnings
 import zipfile
@@ -19,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pthserve import files
 from pthserve.errors import WeightsError
 from pthserve.model import checkpoint, pickles
+from pthserve.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,9 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
 
 _CHUNK = 4 * 2**20
+
+HEADER = 8 * 2**20
+"""Most bytes of what lists a file's tensors: the header of safetensors, the pickles of `torch.save`."""
 
 _FOREIGN = (
     # offset, first bytes there, what such a file is, what to do
@@ -110,14 +114,16 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
     """Copy the file at `path`; its SHA-256 and size."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb", buffering=0, opener=_open) as source:
+        with files.open_regular(path) as source:
             before = os.fstat(source.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise WeightsError(f"{path}: is not a regular file; name a .pth, .pt or .safetensors file")
             if not before.st_size:
                 raise WeightsError(f"{path}: is empty; save or download it again")
+            if before.st_size > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+                raise WeightsError(
+                    f"{path}: has {before.st_size} bytes, more than this machine's memory of {memory}"
+                )
             done, chunk = 0, memoryview(bytearray(_CHUNK))
-            while count := source.readinto(chunk):
+            while done <= before.st_size and (count := source.readinto(chunk)):
                 digest.update(chunk[:count])
                 copy.file.write(chunk[:count])
                 done += count
@@ -134,17 +140,14 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
             f"{path}: may not be read by user {os.getuid()}; give it read permission"
         ) from None
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+        raise WeightsError(
+            f"{path}: cannot be read: {error.strerror}; name a .pth, .pt or .safetensors file"
+        ) from error
     if (done, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
         raise WeightsError(
             f"{path}: changed while it was read; write a new file beside it and rename that over this one"
         )
     return digest.hexdigest(), done
-
-
-def _open(path: str, flags: int) -> int:
-    # Without O_NONBLOCK the opening of a pipe waits for its writer, perhaps for ever.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _format(path: Path, copy: _Copy) -> str:
@@ -155,6 +158,9 @@ def _format(path: Path, copy: _Copy) -> str:
         _check_archive(path, copy)
         return "zip"
     if head[8:9] == b"{" and 0 in head[4:8]:
+        length = int.from_bytes(head[:8], "little")
+        if length <= copy.file.seek(0, os.SEEK_END):  # else it is cut short, or no header at all
+            _check_header(path, length)
         return "safetensors"
     for offset, magic, what, advice in _FOREIGN:
         if head[offset:].startswith(magic):
@@ -170,6 +176,8 @@ def _format(path: Path, copy: _Copy) -> str:
         raise WeightsError(
             f"{path}: is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
         )
+    copy.file.seek(0)
+    _check_header(path, pickles.length(copy.file, HEADER + 1))
     return "legacy"
 
 
@@ -190,11 +198,21 @@ def _check_archive(path: Path, copy: _Copy) -> None:
         raise WeightsError(
             f"{path}: is a zip archive that torch.save did not write; unpack it if the weights are in it"
         )
+    _check_header(path, max(entry.file_size for entry in entries if entry.filename.endswith("data.pkl")))
     held = sum(entry.file_size for entry in entries)
     if held > copy.file.seek(0, os.SEEK_END) or any(entry.compress_type for entry in entries):
         raise WeightsError(
             f"{path}: its zip entries are compressed or overlap ({held} bytes unpacked), "
             "which torch.save never does; save it again with torch.save"
+        )
+
+
+def _check_header(path: Path, size: int) -> None:
+    """Refuse what would be parsed for minutes: thousands of tensors take a hundredth of HEADER."""
+    if size > HEADER:
+        raise WeightsError(
+            f"{path}: lists its tensors in {size} bytes, and at most {HEADER} are read; save the state dict "
+            "alone"
         )
 
 
@@ -226,7 +244,7 @@ def _what_failed(path: Path, copy: _Copy, form: str, error: Exception) -> str:
         if refusal:
             return f"{path}: {refusal}"
     reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
-    return f"{path}: is truncated or damaged ({reason[:200]}); save or download it again"
+    return f"{path}: is truncated or damaged ({quoted(reason, 200)}); save or download it again"
 
 
 def _pickle(copy: _Copy, form: str) -> IO[bytes]:

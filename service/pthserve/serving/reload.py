@@ -20,6 +20,7 @@ from pthserve.serving.fingerprint import Fingerprint, fingerprint
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.shadow import Shadow
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class Reload:
             except Exception as error:
                 expected = isinstance(error, ModelError)
                 words = str(error) if expected else f"it cannot be run: {type(error).__name__}: {error}"
+                words = quoted(words, MESSAGE)
                 self._predictor.last_reload = {"result": _result(error), **told, "error": words}
                 log.log(logging.ERROR, "the model was not replaced: %s", words, exc_info=not expected)
                 if expected:
