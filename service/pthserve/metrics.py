@@ -42,6 +42,11 @@ STAGE_DURATION = Histogram(
 )
 INFLIGHT = Gauge("pthserve_inflight_requests", "Images admitted and not yet answered.", registry=REGISTRY)
 QUEUE_DEPTH = Gauge("pthserve_queue_depth", "Decoded images that wait for the engine.", registry=REGISTRY)
+DECODE_MEMORY = Gauge(
+    "pthserve_decode_memory_bytes",
+    "Memory reserved for images that are being decoded; decode_memory is the most.",
+    registry=REGISTRY,
+)
 SATURATION = Gauge(
     "pthserve_saturation",
     "How busy the engine was in the last 10 seconds, or the decoders where these were busier, 0 to 1.",

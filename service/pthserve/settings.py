@@ -102,6 +102,12 @@ class Settings(BaseModel):
     )
     max_body: int = Field(20 * 2**20, ge=1, le=2**30, description="largest request body, bytes")
     max_pixels: int = Field(50_000_000, ge=1, le=1_000_000_000, description="largest image, pixels")
+    decode_memory: int = Field(
+        768 * 2**20,
+        ge=2**20,
+        le=2**40,
+        description="most memory that all images take while they are decoded, bytes; others wait for theirs",
+    )
     tolerance: float = Field(
         0.02,
         ge=0,

@@ -278,9 +278,9 @@ def test_a_map_ends_with_the_event_loop_however_long_its_deadline_is() -> None:
         task.cancel()
 
     asyncio.run(leave())
-    ended = threading.Thread(target=explainer._threads.shutdown, daemon=True)
-    ended.start()
-    ended.join(PATIENCE)
-    assert not ended.is_alive()
+    makers = [thread for thread in threading.enumerate() if thread.name == "explain"]
+    for maker in makers:
+        maker.join(PATIENCE)
+    assert not any(maker.is_alive() for maker in makers)
     gate.opened.set()
     predictor.close()

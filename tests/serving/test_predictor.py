@@ -1,6 +1,7 @@
 """One request from bytes to answer."""
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,8 +25,10 @@ from pthserve.errors import (
 )
 from pthserve.metrics import REGISTRY
 from pthserve.model import Model
+from pthserve.model.cost import FREE
 from pthserve.model.engine import Images, Logits
-from pthserve.model.preprocess import normalise
+from pthserve.model.preprocess import Pending, normalise
+from pthserve.serving.decoders import Job
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
@@ -207,7 +210,9 @@ def test_a_deadline_passes_while_the_decoders_are_busy() -> None:
     async def check() -> None:
         async with predicting(threads=1) as predictor:
             hold = threading.Event()
-            predictor._decoders.submit(hold.wait, 30)
+            busy = asyncio.get_running_loop().create_future()
+            held = Pending((1, 1), FREE, lambda: np.array([hold.wait(30)]))
+            predictor._decoders.submit(Job(busy, lambda: held, lambda *_: None, math.inf))
             with pytest.raises(DeadlineExceeded):
                 await predictor.predict(png(), deadline=0.05)
             hold.set()

@@ -6,14 +6,15 @@ call and decodes large JPEGs at a reduced scale: within 0.3 grey levels of `exac
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.errors import TooLarge
-from pthserve.model.decode import Decoded, read
+from pthserve.model.cost import Cost
+from pthserve.model.decode import Decoded, Picture
 from pthserve.model.spec import Spec
 
 Decode = Literal["exact", "fast"]
@@ -27,8 +28,22 @@ LEAST_REDUCED = 500
 """Nor to fewer pixels a side than these: small photos are sharper, differ more and gain little."""
 REDUCING_GAP = 4.0
 """`fast` averages blocks of pixels as long as the image stays so many times too large, then filters."""
+_ANY = 2**31
+"""As many pixels as there may be."""
 _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
 """Filters without an edge, over which a pixel that is off by a millionth would fall."""
+
+
+class Pending(NamedTuple):
+    """An image that is still to be decoded, resized and cropped.
+
+    size: (width, height). cost: what is to be done takes at most. pixels: does it, once; raises BrokenImage
+    or TooLarge.
+    """
+
+    size: tuple[int, int]
+    cost: Cost
+    pixels: Callable[[], NDArray[Any]]
 
 
 def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Pixels:
@@ -37,19 +52,36 @@ def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) 
     Raises UnsupportedImage, BrokenImage, or TooLarge where it has more than `max_pixels` pixels, before or
     after it is resized.
     """
+    return pending(data, spec, decode=decode, max_pixels=max_pixels).pixels()
+
+
+def pending(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Pending:
+    """`crop`, of which only the header has been read. Raises what `crop` raises."""
     fast = decode == "fast" and spec.antialias and spec.interpolation in _SMOOTH
     shortest = None
     if fast and spec.resize is not None:
         shortest = max(LEAST_REDUCED, math.ceil(REDUCED_TO * np.max(spec.resize)))
-    decoded = read(data, _mode(spec), max_pixels=max_pixels, exif=spec.exif, shortest=shortest)
-    return _cut(decoded, spec, fast, max_pixels)
+    picture = Picture(data, _mode(spec), max_pixels=max_pixels, exif=spec.exif, shortest=shortest)
+    decoded = (round(picture.box[2]), round(picture.box[3]))
+    memory = max(picture.cost.memory, _cutting(picture.size, decoded, spec, fast, max_pixels))
+    cost = Cost(memory, picture.cost.seconds)
+    return Pending(picture.size, cost, lambda: _cut(picture.decode(), spec, fast, max_pixels))
+
+
+def pending_pixels(pixels: Pixels, spec: Spec) -> Pending:
+    """`crop_pixels`, before anything is done."""
+    height, width, _ = pixels.shape
+    converting = width * height * 5 if spec.channels == 1 else 0
+    memory = max(converting, _cutting((width, height), (width, height), spec, False, _ANY))
+    cost = Cost(memory, width * height / 1e9)
+    return Pending((width, height), cost, lambda: crop_pixels(pixels, spec))
 
 
 def crop_pixels(pixels: Pixels, spec: Spec) -> Pixels:
     """`pixels`, uint8 RGB (height, width, 3), as `crop` has them: uint8 (height, width, channels), exact."""
     image = Image.fromarray(pixels, "RGB").convert(_mode(spec))
     box = (0.0, 0.0, float(image.width), float(image.height))
-    return _cut(Decoded(image, box, image.size), spec, fast=False, max_pixels=2**31)
+    return _cut(Decoded(image, box, image.size), spec, fast=False, max_pixels=_ANY)
 
 
 def normalise(images: Pixels, spec: Spec) -> NDArray[np.float32]:
@@ -92,6 +124,29 @@ def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
         x, y = across.offset, down.offset
         image = image.crop((x, y, x + spec.crop[1], y + spec.crop[0]))
     return np.asarray(image).reshape(spec.image_shape)
+
+
+def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: bool, max_pixels: int) -> int:
+    """Bytes that `_cut` takes at most, with the image that it is given.
+
+    size: (width, height) at full scale; decoded: as it was decoded. It may be turned, where `spec` says so.
+    """
+    pixel = 1 if spec.channels == 1 else 4
+    held = decoded[0] * decoded[1] * pixel
+    if not spec.antialias and spec.interpolation in _KERNELS:
+        return (
+            held + 2 * spec.channels * decoded[0] * decoded[1] + 16 * spec.channels * spec.crop[0] * max(size)
+        )
+    most = 0
+    for width, height in {size, size[::-1]} if spec.exif else {size}:
+        to = _resized(width, height, spec.resize)
+        cut = (True, True) if fast else _exact_cuts((width, height), to, spec.crop)
+        across = _axis(0.0, width, to[0], spec.crop[1], cut[0] and to[0] != width)
+        down = _axis(0.0, height, to[1], spec.crop[0], cut[1] and to[1] != height)
+        between = max(across.length * (down.end - down.start), (across.end - across.start) * down.length)
+        most = max(most, math.ceil(between) + across.length * down.length)
+    # What has more than `max_pixels` is refused; so is it, once for each of two steps.
+    return held + held // 4 * fast + min(most, 2 * max_pixels) * pixel
 
 
 def _resized(width: int, height: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:

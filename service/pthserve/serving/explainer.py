@@ -1,8 +1,9 @@
 """Explainer: one request's heat map, made aside of the traffic."""
 
 import asyncio
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -15,6 +16,7 @@ from pthserve.model import Model
 from pthserve.model.engine import Explanation, Logits
 from pthserve.model.explain import explain
 from pthserve.model.preprocess import Pixels
+from pthserve.serving.background import run
 from pthserve.serving.batcher import Entry, Inference
 from pthserve.serving.busy import Smoothed
 from pthserve.serving.predictor import Predictor
@@ -50,7 +52,6 @@ class Explainer:
         self._predictor = predictor
         self._making = 0
         self._seconds = Smoothed()
-        self._threads = ThreadPoolExecutor(PERMITS, "explain")
 
     def check(self, class_index: int | None) -> Model:
         """The model that a request which comes now has explained; raises what keeps the request out."""
@@ -76,10 +77,20 @@ class Explainer:
         """
         model = self.check(class_index)
         loop = asyncio.get_running_loop()
-        work = _Work(model, data, class_index, self._predictor, loop, loop.time() + deadline)
-        began = time.perf_counter()
+        began, until = time.perf_counter(), loop.time() + deadline
         self._making += 1
-        made = self._threads.submit(work.run)
+        try:
+            image = cast("Pixels", await self._predictor.decoded(data, model.spec, deadline))
+            del data
+            work = _Work(model, image, class_index, self._predictor, loop, until)
+            made: Future[Explained] = Future()
+            made.set_running_or_notify_cancel()  # a client that leaves does not end the thread
+            # A daemon: a map that takes long must not keep the process from ending.
+            thread = threading.Thread(target=run, args=(work.run, made), name="explain", daemon=True)
+            thread.start()
+        except BaseException:
+            self._ended()
+            raise
         made.add_done_callback(lambda _: self._end(loop))
         try:
             explained = await asyncio.wrap_future(made)
@@ -107,7 +118,7 @@ class _Work:
     """
 
     model: Model
-    data: bytes
+    image: Pixels
     class_index: int | None
     predictor: Predictor
     loop: asyncio.AbstractEventLoop
@@ -115,8 +126,7 @@ class _Work:
     wanted: bool = True
 
     def run(self) -> Explained:
-        model = self.model
-        image = cast("Pixels", self.predictor.pixels(self.data, model.spec))
+        model, image = self.model, self.image
         index = self.class_index
         if index is None:
             index = int(self._forward(image[None])[0].argmax())

@@ -4,39 +4,39 @@ import asyncio
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, RequestError, TooLarge
+from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, TooLarge
 from pthserve.metrics import (
     INFLIGHT,
     MODEL_INFO,
     QUEUE_DEPTH,
     REJECTED,
     SATURATION,
-    STAGE_DURATION,
     count_prediction,
     timed_inference,
 )
 from pthserve.model import Model
+from pthserve.model.cost import FREE
 from pthserve.model.engine import Settles
-from pthserve.model.preprocess import crop, crop_pixels
+from pthserve.model.preprocess import Pending, pending, pending_pixels
 from pthserve.model.spec import Spec
 from pthserve.serving.admission import Admission
 from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
-from pthserve.serving.busy import Busy, Smoothed
+from pthserve.serving.decoders import Decoders, Job
 from pthserve.serving.prediction import Input, Prediction, prediction_of, trace
 from pthserve.settings import Settings
 from pthserve.tracing import SPAN
 
-_DECODE = STAGE_DURATION.labels("decode")
+CLOSING = 2.0
+"""Seconds that threads get to end at most, when nobody waits for an answer any more."""
 
 
 class Predictor:
@@ -64,10 +64,7 @@ class Predictor:
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
         self._closed = False
-        self._cpus = settings.cpus
-        self._decoders = ThreadPoolExecutor(self._cpus, "decode")
-        self._decoding = Busy(self._cpus)
-        self._seconds_per_decode = Smoothed()
+        self._decoders = Decoders(settings.cpus, settings.decode_memory)
         INFLIGHT.set_function(lambda: self.admission.inflight)
         QUEUE_DEPTH.set_function(lambda: self.batcher.depth)
         SATURATION.set_function(self.saturation)
@@ -144,27 +141,28 @@ class Predictor:
             }
         )
 
-    def pixels(self, image: Input, spec: Spec) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """`image` as an engine takes it, within the limits of the settings; raises a RequestError."""
-        if isinstance(image, bytes):
-            return crop(image, spec, decode=self._settings.decode, max_pixels=self._settings.max_pixels)
-        if image.dtype == np.float32:
-            if image.shape != spec.tensor_shape:
-                raise MalformedRequest(
-                    f"the tensor's shape is {image.shape}; the model takes {spec.tensor_shape}"
-                )
-            return image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise MalformedRequest(
-                f"the pixels are {image.dtype} {image.shape}; the model takes uint8 (height, width, 3)"
-            )
-        if image.shape[0] * image.shape[1] > self._settings.max_pixels:
-            raise TooLarge(f"the image has more than the {self._settings.max_pixels} pixels that are allowed")
-        return crop_pixels(cast("NDArray[np.uint8]", image), spec)
+    async def decoded(self, image: Input, spec: Spec, seconds: float) -> NDArray[Any]:
+        """`image` as an engine takes it, from the decoders' queue.
+
+        Raises a RequestError, Overloaded, or DeadlineExceeded after so many seconds.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[NDArray[Any]] = loop.create_future()
+        opening, until = partial(self._pending, image, spec), time.monotonic() + seconds
+        job = Job(future, opening, partial(_deliver, future), until)
+        timer = loop.call_later(seconds, _expire, [future])
+        try:
+            self._decoders.submit(job)
+            return await future
+        finally:
+            timer.cancel()
+            job.drop()
+            future.cancel()
+            del future  # what it raises leads to this frame, and must not lead back to it
 
     def saturation(self) -> float:
         """How close the service is to what it can do, 0 to 1: how busy its engine is, or its decoders."""
-        return max(self.batcher.busy.share(), self._decoding.share())
+        return max(self.batcher.busy.share(), self._decoders.busy.share())
 
     def live(self) -> str | None:
         """Why the process should be restarted, in words, or None.
@@ -184,81 +182,90 @@ class Predictor:
         self.unready = "the service is shutting down"
 
     def close(self) -> None:
-        """Let nobody in, run what is queued, and end the threads; an engine that hangs is left behind."""
+        """Let nobody in, and end the threads: those that take longer than CLOSING are left behind."""
         self.drain()
         self._closed = True
-        self._decoders.shutdown(wait=True, cancel_futures=True)
-        self.batcher.close(timeout=self._settings.deadline)
+        end = time.monotonic() + CLOSING
+        self._decoders.close(CLOSING)
+        self.batcher.close(max(0.0, end - time.monotonic()))
         for gauge in (INFLIGHT, QUEUE_DEPTH, SATURATION):
             gauge.set_function(lambda: 0.0)
 
     def _seconds_for(self, images: int) -> float:
         """Seconds in which the slower of decoders and engine gets through `images` images, as measured."""
-        decode = self._seconds_per_decode.value / self._cpus
-        return images * max(self.batcher.seconds_per_image, decode) + self.batcher.overdue()
+        engine = images * self.batcher.seconds_per_image
+        return max(engine, self._decoders.seconds_for(images)) + self.batcher.overdue()
+
+    def _pending(self, image: Input, spec: Spec) -> Pending:
+        """`image`, to be made what an engine takes, within the limits of the settings."""
+        limit = self._settings.max_pixels
+        if isinstance(image, bytes):
+            return pending(image, spec, decode=self._settings.decode, max_pixels=limit)
+        if image.dtype == np.float32:
+            if image.shape != spec.tensor_shape:
+                raise MalformedRequest(
+                    f"the tensor's shape is {image.shape}; the model takes {spec.tensor_shape}"
+                )
+            return Pending(spec.crop[::-1], FREE, lambda: image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise MalformedRequest(
+                f"the pixels are {image.dtype} {image.shape}; the model takes uint8 (height, width, 3)"
+            )
+        if image.shape[0] * image.shape[1] > limit:
+            raise TooLarge(f"the image has more than the {limit} pixels that are allowed")
+        return pending_pixels(cast("NDArray[np.uint8]", image), spec)
 
     async def _answer(self, model: Model, images: Sequence[Input], seconds: float) -> Sequence[Prediction]:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Inference]] = [loop.create_future() for _ in images]
         timer = loop.call_later(seconds, _expire, futures) if seconds < float("inf") else None
+        until = time.monotonic() + seconds
+        jobs = [
+            Job(
+                future,
+                partial(self._pending, image, model.spec),
+                partial(self._queue, model, future),
+                until,
+            )
+            for image, future in zip(images, futures, strict=True)
+        ]
         try:
-            for number, image in enumerate(images):
-                self._decoders.submit(self._prepare, model, image, futures[number])
+            for job in jobs:
+                self._decoders.submit(job)
             inferences = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         finally:
             if timer is not None:
                 timer.cancel()
             while futures:  # what one raises leads to this frame, and must not lead back to it
                 futures.pop().cancel()
+            while jobs:
+                jobs.pop().drop()
         return [
             prediction_of(model, image, inference)
             for image, inference in zip(images, inferences, strict=True)
         ]
 
-    def _prepare(self, model: Model, image: Input, future: asyncio.Future[Inference]) -> None:
-        """Runs in a decoder's thread, and goes straight to the engine's: the event loop has no part in it."""
-        if future.done():
-            return
-        began = time.perf_counter()
-        try:
-            with self._decoding:
-                pixels = self.pixels(image, model.spec)
-        except Exception as error:
-            self._count_decode(time.perf_counter() - began)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                future.get_loop().call_soon_threadsafe(_fail, future, _bare(error))
-        else:
-            seconds = time.perf_counter() - began
-            self._count_decode(seconds)
-            self.batcher.put(Entry(model, future, pixels, seconds))
-
-    def _count_decode(self, seconds: float) -> None:
-        """Before the answer can be out, so that whoever has it finds it counted."""
-        self._seconds_per_decode.observe(seconds)
-        _DECODE.observe(seconds)
+    def _queue(
+        self, model: Model, future: asyncio.Future[Inference], pixels: NDArray[Any], seconds: float
+    ) -> None:
+        """Goes straight from a decoder's thread to the engine's: the event loop has no part in it."""
+        self.batcher.put(Entry(model, future, pixels, seconds))
 
 
-def _expire(futures: Sequence[asyncio.Future[Inference]]) -> None:
+def _expire(futures: Sequence[asyncio.Future[Any]]) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(DeadlineExceeded("there was no answer within the deadline"))
 
 
-def _fail(future: asyncio.Future[Inference], error: Exception) -> None:
+def _deliver(future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any], _: float) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        future.get_loop().call_soon_threadsafe(_set_result, future, pixels)
+
+
+def _set_result(future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any]) -> None:
     if not future.done():
-        future.set_exception(error)
-
-
-def _bare(error: Exception) -> Exception:
-    """`error`, and where the request is at fault not what led to it.
-
-    That leads to the picture, and over the thread's frames to the future that is given the error: a circle,
-    which would keep each broken image until the garbage collector comes by.
-    """
-    if isinstance(error, RequestError):
-        error.__cause__ = error.__context__ = None
-        error.with_traceback(None)
-    return error
+        future.set_result(pixels)
 
 
 def _photo(spec: Spec) -> bytes:

@@ -5,11 +5,14 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pthserve.metrics import SHADOW_IMAGES
 from pthserve.model import Model
+from pthserve.model.engine import Logits
 from pthserve.serving.background import in_background
 from pthserve.serving.prediction import Input, Prediction
 from pthserve.serving.predictor import Predictor
@@ -51,7 +54,7 @@ class Shadow:
                 async with asyncio.timeout_at(end):
                     image, class_index = await self._waiting.get()
                 # Outside the time limit: a thread cannot be cut short, and must have ended before the swap.
-                agrees = await in_background(partial(self._agrees, image, class_index))
+                agrees = await self._agrees(image, class_index)
                 self.images += 1
                 self.agreed += agrees
                 SHADOW_IMAGES.labels("agreed" if agrees else "disagreed").inc()
@@ -66,11 +69,14 @@ class Shadow:
                 with suppress(asyncio.QueueFull):
                     self._waiting.put_nowait((image, prediction.class_index))
 
-    def _agrees(self, image: Input, class_index: int) -> bool:
+    async def _agrees(self, image: Input, class_index: int) -> bool:
         """Whether the model gives `image` this class; one that cannot answer what the other can does not."""
         try:
-            pixels = self._predictor.pixels(image, self._model.spec)
-            logits = np.asarray(self._model.forward(pixels[None]), np.float32)[0]
+            pixels = await self._predictor.decoded(image, self._model.spec, SECONDS)
+            logits = (await in_background(partial(self._logits, pixels)))[0]
         except Exception:
             return False
         return bool(np.isfinite(logits).all()) and int(logits.argmax()) == class_index
+
+    def _logits(self, pixels: NDArray[Any]) -> Logits:
+        return np.asarray(self._model.forward(pixels[None]), np.float32)
