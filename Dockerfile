@@ -23,7 +23,7 @@ FROM build AS own
 COPY requirements.lock ./
 RUN awk '/^[a-z0-9]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/} wanted' requirements.lock >build.lock && \
     /build/bin/pip install -q --require-hashes -r build.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN /build/bin/pip wheel -q --no-deps --no-build-isolation -w /wheels . && \
     /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --prefix /own /wheels/*.whl
@@ -38,7 +38,8 @@ RUN /build/bin/python /demo/make.py && rm /demo/make.py && chmod -R a=rX /demo
 
 FROM python AS runtime
 LABEL org.opencontainers.image.title="pthserve" \
-      org.opencontainers.image.description="Drop in a .pth, get a service: PyTorch image classifiers over HTTP"
+      org.opencontainers.image.description="Drop in a .pth, get a service: PyTorch image classifiers over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/pthserve/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -5,7 +5,7 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights pack serve check test bench cluster lock sbom audit docs
+.PHONY: help env weights pack serve check test bench cluster lock sbom audit docs words
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,4 +54,7 @@ audit: env ## look for known vulnerabilities in what the lock files pin
 
 docs: env ## write the generated pages anew
 	@$(BIN)/python scripts/settings_table.py
-	@$(BIN)/python charts/generate.py
+	@command -v helm >/dev/null || PATH="$$PATH:$$(k8s/local/programs helm)"; $(BIN)/python charts/generate.py
+
+words: env ## write all that a user may read into build/words.txt
+	@$(BIN)/python scripts/words.py

@@ -95,7 +95,7 @@ def loaded(
     Raises RuntimeError where an answer is not what was asked for: how fast a service fails is of no interest.
     """
     target = Target.parse(f"http://127.0.0.1:{port}")
-    requests = [target.request(photo, {}) for photo in photos]
+    requests = [target.request(photo) for photo in photos]
     with process.awake():
         usage, began, cpu = Usage(), time.perf_counter(), process.cpu()
         answered = uvloop.run(

@@ -11,12 +11,12 @@ from pthserve.settings import Settings
 
 HEAD = """# Settings
 
-Each is a flag of `pthserve serve`, an environment variable and a value of the chart: `--max-batch`,
-`PTHSERVE_MAX_BATCH` and `settings.maxBatch` are the same. A flag beats the environment, which beats the
-default.
-Sizes are in bytes, times in seconds. `make docs` writes this table from the code.
+Each setting is an option of `pthserve serve`, an environment variable and a value of the Helm chart:
+`--max-batch`, `PTHSERVE_MAX_BATCH` and `settings.maxBatch` are the same setting. An option takes precedence
+over the environment variable, which takes precedence over the default. Sizes are in bytes, times in seconds.
+`make docs` writes this table from the code.
 
-| setting | default | what it is |
+| setting | default | description |
 |---|---|---|
 """
 

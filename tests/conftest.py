@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", type=float, default=180, metavar="S", help="seconds of load in one run")
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs the tests that are coroutines: the standard library's event loop."""
+    return "asyncio"
+
+
 def _made(folder: Path, weights: str, script: str) -> Path:
     """`folder`, after its script made the weights if they were not there; one process at a time."""
     with (folder / "making.lock").open("w") as lock:

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from .shared import metric
+
 PATIENCE = 180.0
 """Seconds after which a condition that does not come is a failure."""
 
@@ -54,10 +56,7 @@ class Running:
 
     def metric(self, name: str) -> float:
         """The value of the sample called `name`, with its labels; 0 where there is none."""
-        for line in self.client.get("/metrics").text.splitlines():
-            if line.rpartition(" ")[0] == name:
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        return metric(self.client, name)
 
     def memory(self) -> float:
         """MiB resident that are not pages of files.

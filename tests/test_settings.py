@@ -24,12 +24,12 @@ def test_an_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1
 
 
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
-        Settings(prot=8000)  # type: ignore[call-arg]
+        Settings(prot=8000)
 
 
 def test_an_empty_host_is_refused() -> None:

@@ -74,7 +74,7 @@ def database(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def audit(url: str) -> subprocess.CompletedProcess[str]:
-    command = [ROOT / "scripts" / "audit", "--osv-url", url]
+    command: list[str | Path] = [ROOT / "scripts" / "audit", "--osv-url", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

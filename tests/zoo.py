@@ -39,7 +39,7 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
     with torch.no_grad():
         tensors = torch.from_numpy(normalise(pixels, SPEC))
         scale = 8 / module(tensors).std()  # so that the best class is clearly the best
-        for parameter in module[-1].parameters():  # type: ignore[union-attr]
+        for parameter in module[-1].parameters():
             parameter.mul_(scale)
         answers = module(tensors).softmax(1).max(1)
     torch.save(module.state_dict(), folder / "tiny.pth")

@@ -13,13 +13,13 @@ from pthserve.exits import code, leave
 
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
-    "inspect": "Say what is in a weights file, or in a packed model.",
-    "predict": "Classify images, here or at a service.",
-    "tune": "Measure what this machine can run a model with.",
-    "pack": "Make a folder of a model, which is served without torch.",
-    "golden": "Write the answers that a model must give into its card, or check them.",
-    "bench": "Measure a service: latency, throughput, goodput.",
-    "fetch": "Bring a weights file from an address, whole and checked.",
+    "inspect": "Show what a weights file or a packed model contains.",
+    "predict": "Classify images with a model or through a running service.",
+    "tune": "Find the fastest way to run a model on this machine.",
+    "pack": "Write a packed model: a folder that is served without PyTorch.",
+    "golden": "Record or check the expected results for golden images.",
+    "bench": "Measure the latency and throughput of a service.",
+    "fetch": "Download a weights file and verify its SHA-256.",
 }
 """Name to what it does; `commands/<name>.py` holds it as `command`."""
 
@@ -40,12 +40,13 @@ class Lazy(click.RichCommand):
 @click.group(
     commands=[Lazy(name=name, help=summary) for name, summary in COMMANDS.items()],
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 fine, 2 wrong usage, 3 the model cannot be loaded, 4 the golden images disagree, 1 "
-    "anything else.",
+    epilog="Exit codes: 0 success, 1 other errors, 2 wrong usage, 3 the model cannot be loaded, 4 a "
+    "golden image "
+    "failed.",
 )
 @click.version_option(pthserve.__version__, prog_name="pthserve")
 def app() -> None:
-    """Drop in a `.pth`, get a service."""
+    """Serve PyTorch image classifiers: drop in a `.pth`, get a service."""
 
 
 def main() -> None:
@@ -61,6 +62,6 @@ def main() -> None:
             raise
         leave(
             1,
-            f"pthserve: this takes {error.name}, which is not installed: `pip install 'pthserve[build]'`, or "
-            "use a model that `pthserve pack` made where it is",
+            f"pthserve: this needs {error.name}, which is not installed: run `pip install 'pthserve[build]'` "
+            "or use a model that was packed on a machine that has it",
         )

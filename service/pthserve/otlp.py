@@ -28,6 +28,7 @@ from opentelemetry.trace import (
 )
 
 import pthserve
+from pthserve.addresses import printable
 from pthserve.tracing import Caller
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class _Told(SpanExporter):
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter
-        self._endpoint = endpoint
+        self._endpoint = printable(endpoint)
         self._works = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

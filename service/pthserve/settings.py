@@ -56,116 +56,156 @@ def listed(text: str | None) -> tuple[str, ...]:
 
 
 class Settings(BaseModel):
-    """What a user may choose. Sizes in bytes, times in seconds."""
+    """The settings of the service. Sizes are in bytes, times in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: str = Field("demo", description="weights file, folder with a card, packed folder, or `demo`")
+    model: str = Field("demo", description="weights file, folder with a model card, packed model, or `demo`")
     sha256: str | None = Field(
         None,
         pattern="^[0-9a-f]{64}$",
-        description="SHA-256 that the weights file must have; default: the card's",
+        description="expected SHA-256 of the weights file; default: the one in the model card, if any",
     )
     name: str | None = Field(
-        None, description="the model's name in answers and metrics; default: the card's, or the file's"
+        None,
+        description="name of the model in responses and metrics; default: from the model card, else the "
+        "file name",
     )
     allow_code: str | None = Field(
         None,
         pattern=f"^{_MODULE}(,{_MODULE})*$",
-        description="modules, with commas between them, whose code a card may name as its architecture; "
-        "without it a card can name none",
+        description="comma-separated modules whose code a card may name as its architecture; none is allowed "
+        "when unset",
     )
     host: str = Field(
-        "127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` or `::` are all there are"
+        "127.0.0.1",
+        min_length=1,
+        description="address to listen on; `0.0.0.0` or `::` means all addresses",
     )
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="serve /metrics on this port alone")
-    grpc_port: int | None = Field(None, ge=0, le=65535, description="serve gRPC on this port; off when unset")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the forward pass runs")
-    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="what runs the forward pass")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="separate port for /metrics; when unset, /metrics is on the main port",
+    )
+    grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; when unset, gRPC is off")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="number format of the forward pass; `auto` never takes int8"
+        "auto", description="number format of the computation; `auto` never selects int8"
     )
-    calibration: Path | None = Field(None, description="folder of images that int8 is calibrated on")
+    calibration: Path | None = Field(None, description="folder of images for int8 calibration")
     decode: Literal["exact", "fast"] = Field(
         "exact",
-        description="`exact`: torchvision's numbers to the bit; `fast`: within 0.3 grey levels, sooner",
+        description="image decoding: `exact` gives the same pixels as torchvision, bit for bit; `fast` "
+        "is faster for large photos and differs by at most 0.3 grey levels",
     )
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; default: the cgroup's quota")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="number of CPU threads; default: the CPU limit of the container or machine",
+    )
     max_batch: int | None = Field(
-        None, ge=1, le=1024, description="most images in one forward pass; default: the plan's"
+        None,
+        ge=1,
+        le=1024,
+        description="maximum number of images in one batch; default: the value in the plan",
     )
-    max_inflight: int = Field(256, ge=1, le=100_000, description="most images admitted at once")
+    max_inflight: int = Field(
+        256, ge=1, le=100_000, description="maximum number of images accepted at the same time"
+    )
     deadline: float = Field(10.0, gt=0, le=3600, description="request deadline in seconds")
     drain_seconds: float = Field(
-        5.0, ge=0, le=3600, description="seconds of serving while not ready, after SIGTERM"
+        5.0, ge=0, le=3600, description="seconds to keep serving after SIGTERM, while reported as not ready"
     )
-    max_body: int = Field(20 * 2**20, ge=1, le=2**30, description="largest request body, bytes")
-    max_pixels: int = Field(50_000_000, ge=1, le=1_000_000_000, description="largest image, pixels")
+    max_body: int = Field(20 * 2**20, ge=1, le=2**30, description="maximum size of a request body in bytes")
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=1_000_000_000, description="maximum size of an image in pixels"
+    )
     decode_memory: int = Field(
         768 * 2**20,
         ge=2**20,
         le=2**40,
-        description="most memory that all images take while they are decoded, bytes; others wait for theirs",
+        description="maximum memory in bytes for all images that are being decoded; further images wait",
     )
     tolerance: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="largest difference of a probability from fp32's that a plan or a golden image may show",
+        description="maximum difference of a probability from fp32 that is accepted for a plan or a "
+        "golden image",
     )
     tune_budget: float = Field(
-        10.0, ge=0, le=3600, description="seconds that tuning may take at load; 0 takes the default plan"
+        10.0,
+        ge=0,
+        le=3600,
+        description="maximum tuning time in seconds when a model is loaded; 0 uses the default plan",
     )
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
-    cache_dir: Path | None = Field(None, description="folder for compiled models and plans")
-    golden: Literal["gate", "warn", "off"] = Field("gate", description="what a disagreeing golden image does")
+    cache_dir: Path | None = Field(None, description="folder in which compiled models and plans are cached")
+    golden: Literal["gate", "warn", "off"] = Field(
+        "gate",
+        description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "
+        "warning, `off` skips the check",
+    )
     reload_interval: float = Field(
-        0.0, ge=0, le=86_400, description="seconds between looks at the model file; 0: only on SIGHUP"
+        0.0,
+        ge=0,
+        le=86_400,
+        description="seconds between checks for a changed model file; 0 reloads only on SIGHUP",
     )
     shadow: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of live traffic that a new model must also answer before it is swapped in",
+        description="fraction of live traffic that is also sent to a new model before it replaces the "
+        "old one",
     )
     shadow_agreement: float = Field(
-        0.0, ge=0, le=1, description="least share of agreement in the shadow phase"
+        0.0,
+        ge=0,
+        le=1,
+        description="minimum fraction of shadow traffic for which a new model must predict the same class",
     )
-    api_keys: Path | None = Field(None, description="file with one API key a line; keys are off when unset")
+    api_keys: Path | None = Field(
+        None, description="file with one API key per line; when unset, no key is needed"
+    )
     rate_limit: str | None = Field(
         None,
         json_schema_extra={"pattern": RATE},
-        description="requests that one API key, or one client address without keys, may send, such as "
+        description="maximum request rate per API key, or per client address without keys, such as "
         "`100/second`",
     )
     trusted_proxies: str | None = Field(
         None,
-        description="addresses or networks of proxies whose `X-Forwarded-For` names the client, such as "
-        "`10.0.0.0/8, 192.0.2.7`; no proxy is trusted when unset",
+        description="comma-separated addresses or networks of proxies whose `X-Forwarded-For` names the "
+        "client, such as `10.0.0.0/8, 192.0.2.7`; no proxy is trusted when unset",
     )
     allowed_hosts: str | None = Field(
         None,
-        description="names that may stand in a request's `Host` header beside addresses and localhost, such "
-        "as `cats.example, *.cats.example`, or `*` for any; default: none on a loopback `host`, else any",
+        description="comma-separated host names that a request may be addressed to, beside IP addresses and "
+        "localhost, such as `cats.example, *.cats.example`, or `*` for any; default: none on a loopback "
+        "`host`, otherwise any",
     )
     cors_origins: str | None = Field(
         None,
-        description="origins whose pages may call the service from a browser, such as "
-        "`https://shop.example`, or `*` for any; no other site's when unset",
+        description="comma-separated origins whose pages may call the service from a browser, such as "
+        "`https://shop.example`, or `*` for any; none when unset",
     )
-    explain: Literal["on", "off"] = Field("on", description="whether POST /explain answers")
+    explain: Literal["on", "off"] = Field("on", description="whether POST /explain is available")
     otlp_endpoint: str | None = Field(
         None,
         json_schema_extra={"pattern": _ADDRESS},
-        description="OpenTelemetry collector (OTLP over HTTP), such as `http://collector:4318`; traces are "
-        "off when unset",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP), such as `http://collector:4318`; "
+        "when unset, no traces are sent",
     )
     log_format: Literal["json", "text"] = Field(
-        "text", description="one JSON object a line, or lines for a person"
+        "text", description="log format: one JSON object per line, or text for people"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe line that is logged"
+        "info", description="minimum severity of log messages"
     )
 
     def __init__(self, **given: Any) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class Service:
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def parts(self, number: int) -> dict[str, bytes]:
+    def parts(self, number: int) -> dict[Any, Any]:
         """The form's fields in request `number`, as Python's own parser of MIME sees them."""
         head = f"Content-Type: {self.headers[number]['Content-Type']}\r\n\r\n".encode()
         message = email.message_from_bytes(head + self.bodies[number])

@@ -1,6 +1,7 @@
 """The load generator's client: HTTP as servers expect it."""
 
 import asyncio
+import base64
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,27 @@ def ask(target: Target, requests: list[bytes], count: int) -> list[int]:
     return asyncio.run(run())
 
 
+def test_credentials_in_the_address_are_sent_as_basic_authentication_and_nowhere_else(
+    service: Service, image: Path
+) -> None:
+    target = Target.parse(service.url.replace("//", "//us%40er:pass%3Aword@"))
+    assert ask(target, [target.request(image)], 1) == [200]
+    assert service.headers[0]["Authorization"] == "Basic " + base64.b64encode(b"us@er:pass:word").decode()
+    assert service.headers[0]["Host"] == service.url.removeprefix("http://")
+    assert "word" not in repr(target)
+
+
+def test_a_given_host_and_authorization_replace_the_address_s(service: Service, image: Path) -> None:
+    target = Target.parse(service.url.replace("//", "//user:word@"))
+    headers = [(b"host", b"cats.example"), (b"AUTHORIZATION", b"Bearer x")]
+    assert ask(target, [target.request(image, headers)], 1) == [200]
+    assert {"host": "cats.example", "AUTHORIZATION": "Bearer x"}.items() <= service.headers[0].items()
+    assert not {"Host", "Authorization"} & service.headers[0].keys()
+
+
 def test_the_image_arrives_as_the_form_field_image(service: Service, image: Path) -> None:
     target = Target.parse(service.url)
-    assert ask(target, [target.request(image, {"X-Key": "abc"})], 1) == [200]
+    assert ask(target, [target.request(image, [(b"X-Key", b"abc")])], 1) == [200]
     assert service.parts(0) == {"image": IMAGE}
     assert service.headers[0]["X-Key"] == "abc"
     assert service.paths == ["/predict"]
@@ -60,14 +79,14 @@ def test_the_image_arrives_as_the_form_field_image(service: Service, image: Path
 
 def test_the_image_arrives_raw_where_that_is_asked_for(service: Service, image: Path) -> None:
     target = Target.parse(service.url)
-    assert ask(target, [target.request(image, {}, raw=True)], 1) == [200]
+    assert ask(target, [target.request(image, raw=True)], 1) == [200]
     assert service.bodies == [IMAGE]
     assert service.headers[0]["Content-Type"] == "image/jpeg"
 
 
 def test_a_connection_is_kept(service: Service, image: Path) -> None:
     target = Target.parse(service.url)
-    assert ask(target, [target.request(image, {})], 5) == [200] * 5
+    assert ask(target, [target.request(image)], 5) == [200] * 5
     assert service.connections == 1
 
 
@@ -75,27 +94,24 @@ def test_the_images_are_sent_in_turn(service: Service, image: Path, tmp_path: Pa
     other = tmp_path / "other.png"
     other.write_bytes(b"other")
     target = Target.parse(service.url)
-    ask(target, [target.request(path, {}, raw=True) for path in (image, other)], 4)
+    ask(target, [target.request(path, raw=True) for path in (image, other)], 4)
     assert service.bodies == [IMAGE, b"other"] * 2
 
 
-def test_a_cut_connection_is_said_and_not_used_again(service: Service, image: Path) -> None:
+async def test_a_cut_connection_is_said_and_not_used_again(service: Service, image: Path) -> None:
     target = Target.parse(service.url)
-    request = target.request(image, {})
+    request = target.request(image)
 
-    async def run() -> None:
-        service.status = 0
-        connection = await Connection.open(target)
-        with pytest.raises(ConnectionFailed, match="closed"):
-            await connection.ask(request)
-        assert not connection.usable
-        with pytest.raises(ConnectionFailed, match="closed"):
-            await connection.ask(request)
-
-    asyncio.run(run())
+    service.status = 0
+    connection = await Connection.open(target)
+    with pytest.raises(ConnectionFailed, match="closed"):
+        await connection.ask(request)
+    assert not connection.usable
+    with pytest.raises(ConnectionFailed, match="closed"):
+        await connection.ask(request)
 
 
 def test_a_port_that_nobody_listens_on_is_said(image: Path) -> None:
     target = Target.parse("http://127.0.0.1:1")
     with pytest.raises(ConnectionFailed, match=r"refused|failed"):
-        ask(target, [target.request(image, {})], 1)
+        ask(target, [target.request(image)], 1)

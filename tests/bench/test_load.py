@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from pthserve.bench.client import Pool, Target
 from pthserve.bench.load import Point, Round, measure
@@ -14,7 +15,7 @@ from .conftest import Service
 def bench(service: Service, point: Point, **given: float) -> Round:
     target = Target.parse(service.url)
     request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
-    settings = {"seconds": 0.6, "warm_up": 0.1, "deadline": 1.0, "timeout": 10.0, **given}
+    settings: dict[str, Any] = {"seconds": 0.6, "warm_up": 0.1, "deadline": 1.0, "timeout": 10.0, **given}
     return asyncio.run(measure(lambda most: Pool(target, [request], most), point, **settings))
 
 

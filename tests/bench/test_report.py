@@ -45,8 +45,8 @@ def test_each_round_is_a_dot_on_each_curve_and_a_row() -> None:
 
 def test_more_throughput_lies_to_the_right_and_more_latency_higher() -> None:
     dots = [attributes for tag, attributes in Elements(render("x", 1, rounds())).found if tag == "circle"][:3]
-    across = [float(dot["cx"]) for dot in dots]
-    up = [float(dot["cy"]) for dot in dots]
+    across = [float(dot["cx"] or "nan") for dot in dots]
+    up = [float(dot["cy"] or "nan") for dot in dots]
     assert across == sorted(set(across))
     assert up == sorted(set(up), reverse=True)
 

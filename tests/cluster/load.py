@@ -11,8 +11,8 @@ import numpy as np
 
 from pthserve.bench.client import Connection, ConnectionFailed, Target
 
+from ..shared import until
 from .background import Background
-from .release import until
 
 IMAGE = Path(__file__).parents[2] / "weights/imagenet/golden/coffee.jpg"
 PATIENCE = 30.0
@@ -73,7 +73,7 @@ class Load(Background):
     def until_more(self, answers: int, seconds: float = 120) -> None:
         """Wait until so many more requests have been answered than now."""
         wanted = len(self.answers) + answers
-        until(lambda: len(self.answers) >= wanted, seconds, f"{wanted} answers")
+        until(lambda: len(self.answers) >= wanted, seconds=seconds, what=f"{wanted} answers")
 
     def __str__(self) -> str:
         sent, opened = len(self.answers), sum(answer.fresh for answer in self.answers)
@@ -89,7 +89,7 @@ class Load(Background):
 
     async def _run(self) -> None:
         target = Target.parse(self.url)
-        request = target.request(IMAGE, {})
+        request = target.request(IMAGE)
         await asyncio.gather(*(self._client(target, request, n) for n in range(self.clients)))
 
     async def _client(self, target: Target, request: bytes, number: int) -> None:

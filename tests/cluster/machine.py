@@ -45,8 +45,10 @@ class Machine:
         def lines(*command: str) -> list[str]:
             return run(*command).stdout.splitlines()
 
-        folders = ("/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri")
-        folders += ("/var/lib/cni", "/var/lib/kubelet")
+        folders = (
+            *("/opt/cni", "/opt/containerd", "/run/containerd", "/run/netns", "/run/nri"),
+            *("/var/lib/cni", "/var/lib/kubelet"),
+        )
         knobs = ("kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward", "vm/overcommit_memory")
         return cls(
             links=frozenset(link.split()[0] for link in lines("ip", "-brief", "link")),

@@ -80,7 +80,7 @@ class Ramp(Background):
     async def _one(self, pod: str, due: float) -> None:
         status = 0
         target = Target.parse(pod)
-        request = target.request(self.image, {"Connection": "close"})
+        request = target.request(self.image, [(b"Connection", b"close")])
         try:
             async with asyncio.timeout(15):
                 connection = await Connection.open(target)

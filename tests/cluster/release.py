@@ -1,7 +1,6 @@
 """A release of the chart in the cluster, and what is asked of it."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import httpx
 from kubernetes import client
+
+from ..shared import until
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/pthserve"
@@ -31,15 +32,6 @@ def merged(*values: Values) -> Values:
             both = isinstance(value, dict) and isinstance(found.get(key), dict)
             found[key] = merged(found[key], value) if both else value
     return found
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str = "it") -> Any:
-    """What `condition` says once that is true. For what cannot be waited for and must be asked again."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.2)
-    return answer
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class Release:
     def uninstall(self) -> None:
         """Remove it, and wait until its last pod has ended."""
         self.helm("uninstall", self.name, "--namespace", self.namespace, "--wait", "--timeout=3m")
-        until(lambda: not self._all_pods, 60, f"the end of {self.name}'s pods")
+        until(lambda: not self._all_pods, seconds=60, what=f"the end of {self.name}'s pods")
 
     @property
     def pods(self) -> list[client.V1Pod]:
@@ -105,7 +97,9 @@ class Release:
             ready = self.ready
             return ready if len(ready) == len(self.pods) == pods else []
 
-        found: list[client.V1Pod] = until(all_ready, seconds, f"{pods} ready pods of {self.name}")
+        found: list[client.V1Pod] = until(
+            all_ready, seconds=seconds, what=f"{pods} ready pods of {self.name}"
+        )
         return found
 
     def complaints(self) -> str:
@@ -133,7 +127,7 @@ class Release:
             except httpx.TransportError:
                 return False  # kube-proxy has not heard of it yet
 
-        until(answers, 60, f"an answer at {url}")
+        until(answers, seconds=60, what=f"an answer at {url}")
         return url
 
     def endpoints(self) -> list[str]:

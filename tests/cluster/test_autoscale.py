@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
+from ..shared import until
 from .load import Load
-from .release import SLIM, SMALL, Release, until
+from .release import SLIM, SMALL, Release
 
 MOST = 3
 # As by default, but for the five quiet minutes before a pod goes.
@@ -41,16 +42,16 @@ def test_load_brings_pods_and_quiet_takes_them_away(
         ).status
         return any(c.type == "ScalingActive" and c.status == "True" for c in status.conditions or ())
 
-    until(known, 90, "the autoscaler's first look at the pod's CPU")
+    until(known, seconds=90, what="the autoscaler's first look at the pod's CPU")
     began = time.monotonic()
 
     def passed() -> str:
         return f"{time.monotonic() - began:.0f} s"
 
     with Load(release.address, clients=16, pause=0.02, renewed=20) as sent:
-        until(lambda: len(release.ready) > 1, 180, "a second pod")
+        until(lambda: len(release.ready) > 1, seconds=180, what="a second pod")
         second = passed()
-        until(lambda: len(release.ready) == MOST, 180, f"{MOST} pods")
+        until(lambda: len(release.ready) == MOST, seconds=180, what=f"{MOST} pods")
         third = passed()
         sent.until_more(1000)
     loaded = passed()

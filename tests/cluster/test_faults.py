@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
+from ..shared import until
 from .load import Answer, Load
-from .release import SLIM, SMALL, Release, until
+from .release import SLIM, SMALL, Release
 
 pytestmark = pytest.mark.usefixtures("reachable")
 
@@ -71,7 +72,7 @@ def test_nothing_is_lost_when_the_process_is_told_to_end(
 
     with under_load(served) as sent:
         os.kill(container_process(served.namespace, victim.metadata.name), signal.SIGTERM)
-        until(lambda: restarts(served, victim), 30, "a new start")
+        until(lambda: restarts(served, victim), seconds=30, what="a new start")
         served.until_ready(2)
 
     assert not sent.faults
@@ -113,7 +114,7 @@ def test_a_killed_process_takes_with_it_what_it_had_in_flight_and_no_more(
         number = container_process(served.namespace, victim.metadata.name)
         killed = time.monotonic()
         os.kill(number, signal.SIGKILL)
-        until(lambda: restarts(served, victim), 30, "a new start")
+        until(lambda: restarts(served, victim), seconds=30, what="a new start")
         served.until_ready(2)
         back = time.monotonic()
 
@@ -140,9 +141,9 @@ def test_a_process_that_stands_still_is_found_and_started_anew(
         number = container_process(served.namespace, victim.metadata.name)
         stopped = time.monotonic()
         os.kill(number, signal.SIGSTOP)
-        until(lambda: len(served.endpoints()) == 1, 30, "the pod's address out of the Service")
+        until(lambda: len(served.endpoints()) == 1, seconds=30, what="the pod's address out of the Service")
         out = time.monotonic()
-        until(lambda: restarts(served, victim), 120, "a new start")
+        until(lambda: restarts(served, victim), seconds=120, what="a new start")
         served.until_ready(2)
         back = time.monotonic()
 

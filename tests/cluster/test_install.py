@@ -5,7 +5,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs/install.md").read_text()
 
 
 @pytest.fixture
-def shell(kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[Callable[..., str]]:
+def shell(kubeconfig: Path, namespace: str, tmp_path: Path) -> Callable[..., str]:
     """shell(commands): what they print, run from the clone with `namespace` as kubectl's and helm's own.
 
     What they leave running is ended; port 8000 of this machine is another that is free.

@@ -15,6 +15,8 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from ..shared import until
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 LOCAL = Path(__file__).parents[2] / "k8s/local/cluster"
@@ -102,7 +104,7 @@ def test_a_service_answers_at_its_address_on_this_machine(
     def answer() -> bytes | None:
         try:
             with urllib.request.urlopen(f"http://{address}", timeout=1) as said:
-                return said.read()  # type: ignore[no-any-return]
+                return said.read()
         except OSError:
             return None  # kube-proxy has not heard of it yet
 
@@ -269,12 +271,3 @@ def kill(processes: list[psutil.Process], victims: str) -> None:
     for process in chosen:
         with contextlib.suppress(psutil.NoSuchProcess):  # it went with the first
             process.kill()
-
-
-def until(condition: Callable[[], Any], seconds: float) -> Any:
-    """For what cannot be waited for and must be asked again."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
-    return answer

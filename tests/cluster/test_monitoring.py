@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -26,11 +27,12 @@ import pytest
 import yaml
 from kubernetes import client
 
+from ..shared import until
 from . import tiny
 from .conftest import LOCAL, Cluster, Run
 from .load import IMAGE, Load
 from .ramp import Ramp
-from .release import CHART, ROOT, SLIM, SMALL, Release, Values, until
+from .release import CHART, ROOT, SLIM, SMALL, Release, Values
 
 WITHOUT_DATA = {
     "DCGM_": "no GPU, and so no DCGM exporter",
@@ -101,7 +103,7 @@ def own_namespace(api: client.ApiClient) -> Iterator[str]:
 
 def packed(weights: Path, folder: Path) -> Path:
     """The weights, packed as `folder`."""
-    command = [sys.executable, "-m", "pthserve", "pack", weights, "-o", folder]
+    command: list[str | Path] = [sys.executable, "-m", "pthserve", "pack", weights, "-o", folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
@@ -222,7 +224,7 @@ def test_the_monitor_is_picked_up(prometheus: Prometheus, watched: Watched) -> N
         found = prometheus.get("/targets", scrapePool=pool, state="active")["activeTargets"]
         return [target for target in found if target["health"] == "up"]
 
-    (target,) = until(targets, 180, "a target that is up")
+    (target,) = until(targets, seconds=180, what="a target that is up")
     (pod,) = release.pods
     labels = target["labels"]
     assert (labels["release"], labels["namespace"], labels["pod"]) == (
@@ -270,7 +272,7 @@ def test_every_panel_has_data_and_every_name_a_series(
 
     with Traffic(watched):
         try:
-            until(all_there, 90, "data for every panel")
+            until(all_there, seconds=90, what="data for every panel")
         except AssertionError as error:
             raise AssertionError(f"without data: {sorted(lacking)}") from error
     print(f"{len(possible)} queries of {len(panels)} have data, {len(names)} names a series; without are:")
@@ -287,7 +289,7 @@ def test_an_autoscaler_can_ask_for_every_metric_of_the_adapter(watched: Watched,
         return list(json.loads(said.stdout)["items"]) if said.returncode == 0 else []
 
     for metric in ("pthserve_saturation", "pthserve_inflight_requests"):
-        (item,) = until(lambda metric=metric: values(metric), 60, metric)
+        (item,) = until(partial(values, metric), seconds=60, what=metric)
         assert item["describedObject"]["name"] == release.pods[0].metadata.name
 
 
@@ -391,7 +393,7 @@ def scaling(watched: Watched, api: client.ApiClient, helm: Run) -> Iterator[list
             found.append(Scaling(metric, release, client.AutoscalingV2Api(api), ramp))
         for one in found:
             one.release.until_ready(1)
-            until(one.measured, 180, f"a measurement of {one.metric}")
+            until(one.measured, seconds=180, what=f"a measurement of {one.metric}")
             one.ramp.pods = one.pods()
         yield found
 
@@ -407,16 +409,17 @@ def test_saturation_brings_pods_before_callers_notice_and_quiet_takes_them_away(
         return [one.look() for one in scaling]
 
     with by_cpu.ramp, ramp:
-        until(lambda: look() and ramp.now > COURSE[-1][0] + 10, 600, "the end of the load")
+        until(lambda: look() and ramp.now > COURSE[-1][0] + 10, seconds=600, what="the end of the load")
         loaded = ramp.now
         for one in scaling:
             one.ramp.settle(COURSE[0][1])
-        until(lambda: look()[0] == 1, 180, "one pod again")
+        until(lambda: look()[0] == 1, seconds=180, what="one pod again")
         quiet = ramp.now
 
+    times, rates = zip(*COURSE, strict=True)
     for begin in range(0, int(loaded), 10):
         cells = " | ".join(one.line(begin, begin + 10) for one in scaling)
-        print(f"{begin:3} s, {np.interp(begin, *zip(*COURSE, strict=True)):4.1f}/s: {cells}")
+        print(f"{begin:3} s, {np.interp(begin, times, rates):4.1f}/s: {cells}")
     print(f"{by_saturation}; one again {quiet - loaded:.0f} s after the load; {by_cpu}")
     third = by_saturation.reached(MOST)
     assert third < loaded
@@ -432,7 +435,7 @@ def test_saturation_brings_pods_before_callers_notice_and_quiet_takes_them_away(
 def test_an_alert_is_pending_fires_and_is_resolved(prometheus: Prometheus, watched: Watched) -> None:
     """That nobody serves a model, as the chart has it: it is two minutes old when it fires."""
     release, name = watched.asleep, "PthserveNoReadyPod"
-    until(lambda: prometheus.alerts(release).get(name) == "firing", 180, "a firing alert")
+    until(lambda: prometheus.alerts(release).get(name) == "firing", seconds=180, what="a firing alert")
     selector = f'ALERTS{{alertname="{name}",namespace="{release.namespace}",release="{release.name}"}}'
     history = prometheus.get("/query", query=f"{selector}[10m]")["result"]
     spans = {
@@ -444,7 +447,7 @@ def test_an_alert_is_pending_fires_and_is_resolved(prometheus: Prometheus, watch
 
     release.upgrade(SMALL, SLIM, WATCHED)
     began = time.monotonic()
-    until(lambda: name not in prometheus.alerts(release), 60, "an alert that is over")
+    until(lambda: name not in prometheus.alerts(release), seconds=60, what="an alert that is over")
     print(f"pending for {spans['firing'][0] - spans['pending'][0]:.0f} s, then firing")
     print(f"resolved {time.monotonic() - began:.0f} s after a pod was ready")
     assert name not in prometheus.alerts(watched.awake)

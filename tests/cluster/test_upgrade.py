@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ..shared import until
 from .load import Load
-from .release import SLIM, SMALL, Release, merged, until
+from .release import SLIM, SMALL, Release, merged
 
 pytestmark = pytest.mark.usefixtures("reachable")
 
@@ -61,7 +62,7 @@ def test_no_request_is_lost_when_the_weights_change(
         (old,) = sent.digests
         release.upgrade(TWO, weights, {"weights": {"file": f"two{suffix}"}})
         release.until_ready(2)
-        (new,) = until(lambda: sent.digests.keys() - {old}, 60, "answers by the new weights")
+        (new,) = until(lambda: sent.digests.keys() - {old}, seconds=60, what="answers by the new weights")
         sent.until_more(max(REQUESTS - len(sent.answers), 1000))
     print(f"new weights, {variant}: {sent}; by digest {dict(sent.digests)}")
 
@@ -79,7 +80,7 @@ def test_weights_that_cannot_be_served_leave_the_old_ones_in_service(
 
     with Load(release.address) as sent:
         release.upgrade(TWO, weights, {"weights": {"file": "nowhere"}}, wait=False)
-        message = until(release.complaints, 120, "a pod's complaint")
+        message = until(release.complaints, seconds=120, what="a pod's complaint")
         sent.until_more(500)
         release.helm("rollback", release.name, "1", "--namespace", release.namespace, "--wait")
     print(f"weights that are not there: {sent}")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from kubernetes import client
 
+from ..shared import until
 from . import tiny
 from .load import IMAGE
-from .release import SLIM, SMALL, Release, until
+from .release import SLIM, SMALL, Release
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PortForward = Callable[..., AbstractContextManager[str]]
@@ -84,7 +85,7 @@ def test_weights_of_another_digest_than_was_pinned_are_not_served(
     weights = {"source": "configMap", "file": file.name, "configMap": {"name": "tiny"}}
     release.upgrade(SMALL, {"weights": weights | {"sha256": digest(models / "one.pth")}}, wait=False)
 
-    message = until(release.complaints, 120, "a pod's complaint")
+    message = until(release.complaints, seconds=120, what="a pod's complaint")
     print(message)
     assert digest(file) in message
     assert digest(models / "one.pth") in message
@@ -140,10 +141,10 @@ def test_a_download_that_is_not_what_was_pinned_is_not_served(
     image("full")
     wanted, other = models / "one.pth", models / "two.pth"
     download = {"weights": {"source": "download", "download": {"url": f"{shelf}/{wanted.name}"}}}
-    egress = {"networkPolicy": {"egress": [{}]}}
+    egress: dict[str, Any] = {"networkPolicy": {"egress": [{}]}}
     release.upgrade(SMALL, download, egress, {"weights": {"sha256": digest(other)}}, wait=False)
 
-    message = until(release.complaints, 120, "a pod's complaint")
+    message = until(release.complaints, seconds=120, what="a pod's complaint")
     print(message)
     assert f"{shelf}/{wanted.name} is not the file that was pinned" in message
     assert f"its SHA-256 is {digest(wanted)}, not {digest(other)}" in message

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_every_command_that_builds_has_the_option_and_no_other() -> None:
 @pytest.mark.parametrize("by", ["folder", "file"])
 def test_no_command_runs_what_is_not_allowed(command: str, by: str, trap: Path, tmp_path: Path) -> None:
     source = trap if by == "folder" else trap / "tiny.pth"
-    more = {
+    more: dict[str, list[Any]] = {
         "pack": ["-o", tmp_path / "out"],
         "predict": [trap / "image.png"],
         "serve": ["--port", "0"],

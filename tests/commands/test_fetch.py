@@ -32,6 +32,7 @@ class Server:
     redirect: str = ""
     asked: list[str | None] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
+    api_keys: list[str | None] = field(default_factory=list)
     url: str = ""
 
 
@@ -47,6 +48,7 @@ def server() -> Iterator[Server]:
             wanted = self.headers.get("Range")
             state.asked.append(wanted)
             state.authorizations.append(self.headers.get("Authorization"))
+            state.api_keys.append(self.headers.get("X-API-Key"))
             if state.codes:
                 self.send_error(state.codes.pop(0))
                 return
@@ -192,16 +194,31 @@ def test_another_file_than_the_pinned_one_leaves_nothing(server: Server, output:
 
 
 def test_credentials_are_sent(server: Server, output: Path) -> None:
-    fetch(server.url, output, SHA256, authorization="Bearer key")
+    fetch(server.url, output, SHA256, headers=[(b"Authorization", b"Bearer key")])
     assert server.authorizations == ["Bearer key"]
 
 
 def test_credentials_do_not_follow_a_redirect_to_another_host(server: Server, output: Path) -> None:
     server.redirect = server.url.replace("127.0.0.1", "localhost")
     with pytest.raises(WeightsError, match="redirects"):
-        fetch(server.url, output, SHA256, authorization="Bearer key")
+        fetch(server.url, output, SHA256, headers=[(b"Authorization", b"Bearer key")])
     assert server.authorizations[0] == "Bearer key"
     assert server.authorizations[1] is None
+
+
+def test_no_header_follows_a_redirect_to_another_host(server: Server, output: Path) -> None:
+    server.redirect = server.url.replace("127.0.0.1", "localhost")
+    with pytest.raises(WeightsError, match="redirects"):
+        fetch(server.url, output, SHA256, headers=[(b"X-API-Key", b"key")])
+    assert server.api_keys[0] == "key"
+    assert not any(server.api_keys[1:])
+
+
+def test_a_redirect_on_the_same_host_keeps_the_headers(server: Server, output: Path) -> None:
+    server.redirect = "/elsewhere"
+    with pytest.raises(WeightsError, match="redirects"):
+        fetch(server.url, output, SHA256, headers=[(b"X-API-Key", b"key")])
+    assert set(server.api_keys) == {"key"}
 
 
 def test_an_error_does_not_tell_the_secrets_of_an_address(server: Server, output: Path) -> None:

@@ -57,7 +57,7 @@ def test_what_is_written_is_agreed_to_and_the_rest_of_the_card_stays(golden: Run
     assert "images/3.png" in (model / "model.yaml").read_text()
     code, told, trouble = golden(model)
     assert (code, trouble) == (0, "")
-    assert "All 2 agree; the largest difference is" in told
+    assert "All 2 golden images pass; the largest difference is" in told
 
 
 def test_a_golden_image_without_a_probability_is_held_to_its_class(
@@ -68,7 +68,7 @@ def test_a_golden_image_without_a_probability_is_held_to_its_class(
     assert written.probability
     code, told, _ = golden(digits)
     assert code == 0
-    assert "All 10 agree; no probability is in the card" in told
+    assert "All 10 golden images pass; the card states no probabilities" in told
     row = next(line for line in told.splitlines() if "3.png" in line)
     assert f"{100 * written.probability:.1f} %" in row
 

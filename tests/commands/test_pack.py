@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from ..conftest import ROOT, serving
-from ..http.conftest import metric, until
 from ..linear import LABELS, noise, png
 from ..packs import tiny_pack
+from ..shared import metric, until
 from ..test_docs import commands
 from ..zoo import CODE, tiny_folder
 
@@ -37,7 +37,7 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         timeout=300,
-        **{"cwd": ROOT, **options},  # type: ignore[call-overload, no-any-return]
+        **{"cwd": ROOT, **options},  # type: ignore[call-overload]
     )
 
 
@@ -231,7 +231,7 @@ def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
         with log.open("w") as written:
             service = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=written)
         try:
-            until(lambda log=log: "ready" in log.read_text(), line)
+            until(lambda: "ready" in log.read_text(), line)  # noqa: B023
             service.send_signal(signal.SIGTERM)
             assert service.wait(30) == 0
         finally:

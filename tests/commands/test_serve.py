@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,12 +24,12 @@ pytestmark = pytest.mark.slow
 
 
 class CustomModel(nn.Module):
-    def __init__(self, num_classes=10):
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.resnet18 = torchvision.models.resnet18()
         self.resnet18.fc = nn.Linear(self.resnet18.fc.in_features, num_classes)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return self.resnet18(x)
 
 

@@ -85,7 +85,7 @@ def environment(lock: str) -> Path:
         if not made.exists():
             uv = Path(sys.executable).with_name("uv")
             subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
-            sync = [uv, "pip", "sync", "-q", "--python", python, "--require-hashes", pins]
+            sync: list[str | Path] = [uv, "pip", "sync", "-q", "--python", python, "--require-hashes", pins]
             subprocess.run(sync, check=True)
             made.touch()
     return python

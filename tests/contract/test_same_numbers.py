@@ -42,7 +42,9 @@ def called(served: Served, put: dict[str, Any], raw: bytes | None = None) -> NDA
     if raw is not None:
         request.raw_input_contents.append(raw)
     with grpc.insecure_channel(served.grpc) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer"
+        )
         answer = pb.ModelInferResponse.FromString(infer(request.SerializeToString(), timeout=60))
     if raw is not None:
         return np.frombuffer(answer.raw_output_contents[0], np.float32)

@@ -9,9 +9,10 @@ import httpx
 import numpy as np
 import pytest
 from tests.contract.conftest import FILES, OUTPUTS, Served, close, inputs
-from tests.http.conftest import until
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult, aio
 from tritonclient.utils import InferenceServerException
+
+from ..shared import until
 
 pytestmark = pytest.mark.slow
 
@@ -119,13 +120,15 @@ def test_many_may_be_asked_at_once(client: InferenceServerClient, expected: dict
         close(arrays(pending.get_result()), expected)
 
 
-def test_its_asyncio_client_has_the_numbers_of_predict(served: Served, expected: dict[str, Any]) -> None:
+async def test_its_asyncio_client_has_the_numbers_of_predict(
+    served: Served, expected: dict[str, Any]
+) -> None:
     async def answered() -> list[InferResult]:
         async with aio.InferenceServerClient(served.http.removeprefix("http://")) as client:
             assert await client.is_server_ready()
             return await asyncio.gather(*(client.infer("pets", put(form)) for form in inputs()))
 
-    for result in asyncio.run(answered()):
+    for result in await answered():
         close(arrays(result), expected)
 
 

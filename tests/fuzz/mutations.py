@@ -178,6 +178,7 @@ def _form(dice: random.Random) -> Sent:
 def _inference(dice: random.Random) -> dict[str, Any]:
     """A sound one."""
     kind, count = dice.choice(("BYTES", "UINT8", "FP32")), dice.choice((1, 1, 2))
+    data: list[Any]
     if kind == "BYTES":
         shape, data = [count], [base64.b64encode(file_of("PNG 1 bit")).decode()] * count
     elif kind == "UINT8":

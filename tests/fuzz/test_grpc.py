@@ -76,12 +76,14 @@ def test_each_is_answered_and_none_with_a_mistake(
             name = "ModelInfer" if dice.random() < 0.9 else dice.choice(CALLS)
             sent = compressed(dice, mangled(dice, message(dice)))
             options = {"compression": dice.choice((*grpc.Compression,))} if dice.random() < 0.2 else {}
-            call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                f"/inference.GRPCInferenceService/{name}"
+            )
             code, details = grpc.StatusCode.OK, "fine"
             try:
                 call(sent, timeout=40, **options)
             except grpc.RpcError as error:
-                code, details = error.code(), error.details()
+                code, details = error.code(), error.details() or ""
             assert code not in MISTAKES, f"{number} of seed {seed}, {name}: {details}"
             assert details
             codes[name, code.name] += 1
@@ -89,7 +91,10 @@ def test_each_is_answered_and_none_with_a_mistake(
         asked = pb.ModelInferRequest(model_name=MODEL)
         asked.inputs.add(name="pixels", datatype="UINT8", shape=[1, 32, 32, 3])
         asked.raw_input_contents.append(bytes(3072))
-        assert channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(asked.SerializeToString())
+        infer: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer"
+        )
+        assert infer(asked.SerializeToString())
     for (name, said), count in sorted(codes.items()):
         print(name, said, count)
     assert service.metric("pthserve_inflight_requests") == 0
@@ -137,7 +142,9 @@ def test_calls_that_never_end_keep_nobody_out_and_leave_nothing_behind(service: 
                 for calls in connections:
                     calls.pump(0.002)
             highest = max(highest, service.memory())
-            metadata = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            metadata: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/inference.GRPCInferenceService/ServerMetadata"
+            )
             assert metadata(b"", timeout=40), f"round {number} of seed {seed}"
             assert service.client.get("/livez").status_code == 200
             for calls in connections:

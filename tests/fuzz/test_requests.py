@@ -61,16 +61,16 @@ async def barrage(port: int, seed: int, numbers: range) -> tuple[Counter[tuple[s
     return seen, wrong
 
 
-def test_each_is_answered_and_nothing_stays_behind(
+async def test_each_is_answered_and_nothing_stays_behind(
     service: Running, seed: int, pytestconfig: pytest.Config
 ) -> None:
     count = pytestconfig.getoption("fuzz")
     turn = round(count * WARM_UP)
     answer = probabilities(service)
-    codes, wrong = asyncio.run(barrage(service.port, seed, range(turn)))
+    codes, wrong = await barrage(service.port, seed, range(turn))
     before = settled(service)
     began = time.monotonic()
-    others, more = asyncio.run(barrage(service.port, seed, range(turn, turn + count)))
+    others, more = await barrage(service.port, seed, range(turn, turn + count))
     print(f"{count / (time.monotonic() - began):.0f} requests a second")
     after = settled(service)
     print(f"memory {before:.1f} MiB before, {after:.1f} after")

@@ -1,7 +1,6 @@
 """The real server, on free ports, in a thread."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,27 +13,10 @@ from pthserve.model import Model
 from pthserve.settings import Settings
 
 from ..serving.squares import squares
+from ..shared import metric, until
 
 PATIENCE = 30.0
 """Seconds after which a condition that does not come is a failure."""
-
-
-def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
-    """The first true value of `condition`, which is asked again and again."""
-    give_up = time.monotonic() + PATIENCE
-    while time.monotonic() < give_up:
-        if value := condition():
-            return value
-        time.sleep(0.005)
-    pytest.fail(f"{what} did not come within {PATIENCE} s")
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    """The value of the sample called `name`, with its labels, as /metrics gives it; 0 without one."""
-    for line in client.get("/metrics").text.splitlines():
-        if line.rpartition(" ")[0] == name:
-            return float(line.rpartition(" ")[2])
-    return 0.0
 
 
 class Service:

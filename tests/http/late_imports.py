@@ -4,8 +4,10 @@ import json
 import logging
 import sys
 
-from tests.http.conftest import Service, serving, until
+from tests.http.conftest import Service, serving
 from tests.serving.squares import png
+
+from ..shared import until
 
 FORMATS = "application/openmetrics-text; version=1.0.0"
 TENSOR = {"name": "input", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [0] * 12}

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from .conftest import PATIENCE, metric
+from ..shared import metric
+from .conftest import PATIENCE
 
 SCRIPT = Path(__file__).with_name("squares_service.py")
 
@@ -19,7 +20,7 @@ class Process:
     """A child that serves squares, and a client for it."""
 
     def __init__(self, settings: dict[str, Any], each: float, loading: float) -> None:
-        arguments = [sys.executable, SCRIPT, json.dumps(settings), str(each), str(loading)]
+        arguments: list[str | Path] = [sys.executable, SCRIPT, json.dumps(settings), str(each), str(loading)]
         self.child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.child.stdout is not None
         self.ports = json.loads(self.child.stdout.readline())

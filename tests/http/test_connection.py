@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -14,7 +15,8 @@ from pthserve.http import connection
 from pthserve.http.parsing import HEAD_BYTES, MAX_HEADERS
 
 from ..serving.squares import png
-from .conftest import PATIENCE, Service, serving, until
+from ..shared import until
+from .conftest import PATIENCE, Service, serving
 from .wire import answers, closed, connect, exchange, head, read
 
 
@@ -256,7 +258,7 @@ def test_requests_are_read_however_they_are_cut(service: Service) -> None:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_the_body_of_a_request_that_offers_an_upgrade_is_read(service: Service, chunked: bool) -> None:
     """As Java's client and `curl --http2` send it."""
-    offer: dict[str, object] = {
+    offer: dict[str, Any] = {
         "content_type": "image/png",
         "connection": "Upgrade, HTTP2-Settings",
         "upgrade": "h2c",
@@ -361,7 +363,7 @@ def test_the_rest_of_a_refused_body_has_a_bound(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("fields", [{}, {"connection": "close"}])
-def test_a_client_that_reads_only_after_it_sent_all_gets_its_refusal(fields: dict[str, object]) -> None:
+def test_a_client_that_reads_only_after_it_sent_all_gets_its_refusal(fields: dict[str, Any]) -> None:
     body = bytes(2**23)
     with serving(max_body=10_000) as service, connect(service) as eager:
         eager.sendall(head(content_type="image/png", content_length=len(body), **fields) + body)

@@ -4,14 +4,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
 
 from pthserve.http import connection, exchange
 
-from .conftest import PATIENCE, until
+from ..shared import until
+from .conftest import PATIENCE
 from .wire import connect, head
 
 Send = Callable[[Any], Any]
@@ -22,7 +23,13 @@ class Bare:
 
     def __init__(self, app: Any) -> None:
         config = uvicorn.Config(
-            app, port=0, http=connection.factory(), lifespan="off", log_config=None, ws="none", loop="uvloop"
+            app,
+            port=0,
+            http=cast("Any", connection.factory()),
+            lifespan="off",
+            log_config=None,
+            ws="none",
+            loop="uvloop",
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)

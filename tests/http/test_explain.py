@@ -22,7 +22,8 @@ from pthserve.serving.explainer import PERMITS
 
 from ..conftest import serving as serving_process
 from ..serving.squares import BLUE, GREEN, RED, SPEC, Gate, Squares, png, squares
-from .conftest import serving, until
+from ..shared import until
+from .conftest import serving
 
 JSON = {"accept": "application/json"}
 GREY = np.full((20, 30, 3), 128, np.uint8)
@@ -185,7 +186,15 @@ def test_a_warmer_place_is_never_drawn_darker() -> None:
 def test_a_packed_model_is_explained_without_torch(
     imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packing = [sys.executable, "-m", "pthserve", "pack", imagenet, "-o", tmp_path / "packed"]
+    packing: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pthserve",
+        "pack",
+        imagenet,
+        "-o",
+        tmp_path / "packed",
+    ]
     subprocess.run(packing, check=True, capture_output=True, env={**os.environ, "PTHSERVE_TUNE_BUDGET": "0"})
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

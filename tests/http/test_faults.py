@@ -8,7 +8,8 @@ import pytest
 from pthserve.model.engine import Images
 
 from ..serving.squares import Gate, Squares, png, squares
-from .conftest import Service, serving, until
+from ..shared import until
+from .conftest import Service, serving
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from pthserve.errors import PthserveError
 from pthserve.serving import batcher
 
 from ..serving.squares import Squares, png, squares
-from .conftest import Service, serving, until
+from ..shared import until
+from .conftest import Service, serving
 
 HELD = (RequestResponseCycle, PthserveError, Image.Image)
 """What leads to a body, to arrays, and to pixels."""

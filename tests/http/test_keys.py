@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -20,7 +21,8 @@ from pthserve.http.rates import ROOM, Rates
 from pthserve.settings import Settings
 
 from ..serving.squares import png
-from .conftest import serving, until
+from ..shared import until
+from .conftest import serving
 from .wire import connect, exchange, head, read
 
 KEYS = b"# of the shop\nalpha-key\n\n  beta-key \r\n"
@@ -343,7 +345,7 @@ def test_http_and_grpc_take_the_tokens_of_one_bucket() -> None:
     with serving(rate_limit="4/hour", grpc_port=0) as service:
         channel = grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}")
         with channel:
-            ask = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
             for _ in range(2):
                 assert service.client.get("/info").status_code == 200
                 ask(b"", timeout=30)
@@ -363,7 +365,7 @@ def test_behind_a_trusted_proxy_each_client_has_its_rate_over_http_and_grpc_alik
         assert [ask(f"203.0.113.{number}, 198.51.100.1") for number in range(3)] == [429] * 3
         assert ask("198.51.100.2") == 200
         with grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}") as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            call: Any = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
             call(b"", timeout=30, metadata=[("x-forwarded-for", "198.51.100.2")])
             with pytest.raises(grpc.RpcError) as caught:
                 call(b"", timeout=30, metadata=[("x-forwarded-for", "198.51.100.2")])

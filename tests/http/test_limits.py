@@ -15,7 +15,8 @@ from pthserve.http.limits import Limits
 from pthserve.serving.bodies import BODIES, Bodies
 
 from ..serving.squares import Gate, Squares, png, squares
-from .conftest import Service, serving, until
+from ..shared import until
+from .conftest import Service, serving
 from .test_routes import replay
 from .wire import closed, connect, exchange, head, read
 
@@ -26,7 +27,7 @@ def small() -> Iterator[Service]:
         yield service
 
 
-def post(body: bytes, **headers: object) -> bytes:
+def post(body: bytes, **headers: Any) -> bytes:
     return head(content_type="image/png", content_length=len(body), **headers) + body
 
 
@@ -134,7 +135,7 @@ def test_requests_one_after_another_on_a_connection_are_answered_in_turn(service
         assert [part[:3] for part in codes.split(b"HTTP/1.1 ")[1:]] == [b"200", b"415", b"200"]
 
 
-def test_bodies_are_not_held_beyond_what_memory_allows() -> None:
+async def test_bodies_are_not_held_beyond_what_memory_allows() -> None:
     """Each is small enough by itself."""
 
     async def hold(scope: Any, receive: Any, send: Any) -> None:
@@ -200,7 +201,7 @@ async def _ok(send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def test_a_client_that_leaves_after_its_answer_interrupts_nothing() -> None:
+async def test_a_client_that_leaves_after_its_answer_interrupts_nothing() -> None:
     finished = threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -209,22 +210,19 @@ def test_a_client_that_leaves_after_its_answer_interrupts_nothing() -> None:
         await asyncio.sleep(0.05)
         finished.set()
 
-    async def check() -> None:
-        left = asyncio.Event()
-        messages = [{"type": "http.request", "body": b"", "more_body": False}]
+    left = asyncio.Event()
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
 
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await left.wait()
-            return {"type": "http.disconnect"}
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
 
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.body":
-                left.set()
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            left.set()
 
-        limits = Limits(app, deadline=30, bodies=Bodies(max_body=1000, cpus=1), draining=lambda: False)
-        await limits({"type": "http", "headers": []}, receive, send)
-
-    asyncio.run(check())
+    limits = Limits(app, deadline=30, bodies=Bodies(max_body=1000, cpus=1), draining=lambda: False)
+    await limits({"type": "http", "headers": []}, receive, send)
     assert finished.is_set()

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from ..serving.squares import BLUE, GREEN, RED, png
-from .conftest import PATIENCE, until
+from ..shared import until
+from .conftest import PATIENCE
 from .process import process
 from .wire import head
 
@@ -69,7 +70,7 @@ async def bounded(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 @pytest.mark.alone
-def test_200_clients_a_third_of_which_leave_midway_get_their_own_answers_and_leave_nothing_behind() -> None:
+async def test_200_clients_a_third_of_which_leave_get_their_own_answers_and_leave_nothing_behind() -> None:
     seed = random.randrange(2**32)
     print("seed", seed)
     dice = random.Random(seed)
@@ -93,7 +94,7 @@ def test_200_clients_a_third_of_which_leave_midway_get_their_own_answers_and_lea
         until(service.ready)
         memory = []
         for _ in range(8):
-            asyncio.run(bounded(round_of_200(service.port)))
+            await bounded(round_of_200(service.port))
             until(lambda: service.metric("pthserve_inflight_requests") == 0, "an idle service")
             assert service.metric("pthserve_queue_depth") == 0
             memory.append(service.metric("process_resident_memory_bytes") / 2**20)
@@ -105,7 +106,7 @@ def test_200_clients_a_third_of_which_leave_midway_get_their_own_answers_and_lea
 
 
 @pytest.mark.alone
-def test_offered_twice_what_it_can_do_the_service_does_what_it_can() -> None:
+async def test_offered_twice_what_it_can_do_the_service_does_what_it_can() -> None:
     """The engine takes 20 ms an image, so 50 a second are possible; 100 a second come."""
     rate, seconds, deadline = 100, 8, 1.0
     request = post(png())
@@ -134,7 +135,7 @@ def test_offered_twice_what_it_can_do_the_service_does_what_it_can() -> None:
         until(service.ready)
         name = f'{busy}{{batch_size="1"}}'
         before = service.metric(name)
-        answers = asyncio.run(bounded(offer(service.port)))
+        answers = await bounded(offer(service.port))
         busy_seconds = service.metric(name) - before
         passes = service.metric('pthserve_forward_duration_seconds_count{batch_size="1"}')
 

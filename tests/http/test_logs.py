@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import httpx
@@ -20,7 +20,8 @@ from pthserve.metrics import LOG_LINES_DROPPED
 from pthserve.protos import inference_pb2 as pb
 
 from ..serving.squares import png, squares
-from .conftest import PATIENCE, serving, until
+from ..shared import until
+from .conftest import PATIENCE, serving
 
 
 def lines(capfd: pytest.CaptureFixture[str], requests: int, **settings: object) -> list[str]:
@@ -59,9 +60,10 @@ def test_the_protocol_s_requests_have_the_same_line_over_http_and_grpc(
 
     async def call(port: int) -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            await channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(
-                message.SerializeToString(), metadata=(("x-request-id", "second"),), timeout=30
+            send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelInfer"
             )
+            await send(message.SerializeToString(), metadata=(("x-request-id", "second"),), timeout=30)
 
     with serving(squares(), log_level="info", log_format="json", grpc_port=0) as service:
         path, headers = "/v2/models/squares/infer", {"x-request-id": "first"}
@@ -111,7 +113,7 @@ def test_probes_are_only_written_at_level_debug(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("sent", ["a b", "x" * 129, "", "a\tb", "é"])
 def test_a_request_id_that_is_none_is_replaced(client: httpx.Client, sent: str) -> None:
-    response = client.get("/livez", headers={"x-request-id": sent.encode()})
+    response = client.get("/livez", headers={b"x-request-id": sent.encode()})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
@@ -232,7 +234,9 @@ def test_an_exception_is_written_with_its_traceback() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_what_cannot_be_written_is_said_and_the_lines_behind_it_are_written(form: str) -> None:
+def test_what_cannot_be_written_is_said_and_the_lines_behind_it_are_written(
+    form: Literal["json", "text"],
+) -> None:
     class Unprintable:
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -250,7 +254,7 @@ def test_what_cannot_be_written_is_said_and_the_lines_behind_it_are_written(form
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_a_name_cannot_make_a_line_of_its_own_nor_reach_the_terminal(form: str) -> None:
+def test_a_name_cannot_make_a_line_of_its_own_nor_reach_the_terminal(form: Literal["json", "text"]) -> None:
     forged = "x\n12:00:00.000 error   forged\x1b[2J"
     stream = io.StringIO()
     log = logging.getLogger("pthserve")

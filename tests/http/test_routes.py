@@ -11,7 +11,8 @@ import pytest
 from pthserve.http import openapi
 
 from ..serving.squares import BLUE, GREEN, RED, Gate, Squares, answer, png, squares
-from .conftest import Service, serving, until
+from ..shared import until
+from .conftest import Service, serving
 
 COLOURS = {"red": RED, "green": GREEN, "blue": BLUE}
 

@@ -49,7 +49,7 @@ def scraped(address: str, every: float) -> Iterator[None]:
 def loaded(address: str) -> float:
     """Answers a second to as many clients as keep it busy."""
     target = Target.parse(address)
-    request = target.request(IMAGE, {})
+    request = target.request(IMAGE)
     done = asyncio.run(
         measure(
             lambda most: Pool(target, [request], most),

@@ -19,7 +19,8 @@ from pthserve.model import Golden, Model
 from pthserve.settings import Settings
 
 from ..serving.squares import BLUE, RED, Gate, Squares, png, squares
-from .conftest import PATIENCE, serving, until
+from ..shared import refuses, until
+from .conftest import PATIENCE, serving
 from .process import process
 from .wire import closed, connect, head, read
 
@@ -223,14 +224,6 @@ def test_what_is_in_flight_is_finished() -> None:
             gate.opened.set()
             assert read(connection).code == 200
             assert closed(connection)
-
-
-def refuses(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return True
-    return False
 
 
 def test_no_request_is_lost_when_the_service_is_told_to_stop_under_load() -> None:

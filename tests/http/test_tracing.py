@@ -20,7 +20,8 @@ from pthserve.protos import inference_pb2 as pb
 from pthserve.tracing import Caller, caller
 
 from ..serving.squares import Squares, png, squares
-from .conftest import Service, serving, until
+from ..shared import until
+from .conftest import Service, serving
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SENT = f"00-{TRACE}-{PARENT}-01"
@@ -187,9 +188,8 @@ def test_a_call_over_grpc_is_a_span_of_its_caller(collector: Collector) -> None:
     async def ask(port: int, name: str) -> None:
         request.model_name = name
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            await channel.unary_unary(INFER)(
-                request.SerializeToString(), metadata=(("traceparent", SENT),), timeout=30
-            )
+            send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(INFER)
+            await send(request.SerializeToString(), metadata=(("traceparent", SENT),), timeout=30)
 
     with serving(otlp_endpoint=collector.endpoint, grpc_port=0) as service:
         asyncio.run(ask(service.server.ports["grpc"], "squares"))
@@ -251,7 +251,7 @@ def test_the_service_says_who_it_is_unless_the_environment_does(
 def test_a_line_of_the_log_names_the_trace(
     collector: Collector, capfd: pytest.CaptureFixture[str], sends: bool
 ) -> None:
-    chosen = {"log_format": "json", "log_level": "info"}
+    chosen: dict[str, Any] = {"log_format": "json", "log_level": "info"}
     with serving(otlp_endpoint=collector.endpoint if sends else None, **chosen) as service:
         predict(service, traceparent=SENT)
         predict(service, traceparent="nonsense")
@@ -268,11 +268,11 @@ def test_a_collector_that_is_away_costs_no_answer_and_two_lines_of_the_log(
     collector: Collector, capfd: pytest.CaptureFixture[str]
 ) -> None:
     collector.status = 400
-    chosen = {"otlp_endpoint": collector.endpoint, "log_format": "json", "log_level": "info"}
+    chosen: dict[str, Any] = {"otlp_endpoint": collector.endpoint, "log_format": "json", "log_level": "info"}
     with serving(**chosen) as service:
         for number in range(1, 4):
             assert predict(service) == 200
-            until(lambda number=number: collector.asked >= number, "an attempt to send")
+            until(lambda: collector.asked >= number, "an attempt to send")  # noqa: B023
         collector.status = 200
         assert predict(service) == 200
         collector.trace(4)

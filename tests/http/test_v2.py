@@ -5,7 +5,7 @@ import gzip
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -292,7 +292,8 @@ def test_a_body_that_is_the_image_is_answered(client: Client, expected: dict[str
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_compressed_body_is_inflated(client: Client, expected: dict[str, Any], encoding: str) -> None:
-    compress = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
+    known: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+    compress = known[encoding]
     put, blob = FORMS["tensors, binary"]
     head = orjson.dumps({"inputs": [put]})
     headers = {HEADER_LENGTH: str(len(head)), "Content-Encoding": encoding}

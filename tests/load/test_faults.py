@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ..running import PATIENCE, Running, running
+from ..shared import until
 from .models import MODULES, image, make, save, state
 from .nets import colour
 
@@ -43,13 +44,6 @@ def probe(service: Running, path: str = "/livez") -> int:
     return service.client.get(path).status_code
 
 
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with faulty(tmp_path_factory.mktemp("faults")) as started:
@@ -74,7 +68,7 @@ def test_a_fault_is_told_by_its_name_alone_and_the_next_request_is_answered(
 
 def test_a_pause_longer_than_the_deadline_is_told_and_passes(service: Running) -> None:
     assert ask(service, "pauses").status_code == 504
-    until(lambda: ask(service).status_code == 200)
+    until(lambda: ask(service).status_code == 200, seconds=PATIENCE)
     assert probe(service) == 200
     assert service.metric("pthserve_inflight_requests") == 0
 
@@ -90,7 +84,7 @@ def test_a_hang_is_told_by_the_probe_keeps_nobody_waiting_and_does_not_keep_the_
             codes.add(ask(service).status_code)
             return probe(service) == 503
 
-        until(told)
+        until(told, seconds=PATIENCE)
         assert codes <= {503, 504}
         assert "forward pass" in service.client.get("/livez").json()["error"]
         assert service.metric("pthserve_inflight_requests") == 0
@@ -102,7 +96,7 @@ def test_a_hang_is_told_by_the_probe_keeps_nobody_waiting_and_does_not_keep_the_
 def test_an_engine_s_thread_that_ends_is_told_by_the_probe(tmp_path: Path) -> None:
     with faulty(tmp_path) as service:
         assert ask(service, "ends its thread").status_code in (500, 503, 504)
-        until(lambda: probe(service) == 503)
+        until(lambda: probe(service) == 503, seconds=PATIENCE)
         assert "thread" in service.client.get("/livez").json()["error"]
         ask(service)  # it need not succeed, but it comes in time
         assert service.metric("pthserve_inflight_requests") == 0

@@ -126,12 +126,12 @@ async def overload(service: Running) -> Round:
     )
 
 
-def test_offered_twice_what_it_can_do_it_does_what_it_can(tmp_path: Path) -> None:
+async def test_offered_twice_what_it_can_do_it_does_what_it_can(tmp_path: Path) -> None:
     model = make(tmp_path / "net", kwargs={"seconds": COST})
     flags = ("--engine", "torch", "--deadline", str(DEADLINE), "--max-batch", "4")
     with running(model, tmp_path / "log", *flags, modules=MODULES) as service:
         for _ in range(ROUNDS):
-            faults = asyncio.run(overload(service)).faults()
+            faults = (await overload(service)).faults()
             if not faults:
                 break
             print("not so:", *faults, sep="\n  ")

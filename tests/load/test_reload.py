@@ -202,7 +202,7 @@ async def swaps(service: Running, folder: Folder, count: int) -> tuple[list[Swap
     return done, refused, memory
 
 
-def test_200_reloads_under_full_load_lose_no_request_and_mix_no_models(tmp_path: Path) -> None:
+async def test_200_reloads_under_full_load_lose_no_request_and_mix_no_models(tmp_path: Path) -> None:
     folder = Folder(make(tmp_path / "net"))
     (folder.path / "golden.png").write_bytes(IMAGES[GOLDEN])
     folder.lay()
@@ -219,7 +219,7 @@ def test_200_reloads_under_full_load_lose_no_request_and_mix_no_models(tmp_path:
     with running(
         folder.path, tmp_path / "log", "--engine", "torch", "--precision", "fp32", modules=MODULES
     ) as service:
-        clients, done, refused, memory = asyncio.run(check(service))
+        clients, done, refused, memory = await check(service)
         metric = {
             result: service.metric(f'pthserve_model_loads_total{{result="{result}"}}')
             for result in ("ok", "failed", "golden")

@@ -75,10 +75,10 @@ def creep(looks: NDArray[np.float64]) -> float:
     return 60 * float(np.median(slopes))
 
 
-def test_memory_and_latency_do_not_creep(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+async def test_memory_and_latency_do_not_creep(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     seconds = pytestconfig.getoption("soak")
     with running(make(tmp_path / "net"), tmp_path / "log", modules=MODULES) as service:
-        answers, looks = asyncio.run(soaked(service, seconds))
+        answers, looks = await soaked(service, seconds)
         left = service.metric("pthserve_inflight_requests")
     slope = creep(looks)
     good = [answer for answer in answers if answer.status == 200]

@@ -29,9 +29,9 @@ def _settle(module: "nn.Module", spec: Spec) -> "nn.Module":
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if layer.bias is not None:
             nn.init.normal_(layer.bias, std=0.1)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
+    for each in module.modules():
+        if isinstance(each, nn.BatchNorm2d):
+            each.momentum = 1.0
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     noise = (torch.rand(8, *spec.tensor_shape) - mean) / std
     with torch.no_grad():

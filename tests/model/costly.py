@@ -307,7 +307,7 @@ def main(format: str = "") -> None:  # noqa: A002
     warnings.simplefilter("ignore")
     memory.share_an_arena()
     easy = _file(_flat("RGB"), "JPEG", subsampling=0)
-    print(json.dumps(min(measured(easy, Spec())["seconds"] for _ in range(2))), flush=True)
+    print(json.dumps(min(float(str(measured(easy, Spec())["seconds"])) for _ in range(2))), flush=True)
     for kind in KINDS:
         if kind.startswith(format):
             data = costly(kind)

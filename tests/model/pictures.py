@@ -51,7 +51,7 @@ def reference(
     if spec.resize is not None:
         steps.insert(0, transforms.Resize(spec.resize, InterpolationMode[spec.interpolation.upper()]))
     with warnings.catch_warnings(action="ignore"):
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image = upright(image) if upright else image
         image = transforms.Compose(steps)(image.convert("L" if spec.channels == 1 else "RGB"))
     return np.asarray(image).reshape(spec.image_shape)

@@ -149,7 +149,7 @@ def test_the_heat_is_on_a_cat_that_is_a_seventh_of_another_picture(
     _, spec, cat = demo
     top, left = corner
     scene = crop((imagenet / "golden" / "camera.jpg").read_bytes(), spec, max_pixels=2**30).copy()
-    scene[top : top + 84, left : left + 84] = Image.fromarray(cat).resize((84, 84))
+    scene[top : top + 84, left : left + 84] = np.asarray(Image.fromarray(cat).resize((84, 84)))
     heat = explain(model(engine, spec), scene, CAT, engine.__call__).map
     assert share(heat, (left, top, left + 84, top + 84)) > 0.6
 

@@ -51,36 +51,39 @@ def rewritten(pack: Path, name: str, data: bytes) -> None:
     (pack / packed.SUMS).write_text(packed.lines(packed.sums(pack)))
 
 
+WRONG: list[tuple[tuple[Any, ...], Any]] = [
+    *((("format",), value) for value in (None, "1", 0, -1, True, 1.5)),
+    *((("name",), value) for value in (None, "", 7, [], "x" * 2000)),  # type: ignore[var-annotated]
+    *((("parameters",), value) for value in (-1, "many", 10**30, 1.5)),
+    *((("digest",), value) for value in ("", "0" * 63, "G" * 64, None, 0)),
+    *((("labels",), value) for value in ([], "ant", {"0": "ant"}, [1, 2, 3, 4, 5], [""] * 5, None)),
+    *((("spec", "crop"), value) for value in (32, [32], [0, 32], [32, -1], [32, 10**9], ["32", "32"])),
+    *((("spec", "resize"), value) for value in (0, -1, [1, 2, 3], "40", 10**9)),
+    *((("spec", "mean"), value) for value in ([], [0.5], [0.5] * 4, [float("nan")] * 3, ["a"] * 3, 2.0)),
+    *((("spec", "std"), value) for value in ([0.0] * 3, [-1.0] * 3, None, [float("inf")] * 3)),
+    (("spec", "interpolation"), "cubic"),
+    (("spec", "unknown"), 1),
+    *((("plan", "threads"), value) for value in (0, -1, 10**6, "2", 1.5, None)),
+    *((("plan", "max_batch"), value) for value in (0, 1025, None)),
+    *((("plan", "engine"), value) for value in ("torch", "tensorrt", 1)),
+    *((("plan", "device"), value) for value in ("cuda", None)),
+    *((("plan", "precision"), value) for value in ("fp8", "", None)),
+    *((("plan", "trials"), value) for value in ([{}], [1], "x", None, {"a": 1})),  # type: ignore[var-annotated]
+    *((("golden",), value) for value in (None, {}, [1], [{}], "x")),  # type: ignore[var-annotated]
+    *((("golden", 0, "class_index"), value) for value in (-1, 5, 10**30, "1", None, 1.5)),
+    *((("golden", 0, "probability"), value) for value in (-0.1, 1.1, "x", float("nan"))),
+    *(
+        (("golden", 0, "image"), value)
+        for value in ("../../etc/passwd", "/etc/passwd", "golden/3.png", "", None, "golden")
+    ),
+    (("made_with",), [1]),
+    (("unknown",), 1),
+]
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
-    [
-        *((("format",), value) for value in (None, "1", 0, -1, True, 1.5)),
-        *((("name",), value) for value in (None, "", 7, [], "x" * 2000)),
-        *((("parameters",), value) for value in (-1, "many", 10**30, 1.5)),
-        *((("digest",), value) for value in ("", "0" * 63, "G" * 64, None, 0)),
-        *((("labels",), value) for value in ([], "ant", {"0": "ant"}, [1, 2, 3, 4, 5], [""] * 5, None)),
-        *((("spec", "crop"), value) for value in (32, [32], [0, 32], [32, -1], [32, 10**9], ["32", "32"])),
-        *((("spec", "resize"), value) for value in (0, -1, [1, 2, 3], "40", 10**9)),
-        *((("spec", "mean"), value) for value in ([], [0.5], [0.5] * 4, [float("nan")] * 3, ["a"] * 3, 2.0)),
-        *((("spec", "std"), value) for value in ([0.0] * 3, [-1.0] * 3, None, [float("inf")] * 3)),
-        (("spec", "interpolation"), "cubic"),
-        (("spec", "unknown"), 1),
-        *((("plan", "threads"), value) for value in (0, -1, 10**6, "2", 1.5, None)),
-        *((("plan", "max_batch"), value) for value in (0, 1025, None)),
-        *((("plan", "engine"), value) for value in ("torch", "tensorrt", 1)),
-        *((("plan", "device"), value) for value in ("cuda", None)),
-        *((("plan", "precision"), value) for value in ("fp8", "", None)),
-        *((("plan", "trials"), value) for value in ([{}], [1], "x", None, {"a": 1})),
-        *((("golden",), value) for value in (None, {}, [1], [{}], "x")),
-        *((("golden", 0, "class_index"), value) for value in (-1, 5, 10**30, "1", None, 1.5)),
-        *((("golden", 0, "probability"), value) for value in (-0.1, 1.1, "x", float("nan"))),
-        *(
-            (("golden", 0, "image"), value)
-            for value in ("../../etc/passwd", "/etc/passwd", "golden/3.png", "", None, "golden")
-        ),
-        (("made_with",), [1]),
-        (("unknown",), 1),
-    ],
+    WRONG,
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
 def test_a_field_that_cannot_be_is_refused_by_name(pack: Path, place: tuple[Any, ...], value: Any) -> None:

@@ -16,6 +16,7 @@ from pthserve.errors import EngineError, PackError, WeightsError
 from pthserve.model import packed, prove
 from pthserve.model.engine.openvino import OpenVINOEngine, precisions
 from pthserve.model.load import build, load
+from pthserve.model.manifest import FORMAT
 from pthserve.model.plan import Plan
 from pthserve.model.preprocess import normalise
 from pthserve.settings import Settings
@@ -110,7 +111,7 @@ def test_changed_sums_are_refused(copy: Path) -> None:
 
 def test_a_later_format_is_refused_with_what_to_do(copy: Path) -> None:
     manifest = json.loads((copy / packed.MANIFEST).read_text())
-    (copy / packed.MANIFEST).write_text(json.dumps({**manifest, "format": packed.FORMAT + 1, "new": 1}))
+    (copy / packed.MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1, "new": 1}))
     (copy / packed.SUMS).write_text(packed.lines(packed.sums(copy)))
     with pytest.raises(PackError, match=r"packed by pthserve 0, in a format that this version"):
         packed.read(copy)

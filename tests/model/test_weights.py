@@ -503,7 +503,14 @@ def named(name: str, count: int = 1) -> Callable[[Path], None]:
 
 def of(value: Any) -> Callable[[Path], None]:
     """Writes bytes as they are, anything else by torch.save."""
-    return lambda path: path.write_bytes(value) if isinstance(value, bytes) else torch.save(value, path)  # type: ignore[func-returns-value]
+
+    def write(path: Path) -> None:
+        if isinstance(value, bytes):
+            path.write_bytes(value)
+        else:
+            torch.save(value, path)
+
+    return write
 
 
 NAN, INF = float("nan"), float("inf")
@@ -696,7 +703,7 @@ def test_a_file_replaced_again_and_again_is_never_half_read(tmp_path: Path) -> N
                 tensor = weights.read(path).state_dict["a.weight"]
             except WeightsError:
                 continue
-            assert len(tensor.unique()) == 1, f"seed {SEED}"
+            assert len(tensor.unique()) == 1, f"seed {SEED}"  # type: ignore[no-untyped-call]
             whole += 1
     finally:
         stop.set()

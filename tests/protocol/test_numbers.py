@@ -16,7 +16,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (2, 80, 70, 3), np.uint8)
 
 def parsed(text: str, shape: tuple[int, ...], kind: Kind) -> list[float]:
     json = f'{{"data": {text}}}'.encode()
-    return Text(json, 9, len(json) - 1).read(shape, kind).tolist()  # type: ignore[no-any-return]
+    return Text(json, 9, len(json) - 1).read(shape, kind).tolist()
 
 
 @pytest.mark.parametrize("indent", [None, 2], ids=["compact", "indented"])

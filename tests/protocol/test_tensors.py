@@ -78,7 +78,7 @@ def test_the_forms_follow_the_spec() -> None:
         "UINT8": (-1, -1, -1, 3),
         "FP32": (-1, 1, 8, 9),
     }
-    assert decode("FP32", (1, 1, 8, 9), bytes(4 * 72), grey)[0].shape == (1, 8, 9)  # type: ignore[union-attr]
+    assert decode("FP32", (1, 1, 8, 9), bytes(4 * 72), grey)[0].shape == (1, 8, 9)
 
 
 HUGE = 2**62

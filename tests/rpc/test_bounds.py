@@ -47,7 +47,8 @@ class Serving:
         """The response to `body`; raises grpc.aio.AioRpcError."""
 
         async def call() -> Any:
-            return await self._channel.unary_unary(path)(body, timeout=30, **options)
+            callable_: Any = self._channel.unary_unary(path)
+            return await callable_(body, timeout=30, **options)
 
         return bytes(self._loop.run(call()))
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.http.conftest import PATIENCE, Service, serving, until
+from tests.http.conftest import PATIENCE, Service, serving
 from tests.http.process import process
 from tests.serving.squares import Gate, Squares, png, squares
 
@@ -19,6 +20,8 @@ from pthserve.http.server import Server
 from pthserve.protos import inference_pb2 as pb
 from pthserve.rpc.handlers import SERVICE
 from pthserve.settings import Settings
+
+from ..shared import refuses, until
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +34,7 @@ def connected(port: int) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def infer(channel: grpc.Channel, model: str, **metadata: str) -> grpc.Future:
+def infer(channel: grpc.Channel, model: str, **metadata: str) -> Any:
     request = pb.ModelInferRequest(model_name=model)
     request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(png())
     call = channel.unary_unary(
@@ -99,18 +102,10 @@ def test_a_call_in_flight_is_finished_and_no_other_let_in_when_the_service_stops
             assert gate.entered.wait(PATIENCE)
             service.server.stop()
             try:
-                until(lambda: _refuses(port), "a closed listener")
+                until(lambda: refuses(port), "a closed listener")
             finally:
                 gate.opened.set()
             assert len(call.result().outputs) == 4
-
-
-def _refuses(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return True
-    return False
 
 
 def test_draining_answers_calls_and_is_not_serving() -> None:

@@ -25,6 +25,8 @@ from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
+from ..shared import until_async
+
 SETTINGS = Settings(model="pets", grpc_port=0, max_body=2**20, max_pixels=10_000, max_inflight=8)
 PIXELS = [noise(seed) for seed in range(3)]
 
@@ -63,9 +65,10 @@ class Rpc:
         body = request if isinstance(request, bytes) else request.SerializeToString()
 
         async def ask() -> bytes:
-            return cast(
-                "bytes", await self.channel.unary_unary(f"/{SERVICE.full_name}/{name}")(body, **options)
+            send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
+                f"/{SERVICE.full_name}/{name}"
             )
+            return await send(body, **options)
 
         method = SERVICE.methods_by_name[name]
         return getattr(pb, method.output_type.name).FromString(self.loop.run(ask()))
@@ -282,7 +285,7 @@ def shared_memory() -> pb.ModelInferRequest:
     return request
 
 
-MALFORMED = {
+MALFORMED: dict[str, Message | bytes] = {
     "another message": b"\xff\xff",
     "cut short": image().SerializeToString()[:-1],
     "no input": pb.ModelInferRequest(model_name="pets"),
@@ -327,7 +330,10 @@ def test_a_model_that_is_not_there_is_not_found(rpc: Rpc, name: str, request_: M
 
 def test_a_procedure_that_is_not_there_is_unimplemented(rpc: Rpc) -> None:
     async def ask() -> None:
-        await rpc.channel.unary_unary(f"/{SERVICE.full_name}/ModelStreamInfer")(b"")
+        send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = rpc.channel.unary_unary(
+            f"/{SERVICE.full_name}/ModelStreamInfer"
+        )
+        await send(b"")
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         rpc.loop.run(ask())
@@ -386,15 +392,9 @@ def test_an_answer_that_is_late_is_a_deadline_and_gives_its_permit_back(rpc: Rpc
         assert rpc.predictor.admission.inflight == 0
         # The client's own clock ends this one; the service hears of it, and lets go.
         assert rpc.refused("ModelInfer", image(), timeout=0.1).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        rpc.loop.run(_until(lambda: rpc.predictor.admission.inflight == 0))
+        rpc.loop.run(until_async(lambda: rpc.predictor.admission.inflight == 0))
     finally:
         rpc.engine.gate.set()
-
-
-async def _until(true: Any) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 def test_whom_there_is_no_room_for_is_told_when_to_come_again(rpc: Rpc) -> None:
@@ -403,7 +403,8 @@ def test_whom_there_is_no_room_for_is_told_when_to_come_again(rpc: Rpc) -> None:
     async def crowd() -> grpc.aio.AioRpcError:
         path = f"/{SERVICE.full_name}/ModelInfer"
         body = forms()["pixels, raw"].SerializeToString()
-        calls = [rpc.channel.unary_unary(path)(body) for _ in range(4)]  # 3 images each: 8 are let in
+        send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = rpc.channel.unary_unary(path)
+        calls = [send(body) for _ in range(4)]  # 3 images each: 8 are let in
         try:
             done, _ = await asyncio.wait(
                 [asyncio.ensure_future(_ended(call)) for call in calls],
@@ -421,7 +422,7 @@ def test_whom_there_is_no_room_for_is_told_when_to_come_again(rpc: Rpc) -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     trailer = dict(error.trailing_metadata() or ())
     assert int(trailer["grpc-retry-pushback-ms"]) >= 0
-    rpc.loop.run(_until(lambda: rpc.predictor.admission.inflight == 0))
+    rpc.loop.run(until_async(lambda: rpc.predictor.admission.inflight == 0))
 
 
 async def _ended(call: Any) -> Any:
@@ -441,7 +442,9 @@ def test_messages_that_fill_the_memory_are_refused(rpc: Rpc, monkeypatch: pytest
         await server.start(rpc.predictor)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-                call = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+                call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                    f"/{SERVICE.full_name}/ModelInfer"
+                )
                 return cast("grpc.aio.AioRpcError", await _ended(call(image().SerializeToString())))
         finally:
             await server.stop(0)
@@ -453,7 +456,10 @@ def test_messages_that_fill_the_memory_are_refused(rpc: Rpc, monkeypatch: pytest
 
 def test_a_client_that_sends_no_message_is_not_waited_for_long(rpc: Rpc) -> None:
     async def ask(finish: bool) -> Any:
-        call = rpc.channel.stream_unary(f"/{SERVICE.full_name}/ModelInfer")(timeout=None if finish else 0.2)
+        send: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = rpc.channel.stream_unary(
+            f"/{SERVICE.full_name}/ModelInfer"
+        )
+        call = send(timeout=None if finish else 0.2)
         if finish:
             await call.done_writing()
         return await _ended(call)

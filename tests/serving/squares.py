@@ -1,12 +1,11 @@
 """A real model, small enough for any test: tells red, green and blue squares apart."""
 
-import asyncio
 import io
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ class Squares:
             self.hook(batch)
         if self.seconds:
             time.sleep(self.seconds * len(batch))
-        images = normalise(batch, SPEC) if batch.dtype == np.uint8 else batch
+        images = normalise(cast("NDArray[np.uint8]", batch), SPEC) if batch.dtype == np.uint8 else batch
         colours = images.mean((2, 3)) * np.array(SPEC.std) + np.array(SPEC.mean)
         return (np.log(8) * colours).astype(np.float32)
 
@@ -64,7 +63,7 @@ class Gate:
         self.entered = threading.Event()
         self.opened = threading.Event()
 
-    def __call__(self, _: Images) -> None:
+    def __call__(self, _: Images | None) -> None:
         self.entered.set()
         assert self.opened.wait(60), "nobody opened the gate"
 
@@ -98,12 +97,3 @@ def answer(colour: tuple[int, int, int]) -> NDArray[np.float32]:
     """The probabilities that the model gives a square of `colour`."""
     exponents = np.exp(np.log(8) * np.array(colour) / 255)
     return (exponents / exponents.sum()).astype(np.float32)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for `condition` to come true."""
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("the condition did not come true in 30 s")

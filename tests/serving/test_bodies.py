@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import zlib
+from functools import partial
 
 import pytest
 
@@ -47,9 +48,9 @@ def test_a_request_for_which_there_is_no_room_is_refused(bodies: Bodies) -> None
 
 
 def test_the_largest_that_arrives_makes_room_for_a_smaller_one(bodies: Bodies) -> None:
-    refused = []
+    refused: list[object] = []
     for number in range(BODIES):
-        bodies.hold(lambda number=number: refused.append(number)).grow(MAX_BODY - (number != 3))
+        bodies.hold(partial(refused.append, number)).grow(MAX_BODY - (number != 3))
     small = bodies.hold(lambda: refused.append("small"))
     small.grow(1000)
     assert refused == [3]
@@ -68,7 +69,7 @@ def test_what_has_arrived_makes_room_for_nobody(bodies: Bodies) -> None:
     assert refused == []
 
 
-def test_a_small_body_is_read_at_once_and_a_large_one_in_a_thread(bodies: Bodies) -> None:
+async def test_a_small_body_is_read_at_once_and_a_large_one_in_a_thread(bodies: Bodies) -> None:
     async def readers() -> list[threading.Thread]:
         holding = bodies.hold()
         return [
@@ -76,12 +77,12 @@ def test_a_small_body_is_read_at_once_and_a_large_one_in_a_thread(bodies: Bodies
             for size in (LARGE - 1, LARGE)
         ]
 
-    at_once, in_a_thread = asyncio.run(readers())
+    at_once, in_a_thread = await readers()
     assert at_once is threading.current_thread()
     assert in_a_thread is not threading.current_thread()
 
 
-def test_inflated_bytes_are_held_before_they_are_there(bodies: Bodies) -> None:
+async def test_inflated_bytes_are_held_before_they_are_there(bodies: Bodies) -> None:
     plain = bytes(MAX_BODY // 2)
     held = []
 
@@ -94,23 +95,20 @@ def test_inflated_bytes_are_held_before_they_are_there(bodies: Bodies) -> None:
         size = await bodies.read(holding, zlib.compress(plain), soon(), len, inflate)
         return size, bodies.held
 
-    assert asyncio.run(read()) == (len(plain), len(plain))
+    assert (await read()) == (len(plain), len(plain))
     assert held[0] >= len(plain)
 
 
-def test_a_body_for_which_there_is_no_room_is_not_inflated(bodies: Bodies) -> None:
+async def test_a_body_for_which_there_is_no_room_is_not_inflated(bodies: Bodies) -> None:
     full(bodies)
     began = []
 
-    async def read() -> None:
-        await bodies.read(bodies.hold(), b"x" * 1000, soon(), len, lambda body: began.append(1) or body)
-
     with pytest.raises(Overloaded):
-        asyncio.run(read())
+        await bodies.read(bodies.hold(), b"x" * 1000, soon(), len, lambda body: began.append(1) or body)
     assert not began
 
 
-def test_no_more_are_inflated_at_once_than_there_are_readers(bodies: Bodies) -> None:
+async def test_no_more_are_inflated_at_once_than_there_are_readers(bodies: Bodies) -> None:
     most = 0
 
     def inflate(body: bytes) -> bytes:
@@ -118,32 +116,26 @@ def test_no_more_are_inflated_at_once_than_there_are_readers(bodies: Bodies) -> 
         most = max(most, bodies.held)
         return body
 
-    async def read_many() -> None:
-        reads = (bodies.read(bodies.hold(), bytes(10**5), soon(), len, inflate) for _ in range(BODIES * 2))
-        await asyncio.gather(*reads)
-
-    asyncio.run(read_many())
+    reads = (bodies.read(bodies.hold(), bytes(10**5), soon(), len, inflate) for _ in range(BODIES * 2))
+    await asyncio.gather(*reads)
     assert most <= MAX_BODY + BODIES * 2 * 10**5
 
 
-def test_a_read_that_waits_too_long_is_late(bodies: Bodies) -> None:
+async def test_a_read_that_waits_too_long_is_late(bodies: Bodies) -> None:
     release = threading.Event()
 
-    async def read() -> None:
-        async def first() -> object:
-            return await bodies.read(bodies.hold(), bytes(LARGE), soon(), lambda _: release.wait(30))
+    async def first() -> object:
+        return await bodies.read(bodies.hold(), bytes(LARGE), soon(), lambda _: release.wait(30))
 
-        waiting = asyncio.create_task(first())
-        await asyncio.sleep(0)
-        with pytest.raises(DeadlineExceeded):
-            await bodies.read(bodies.hold(), bytes(LARGE), asyncio.get_running_loop().time() + 0.05, len)
-        release.set()
-        assert await waiting
-
-    asyncio.run(read())
+    waiting = asyncio.create_task(first())
+    await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded):
+        await bodies.read(bodies.hold(), bytes(LARGE), asyncio.get_running_loop().time() + 0.05, len)
+    release.set()
+    assert await waiting
 
 
-def test_a_refused_body_is_not_kept_by_its_error(bodies: Bodies) -> None:
+async def test_a_refused_body_is_not_kept_by_its_error(bodies: Bodies) -> None:
     class Body(bytes):
         """Bytes that can be found."""
 
@@ -155,6 +147,6 @@ def test_a_refused_body_is_not_kept_by_its_error(bodies: Bodies) -> None:
             await bodies.read(bodies.hold(), Body(LARGE), soon(), refuse)
         return caught.value
 
-    error = asyncio.run(read())
+    error = await read()
     assert str(error) == f"{LARGE} bytes are too many"
     assert not [found for found in gc.get_objects() if isinstance(found, Body)]

@@ -16,7 +16,8 @@ from pthserve.model.cost import Cost
 from pthserve.model.preprocess import Pending
 from pthserve.serving.decoders import SLOW, SMALL, Decoders, Job
 
-from .squares import Gate, until
+from ..shared import until_async
+from .squares import Gate
 
 MEMORY = 1600
 PIXELS = np.zeros((1, 1, 3), np.uint8)
@@ -78,7 +79,7 @@ def run(check: Callable[[], Any]) -> None:
 
 async def opened(images: Images, count: int) -> None:
     """So many wait, their headers read."""
-    await until(lambda: len(images.decoders._waiting) == count)
+    await until_async(lambda: len(images.decoders._waiting) == count)
 
 
 def test_an_image_waits_for_memory_that_others_have() -> None:
@@ -134,7 +135,7 @@ def test_slow_images_leave_a_thread_for_the_others(cpus: int) -> None:
         async with decoding(cpus) as images:
             slow = {f"slow {number}": images.submit(f"slow {number}", 1, SLOW) for number in range(8)}
             await images.entered("slow 0")
-            await until(lambda: len(images.begun) == max(1, cpus - 1))
+            await until_async(lambda: len(images.begun) == max(1, cpus - 1))
             await images.finish("quick", images.submit("quick"))
             assert len(images.begun) == max(1, cpus - 1) + 1
             for name, future in slow.items():

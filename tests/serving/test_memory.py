@@ -11,7 +11,7 @@ import pytest
 
 from pthserve.serving import memory
 
-from .squares import until
+from ..shared import until_async
 
 
 def resident() -> float:
@@ -29,7 +29,7 @@ def test_what_lies_free_between_what_is_in_use_is_given_back() -> None:
     assert len(kept) == 30
 
 
-def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
     looks = itertools.count()
     nothing_to_do = False
@@ -38,19 +38,15 @@ def test_it_is_given_back_only_while_there_is_nothing_to_do(monkeypatch: pytest.
         next(looks)
         return nothing_to_do
 
-    async def check() -> None:
-        nonlocal nothing_to_do
-        giving = asyncio.create_task(memory.give_back_when(idle))
-        await until(lambda: next(looks) > 1000)
-        assert not given
-        nothing_to_do = True
-        await until(lambda: given)
-        giving.cancel()
-
     monkeypatch.setattr(memory, "EVERY", 0.0)
     monkeypatch.setattr(memory, "SOON", 0.0)
     monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
-    asyncio.run(check())
+    giving = asyncio.create_task(memory.give_back_when(idle))
+    await until_async(lambda: next(looks) > 1000)
+    assert not given
+    nothing_to_do = True
+    await until_async(lambda: given)
+    giving.cancel()
 
 
 def test_what_lies_free_at_the_end_of_what_a_thread_used_is_given_back() -> None:

@@ -32,7 +32,8 @@ from pthserve.serving.decoders import Job
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
-from .squares import BLUE, GREEN, RED, SPEC, Gate, Squares, answer, pixels, png, squares, until
+from ..shared import until_async
+from .squares import BLUE, GREEN, RED, SPEC, Gate, Squares, answer, pixels, png, squares
 
 COLOURS = (RED, GREEN, BLUE)
 
@@ -62,60 +63,48 @@ def sample(name: str, **labels: str) -> float:
     [png, pixels, lambda colour: normalise(pixels(colour, SPEC.crop)[None], SPEC)[0]],
     ids=["bytes", "pixels", "tensor"],
 )
-def test_an_image_is_answered_whichever_way_it_is_sent(sent: Any, colour: tuple[int, int, int]) -> None:
-    async def check() -> None:
-        async with predicting() as predictor:
-            prediction = await predictor.predict(sent(colour))
-            np.testing.assert_allclose(prediction.probabilities, answer(colour), atol=1e-6)
-            assert prediction.class_index == COLOURS.index(colour)
-            assert prediction.logits.dtype == prediction.probabilities.dtype == np.float32
-            assert prediction.model is predictor.current
-            assert min(prediction.decode, prediction.queue, prediction.infer) >= 0
-            assert prediction.batch == 1
-
-    asyncio.run(check())
+async def test_an_image_is_answered_whichever_way_it_is_sent(sent: Any, colour: tuple[int, int, int]) -> None:
+    async with predicting() as predictor:
+        prediction = await predictor.predict(sent(colour))
+        np.testing.assert_allclose(prediction.probabilities, answer(colour), atol=1e-6)
+        assert prediction.class_index == COLOURS.index(colour)
+        assert prediction.logits.dtype == prediction.probabilities.dtype == np.float32
+        assert prediction.model is predictor.current
+        assert min(prediction.decode, prediction.queue, prediction.infer) >= 0
+        assert prediction.batch == 1
 
 
-def test_the_best_classes_are_named_in_order_and_of_equals_the_first() -> None:
-    async def check() -> None:
-        async with predicting() as predictor:
-            prediction = await predictor.predict(pixels((0, 255, 255)))
-            assert prediction.top(2) == [1, 2]
-            assert prediction.top(99) == [1, 2, 0]
-            many = replace(prediction, probabilities=np.array([0.5, 0.25, 0.5, 0, 0.25] * 8, np.float32))
-            ranked = sorted(range(40), key=lambda index: -many.probabilities[index])
-            assert all(many.top(count) == ranked[:count] for count in range(1, 42))
-
-    asyncio.run(check())
+async def test_the_best_classes_are_named_in_order_and_of_equals_the_first() -> None:
+    async with predicting() as predictor:
+        prediction = await predictor.predict(pixels((0, 255, 255)))
+        assert prediction.top(2) == [1, 2]
+        assert prediction.top(99) == [1, 2, 0]
+        many = replace(prediction, probabilities=np.array([0.5, 0.25, 0.5, 0, 0.25] * 8, np.float32))
+        ranked = sorted(range(40), key=lambda index: -many.probabilities[index])
+        assert all(many.top(count) == ranked[:count] for count in range(1, 42))
 
 
-def test_many_images_of_one_request_are_answered_in_their_order() -> None:
-    async def check() -> None:
-        engine = Squares()
-        async with predicting(squares(engine)) as predictor:
-            images = [png(COLOURS[number % 3]) for number in range(20)]
-            predictions = await predictor.predict_many(images)
-            assert [one.class_index for one in predictions] == [number % 3 for number in range(20)]
-
-    asyncio.run(check())
+async def test_many_images_of_one_request_are_answered_in_their_order() -> None:
+    engine = Squares()
+    async with predicting(squares(engine)) as predictor:
+        images = [png(COLOURS[number % 3]) for number in range(20)]
+        predictions = await predictor.predict_many(images)
+        assert [one.class_index for one in predictions] == [number % 3 for number in range(20)]
 
 
-def test_one_bad_image_fails_its_request_and_costs_the_others_nothing_more() -> None:
-    async def check() -> None:
-        engine = Squares()
-        gate = Gate()
-        engine.hook = gate
-        async with predicting(squares(engine)) as predictor:
-            held = asyncio.create_task(predictor.predict(png()))
-            await entered(gate)
-            with pytest.raises(BrokenImage):
-                await predictor.predict_many([png(), png()[:50], png()])
-            gate.opened.set()
-            await held
-            await predictor.predict(png())
-            assert engine.batches == [1, 1]
-
-    asyncio.run(check())
+async def test_one_bad_image_fails_its_request_and_costs_the_others_nothing_more() -> None:
+    engine = Squares()
+    gate = Gate()
+    engine.hook = gate
+    async with predicting(squares(engine)) as predictor:
+        held = asyncio.create_task(predictor.predict(png()))
+        await entered(gate)
+        with pytest.raises(BrokenImage):
+            await predictor.predict_many([png(), png()[:50], png()])
+        gate.opened.set()
+        await held
+        await predictor.predict(png())
+        assert engine.batches == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -135,221 +124,178 @@ def test_one_bad_image_fails_its_request_and_costs_the_others_nothing_more() -> 
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
-def test_what_is_wrong_with_an_image_is_said(sent: Any, error: type[PthserveError]) -> None:
-    async def check() -> None:
-        async with predicting(max_pixels=10_000) as predictor:
-            with pytest.raises(error):
-                await predictor.predict(sent)
-
-    asyncio.run(check())
+async def test_what_is_wrong_with_an_image_is_said(sent: Any, error: type[PthserveError]) -> None:
+    async with predicting(max_pixels=10_000) as predictor:
+        with pytest.raises(error):
+            await predictor.predict(sent)
 
 
-def test_a_model_that_answers_no_numbers_has_failed() -> None:
+async def test_a_model_that_answers_no_numbers_has_failed() -> None:
     class Nowhere(Squares):
         def __call__(self, batch: Images) -> Logits:
             return super().__call__(batch) * np.float32(np.nan)
 
-    async def check() -> None:
-        async with predicting(squares(Nowhere())) as predictor:
-            with pytest.raises(EngineFailed, match="not a number"):
-                await predictor.predict(png())
-
-    asyncio.run(check())
+    async with predicting(squares(Nowhere())) as predictor:
+        with pytest.raises(EngineFailed, match="not a number"):
+            await predictor.predict(png())
 
 
-def test_before_the_first_model_nobody_is_answered() -> None:
-    async def check() -> None:
-        predictor = Predictor(Settings())
-        try:
-            with pytest.raises(NotReady, match="loading"):
-                await predictor.predict(png())
-            with pytest.raises(NotReady):
-                predictor.check(1, 10)
-        finally:
-            predictor.close()
-
-    asyncio.run(check())
+async def test_before_the_first_model_nobody_is_answered() -> None:
+    predictor = Predictor(Settings())
+    try:
+        with pytest.raises(NotReady, match="loading"):
+            await predictor.predict(png())
+        with pytest.raises(NotReady):
+            predictor.check(1, 10)
+    finally:
+        predictor.close()
 
 
-def test_after_the_end_nobody_is_answered() -> None:
-    async def check() -> None:
-        async with predicting() as predictor:
-            predictor.close()
-            with pytest.raises(Draining):
-                await predictor.predict(png())
-
-    asyncio.run(check())
+async def test_after_the_end_nobody_is_answered() -> None:
+    async with predicting() as predictor:
+        predictor.close()
+        with pytest.raises(Draining):
+            await predictor.predict(png())
 
 
-def test_while_draining_everybody_is_answered() -> None:
-    async def check() -> None:
-        async with predicting() as predictor:
-            predictor.drain()
-            assert predictor.unready
-            assert (await predictor.predict(png())).class_index == 0
-
-    asyncio.run(check())
+async def test_while_draining_everybody_is_answered() -> None:
+    async with predicting() as predictor:
+        predictor.drain()
+        assert predictor.unready
+        assert (await predictor.predict(png())).class_index == 0
 
 
 @pytest.mark.parametrize(("deadline", "granted"), [(0.1, 60.0), (60.0, 0.1), (0.1, None)])
-def test_the_shorter_deadline_passes_while_the_engine_hangs(deadline: float, granted: float | None) -> None:
-    async def check() -> None:
-        gate = Gate()
-        async with predicting(squares(Squares(hook=gate)), deadline=deadline) as predictor:
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            with pytest.raises(DeadlineExceeded):
-                await predictor.predict(png(), deadline=granted)
-            assert 0.09 < loop.time() - began < 10
-            gate.opened.set()
-
-    asyncio.run(check())
-
-
-def test_a_deadline_passes_while_the_decoders_are_busy() -> None:
-    async def check() -> None:
-        async with predicting(threads=1) as predictor:
-            hold = threading.Event()
-            busy = asyncio.get_running_loop().create_future()
-            held = Pending((1, 1), FREE, lambda: np.array([hold.wait(30)]))
-            predictor._decoders.submit(Job(busy, lambda: held, lambda *_: None, math.inf))
-            with pytest.raises(DeadlineExceeded):
-                await predictor.predict(png(), deadline=0.05)
-            hold.set()
-            assert (await predictor.predict(png())).class_index == 0
-
-    asyncio.run(check())
+async def test_the_shorter_deadline_passes_while_the_engine_hangs(
+    deadline: float, granted: float | None
+) -> None:
+    gate = Gate()
+    async with predicting(squares(Squares(hook=gate)), deadline=deadline) as predictor:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(DeadlineExceeded):
+            await predictor.predict(png(), deadline=granted)
+        assert 0.09 < loop.time() - began < 10
+        gate.opened.set()
 
 
-def test_a_cancelled_request_gives_its_permit_back_and_costs_no_pass() -> None:
-    async def check() -> None:
-        engine = Squares()
-        gate = Gate()
-        engine.hook = gate
-        async with predicting(squares(engine), max_inflight=5) as predictor:
-            held = asyncio.create_task(predictor.predict(png()))
-            await entered(gate)
-            leaving = [asyncio.create_task(predictor.predict(png())) for _ in range(4)]
-            await until(lambda: predictor.batcher.depth == 4)
-            with pytest.raises(Overloaded):
-                await predictor.predict(png())
-            for task in leaving:
-                task.cancel()
-            await asyncio.gather(*leaving, return_exceptions=True)
-            assert predictor.admission.inflight == 1
-            engine.hook = None
-            last = asyncio.create_task(predictor.predict(png()))
-            await asyncio.sleep(0)
-            gate.opened.set()
-            await asyncio.gather(held, last)
-            assert engine.batches == [1, 1]
-
-    asyncio.run(check())
+async def test_a_deadline_passes_while_the_decoders_are_busy() -> None:
+    async with predicting(threads=1) as predictor:
+        hold = threading.Event()
+        busy = asyncio.get_running_loop().create_future()
+        held = Pending((1, 1), FREE, lambda: np.array([hold.wait(30)]))
+        predictor._decoders.submit(Job(busy, lambda: held, lambda *_: None, math.inf))
+        with pytest.raises(DeadlineExceeded):
+            await predictor.predict(png(), deadline=0.05)
+        hold.set()
+        assert (await predictor.predict(png())).class_index == 0
 
 
-def test_a_request_takes_a_permit_for_each_of_its_images() -> None:
-    async def check() -> None:
-        gate = Gate()
-        async with predicting(squares(Squares(hook=gate)), max_inflight=4) as predictor:
-            with pytest.raises(TooLarge):
-                await predictor.predict_many([png()] * 5)
-            held = asyncio.create_task(predictor.predict_many([png()] * 3))
-            await entered(gate)
-            assert sample("pthserve_inflight_requests") == 3
-            with pytest.raises(Overloaded):
-                await predictor.predict_many([png()] * 2)
-            gate.opened.set()
-            await held
-
-    asyncio.run(check())
-
-
-def test_requests_in_flight_finish_on_the_model_they_began_with() -> None:
-    async def check() -> None:
-        old, new = Squares(), Squares()
-        gate = Gate()
-        old.hook = gate
-        before, after = squares(old, digest="aa" * 32), squares(new, digest="bb" * 32)
-        async with predicting(before) as predictor:
-            first = [asyncio.create_task(predictor.predict(png())) for _ in range(4)]
-            await entered(gate)
-            predictor.adopt(after)
-            second = [asyncio.create_task(predictor.predict(png())) for _ in range(4)]
-            gate.opened.set()
-            assert {one.model for one in await asyncio.gather(*first)} == {before}
-            assert {one.model for one in await asyncio.gather(*second)} == {after}
-            assert sum(old.batches) == sum(new.batches) == 4
-
-    asyncio.run(check())
+async def test_a_cancelled_request_gives_its_permit_back_and_costs_no_pass() -> None:
+    engine = Squares()
+    gate = Gate()
+    engine.hook = gate
+    async with predicting(squares(engine), max_inflight=5) as predictor:
+        held = asyncio.create_task(predictor.predict(png()))
+        await entered(gate)
+        leaving = [asyncio.create_task(predictor.predict(png())) for _ in range(4)]
+        await until_async(lambda: predictor.batcher.depth == 4)
+        with pytest.raises(Overloaded):
+            await predictor.predict(png())
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        assert predictor.admission.inflight == 1
+        engine.hook = None
+        last = asyncio.create_task(predictor.predict(png()))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await asyncio.gather(held, last)
+        assert engine.batches == [1, 1]
 
 
-def test_a_stuck_engine_is_told_and_then_nobody_is_let_in() -> None:
-    async def check() -> None:
-        gate = Gate()
-        async with predicting(squares(Squares(hook=gate)), deadline=0.1) as predictor:
-            assert predictor.live() is None
-            results = []
-            while not predictor.live():
-                results.append(await asyncio.gather(predictor.predict(png()), return_exceptions=True))
-            assert "forward pass" in (predictor.live() or "")
-            assert isinstance(results[0][0], DeadlineExceeded)
-            held = asyncio.create_task(predictor.predict(png()))  # the first is let in, however it looks
-            await asyncio.sleep(0)
-            with pytest.raises(Overloaded):
-                await predictor.predict(png())
-            gate.opened.set()
-            await asyncio.gather(held, return_exceptions=True)
-            await until(lambda: predictor.live() is None)
-
-    asyncio.run(check())
+async def test_a_request_takes_a_permit_for_each_of_its_images() -> None:
+    gate = Gate()
+    async with predicting(squares(Squares(hook=gate)), max_inflight=4) as predictor:
+        with pytest.raises(TooLarge):
+            await predictor.predict_many([png()] * 5)
+        held = asyncio.create_task(predictor.predict_many([png()] * 3))
+        await entered(gate)
+        assert sample("pthserve_inflight_requests") == 3
+        with pytest.raises(Overloaded):
+            await predictor.predict_many([png()] * 2)
+        gate.opened.set()
+        await held
 
 
-def test_a_dead_engine_thread_is_told() -> None:
-    async def check() -> None:
-        async with predicting() as predictor:
-            predictor.batcher.close(10)
-            assert "died" in (predictor.live() or "")
-
-    asyncio.run(check())
-
-
-def test_a_warm_up_goes_all_the_way_and_leaves_the_current_model_alone() -> None:
-    async def check() -> None:
-        engine = Squares()
-        async with predicting() as predictor:
-            current = predictor.current
-            await predictor.warm_up(squares(engine, max_batch=4))
-            assert engine.batches[:2] == [1, 4]
-            assert sum(engine.batches[2:]) == 5
-            assert predictor.current is current
-
-    asyncio.run(check())
+async def test_requests_in_flight_finish_on_the_model_they_began_with() -> None:
+    old, new = Squares(), Squares()
+    gate = Gate()
+    old.hook = gate
+    before, after = squares(old, digest="aa" * 32), squares(new, digest="bb" * 32)
+    async with predicting(before) as predictor:
+        first = [asyncio.create_task(predictor.predict(png())) for _ in range(4)]
+        await entered(gate)
+        predictor.adopt(after)
+        second = [asyncio.create_task(predictor.predict(png())) for _ in range(4)]
+        gate.opened.set()
+        assert {one.model for one in await asyncio.gather(*first)} == {before}
+        assert {one.model for one in await asyncio.gather(*second)} == {after}
+        assert sum(old.batches) == sum(new.batches) == 4
 
 
-def test_answers_are_counted_by_label_and_confidence() -> None:
-    async def check() -> None:
-        label = {"label": "green"}
-        before = sample("pthserve_predictions_total", **label)
-        confident = sample("pthserve_prediction_confidence_count")
-        decoded = sample("pthserve_stage_duration_seconds_count", stage="decode")
-        async with predicting() as predictor:
-            await predictor.predict_many([png(GREEN)] * 3)
-        assert sample("pthserve_predictions_total", **label) - before == 3
-        assert sample("pthserve_prediction_confidence_count") - confident == 3
-        assert sample("pthserve_stage_duration_seconds_count", stage="decode") - decoded == 3
+async def test_a_stuck_engine_is_told_and_then_nobody_is_let_in() -> None:
+    gate = Gate()
+    async with predicting(squares(Squares(hook=gate)), deadline=0.1) as predictor:
+        assert predictor.live() is None
+        results = []
+        while not predictor.live():
+            results.append(await asyncio.gather(predictor.predict(png()), return_exceptions=True))
+        assert "forward pass" in (predictor.live() or "")
+        assert isinstance(results[0][0], DeadlineExceeded)
+        held = asyncio.create_task(predictor.predict(png()))  # the first is let in, however it looks
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await predictor.predict(png())
+        gate.opened.set()
+        await asyncio.gather(held, return_exceptions=True)
+        await until_async(lambda: predictor.live() is None)
 
-    asyncio.run(check())
+
+async def test_a_dead_engine_thread_is_told() -> None:
+    async with predicting() as predictor:
+        predictor.batcher.close(10)
+        assert "died" in (predictor.live() or "")
 
 
-def test_a_busy_engine_or_busy_decoders_saturate() -> None:
-    async def check() -> None:
-        gate = Gate()
-        async with predicting(squares(Squares(hook=gate)), threads=1) as predictor:
-            idle = predictor.saturation()
-            held = asyncio.create_task(predictor.predict(png()))
-            await entered(gate)
-            await until(lambda: predictor.saturation() > idle)
-            gate.opened.set()
-            await held
+async def test_a_warm_up_goes_all_the_way_and_leaves_the_current_model_alone() -> None:
+    engine = Squares()
+    async with predicting() as predictor:
+        current = predictor.current
+        await predictor.warm_up(squares(engine, max_batch=4))
+        assert engine.batches[:2] == [1, 4]
+        assert sum(engine.batches[2:]) == 5
+        assert predictor.current is current
 
-    asyncio.run(check())
+
+async def test_answers_are_counted_by_label_and_confidence() -> None:
+    label = {"label": "green"}
+    before = sample("pthserve_predictions_total", **label)
+    confident = sample("pthserve_prediction_confidence_count")
+    decoded = sample("pthserve_stage_duration_seconds_count", stage="decode")
+    async with predicting() as predictor:
+        await predictor.predict_many([png(GREEN)] * 3)
+    assert sample("pthserve_predictions_total", **label) - before == 3
+    assert sample("pthserve_prediction_confidence_count") - confident == 3
+    assert sample("pthserve_stage_duration_seconds_count", stage="decode") - decoded == 3
+
+
+async def test_a_busy_engine_or_busy_decoders_saturate() -> None:
+    gate = Gate()
+    async with predicting(squares(Squares(hook=gate)), threads=1) as predictor:
+        idle = predictor.saturation()
+        held = asyncio.create_task(predictor.predict(png()))
+        await entered(gate)
+        await until_async(lambda: predictor.saturation() > idle)
+        gate.opened.set()
+        await held

@@ -14,11 +14,13 @@ from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
 from pthserve.metrics import REGISTRY
 from pthserve.model import Golden, Model
 from pthserve.model.engine import Images, Logits
+from pthserve.serving.fingerprint import fingerprint
 from pthserve.serving.predictor import Predictor
-from pthserve.serving.reload import Reload, fingerprint
+from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
 
-from .squares import BLUE, Gate, Squares, png, squares, until
+from ..shared import until_async
+from .squares import BLUE, Gate, Squares, png, squares
 
 OLD, NEW = "aa" * 32, "bb" * 32
 
@@ -66,80 +68,68 @@ def loads(result: str) -> float:
 # --- what takes the old model's place ---------------------------------------------------------------------
 
 
-def test_a_new_model_takes_the_old_one_s_place_warm_and_what_it_came_to_is_told() -> None:
-    async def check() -> None:
-        engine = Squares()
-        async with served() as (predictor, reload, source):
-            assert predictor.last_reload is None
-            before = loads("ok")
-            source.model = lambda: squares(engine, digest=NEW, labels=("rot", "grün", "blau"))
-            await reload.again()
-            assert digest(predictor) == NEW
-            assert engine.batches
-            assert loads("ok") - before == 1
-            told = predictor.last_reload
-            assert told is not None
-            assert (told["result"], told["digest"]) == ("ok", NEW)
-            assert (await predictor.predict(png())).model.labels[0] == "rot"
-
-    asyncio.run(check())
+async def test_a_new_model_takes_the_old_one_s_place_warm_and_what_it_came_to_is_told() -> None:
+    engine = Squares()
+    async with served() as (predictor, reload, source):
+        assert not predictor.last_reload
+        before = loads("ok")
+        source.model = lambda: squares(engine, digest=NEW, labels=("rot", "grün", "blau"))
+        await reload.again()
+        assert digest(predictor) == NEW
+        assert engine.batches
+        assert loads("ok") - before == 1
+        told = predictor.last_reload
+        assert told is not None
+        assert (told["result"], told["digest"]) == ("ok", NEW)
+        assert (await predictor.predict(png())).model.labels[0] == "rot"
 
 
-def test_requests_in_flight_are_answered_by_the_old_model_which_is_freed_with_the_last() -> None:
-    async def check() -> None:
-        engine, gate = Squares(), Gate()
-        async with served(engine) as (predictor, reload, source):
-            source.model = lambda: squares(digest=NEW)
-            engine.hook = gate
-            held = asyncio.create_task(predictor.predict(png()))
-            assert await asyncio.to_thread(gate.entered.wait, 10)
-            # The warm-up goes through the queue, which the gate holds: the swap comes right behind.
-            swap = asyncio.create_task(reload.again())
-            await until(lambda: predictor.batcher.depth > 0)
-            assert not engine.closed
-            gate.opened.set()
-            await swap
-            prediction = await held
-            assert prediction.model.digest == OLD
-            assert digest(predictor) == NEW
-            assert not engine.closed
-            del prediction, held
-            await until(lambda: engine.closed)
-
-    asyncio.run(check())
+async def test_requests_in_flight_are_answered_by_the_old_model_which_is_freed_with_the_last() -> None:
+    engine, gate = Squares(), Gate()
+    async with served(engine) as (predictor, reload, source):
+        source.model = lambda: squares(digest=NEW)
+        engine.hook = gate
+        held = asyncio.create_task(predictor.predict(png()))
+        assert await asyncio.to_thread(gate.entered.wait, 10)
+        # The warm-up goes through the queue, which the gate holds: the swap comes right behind.
+        swap = asyncio.create_task(reload.again())
+        await until_async(lambda: predictor.batcher.depth > 0)
+        assert not engine.closed
+        gate.opened.set()
+        await swap
+        prediction = await held
+        assert prediction.model.digest == OLD
+        assert digest(predictor) == NEW
+        assert not engine.closed
+        del prediction, held
+        await until_async(lambda: engine.closed)
 
 
-def test_a_load_that_nobody_waits_for_any_more_goes_on() -> None:
-    async def check() -> None:
-        async with served() as (predictor, reload, source):
-            source.model = lambda: squares(digest=NEW)
-            impatient = asyncio.create_task(reload.again())
-            await asyncio.sleep(0)
-            impatient.cancel()
-            await until(lambda: digest(predictor) == NEW)
-
-    asyncio.run(check())
+async def test_a_load_that_nobody_waits_for_any_more_goes_on() -> None:
+    async with served() as (predictor, reload, source):
+        source.model = lambda: squares(digest=NEW)
+        impatient = asyncio.create_task(reload.again())
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await until_async(lambda: digest(predictor) == NEW)
 
 
-def test_those_who_ask_while_a_load_runs_share_one_that_begins_after_it() -> None:
-    async def check() -> None:
-        gate = Gate()
-        async with served() as (_, reload, source):
+async def test_those_who_ask_while_a_load_runs_share_one_that_begins_after_it() -> None:
+    gate = Gate()
+    async with served() as (_, reload, source):
 
-            def held() -> Model:
-                gate(None)
-                return squares(digest=NEW)
+        def held() -> Model:
+            gate(None)
+            return squares(digest=NEW)
 
-            source.model = held
-            first = asyncio.create_task(reload.again())
-            assert await asyncio.to_thread(gate.entered.wait, 10)
-            others = [asyncio.create_task(reload.again()) for _ in range(5)]
-            await asyncio.sleep(0)
-            gate.opened.set()
-            await asyncio.gather(first, *others)
-            assert source.loads == 2
-
-    asyncio.run(check())
+        source.model = held
+        first = asyncio.create_task(reload.again())
+        assert await asyncio.to_thread(gate.entered.wait, 10)
+        others = [asyncio.create_task(reload.again()) for _ in range(5)]
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await asyncio.gather(first, *others)
+        assert source.loads == 2
 
 
 # --- what does not ----------------------------------------------------------------------------------------
@@ -198,12 +188,12 @@ class Two(Squares):
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
+async def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
     case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, kind, result, words = BROKEN[case]
 
-    async def check() -> None:
+    with caplog.at_level(logging.ERROR):
         async with served() as (predictor, reload, source):
             source.model = lambda: make(tmp_path)
             before = loads(result)
@@ -221,32 +211,23 @@ def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
             source.model = lambda: squares(digest=NEW)
             await reload.again()
             assert digest(predictor) == NEW
-
-    with caplog.at_level(logging.ERROR):
-        asyncio.run(check())
     assert "the model was not replaced" in caplog.text
 
 
-def test_a_model_that_is_not_taken_is_freed(tmp_path: Path) -> None:
-    async def check() -> None:
-        engine = Squares()
-        async with served() as (_, reload, source):
-            source.model = lambda: golden(tmp_path, engine=engine)
-            with pytest.raises(GoldenError):
-                await reload.again()
-            await until(lambda: engine.closed)
-
-    asyncio.run(check())
-
-
-def test_golden_images_that_only_warn_let_the_model_in(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with served(golden="warn") as (predictor, reload, source):
-            source.model = lambda: golden(tmp_path, digest=NEW)
+async def test_a_model_that_is_not_taken_is_freed(tmp_path: Path) -> None:
+    engine = Squares()
+    async with served() as (_, reload, source):
+        source.model = lambda: golden(tmp_path, engine=engine)
+        with pytest.raises(GoldenError):
             await reload.again()
-            assert (digest(predictor), predictor.golden) == (NEW, "disagreed")
+        await until_async(lambda: engine.closed)
 
-    asyncio.run(check())
+
+async def test_golden_images_that_only_warn_let_the_model_in(tmp_path: Path) -> None:
+    async with served(golden="warn") as (predictor, reload, source):
+        source.model = lambda: golden(tmp_path, digest=NEW)
+        await reload.again()
+        assert (digest(predictor), predictor.golden) == (NEW, "disagreed")
 
 
 # --- watching ---------------------------------------------------------------------------------------------
@@ -288,69 +269,57 @@ async def watched(path: Path, interval: float = 0.02) -> AsyncIterator[tuple[Pre
         predictor.close()
 
 
-def test_a_file_that_changed_is_loaded_once_and_a_broken_one_too(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with watched(tmp_path / "model.pth") as (predictor, _, file):
-            file.write(NEW)
-            await until(lambda: digest(predictor) == NEW)
-            file.write("broken")
-            await until(lambda: (predictor.last_reload or {}).get("result") == "failed")
-            await asyncio.sleep(0.2)
-            assert file.loads == [OLD, NEW, "broken"]
-            assert digest(predictor) == NEW
-            file.write(OLD)
-            await until(lambda: digest(predictor) == OLD)
-
-    asyncio.run(check())
+async def test_a_file_that_changed_is_loaded_once_and_a_broken_one_too(tmp_path: Path) -> None:
+    async with watched(tmp_path / "model.pth") as (predictor, _, file):
+        file.write(NEW)
+        await until_async(lambda: digest(predictor) == NEW)
+        file.write("broken")
+        await until_async(lambda: (predictor.last_reload or {}).get("result") == "failed")
+        await asyncio.sleep(0.2)
+        assert file.loads == [OLD, NEW, "broken"]
+        assert digest(predictor) == NEW
+        file.write(OLD)
+        await until_async(lambda: digest(predictor) == OLD)
 
 
-def test_a_file_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with watched(tmp_path / "model.pth", interval=0.1) as (predictor, _, file):
-            for length in range(1, 40):  # it changes ten times between two looks
-                file.path.write_text(f"broken{length * 'x'}")
-                await asyncio.sleep(0.01)
-            file.write(NEW)
-            await until(lambda: digest(predictor) == NEW)
-            assert file.loads == [OLD, NEW]
-
-    asyncio.run(check())
+async def test_a_file_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
+    async with watched(tmp_path / "model.pth", interval=0.1) as (predictor, _, file):
+        for length in range(1, 40):  # it changes ten times between two looks
+            file.path.write_text(f"broken{length * 'x'}")
+            await asyncio.sleep(0.01)
+        file.write(NEW)
+        await until_async(lambda: digest(predictor) == NEW)
+        assert file.loads == [OLD, NEW]
 
 
-def test_a_file_that_is_gone_is_told_and_the_model_served_on(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with watched(tmp_path / "model.pth") as (predictor, _, file):
-            file.path.unlink()
-            await until(lambda: (predictor.last_reload or {}).get("result") == "failed")
-            assert digest(predictor) == OLD
-
-    asyncio.run(check())
+async def test_a_file_that_is_gone_is_told_and_the_model_served_on(tmp_path: Path) -> None:
+    async with watched(tmp_path / "model.pth") as (predictor, _, file):
+        file.path.unlink()
+        await until_async(lambda: (predictor.last_reload or {}).get("result") == "failed")
+        assert digest(predictor) == OLD
 
 
-def test_what_changed_while_it_was_loaded_is_not_taken_and_then_loaded_again(tmp_path: Path) -> None:
-    async def check() -> None:
-        gate = Gate()
-        async with watched(tmp_path / "model.pth") as (predictor, reload, file):
-            load = reload._load
+async def test_what_changed_while_it_was_loaded_is_not_taken_and_then_loaded_again(tmp_path: Path) -> None:
+    gate = Gate()
+    async with watched(tmp_path / "model.pth") as (predictor, reload, file):
+        load = reload._load
 
-            def held() -> Model:
-                model = load()
-                gate(None)
-                return model
+        def held() -> Model:
+            model = load()
+            gate(None)
+            return model
 
-            reload._load = held
-            file.write("cc" * 32)
-            assert await asyncio.to_thread(gate.entered.wait, 10)
-            file.write(NEW)
-            gate.opened.set()
-            await until(lambda: "changed while it was loaded" in str(predictor.last_reload))
-            assert digest(predictor) == OLD
-            await until(lambda: digest(predictor) == NEW)
-
-    asyncio.run(check())
+        reload._load = held
+        file.write("cc" * 32)
+        assert await asyncio.to_thread(gate.entered.wait, 10)
+        file.write(NEW)
+        gate.opened.set()
+        await until_async(lambda: "changed while it was loaded" in str(predictor.last_reload))
+        assert digest(predictor) == OLD
+        await until_async(lambda: digest(predictor) == NEW)
 
 
-def test_a_change_is_reported_once_where_nothing_reloads_by_itself_and_no_more_after_a_reload(
+async def test_a_change_is_reported_once_where_nothing_reloads_by_itself_and_no_more_after_a_reload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pthserve.serving.reload.LOOK", 0.01)
@@ -361,32 +330,26 @@ def test_a_change_is_reported_once_where_nothing_reloads_by_itself_and_no_more_a
     def metric() -> float | None:
         return REGISTRY.get_sample_value("pthserve_model_files_changed")
 
-    async def check() -> None:
-        async with watched(tmp_path / "model.pth", interval=0.0) as (predictor, reload, file):
-            assert (predictor.files_changed, metric()) == (False, 0)
-            file.path.write_text(NEW)  # in place
-            await until(lambda: predictor.files_changed)
-            file.path.unlink()
-            file.write(NEW)
-            assert (warnings(), metric(), file.loads, digest(predictor)) == (1, 1, [OLD], OLD)
-            await reload.again()
-            assert (predictor.files_changed, metric(), digest(predictor)) == (False, 0, NEW)
-            file.write(OLD)
-            await until(lambda: predictor.files_changed)
-            assert warnings() == 2
-
-    asyncio.run(check())
+    async with watched(tmp_path / "model.pth", interval=0.0) as (predictor, reload, file):
+        assert (predictor.files_changed, metric()) == (False, 0)
+        file.path.write_text(NEW)  # in place
+        await until_async(lambda: predictor.files_changed)
+        file.path.unlink()
+        file.write(NEW)
+        assert (warnings(), metric(), file.loads, digest(predictor)) == (1, 1, [OLD], OLD)
+        await reload.again()
+        assert (predictor.files_changed, metric(), digest(predictor)) == (False, 0, NEW)
+        file.write(OLD)
+        await until_async(lambda: predictor.files_changed)
+        assert warnings() == 2
 
 
-def test_files_that_were_refused_still_count_as_changed(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with watched(tmp_path / "model.pth") as (predictor, _, file):
-            file.write("broken")
-            await until(lambda: (predictor.last_reload or {}).get("result") == "failed")
-            await until(lambda: predictor.files_changed)
-            assert digest(predictor) == OLD
-
-    asyncio.run(check())
+async def test_files_that_were_refused_still_count_as_changed(tmp_path: Path) -> None:
+    async with watched(tmp_path / "model.pth") as (predictor, _, file):
+        file.write("broken")
+        await until_async(lambda: (predictor.last_reload or {}).get("result") == "failed")
+        await until_async(lambda: predictor.files_changed)
+        assert digest(predictor) == OLD
 
 
 # --- what a change is -------------------------------------------------------------------------------------

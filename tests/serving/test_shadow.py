@@ -79,102 +79,86 @@ FORMS: dict[str, Callable[[int], Input]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_model_that_agrees_is_swapped_in_and_the_rate_is_told(
+async def test_a_model_that_agrees_is_swapped_in_and_the_rate_is_told(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shadow, "IMAGES", 30)
 
-    async def check() -> None:
-        before = counted("agreed")
-        async with replaced(Squares(), floor=1.0, asked=FORMS[form]) as (predictor, swap):
-            await swap
-            assert predictor.model().digest == NEW
-            assert (predictor.last_reload or {})["shadow"] == {"images": 30, "agreement": 1.0}
-        assert counted("agreed") - before == 30
-
-    asyncio.run(check())
+    before = counted("agreed")
+    async with replaced(Squares(), floor=1.0, asked=FORMS[form]) as (predictor, swap):
+        await swap
+        assert predictor.model().digest == NEW
+        assert (predictor.last_reload or {})["shadow"] == {"images": 30, "agreement": 1.0}
+    assert counted("agreed") - before == 30
 
 
 @pytest.mark.parametrize("engine", [ColourBlind, Picky])
-def test_a_model_that_agrees_too_little_or_fails_is_refused(
+async def test_a_model_that_agrees_too_little_or_fails_is_refused(
     engine: type[Squares], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shadow, "IMAGES", 30)
 
-    async def check() -> None:
-        before = counted("disagreed")
-        async with replaced(engine(), floor=0.9, asked=FORMS["bytes"]) as (predictor, swap):
-            with pytest.raises(ModelError, match=r"of 30 live images .* 90.0% are asked for"):
-                await swap
-            assert predictor.model().digest == OLD
-            assert predictor.observer is None
-        assert 5 <= counted("disagreed") - before <= 25
-
-    asyncio.run(check())
+    before = counted("disagreed")
+    async with replaced(engine(), floor=0.9, asked=FORMS["bytes"]) as (predictor, swap):
+        with pytest.raises(ModelError, match=r"of 30 live images .* 90.0% are asked for"):
+            await swap
+        assert predictor.model().digest == OLD
+        assert predictor.observer is None
+    assert 5 <= counted("disagreed") - before <= 25
 
 
-def test_without_a_floor_disagreement_is_only_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_floor_disagreement_is_only_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadow, "IMAGES", 30)
 
-    async def check() -> None:
-        async with replaced(ColourBlind(), asked=FORMS["bytes"]) as (predictor, swap):
-            await swap
-            assert predictor.model().digest == NEW
-            told = (predictor.last_reload or {})["shadow"]
-            assert isinstance(told, dict)
-            assert 0.3 < told["agreement"] < 1
-
-    asyncio.run(check())
+    async with replaced(ColourBlind(), asked=FORMS["bytes"]) as (predictor, swap):
+        await swap
+        assert predictor.model().digest == NEW
+        told = (predictor.last_reload or {})["shadow"]
+        assert isinstance(told, dict)
+        assert 0.3 < told["agreement"] < 1
 
 
-def test_only_a_share_of_the_traffic_is_taken() -> None:
-    async def check() -> None:
-        predictor = Predictor(Settings())
-        try:
-            predictor.adopt(squares())
-            prediction = await predictor.predict(png())
-            sample = shadow.Shadow(predictor, squares(), 0.25)
-            taken = 0
-            image = png()
-            for _ in range(4000):
-                sample._offer([image], [prediction])
-                taken += not sample._waiting.empty()
-                while not sample._waiting.empty():
-                    sample._waiting.get_nowait()
-            assert 800 < taken < 1200  # seven standard deviations
-        finally:
-            predictor.close()
-
-    asyncio.run(check())
+async def test_only_a_share_of_the_traffic_is_taken() -> None:
+    predictor = Predictor(Settings())
+    try:
+        predictor.adopt(squares())
+        prediction = await predictor.predict(png())
+        sample = shadow.Shadow(predictor, squares(), 0.25)
+        taken = 0
+        image = png()
+        for _ in range(4000):
+            sample._offer([image], [prediction])
+            taken += not sample._waiting.empty()
+            while not sample._waiting.empty():
+                sample._waiting.get_nowait()
+        assert 800 < taken < 1200  # seven standard deviations
+    finally:
+        predictor.close()
 
 
-def test_without_traffic_the_model_is_swapped_in_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_traffic_the_model_is_swapped_in_when_the_time_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(shadow, "SECONDS", 0.05)
 
-    async def check() -> None:
-        async with replaced(Squares(), floor=1.0) as (predictor, swap):
-            await swap
-            assert predictor.model().digest == NEW
-            assert (predictor.last_reload or {})["shadow"] == {"images": 0, "agreement": None}
-
-    asyncio.run(check())
+    async with replaced(Squares(), floor=1.0) as (predictor, swap):
+        await swap
+        assert predictor.model().digest == NEW
+        assert (predictor.last_reload or {})["shadow"] == {"images": 0, "agreement": None}
 
 
-def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pass takes a fifth of a second, and an answer milliseconds: they share nothing but the CPU."""
     monkeypatch.setattr(shadow, "IMAGES", 3)
 
-    async def check() -> None:
-        engine = Squares()
-        async with replaced(engine, asked=FORMS["bytes"]) as (predictor, swap):
-            while predictor.observer is None:
-                await asyncio.sleep(0.001)
-            engine.seconds = 0.2
-            loop = asyncio.get_running_loop()
-            began, answered = loop.time(), 0
-            while not swap.done():
-                await predictor.predict(png())
-                answered += 1
-            assert answered > 3 * (loop.time() - began) / 0.2
-
-    asyncio.run(check())
+    engine = Squares()
+    async with replaced(engine, asked=FORMS["bytes"]) as (predictor, swap):
+        while predictor.observer is None:
+            await asyncio.sleep(0.001)
+        engine.seconds = 0.2
+        loop = asyncio.get_running_loop()
+        began, answered = loop.time(), 0
+        while not swap.done():
+            await predictor.predict(png())
+            answered += 1
+        assert answered > 3 * (loop.time() - began) / 0.2

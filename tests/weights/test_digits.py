@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def train(digits: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("digits_train", digits / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -24,6 +24,8 @@ def card(imagenet: Path) -> dict[str, Any]:
 @pytest.fixture
 def make(imagenet: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("imagenet_make", imagenet / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,14 +1,17 @@
 """Client: HTTP/1.1 over kept connections, at so little CPU that it can share cores with what it measures."""
 
 import asyncio
+import base64
 import ssl
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import httptools
+
+from pthserve.addresses import printable
 
 BOUNDARY = b"pthserve-bench-a3f1c09d"
 """Between the parts of a form; 23 bytes that no image file holds by chance."""
@@ -20,27 +23,53 @@ class ConnectionFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go: `host` and `port` of a connection, TLS or not, and the path that is asked for."""
+    """Where requests go: `host` and `port` of a connection, TLS or not, and the path that is asked for.
+
+    url: the address as it can be printed, without what may be secret in it.
+    """
 
     host: str
     port: int
     tls: bool
     authority: str
     path: str
+    url: str
+    authorization: bytes = field(default=b"", repr=False)
 
     @classmethod
     def parse(cls, url: str) -> "Target":
-        """The target that `url` names; /predict where it has no path. Raises ValueError."""
-        parts: SplitResult = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no address of a service, such as http://127.0.0.1:8000")
-        path = parts.path if parts.path not in ("", "/") else "/predict"
-        query = f"?{parts.query}" if parts.query else ""
-        tls = parts.scheme == "https"
-        return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.netloc, path + query)
+        """The target that `url` names; /predict where it has no path. Raises ValueError.
 
-    def request(self, image: Path, headers: Mapping[str, str], *, raw: bool = False) -> bytes:
-        """A whole POST of `image`, ready to be sent: as the form field `image`, or `raw` as the body."""
+        A user name and a password in `url` are sent as basic authentication.
+        """
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("URL must be the address of a service, such as http://127.0.0.1:8000")
+        path = parts.path if parts.path not in ("", "/") else "/predict"
+        tls = parts.scheme == "https"
+        user, at, authority = parts.netloc.rpartition("@")
+        name, _, password = user.partition(":")
+        return cls(
+            host=parts.hostname,
+            port=port or (443 if tls else 80),
+            tls=tls,
+            authority=authority,
+            path=path + (f"?{parts.query}" if parts.query else ""),
+            url=printable(parts._replace(path=path).geturl()),
+            authorization=_basic(name, password) if at else b"",
+        )
+
+    def request(
+        self, image: Path, headers: Iterable[tuple[bytes, bytes]] = (), *, raw: bool = False
+    ) -> bytes:
+        """A whole POST of `image`, ready to be sent: as the form field `image`, or `raw` as the body.
+
+        headers: names and values; `Host` and `Authorization` replace the ones that follow from the address.
+        """
         content = image.read_bytes()
         kind = f"image/{image.suffix[1:].lower().replace('jpg', 'jpeg')}".encode()
         if not raw:
@@ -55,14 +84,24 @@ class Target:
                 )
             )
             kind = b"multipart/form-data; boundary=" + BOUNDARY
-        lines = [
-            f"POST {self.path} HTTP/1.1".encode(),
-            f"Host: {self.authority}".encode(),
-            b"Content-Type: " + kind,
-            b"Content-Length: %d" % len(content),
-            *(f"{name}: {value}".encode() for name, value in headers.items()),
+        given = list(headers)
+        names = {name.lower() for name, _ in given}
+        own = [(b"Host", self.authority.encode())]
+        if self.authorization:
+            own.append((b"Authorization", self.authorization))
+        sent = [
+            *((name, value) for name, value in own if name.lower() not in names),
+            (b"Content-Type", kind),
+            (b"Content-Length", b"%d" % len(content)),
+            *given,
         ]
+        lines = [f"POST {self.path} HTTP/1.1".encode(), *(name + b": " + value for name, value in sent)]
         return b"\r\n".join(lines) + b"\r\n\r\n" + content
+
+
+def _basic(user: str, password: str) -> bytes:
+    """The value of an Authorization header; both are as they stand in an address, percent-encoded."""
+    return b"Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))
 
 
 class Connection(asyncio.Protocol):

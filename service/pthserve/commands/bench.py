@@ -16,6 +16,7 @@ from pthserve.bench import report
 from pthserve.bench.client import ConnectionFailed, Pool, Target
 from pthserve.bench.load import Point, Round, measure
 from pthserve.commands.display import show as show_table
+from pthserve.commands.headers import HEADERS, Header
 from pthserve.errors import PthserveError
 
 SWEEP = "1,2,4,8,16,32"
@@ -28,26 +29,40 @@ SWEEP = "1,2,4,8,16,32"
     "images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
-    "--clients", "-c", help="Closed loop: clients that each wait for their answer. Several: `1,4,16`."
+    "--clients",
+    "-c",
+    help="Closed loop: number of clients that each wait for a response, such as `8` or `1,4,16`.",
 )
 @click.option(
-    "--rate", "-r", help="Open loop: requests a second, whatever the answers do. Several: `10,20,40`."
+    "--rate", "-r", help="Open loop: requests per second at fixed times, such as `20` or `10,20,40`."
 )
 @click.option(
-    "--seconds", "-s", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Of each load."
+    "--seconds",
+    "-s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="Duration of each measurement in seconds.",
 )
 @click.option(
-    "--warm-up", default=1.0, show_default=True, type=click.FloatRange(0), help="Seconds not counted."
+    "--warm-up",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds before each measurement that are not counted.",
 )
 @click.option(
-    "--deadline", default=1.0, show_default=True, help="Seconds in which an answer counts for goodput."
+    "--deadline", default=1.0, show_default=True, help="Maximum seconds for a response to count as goodput."
 )
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds after which a request is given up.")
-@click.option("--header", "-H", "headers", multiple=True, help="Sent with each request: `Name: value`.")
-@click.option("--raw", is_flag=True, help="Send the image as the body, not in a form.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+@click.option("--timeout", default=30.0, show_default=True, help="Request timeout in seconds.")
+@HEADERS
+@click.option("--raw", is_flag=True, help="Send the image as the request body, not in a form.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.option(
-    "--report", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with curves."
+    "--report",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="HTML file to write with tables and curves.",
 )
 def command(
     url: str,
@@ -58,20 +73,20 @@ def command(
     warm_up: float,
     deadline: float,
     timeout: float,
-    headers: tuple[str, ...],
+    headers: tuple[Header, ...],
     raw: bool,
     as_json: bool,
     page: Path | None,
 ) -> None:
-    """Measure a service: latency, throughput, goodput.
+    """Measure the latency and throughput of a service.
 
-    Sends the IMAGES in turn to URL (its /predict, where URL has no path), and to nowhere else. Without a load
-    8 clients are taken, or with --report a few from 1 to 32.
+    Sends the IMAGES in turn to URL, or to its /predict if URL has no path. Without --clients and --rate, it
+    runs 8 clients, or with --report a series from 1 to 32 clients.
     """
     points = _points(clients or (SWEEP if page and not rate else "" if rate else "8"), rate or "")
     try:
         target = Target.parse(url)
-        requests = [target.request(image, dict(map(_header, headers)), raw=raw) for image in images]
+        requests = [target.request(image, headers, raw=raw) for image in images]
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     rounds: list[Round] = []
@@ -94,10 +109,12 @@ def command(
     with _display() as show:
         uvloop.run(all_points(show))
     if page:
-        page.write_text(report.render(url, len(images), rounds))
+        page.write_text(report.render(target.url, len(images), rounds))
     if as_json:
         click.echo(
-            json.dumps({"url": url, "images": len(images), "rounds": [one.to_dict() for one in rounds]})
+            json.dumps(
+                {"url": target.url, "images": len(images), "rounds": [one.to_dict() for one in rounds]}
+            )
         )
     else:
         show_table(_table(rounds))
@@ -114,9 +131,7 @@ async def _once(target: Target, requests: Sequence[bytes], timeout: float) -> No
         pool.close()
     if statuses != {200}:
         refused = ", ".join(map(str, sorted(statuses - {200})))
-        raise PthserveError(
-            f"{target.authority}{target.path} answers {refused} to these images; nothing to measure"
-        )
+        raise PthserveError(f"{target.url} answers {refused} to these images; nothing to measure")
 
 
 def _points(clients: str, rate: str) -> list[Point]:
@@ -132,13 +147,6 @@ def _points(clients: str, rate: str) -> list[Point]:
     ):
         raise click.UsageError("--clients and --rate must be above 0")
     return points
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon:
-        raise ValueError(f"--header {text!r}: must be `Name: value`")
-    return name.strip(), value.strip()
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
 import rich_click as click
 
+from pthserve.addresses import printable
+from pthserve.commands.headers import HEADERS, Header, has, header_value
 from pthserve.errors import WeightsError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -23,7 +25,7 @@ class _Again(Exception):
 
 
 def fetch(
-    url: str, output: Path, sha256: str, *, authorization: str | None = None, progress: Progress | None = None
+    url: str, output: Path, sha256: str, *, headers: Sequence[Header] = (), progress: Progress | None = None
 ) -> None:
     """Bring the file at `url` to `output`, where it appears only when its SHA-256 is `sha256`.
 
@@ -31,7 +33,7 @@ def fetch(
     run. A file that is there and right is left alone.
 
     Args:
-        authorization: value of the Authorization header. It is not sent on to another host by a redirect.
+        headers: sent with each request, but not to another host that a redirect leads to.
         progress: called with the bytes that are there and the bytes in all, None when unknown.
 
     Raises:
@@ -43,14 +45,14 @@ def fetch(
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         continued = part.exists()
-        found = _complete(url, part, authorization, progress)
+        found = _complete(url, part, headers, progress)
         if found != sha256 and continued:  # begun from another file, perhaps
             part.unlink()
-            found = _complete(url, part, authorization, progress)
+            found = _complete(url, part, headers, progress)
         if found != sha256:
             part.unlink()
             raise WeightsError(
-                f"{_shown(url)} is not the file that was pinned: its SHA-256 is {found}, not {sha256}. "
+                f"{printable(url)} is not the file that was pinned: its SHA-256 is {found}, not {sha256}. "
                 "Check the address, or pin the new file."
             )
         part.replace(output)
@@ -58,25 +60,45 @@ def fetch(
         raise WeightsError(f"cannot write {output}: {error.strerror}") from error
 
 
-def _complete(url: str, part: Path, authorization: str | None, progress: Progress | None) -> str:
+def _complete(url: str, part: Path, headers: Sequence[Header], progress: Progress | None) -> str:
     """Fetch what is missing of `part`, over as many tries as bring something; its SHA-256."""
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": authorization} if authorization else {})
-    with httpx.Client(headers=headers, timeout=30, follow_redirects=True) as client:
+    try:
+        first = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise WeightsError(f"{printable(url)} is not a valid address") from error
+    with httpx.Client(
+        headers=[(b"Accept-Encoding", b"identity"), *headers],
+        timeout=30,
+        follow_redirects=True,
+        event_hooks={"request": [partial(_keep_to_the_host, first, headers)]},
+    ) as client:
         fruitless = 0
         while True:
             before = _size(part)
             try:
                 _continue(client, url, part, progress)
                 return _digest(part)
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
-                raise WeightsError(f"{_shown(url)} cannot be fetched: {error}") from error
+            except (httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+                raise WeightsError(f"{printable(url)} cannot be fetched: {error}") from error
             except (_Again, httpx.TransportError) as error:
                 fruitless = 0 if _size(part) > before else fruitless + 1
                 if fruitless > len(PAUSES):
                     raise WeightsError(
-                        f"{_shown(url)} cannot be fetched: {error or type(error).__name__}"
+                        f"{printable(url)} cannot be fetched: {error or type(error).__name__}"
                     ) from error
                 time.sleep(PAUSES[max(0, fruitless - 1)])
+
+
+def _keep_to_the_host(url: httpx.URL, headers: Sequence[Header], request: httpx.Request) -> None:
+    """Take `headers` out of a request that a redirect sends to another host than `url`'s.
+
+    httpx itself takes out `Authorization` and no other. From http to https on one host they stay.
+    """
+    at, to = (url.scheme, url.port), (request.url.scheme, request.url.port)
+    upgraded = (at, to) == (("http", None), ("https", None))
+    if request.url.host != url.host or not (to == at or upgraded):
+        for name, _ in headers:
+            request.headers.pop(name.decode(), None)
 
 
 def _continue(client: httpx.Client, url: str, part: Path, progress: Progress | None) -> None:
@@ -91,11 +113,11 @@ def _continue(client: httpx.Client, url: str, part: Path, progress: Progress | N
         if reply.status_code >= 500 or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise _Again(f"it answers {reply.status_code} {reply.reason_phrase}")
         if reply.status_code not in {httpx.codes.OK, httpx.codes.PARTIAL_CONTENT}:
-            raise WeightsError(f"{_shown(url)} answers {reply.status_code} {reply.reason_phrase}")
+            raise WeightsError(f"{printable(url)} answers {reply.status_code} {reply.reason_phrase}")
         if reply.status_code == httpx.codes.OK:
             there = 0
         elif not reply.headers.get("Content-Range", "").startswith(f"bytes {there}-"):
-            raise WeightsError(f"{_shown(url)} sends another part of the file than was asked for")
+            raise WeightsError(f"{printable(url)} sends another part of the file than was asked for")
         length = reply.headers.get("Content-Length")
         total = there + int(length) if length else None
         with part.open("ab" if there else "wb") as file:
@@ -115,28 +137,31 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _shown(url: str) -> str:
-    """The address without what may be secret in it."""
-    return re.sub(r"//[^/@]*@", "//", re.sub(r"[?#].*", "", url))
-
-
 @click.command("fetch")
 @click.argument("url")
 @click.option(
-    "--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Where to."
+    "--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write."
 )
-@click.option("--sha256", required=True, metavar="DIGEST", help="What the file must hash to.")
+@click.option("--sha256", required=True, metavar="DIGEST", help="Expected SHA-256 of the file.")
 @click.option(
     "--authorization",
     envvar="PTHSERVE_FETCH_AUTHORIZATION",
-    help="Value of the Authorization header, better given as PTHSERVE_FETCH_AUTHORIZATION.",
+    type=header_value,
+    metavar="VALUE",
+    help="Value of the Authorization header. Other users of the machine can see a command line, so set the "
+    "environment variable PTHSERVE_FETCH_AUTHORIZATION instead.",
 )
-def command(url: str, output: Path, sha256: str, authorization: str | None) -> None:
-    """Bring a weights file from an address, whole and checked.
+@HEADERS
+def command(
+    url: str, output: Path, sha256: str, authorization: bytes | None, headers: tuple[Header, ...]
+) -> None:
+    """Download a weights file and verify its SHA-256.
 
-    An interrupted transfer is continued where it stopped, now or the next time.
+    An interrupted download is resumed, in the same run or in the next.
     """
     from pthserve.commands.display import reading
 
+    if authorization and not has(headers, b"Authorization"):
+        headers = (*headers, (b"Authorization", authorization))
     with reading(output.name) as progress:
-        fetch(url, output, sha256, authorization=authorization, progress=progress)
+        fetch(url, output, sha256, headers=headers, progress=progress)

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     precision="fp32",
 )
 def command(images: tuple[Path, ...], settings: Settings) -> None:
-    """Write the answers that a model must give into its card, or check them.
+    """Record or check the expected results for golden images.
 
-    With IMAGES, which lie in the model's folder, what the model says of them now becomes what it must say:
-    they replace the golden images in its `model.yaml`. Look whether they are right. Without, the golden
-    images that are there are checked as `serve` does, with exit code 4 if one disagrees.
+    With IMAGES, which must be in the model's folder: run the model on them and record its results in
+    `model.yaml` as the expected results, replacing the golden images there. Check that they are right.
+    Without IMAGES: run the model on the golden images as `serve` does; the exit code is 4 if one fails.
     """
     from pthserve.commands.local import loaded
     from pthserve.model import card
@@ -79,8 +79,10 @@ def _check(model: "Model", settings: Settings) -> None:
         raise GoldenError("; ".join(proof.disagreements))
     _show(list(_answers(model, [one.image for one in model.golden], settings)), model.labels)
     known = any(one.probability is not None for one in model.golden)
-    told = f"the largest difference is {proof.difference:.2g}" if known else "no probability is in the card"
-    click.echo(f"All {len(model.golden)} agree; {told}")
+    difference = (
+        f"the largest difference is {proof.difference:.2g}" if known else "the card states no probabilities"
+    )
+    click.echo(f"All {len(model.golden)} golden images pass; {difference}")
 
 
 def _show(golden: Sequence["Golden"], labels: Sequence[str]) -> None:

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @MODEL
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @takes_settings("sha256")
 def command(settings: Settings, as_json: bool) -> None:
-    """Say what is in a weights file, or in a packed model.
+    """Show what a weights file or a packed model contains.
 
-    What architecture, how sure that is, how many classes and parameters, how images are preprocessed, and
-    what of it was assumed. Of a packed model, by what plan it runs, and that no byte of it was changed. MODEL
-    is what `pthserve serve` takes. Where its card names code, that is said, and the code does not run.
+    Shows the architecture and how it was recognised, the number of classes and parameters, the image
+    preprocessing, and every assumption. For a packed model, it shows the plan and verifies that no file was
+    changed. MODEL is the same as for `pthserve serve`. Code that its card names is reported and
+    not run.
     """
     from pthserve.model import packed
     from pthserve.model.load import locate

@@ -16,7 +16,7 @@ from pthserve.text import MESSAGE, quoted
     "-o",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to make; a packed model that is there is replaced.",
+    help="Folder to write; an existing packed model is replaced.",
 )
 @takes_settings(
     *(
@@ -34,12 +34,13 @@ from pthserve.text import MESSAGE, quoted
     tune_budget=0.0,
 )
 def command(settings: Settings, output: Path) -> None:
-    """Make a folder of a model, which is served without torch.
+    """Write a packed model: a folder that is served without PyTorch.
 
-    MODEL is a weights file, a folder with one, or `demo`. Its answers must agree with PyTorch's.
+    MODEL is a weights file, a folder that contains one, or `demo`. The packed model must give the same
+    results as PyTorch, within --tolerance.
 
-    The same input makes the same bytes. So nothing is measured unless a --tune-budget allows it: the plan is
-    the one of --plan, which `pthserve tune` wrote, or what is usual for the processor.
+    The output is reproducible: the same input gives the same bytes. Tuning is therefore off unless
+    --tune-budget is set. Without it, the plan is taken from --plan, or is the default for the processor.
     """
     from pthserve.commands.display import reading
     from pthserve.model.pack import pack

@@ -7,6 +7,8 @@ from typing import Any
 
 import rich_click as click
 
+from pthserve.addresses import printable
+from pthserve.commands.headers import HEADERS, Header
 from pthserve.commands.options import takes_settings
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
@@ -17,9 +19,15 @@ from pthserve.settings import Settings
 @click.argument(
     "images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Best classes to show.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-@click.option("--header", "-H", "headers", multiple=True, help="Sent to a service: `Name: value`.")
+@click.option(
+    "--top",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of classes to show per image, most probable first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@HEADERS
 @takes_settings(
     "sha256",
     "allow_code",
@@ -37,15 +45,19 @@ def command(
     images: tuple[Path, ...],
     top: int,
     as_json: bool,
-    headers: tuple[str, ...],
+    headers: tuple[Header, ...],
     settings: Settings,
 ) -> None:
-    """Classify images, here or at a service.
+    """Classify images with a model or through a running service.
 
-    MODEL is what `pthserve serve` takes; URL is the address of a service, such as http://127.0.0.1:8000.
-    Nothing is measured beforehand: without a plan the model runs on the default engine.
+    MODEL is the same as for `pthserve serve`. URL is the address of a service, such as http://127.0.0.1:8000.
+    No tuning is done: without --plan, the model runs on the default engine.
     """
     remote = source.startswith(("http://", "https://"))
+    if headers and not remote:
+        raise click.UsageError(
+            "--header needs the URL of a service; a model that runs here reads no headers."
+        )
     answers = _ask(source, images, top, headers) if remote else _predict(source, images, top, settings)
     if as_json:
         click.echo(
@@ -63,21 +75,24 @@ def command(
     show(predictions(rows))
 
 
-def _ask(url: str, images: Sequence[Path], top: int, headers: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _ask(url: str, images: Sequence[Path], top: int, headers: Sequence[Header]) -> Iterator[dict[str, Any]]:
     import httpx
 
-    address = httpx.URL(url)
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise PthserveError(f"{printable(url)} is not a valid address of a service") from error
     if address.path == "/":
         address = address.copy_with(path="/predict")
-    sent = dict(header.split(":", 1) for header in headers if ":" in header)
-    with httpx.Client(headers=sent, timeout=60) as client:
+    shown = printable(str(address.copy_with(userinfo=b"")))
+    with httpx.Client(headers=list(headers), timeout=60) as client:
         for image in images:
             try:
                 reply = client.post(address, params={"top": top}, files={"image": image.read_bytes()})
             except httpx.TransportError as error:
-                raise PthserveError(f"{address} does not answer: {error or type(error).__name__}") from error
+                raise PthserveError(f"{shown} does not answer: {error or type(error).__name__}") from error
             if reply.status_code != httpx.codes.OK:
-                raise PthserveError(f"{address} answers {reply.status_code} to {image}: {_said(reply.text)}")
+                raise PthserveError(f"{shown} answers {reply.status_code} to {image}: {_said(reply.text)}")
             yield reply.json()
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def command(settings: Settings) -> None:
     """Serve a model over HTTP.
 
-    MODEL is a weights file (.pth, .pt, .safetensors), a folder with one and perhaps a `model.yaml`, a folder
-    that `pthserve pack` made, or `demo`. Each option can be given in the
-    environment too: `--max-batch` is PTHSERVE_MAX_BATCH.
+    MODEL is a weights file (.pth, .pt or .safetensors), a folder that contains one and optionally a
+    `model.yaml`, a folder written by `pthserve pack`, or `demo`. Each option can also be set as an
+    environment variable: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
     from pthserve.serving.ahead import Ahead
     from pthserve.serving.memory import share_an_arena

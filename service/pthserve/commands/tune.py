@@ -17,7 +17,7 @@ from pthserve.text import MESSAGE, quoted
     "--output",
     "-o",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write the plan to; for --plan of serve, predict and pack.",
+    help="File to write the plan to, for the --plan option of serve, predict and pack.",
 )
 @takes_settings(
     *(
@@ -34,9 +34,10 @@ from pthserve.text import MESSAGE, quoted
     "tune_budget",
 )
 def command(settings: Settings, output: Path | None) -> None:
-    """Measure what this machine can run a model with.
+    """Find the fastest way to run a model on this machine.
 
-    MODEL is what `pthserve serve` takes. A packed model is measured without torch.
+    Measures the engines, precisions, thread counts and batch sizes that the machine supports. MODEL is the
+    same as for `pthserve serve`. A packed model is tuned without PyTorch.
     """
     from pthserve.commands.display import reading
     from pthserve.model.load import load

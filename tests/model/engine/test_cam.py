@@ -27,7 +27,7 @@ Build = Callable[[str, Spec], nn.Module]
 Pixels = Callable[[Spec, int], NDArray[np.uint8]]
 
 
-def pooled(spec: Spec, pool: nn.Module | None = None) -> nn.Module:
+def pooled(spec: Spec, pool: nn.Module | None = None) -> nn.Sequential:
     torch.manual_seed(1)
     body = [
         nn.Conv2d(spec.channels, 6, 3, 2),
