@@ -5,7 +5,7 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights pack serve check test bench cluster lock sbom audit docs words
+.PHONY: help env weights pack serve check test test-all bench cluster lock sbom audit docs words
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ check: env ## the fast loop: format, lint, types, unit tests
 	@$(BIN)/mypy
 	@$(BIN)/pytest -q -n 2 -m "not (slow or alone or browser or cluster)" tests
 
-test: env ## every test there is
+test: env ## what every change must pass: half an hour on two cores once caches are warm
 	@scripts/test
+
+test-all: env ## every test there is: the long sweeps, soaks and cluster tests too
+	@scripts/test --all
 
 bench: env ## measure this service beside its peers, as ratios
 	@$(BIN)/python -m benchmarks

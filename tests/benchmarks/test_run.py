@@ -20,7 +20,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_a_quick_run_yields_the_table_and_writes_nothing_but_what_is_asked(
     tmp_path: Path, scratch: Path
 ) -> None:

@@ -50,13 +50,12 @@ def _chromium() -> str | None:
     if found := shutil.which("chromium"):
         return found
     if os.getuid() == 0 and shutil.which("apt-get"):
+        # It waits for whoever else installs packages: the cluster's tests run at the same time.
+        packages = Path(__file__).parents[2] / "scripts/packages"
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("update", "install -y --no-install-recommends chromium"):
-            done = subprocess.run(
-                ["apt-get", "-q", *command.split()], env=quiet, capture_output=True, text=True
-            )
-            if done.returncode:
-                print(done.stdout, done.stderr)
+        done = subprocess.run([packages, "chromium"], env=quiet, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stdout, done.stderr)
     return shutil.which("chromium")
 
 

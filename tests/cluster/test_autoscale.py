@@ -21,6 +21,7 @@ IMPATIENT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("reachable")
 def test_load_brings_pods_and_quiet_takes_them_away(
     image: Callable[[str], str],

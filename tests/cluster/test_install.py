@@ -61,6 +61,7 @@ def blocks(page: str, heading: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_the_page_leads_from_a_clone_to_the_readmes_answer_and_out_again(
     cluster: Any, image: Callable[[str], str], shell: Callable[..., str], release: Release
 ) -> None:

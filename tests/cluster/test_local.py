@@ -214,6 +214,7 @@ def test_down_leaves_nothing_behind(disposable: Any, machine: Callable[[], Any])
     assert not (CACHE / "cluster").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victims", ["all", "kubelet", "first", "up"])
 def test_up_recovers_after_a_sigkill(disposable: Any, kubectl: Run, victims: str) -> None:
     local("up")
@@ -230,6 +231,7 @@ def test_up_recovers_after_a_sigkill(disposable: Any, kubectl: Run, victims: str
     kubectl("wait", "node/node", "--for=condition=Ready", "--timeout=1s")
 
 
+@pytest.mark.long
 def test_down_copes_with_what_a_sigkill_left(disposable: Any, machine: Callable[[], Any]) -> None:
     local("up")
     kill(node_processes(), "all")

@@ -34,6 +34,8 @@ from .load import IMAGE, Load
 from .ramp import Ramp
 from .release import CHART, ROOT, SLIM, SMALL, Release, Values
 
+pytestmark = pytest.mark.long
+
 WITHOUT_DATA = {
     "DCGM_": "no GPU, and so no DCGM exporter",
     "kube_horizontalpodautoscaler": "kube-state-metrics is not in the local cluster",

@@ -41,7 +41,13 @@ def test_no_request_is_lost_when_the_image_changes(
     assert not sent.faults
 
 
-@pytest.mark.parametrize(("variant", "suffix"), [("slim", ""), ("full", ".pth")], ids=["packed", "bare"])
+@pytest.mark.parametrize(
+    ("variant", "suffix"),
+    [
+        pytest.param("slim", "", id="packed"),
+        pytest.param("full", ".pth", id="bare", marks=pytest.mark.long),
+    ],
+)
 def test_no_request_is_lost_when_the_weights_change(
     image: Callable[[str], str],
     models: Path,

@@ -1,4 +1,7 @@
-"""Weights from everywhere the chart takes them from, and what becomes of wrong ones."""
+"""Weights from everywhere the chart takes them from, and what becomes of wrong ones.
+
+They are `.pth` files, and so take the image with PyTorch, which takes minutes to hand to the node.
+"""
 
 import hashlib
 import json
@@ -18,6 +21,8 @@ from ..shared import until
 from . import tiny
 from .load import IMAGE
 from .release import SLIM, SMALL, Release
+
+pytestmark = pytest.mark.long
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PortForward = Callable[..., AbstractContextManager[str]]

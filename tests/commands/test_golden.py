@@ -1,6 +1,5 @@
 """golden: what a model must answer, written into its card and checked."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import pytest
 import torch
 import yaml
 
-from pthserve import cli
 from pthserve.model import card
+
+from .called import called
 
 pytestmark = pytest.mark.slow
 
@@ -18,14 +18,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def golden(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def golden() -> Run:
     """Runs the command; its exit code, what it printed, and what it complained of."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pthserve", "golden", *map(str, arguments), "--engine", "torch"])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
+        done = called("golden", *arguments, "--engine", "torch")
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

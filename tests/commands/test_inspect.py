@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,15 @@ import pytest
 import torch
 import torchvision
 
+from .called import called
+
 pytestmark = pytest.mark.slow
 
 
 def inspect(*arguments: str | Path) -> str:
-    command = [sys.executable, "-m", "pthserve", "inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    done = called("inspect", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,18 @@
 """predict: here and at a service, the same."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+
+from .called import called
 
 pytestmark = pytest.mark.slow
 
 
-def predict(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pthserve", "predict", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def predict(*arguments: str | Path) -> CompletedProcess[str]:
+    return called("predict", *arguments)
 
 
 def test_a_model_here_and_a_service_give_the_same_answers(served_digits: str, digits: Path) -> None:

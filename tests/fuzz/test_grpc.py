@@ -20,7 +20,7 @@ from ..running import Running
 from .mutations import MODEL, SHAPE, image, mangled
 from .test_requests import settled
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 SHARE = 10
 """Of so many broken requests one is sent this way."""

@@ -15,7 +15,7 @@ from ..running import Running
 from .mutations import Sent, request
 from .wire import Client, Reply
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 CLIENTS = 8
 WARM_UP = 0.4

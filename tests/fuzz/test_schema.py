@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 from ..running import Running
 from .mutations import MODEL
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 CHECKS = [
     content_type_conformance,

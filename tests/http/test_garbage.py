@@ -109,3 +109,9 @@ def test_nothing_is_left_of_a_request_that_came_too_late(path: str) -> None:
     with serving(squares(engine)) as service:
         engine.seconds = 0.2
         leaves_nothing(service, 504, asked(path, png(), headers={"x-request-timeout": "0.1"}))
+
+
+def test_a_server_that_has_ended_leaves_nothing_that_the_collector_would_not_look_at() -> None:
+    with serving():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0

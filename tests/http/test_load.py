@@ -69,7 +69,7 @@ async def bounded(work: Coroutine[Any, Any, Any]) -> Any:
         return await work
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 async def test_200_clients_a_third_of_which_leave_get_their_own_answers_and_leave_nothing_behind() -> None:
     seed = random.randrange(2**32)
     print("seed", seed)

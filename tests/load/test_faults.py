@@ -15,7 +15,7 @@ from ..shared import until
 from .models import MODULES, image, make, save, state
 from .nets import colour
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 DEADLINE = 2.0
 SLACK = 5.0

@@ -22,7 +22,7 @@ from ..running import Running, running
 from .asking import Answer, Clients, post
 from .models import MODULES, card, image, make, save, says, state
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.slow
 
 RELOADS = 200
 CLIENTS = 8

@@ -13,7 +13,7 @@ from ..running import Running, running
 from .asking import Answer, Clients, get, post
 from .models import MODULES, image, make
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.long]
 
 RATE = 20.0
 """Requests a second; a load that a small machine has room for beside the clients."""

@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pthserve.model import architecture, families, weights
 
 SEED = 11
 NAMES = families.names()
-# One of each family, small enough to run.
+# The smallest of each family: what a change must pass. `make test-all` takes them all.
 SMALL = (
     "alexnet",
     "convnext_tiny",
@@ -56,8 +56,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def slow(names: tuple[str, ...] | list[str]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
+def paced(names: Iterable[str]) -> list[Any]:
+    """Parameters: all but a few are slow tests, and those of large models are long ones too."""
+
+    def marks(name: str) -> list[pytest.MarkDecorator]:
+        if name in QUICK:
+            return []
+        return [pytest.mark.slow] if name in SMALL else [pytest.mark.slow, pytest.mark.long]
+
+    return [pytest.param(name, marks=marks(name)) for name in names]
 
 
 def weightless(name: str, **kwargs: Any) -> dict[str, Tensor]:
@@ -113,7 +120,7 @@ def check_same(
 # --- inference -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow(NAMES))
+@pytest.mark.parametrize("name", paced(NAMES))
 def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(name: str) -> None:
     bare = weightless(name, num_classes=7)
     parameters = sum(parameter.numel() for parameter in families.blank(name, num_classes=7).parameters())
@@ -153,7 +160,7 @@ def test_the_index_has_every_architecture_and_tells_each_from_the_others() -> No
     assert len({entry.digest for entry in families.index().values()}) == len(NAMES)
 
 
-@pytest.mark.parametrize("name", slow(SMALL))
+@pytest.mark.parametrize("name", paced(SMALL))
 def test_the_built_module_answers_as_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
     module = make(name, num_classes=5, **families.TRAINED.get(name, {}))
     torch.save({"state_dict": module.state_dict()}, tmp_path / "model.pth")
@@ -176,7 +183,7 @@ def test_a_vit_of_another_image_size_says_so() -> None:
     assert (built.name, built.input_size) == ("vit_b_16", 384)
 
 
-@pytest.mark.parametrize("name", slow(["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]))
+@pytest.mark.parametrize("name", paced(["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]))
 def test_grey_images_are_a_matter_of_the_first_layer(name: str) -> None:
     module = make(name)
     path, first = next(
@@ -238,7 +245,7 @@ def test_the_names_of_early_vits_are_understood() -> None:
 # --- auxiliary heads, and what pretraining sets ----------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow(["googlenet", "inception_v3"]))
+@pytest.mark.parametrize("name", paced(["googlenet", "inception_v3"]))
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_auxiliary_heads_may_be_there_or_not(name: str, auxiliary: bool) -> None:
     built = architecture.build(weightless(name, num_classes=5, aux_logits=auxiliary))

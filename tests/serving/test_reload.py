@@ -52,8 +52,7 @@ async def served(
         source.loads = 0
         yield predictor, reload, source
     finally:
-        if reload._watching is not None:
-            reload._watching.cancel()
+        reload.close()
         predictor.close()
 
 
@@ -264,8 +263,7 @@ async def watched(path: Path, interval: float = 0.02) -> AsyncIterator[tuple[Pre
         await reload.first()
         yield predictor, reload, file
     finally:
-        assert reload._watching is not None
-        reload._watching.cancel()
+        reload.close()
         predictor.close()
 
 

@@ -64,6 +64,7 @@ async def replaced(
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
     finally:
+        reload.close()
         predictor.close()
 
 

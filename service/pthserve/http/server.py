@@ -102,8 +102,8 @@ class Server:
 
     async def _serve(self) -> None:
         predictor = Predictor(self._settings)
+        reload = Reload(predictor, self._settings, self._load)
         try:
-            reload = Reload(predictor, self._settings, self._load)
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
                 importing = asyncio.create_task(_import_late(loading))
@@ -113,6 +113,7 @@ class Server:
                 importing.cancel()
         finally:
             predictor.close()
+            reload.close()
         if loading.done():
             loading.result()  # raises what went wrong
 

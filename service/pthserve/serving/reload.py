@@ -67,6 +67,15 @@ class Reload:
             log.info("ready", extra={"fields": _fields(proved)})
         self._watching = asyncio.create_task(self._watch())
 
+    def close(self) -> None:
+        """Look for no other model any more, and undo what `first` told the garbage collector.
+
+        What it leaves alone is not freed when the interpreter ends, and libraries then report leaks.
+        """
+        if self._watching is not None:
+            self._watching.cancel()
+        gc.unfreeze()
+
     async def again(self) -> None:
         """Bring the model anew, from the files as they are now or later; it goes on if nobody waits any more.
 

@@ -171,7 +171,8 @@ def test_grad_cam_has_no_map_without_a_last_feature_map(module: Callable[[], nn.
 def test_of_torchvision_s_families(
     build: Build, pixels: Pixels, name: str, graph_has_one: bool | None
 ) -> None:
-    spec = Spec(resize=224, crop=(224, 224))
+    side = 224 if name == "vit_b_32" else 96
+    spec = Spec(resize=side, crop=(side, side))
     module, image = build(name, spec), pixels(spec, 1)[0]
     by_gradient = TorchEngine(module, spec).explain(image, CLASS)
     by_graph = OpenVINOEngine(convert(module, spec), spec).explain(image, CLASS)

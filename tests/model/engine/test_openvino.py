@@ -302,31 +302,40 @@ assert not any(name.startswith("openvino_telemetry.") for name in sys.modules)
     assert not list(home.iterdir())
 
 
+FAMILIES = {
+    "alexnet": 96,
+    "convnext_tiny": 96,
+    "densenet121": 96,
+    "efficientnet_b0": 96,
+    "efficientnet_v2_s": 96,
+    "googlenet": 96,
+    "inception_v3": 299,
+    "maxvit_t": 224,
+    "mnasnet0_5": 96,
+    "mobilenet_v2": 96,
+    "mobilenet_v3_small": 96,
+    "regnet_y_400mf": 96,
+    "resnet18": 96,
+    "resnext50_32x4d": 96,
+    "shufflenet_v2_x0_5": 96,
+    "squeezenet1_1": 96,
+    "swin_t": 96,
+    "swin_v2_t": 96,
+    "vgg11": 96,
+    "vit_b_32": 224,
+    "wide_resnet50_2": 96,
+}
+"""The smallest of each family, and the side of small images that it takes; some take one size alone."""
+USUAL = {name: 299 if name == "inception_v3" else 224 for name in (*FAMILIES, "vit_b_16")}
+"""With images of the size that it was trained on."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("alexnet", 224),
-        ("convnext_tiny", 224),
-        ("densenet121", 224),
-        ("efficientnet_b0", 224),
-        ("efficientnet_v2_s", 224),
-        ("googlenet", 224),
-        ("inception_v3", 299),
-        ("maxvit_t", 224),
-        ("mnasnet0_5", 224),
-        ("mobilenet_v2", 224),
-        ("mobilenet_v3_small", 224),
-        ("regnet_y_400mf", 224),
-        ("resnet18", 224),
-        ("resnext50_32x4d", 224),
-        ("shufflenet_v2_x0_5", 224),
-        ("squeezenet1_1", 224),
-        ("swin_t", 224),
-        ("swin_v2_t", 224),
-        ("vgg11", 224),
-        ("vit_b_16", 224),
-        ("wide_resnet50_2", 224),
+        *FAMILIES.items(),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in USUAL.items() if one not in FAMILIES.items()),
     ],
 )
 def test_every_family_converts_and_computes_as_exactly_as_torch(
