@@ -134,9 +134,12 @@ SERVICE = {
         ),
         Panel(
             "Memory",
-            "Resident memory of a pod's process.",
+            "Resident memory of a pod's process, and how much of it images may take while they are decoded.",
             "bytes",
-            {"{{pod}}": f"process_resident_memory_bytes{{{SERIES}}}"},
+            {
+                "{{pod}}": f"process_resident_memory_bytes{{{SERIES}}}",
+                "{{pod}} decoding": f"pthserve_decode_memory_bytes{{{SERIES}}}",
+            },
         ),
     ],
     "Stages": [
@@ -228,6 +231,18 @@ MODEL = {
             "Attempts to load a model. failed: its file is at fault; golden: its golden images disagree.",
             "short",
             {"{{pod}} {{result}}": f"increase(pthserve_model_loads_total{{{SERIES}}}[$__rate_interval])"},
+        ),
+        Panel(
+            "Changed files",
+            "1 while the model's files differ from those that were loaded.",
+            "short",
+            {"{{pod}}": f"pthserve_model_files_changed{{{SERIES}}}"},
+        ),
+        Panel(
+            "Dropped log lines",
+            "Lines of the log that could not be written, a second.",
+            "short",
+            {"{{pod}}": _rate("pthserve_log_lines_dropped_total", "pod")},
         ),
         Panel(
             "Load time",

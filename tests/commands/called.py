@@ -8,6 +8,7 @@ import io
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import NoReturn
 
 import pytest
 
@@ -24,8 +25,16 @@ def called(*arguments: str | Path) -> CompletedProcess[str]:
         contextlib.redirect_stderr(err),
     ):
         changes.setattr(sys, "argv", words)
+        changes.setattr(cli, "leave", _leave)
         try:
             cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
     return CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def _leave(code: int, message: str = "") -> NoReturn:
+    """As `exits.leave`, but for the end of the process."""
+    if message:
+        print(message, file=sys.stderr)
+    raise SystemExit(code)

@@ -163,20 +163,17 @@ async def test_bodies_are_not_held_beyond_what_memory_allows() -> None:
         await limits({"type": "http", "headers": []}, receive, send)
         return codes[0]
 
-    async def check() -> None:
-        full = [asyncio.create_task(request(b"x" * 1000)) for _ in range(BODIES)]
-        await all_held.wait()
-        with pytest.raises(Exception, match="holds as many bytes"):  # the app answers it
-            await request(b"x")
-        release.set()
-        assert await asyncio.gather(*full) == [200] * BODIES
-        assert bodies.held == 0
-
     held: list[int] = []
     all_held, release = asyncio.Event(), asyncio.Event()
     bodies = Bodies(max_body=1000, cpus=1)
     limits = Limits(hold, deadline=30, bodies=bodies, draining=lambda: False)
-    asyncio.run(check())
+    full = [asyncio.create_task(request(b"x" * 1000)) for _ in range(BODIES)]
+    await all_held.wait()
+    with pytest.raises(Exception, match="holds as many bytes"):  # the app answers it
+        await request(b"x")
+    release.set()
+    assert await asyncio.gather(*full) == [200] * BODIES
+    assert bodies.held == 0
 
 
 def test_large_bodies_that_never_end_make_way_for_small_ones() -> None:

@@ -235,8 +235,10 @@ def test_an_exception_is_written_with_its_traceback() -> None:
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_what_cannot_be_written_is_said_and_the_lines_behind_it_are_written(
-    form: Literal["json", "text"],
+    form: Literal["json", "text"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest-xdist cannot send what they keep
+
     class Unprintable:
         def __str__(self) -> str:
             raise RuntimeError("no words")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pthserve import cli
 from pthserve.errors import ModelError, PackError
 from pthserve.model import packed
 from pthserve.model.load import load
 from pthserve.settings import Settings
 
+from ..commands.called import called
 from ..packs import tiny_pack
 
 SETTINGS = Settings(threads=1, tune_budget=0.0)
@@ -208,18 +207,11 @@ def line_break(path: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [pipe, device, loop, not_text, line_break])
-def test_what_no_packed_model_has_is_refused(
-    pack: Path,
-    put: Callable[[Path], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_no_packed_model_has_is_refused(pack: Path, put: Callable[[Path], None]) -> None:
     put(pack)
-    monkeypatch.setattr(sys, "argv", ["pthserve", "inspect", str(pack)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert exit_.value.code == 3
-    assert str(pack) in capsys.readouterr().err
+    done = called("inspect", pack)
+    assert done.returncode == 3
+    assert str(pack) in done.stderr
 
 
 def test_more_files_than_a_packed_model_has_are_not_hashed(
