@@ -294,7 +294,7 @@ def test_the_body_of_a_request_that_offers_an_upgrade_is_read(service: Service, 
         ("POST /predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked", 400),
         ("POST /predict HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked", 400),
         (
-            "POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ntransfer-encoding: Chunked",
+            "POST /predict HTTP/1.1\r\nhost: [::1]\r\ncontent-type: image/png\r\ntransfer-encoding: Chunked",
             400,
         ),
     ],
