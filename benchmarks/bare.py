@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pthserve.model import Model
-from pthserve.model.load import load
-from pthserve.model.plan import Plan
-from pthserve.model.preprocess import Decode, crop
+from pthserve.images.preprocess import Decode, crop
+from pthserve.loading.load import load
+from pthserve.loading.model import Model
+from pthserve.planning.plan import Plan
 from pthserve.settings import Settings
 
 BATCHES = (1, 8)

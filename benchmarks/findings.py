@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.machine import Machine
 from benchmarks.measure import Sample
-from pthserve.model.plan import Plan
+from pthserve.planning.plan import Plan
 
 Key = tuple[str, str]
 """A subject and a scenario, such as `auto fast` and `8 clients`; `forward` and a precision, and a batch size;

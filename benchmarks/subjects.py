@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.material import Material, Precision
-from pthserve.model.preprocess import Decode
+from pthserve.images.preprocess import Decode
 from pthserve.settings import Settings
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "auto", "int8")

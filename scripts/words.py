@@ -14,7 +14,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from pthserve import errors
-from pthserve.cli import COMMANDS, app
+from pthserve.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "service" / "pthserve"

@@ -11,6 +11,9 @@ import pytest
 
 from .running import running
 
+pytest_plugins = ["tests.http_service", "tests.modules"]
+"""Fixtures that several folders share."""
+
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights"
 

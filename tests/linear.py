@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pthserve.model import Model
-from pthserve.model.engine import Images, Logits
-from pthserve.model.plan import Plan
-from pthserve.model.preprocess import normalise
-from pthserve.model.spec import Spec
+from pthserve.engines.base import Images, Logits
+from pthserve.images.preprocess import normalise
+from pthserve.images.spec import Spec
+from pthserve.loading.model import Model
+from pthserve.planning.plan import Plan
 
 SPEC = Spec(resize=40, crop=(32, 32))
 LABELS = ("ant", "bee", "cat", "dog", "snöwl")

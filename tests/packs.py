@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pthserve.model import Golden, packed
-from pthserve.model.engine.openvino import OpenVINOEngine, runtime
-from pthserve.model.packed import Packed
-from pthserve.model.plan import Plan
-from pthserve.model.prove import sample_images, softmax
-from pthserve.model.spec import Spec
+from pthserve.engines.openvino_engine import OpenVINOEngine, runtime
+from pthserve.images.spec import Spec
+from pthserve.loading import packed
+from pthserve.loading.model import Golden
+from pthserve.loading.packed import Packed
+from pthserve.planning.agreement import sample_images, softmax
+from pthserve.planning.plan import Plan
 
 from .linear import LABELS, noise, png
 
@@ -74,6 +75,6 @@ def tiny_pack(folder: Path, seed: int = 0, *, off: int = 0, **fields: Any) -> Pa
 
 
 def _answer(engine: OpenVINOEngine, image: Path) -> Any:
-    from pthserve.model.preprocess import crop
+    from pthserve.images.preprocess import crop
 
     return softmax(engine(crop(image.read_bytes(), SPEC, max_pixels=2**20)[None]))[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from pthserve.cli import COMMANDS
+from pthserve.cli.main import COMMANDS
 from pthserve.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 def imported(*arguments: str) -> set[str]:
     """The modules that are there after `pthserve *arguments` has ended."""
     code = (
-        "import sys, pthserve.cli as cli\n"
+        "import sys, pthserve.cli.main as cli\n"
         "sys.argv = ['pthserve', *sys.argv[1:]]\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"

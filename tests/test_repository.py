@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pthserve.cli import COMMANDS
+from pthserve.cli.main import COMMANDS
 from pthserve.settings import Settings
 
 from .test_docs import commands

@@ -7,8 +7,8 @@ import torch
 import yaml
 from torch import nn
 
-from pthserve.model.preprocess import crop, normalise
-from pthserve.model.spec import Spec
+from pthserve.images.preprocess import crop, normalise
+from pthserve.images.spec import Spec
 
 from .linear import noise, png
 

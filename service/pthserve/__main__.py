@@ -1,5 +1,5 @@
 """`python -m pthserve` is `pthserve`."""
 
-from pthserve.cli import main
+from pthserve.cli.main import main
 
 main()

@@ -11,7 +11,7 @@ from benchmarks.run import SCENARIOS
 from benchmarks.subjects import OURS, PEERS, UNPACKED
 from benchmarks.table import Repeat, Row, rows
 
-from pthserve.model.plan import Plan
+from pthserve.planning.plan import Plan
 
 PERFORMANCE = Path(__file__).parents[2] / "docs" / "performance.md"
 

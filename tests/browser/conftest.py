@@ -27,8 +27,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from ..http.conftest import Service
-from ..http.conftest import serving as serving_squares
+from ..http_service import Service
+from ..http_service import serving as serving_squares
 
 ARTEFACTS = Path(os.environ.get("PTHSERVE_ARTEFACTS", Path(__file__).parent / "artefacts"))
 DESK = {"width": 1280, "height": 860}

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Page, Playwright, Route, expect
 
-from pthserve.model.preprocess import crop
-from pthserve.model.spec import Spec
+from pthserve.images.preprocess import crop
+from pthserve.images.spec import Spec
 
-from ..http.conftest import Service
+from ..http_service import Service
 from ..serving.squares import BLUE, GREEN, RED, Gate, Squares, png
 from ..serving.squares import squares as model
 from .conftest import Open, Serve, Visit

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from kubernetes import client, config, watch
 
-from pthserve.model.pack import pack
+from pthserve.loading.pack import pack
 from pthserve.settings import Settings
 
 from . import tiny

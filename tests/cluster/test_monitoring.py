@@ -300,7 +300,7 @@ SECONDS = 0.06
 ACCELERATOR = f"""
 # A stand-in for an accelerator: a forward pass takes its time, and no CPU. All else is as it is shipped.
 import time
-from pthserve.model.engine.openvino import OpenVINOEngine
+from pthserve.engines.openvino_engine import OpenVINOEngine
 
 run = OpenVINOEngine.__call__
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tests.conftest import serving
 from tests.linear import noise, png
 
-from pthserve.model.preprocess import crop_pixels, normalise
-from pthserve.model.spec import Spec
+from pthserve.images.preprocess import crop_pixels, normalise
+from pthserve.images.spec import Spec
 
 CARD = """\
 name: pets

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from tests.contract.apart import environment
-from tests.http.conftest import Service, serving
+from tests.http_service import Service, serving
 from tests.serving.squares import png
 
 from pthserve import errors
+from pthserve.grpc.message_limits import MAX_PARTS
+from pthserve.grpc.procedures import CALLS
+from pthserve.grpc.status_codes import code
+from pthserve.http.json_numbers import MAX_BYTES
 from pthserve.http.problems import status
-from pthserve.http.skeleton import MAX_BYTES
-from pthserve.rpc.calls import CALLS
-from pthserve.rpc.codes import code
-from pthserve.rpc.wire import MAX_PARTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api-v2.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", PAGE, re.MULTILINE)

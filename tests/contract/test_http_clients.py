@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.http.conftest import PATIENCE, Service, serving
-from tests.http.wire import connect, head, read
+from tests.http_service import PATIENCE, Service, serving
+from tests.http_wire import connect, head, read
 from tests.serving.squares import GREEN, png
 
 CLIENTS = Path(__file__).parent / "clients"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.contract.apart import environment, running
-from tests.http.conftest import Service, serving
+from tests.http_service import Service, serving
 from tests.serving.squares import png, squares
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException

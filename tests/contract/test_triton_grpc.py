@@ -13,7 +13,7 @@ from tests.contract import descriptors
 from tests.contract.apart import Apart, running
 from tests.contract.conftest import FILES, OUTPUTS, Served, close, inputs
 
-from pthserve.rpc.calls import CALLS
+from pthserve.grpc.procedures import CALLS
 
 pytestmark = pytest.mark.slow
 

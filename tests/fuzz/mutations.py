@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..model.pictures import KINDS, file_of
+from ..images.pictures import KINDS, file_of
 
 SHAPE = (3, 32, 32)
 """Of the model's tensors."""

@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from pthserve.errors import ModelError
-from pthserve.model import architecture, card, weights
+from pthserve.files import card, weights
 from pthserve.text import MESSAGE
+from pthserve.zoos import architecture
 
 from .mutations import mangled
 

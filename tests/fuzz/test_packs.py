@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pthserve.errors import ModelError
-from pthserve.model import packed
-from pthserve.model.load import load
-from pthserve.model.preprocess import Pixels
+from pthserve.images.preprocess import Pixels
+from pthserve.loading import packed
+from pthserve.loading.load import load
 from pthserve.settings import Settings
 
 from ..packs import tiny_pack

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 
-from tests.http.conftest import Service, serving
+from tests.http_service import Service, serving
 from tests.serving.squares import png
 
 from ..shared import until
@@ -34,7 +34,7 @@ def ask(service: Service) -> None:
 def main() -> None:
     """Serve, wait until the service has imported all it will, ask, and look again."""
     lines: list[str] = []
-    logger = logging.getLogger("pthserve.http.server")
+    logger = logging.getLogger("pthserve.server")
     logger.addFilter(lambda record: lines.append(record.getMessage()) or True)
     with serving(log_level="debug") as service:
         until(lambda: "imported what requests need" in lines)

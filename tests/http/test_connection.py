@@ -14,10 +14,10 @@ import pytest
 from pthserve.http import connection
 from pthserve.http.parsing import HEAD_BYTES, MAX_HEADERS
 
+from ..http_service import PATIENCE, Service, serving
+from ..http_wire import answers, closed, connect, exchange, head, read
 from ..serving.squares import png
 from ..shared import until
-from .conftest import PATIENCE, Service, serving
-from .wire import answers, closed, connect, exchange, head, read
 
 
 @pytest.fixture(scope="module")

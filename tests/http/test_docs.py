@@ -11,8 +11,8 @@ import pytest
 
 from pthserve.http.problems import STATUS
 
+from ..http_service import Service
 from ..serving.squares import png
-from .conftest import Service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", PAGE, re.MULTILINE)

@@ -11,9 +11,9 @@ import uvicorn
 
 from pthserve.http import connection, exchange
 
+from ..http_service import PATIENCE
+from ..http_wire import connect, head
 from ..shared import until
-from .conftest import PATIENCE
-from .wire import connect, head
 
 Send = Callable[[Any], Any]
 

@@ -15,15 +15,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pthserve.engines.base import Explanation
+from pthserve.engines.heat_map import GRID
 from pthserve.http.explain import COLOURS, draw
-from pthserve.model.engine import Explanation
-from pthserve.model.explain import GRID
 from pthserve.serving.explainer import PERMITS
 
 from ..conftest import serving as serving_process
+from ..http_service import serving
 from ..serving.squares import BLUE, GREEN, RED, SPEC, Gate, Squares, png, squares
 from ..shared import until
-from .conftest import serving
 
 JSON = {"accept": "application/json"}
 GREY = np.full((20, 30, 3), 128, np.uint8)
@@ -212,8 +212,8 @@ def test_a_transformer_is_explained_by_occlusion(engine: str) -> None:
     import torch
     from torchvision.models import VisionTransformer
 
-    from pthserve.model.engine.openvino import OpenVINOEngine, convert
-    from pthserve.model.engine.torch import TorchEngine
+    from pthserve.engines.openvino_engine import OpenVINOEngine, convert
+    from pthserve.engines.torch_engine import TorchEngine
 
     torch.manual_seed(0)
     size = {

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from pthserve.model.engine import Images
+from pthserve.engines.base import Images
 
+from ..http_service import Service, serving
 from ..serving.squares import Gate, Squares, png, squares
 from ..shared import until
-from .conftest import Service, serving
 
 
 @pytest.fixture(scope="module")

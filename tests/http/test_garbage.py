@@ -17,9 +17,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from pthserve.errors import PthserveError
 from pthserve.serving import batcher
 
+from ..http_service import Service, serving
 from ..serving.squares import Squares, png, squares
 from ..shared import until
-from .conftest import Service, serving
 
 HELD = (RequestResponseCycle, PthserveError, Image.Image)
 """What leads to a body, to arrays, and to pixels."""

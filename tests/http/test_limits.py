@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from pthserve.access.bodies import BODIES, Bodies
 from pthserve.http.limits import Limits
-from pthserve.serving.bodies import BODIES, Bodies
 
+from ..http_service import Service, serving
+from ..http_wire import closed, connect, exchange, head, read
 from ..serving.squares import Gate, Squares, png, squares
 from ..shared import until
-from .conftest import Service, serving
 from .test_routes import replay
-from .wire import closed, connect, exchange, head, read
 
 
 @pytest.fixture(scope="module")

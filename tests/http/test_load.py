@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 import pytest
 
+from ..http_process import process
+from ..http_service import PATIENCE
+from ..http_wire import head
 from ..serving.squares import BLUE, GREEN, RED, png
 from ..shared import until
-from .conftest import PATIENCE
-from .process import process
-from .wire import head
 
 COLOURS = (RED, GREEN, BLUE)
 

@@ -12,9 +12,9 @@ from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
 from ..asgi import Client
+from ..http_service import Service, serving
+from ..http_wire import connect, read
 from ..serving.squares import png
-from .conftest import Service, serving
-from .wire import connect, read
 
 SHOP, EVIL = "https://shop.example", "https://evil.example"
 LOADS = "/v2/repository/models/squares/load"

@@ -10,9 +10,9 @@ import pytest
 
 from pthserve.http import openapi
 
+from ..http_service import Service, serving
 from ..serving.squares import BLUE, GREEN, RED, Gate, Squares, answer, png, squares
 from ..shared import until
-from .conftest import Service, serving
 
 COLOURS = {"red": RED, "green": GREEN, "blue": BLUE}
 

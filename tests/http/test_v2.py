@@ -19,8 +19,8 @@ from tests.linear import LABELS, SPEC, Linear, linear, noise, png
 from pthserve.errors import WeightsError
 from pthserve.http.app import create_app
 from pthserve.http.bodies import HEADER_LENGTH
-from pthserve.model.preprocess import crop_pixels, normalise
-from pthserve.protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS, MAX_TEXT
+from pthserve.images.preprocess import crop_pixels, normalise
+from pthserve.inference_protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS, MAX_TEXT
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ..model.pictures import file_of
+from ..images.pictures import file_of
 from ..running import Running, running
 from .asking import Answer, Clients, get, post
 from .models import MODULES, image, make

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pthserve.errors import WeightsError
-from pthserve.model import Model
+from pthserve.loading.model import Model
 from pthserve.serving.ahead import Ahead
 
 from ..linear import SPEC, Linear, linear

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from pthserve.engines.base import Images
 from pthserve.errors import EngineFailed
-from pthserve.model import Model
-from pthserve.model.engine import Images
+from pthserve.loading.model import Model
 from pthserve.serving.batcher import Batcher, Entry, Inference
 
 from ..shared import until_async

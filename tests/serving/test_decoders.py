@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pthserve.errors import BrokenImage, Overloaded, TooLarge
-from pthserve.model.cost import Cost
-from pthserve.model.preprocess import Pending
+from pthserve.images.cost import Cost
+from pthserve.images.preprocess import Pending
 from pthserve.serving.decoders import SLOW, SMALL, Decoders, Job
 
 from ..shared import until_async

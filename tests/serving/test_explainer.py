@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pthserve.engines.base import Explanation, Images
+from pthserve.engines.heat_map import AT_ONCE, GRID
 from pthserve.errors import (
     BrokenImage,
     DeadlineExceeded,
@@ -23,10 +25,8 @@ from pthserve.errors import (
     TooLarge,
     UnsupportedImage,
 )
+from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
-from pthserve.model import Model
-from pthserve.model.engine import Explanation, Images
-from pthserve.model.explain import AT_ONCE, GRID
 from pthserve.serving.explainer import PERMITS, Explainer
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings

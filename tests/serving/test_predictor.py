@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pthserve.engines.base import Images, Logits
 from pthserve.errors import (
     BrokenImage,
     DeadlineExceeded,
@@ -23,11 +24,10 @@ from pthserve.errors import (
     TooLarge,
     UnsupportedImage,
 )
+from pthserve.images.cost import FREE
+from pthserve.images.preprocess import Pending, normalise
+from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
-from pthserve.model import Model
-from pthserve.model.cost import FREE
-from pthserve.model.engine import Images, Logits
-from pthserve.model.preprocess import Pending, normalise
 from pthserve.serving.decoders import Job
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings

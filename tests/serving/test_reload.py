@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pthserve.engines.base import Images, Logits
 from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
+from pthserve.files.fingerprint import fingerprint
+from pthserve.loading.model import Golden, Model
 from pthserve.metrics import REGISTRY
-from pthserve.model import Golden, Model
-from pthserve.model.engine import Images, Logits
-from pthserve.serving.fingerprint import fingerprint
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.settings import Settings

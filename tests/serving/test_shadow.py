@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from pthserve.engines.base import Images, Logits
 from pthserve.errors import ModelError
+from pthserve.images.preprocess import normalise
 from pthserve.metrics import REGISTRY
-from pthserve.model.engine import Images, Logits
-from pthserve.model.preprocess import normalise
 from pthserve.serving import shadow
 from pthserve.serving.prediction import Input
 from pthserve.serving.predictor import Predictor

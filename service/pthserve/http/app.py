@@ -7,14 +7,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from pthserve.http import explain, page, problems, routes, v2
-from pthserve.http.guard import Guard, Guarded
+from pthserve.access.bodies import Bodies
+from pthserve.access.guard import Guard, Guarded
+from pthserve.access.request_log import Logged
+from pthserve.http import explain, problems, routes, site, v2
 from pthserve.http.limits import Limits
-from pthserve.http.logs import Logged
 from pthserve.http.origins import protected
 from pthserve.http.routing import Route, schema
-from pthserve.protocol.service import Load
-from pthserve.serving.bodies import Bodies
+from pthserve.inference_protocol.service import Load
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 from pthserve.tracing import Tracer
@@ -39,7 +39,7 @@ def create_app(
         *routes.routes(predictor, settings),
         *v2.routes(predictor, settings, bodies, load),
         *explain.routes(predictor, settings),
-        *page.routes(),
+        *site.routes(),
         Route("/openapi.json", _schema, ("GET", "HEAD"), public=True),
     ]
     app = Starlette(routes=every, exception_handlers=problems.HANDLERS)

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from pthserve.errors import MalformedRequest, TooLarge
-from pthserve.http.skeleton import CUT, Skeleton
-from pthserve.protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
-from pthserve.protocol.compression import ENCODINGS
-from pthserve.protocol.infer import (
+from pthserve.http.json_numbers import CUT, Skeleton
+from pthserve.inference_protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
+from pthserve.inference_protocol.compression import ENCODINGS
+from pthserve.inference_protocol.infer import (
     Request,
     Response,
     check_parameters,
@@ -20,7 +20,7 @@ from pthserve.protocol.infer import (
     timeout,
     wanted,
 )
-from pthserve.protocol.tensors import Content, Input
+from pthserve.inference_protocol.tensors import Content, Input
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how long the JSON is, where binary tensors follow it; 0: the body is one image."""

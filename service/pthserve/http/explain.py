@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pthserve.access.request_log import note
 from pthserve.errors import MalformedRequest
 from pthserve.http.limits import remaining
-from pthserve.http.logs import note
 from pthserve.http.multipart import read_image
 from pthserve.http.problems import JSON
 from pthserve.http.routing import Route, plain

@@ -10,9 +10,9 @@ from contextlib import closing
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pthserve.access.bodies import Bodies, Holding, no_room
 from pthserve.errors import MalformedRequest, PthserveError, TooLarge, TooSlow
 from pthserve.http.problems import answer
-from pthserve.serving.bodies import Bodies, Holding, no_room
 
 
 def remaining(scope: Scope) -> float:

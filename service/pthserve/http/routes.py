@@ -6,14 +6,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pthserve.access.request_log import note
 from pthserve.errors import MalformedRequest
 from pthserve.http.limits import remaining
-from pthserve.http.logs import note
 from pthserve.http.multipart import read_image
 from pthserve.http.problems import JSON, problem
 from pthserve.http.routing import Route, plain
+from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
-from pthserve.model import Model
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings

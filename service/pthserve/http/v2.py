@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pthserve.access.bodies import Bodies
+from pthserve.access.request_log import note
 from pthserve.errors import MalformedRequest, NotReady
 from pthserve.http.bodies import (
     HEADER_LENGTH,
@@ -22,13 +24,11 @@ from pthserve.http.bodies import (
     written,
 )
 from pthserve.http.limits import holding, remaining, until
-from pthserve.http.logs import note
 from pthserve.http.problems import JSON
 from pthserve.http.routing import Route
-from pthserve.protocol.compression import inflated
-from pthserve.protocol.infer import Request as Inference
-from pthserve.protocol.service import Load, Service
-from pthserve.serving.bodies import Bodies
+from pthserve.inference_protocol.compression import inflated
+from pthserve.inference_protocol.infer import Request as Inference
+from pthserve.inference_protocol.service import Load, Service
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from pthserve.errors import ModelError
-from pthserve.model import Model
+from pthserve.files.fingerprint import fingerprint
+from pthserve.loading.model import Model
 from pthserve.serving.background import run
-from pthserve.serving.fingerprint import fingerprint
 
 
 class Ahead:

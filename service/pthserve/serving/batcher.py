@@ -14,11 +14,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pthserve.engines.base import Images
 from pthserve.errors import EngineFailed
+from pthserve.loading.model import Model
 from pthserve.metrics import BATCH_SIZE, FORWARD_DURATION, STAGE_DURATION
-from pthserve.model import Model
-from pthserve.model.engine import Images
-from pthserve.serving.busy import Busy, Smoothed
+from pthserve.serving.estimators import Busy, Smoothed
 
 log = logging.getLogger(__name__)
 _QUEUE = STAGE_DURATION.labels("queue")

@@ -12,10 +12,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pthserve.errors import Overloaded, RequestError, TooLarge
+from pthserve.images.preprocess import Pending
 from pthserve.metrics import DECODE_MEMORY, REJECTED, STAGE_DURATION
-from pthserve.model.preprocess import Pending
 from pthserve.serving.admission import SHARE_OF_DEADLINE
-from pthserve.serving.busy import Busy, Smoothed
+from pthserve.serving.estimators import Busy, Smoothed
 
 SLOW = 0.5
 """Seconds of CPU, as the cost says, from which an image is slow: 50 million pixels of an ordinary JPEG, 14

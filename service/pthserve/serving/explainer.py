@@ -10,15 +10,15 @@ from typing import cast
 
 import numpy as np
 
+from pthserve.engines.base import Explanation, Logits
+from pthserve.engines.heat_map import explain
 from pthserve.errors import DeadlineExceeded, MalformedRequest, Overloaded
+from pthserve.images.preprocess import Pixels
+from pthserve.loading.model import Model
 from pthserve.metrics import REJECTED
-from pthserve.model import Model
-from pthserve.model.engine import Explanation, Logits
-from pthserve.model.explain import explain
-from pthserve.model.preprocess import Pixels
 from pthserve.serving.background import run
 from pthserve.serving.batcher import Entry, Inference
-from pthserve.serving.busy import Smoothed
+from pthserve.serving.estimators import Smoothed
 from pthserve.serving.predictor import Predictor
 
 PERMITS = 2

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.errors import EngineFailed, MalformedRequest
-from pthserve.model import Model
-from pthserve.model.prove import softmax
+from pthserve.loading.model import Model
+from pthserve.planning.agreement import softmax
 from pthserve.serving.batcher import Inference
 from pthserve.tracing import Span
 

@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pthserve.engines.base import Settles
 from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, TooLarge
+from pthserve.images.cost import FREE
+from pthserve.images.preprocess import Pending, pending, pending_pixels
+from pthserve.images.spec import Spec
+from pthserve.loading.model import Model
 from pthserve.metrics import (
     INFLIGHT,
     MODEL_INFO,
@@ -22,11 +27,6 @@ from pthserve.metrics import (
     count_prediction,
     timed_inference,
 )
-from pthserve.model import Model
-from pthserve.model.cost import FREE
-from pthserve.model.engine import Settles
-from pthserve.model.preprocess import Pending, pending, pending_pixels
-from pthserve.model.spec import Spec
 from pthserve.serving.admission import Admission
 from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference

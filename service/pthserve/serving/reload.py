@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from pthserve.errors import EngineError, GoldenError, ModelError
+from pthserve.files.fingerprint import Fingerprint, fingerprint
+from pthserve.loading.model import Model
 from pthserve.metrics import MODEL_FILES_CHANGED, MODEL_LOAD_SECONDS, MODEL_LOADS
-from pthserve.model import Model, prove
+from pthserve.planning import agreement
 from pthserve.serving.background import in_background
-from pthserve.serving.fingerprint import Fingerprint, fingerprint
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.shadow import Shadow
 from pthserve.settings import Settings
@@ -219,7 +220,7 @@ def _check_golden(model: Model, settings: Settings) -> str:
     """How `model` does on its golden images, in a word; raises GoldenError where that is to keep it out."""
     if settings.golden == "off" or not model.golden:
         return "unchecked"
-    proof = prove.golden(model, settings.tolerance, settings.decode)
+    proof = agreement.golden(model, settings.tolerance, settings.decode)
     if proof.agrees:
         return "agreed"
     told = "; ".join(proof.disagreements)

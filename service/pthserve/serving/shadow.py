@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pthserve.engines.base import Logits
+from pthserve.loading.model import Model
 from pthserve.metrics import SHADOW_IMAGES
-from pthserve.model import Model
-from pthserve.model.engine import Logits
 from pthserve.serving.background import in_background
 from pthserve.serving.prediction import Input, Prediction
 from pthserve.serving.predictor import Predictor

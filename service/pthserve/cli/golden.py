@@ -1,0 +1,93 @@
+"""`pthserve golden`: images with known answers, which the service holds a model to; written, or checked."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from pthserve.cli.options import MODEL, takes_settings
+from pthserve.errors import GoldenError, PthserveError
+from pthserve.settings import Settings
+
+if TYPE_CHECKING:
+    from pthserve.loading.model import Golden, Model
+
+
+@click.command("golden")
+@MODEL
+@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@takes_settings(
+    *(
+        "sha256",
+        "allow_code",
+        "device",
+        "engine",
+        "precision",
+        "decode",
+        "threads",
+        "tolerance",
+        "plan",
+        "cache_dir",
+    ),
+    precision="fp32",
+)
+def command(images: tuple[Path, ...], settings: Settings) -> None:
+    """Record or check the expected results for golden images.
+
+    With IMAGES, which must be in the model's folder: run the model on them and record its results in
+    `model.yaml` as the expected results, replacing the golden images there. Check that they are right.
+    Without IMAGES: run the model on the golden images as `serve` does; the exit code is 4 if one fails.
+    """
+    from pthserve.cli.local import loaded
+    from pthserve.files import card
+    from pthserve.loading.load import locate
+
+    path = locate(settings.model)
+    folder = path if path.is_dir() else path.parent
+    for image in images:
+        if not image.resolve().is_relative_to(folder.resolve()):
+            raise PthserveError(f"{image}: is not in the model's folder {folder}; copy it there first")
+    if images and card.read(folder).weights.resolve() != card.read(path).weights.resolve():
+        raise PthserveError(f"{folder / card.FILE}: is the card of other weights than {settings.model}")
+
+    model = loaded(settings)
+    if not images:
+        _check(model, settings)
+        return
+    golden = list(_answers(model, images, settings))
+    _show(golden, model.labels)
+    click.echo(f"Written into {card.write_golden(folder, golden)}")
+
+
+def _answers(model: "Model", images: Sequence[Path], settings: Settings) -> Iterator["Golden"]:
+    from pthserve.cli.local import probabilities
+    from pthserve.loading.model import Golden
+
+    for image, found in zip(images, probabilities(model, images, settings), strict=True):
+        best = int(found.argmax())
+        yield Golden(image, best, round(float(found[best]), 6))
+
+
+def _check(model: "Model", settings: Settings) -> None:
+    from pthserve.planning import agreement
+
+    if not model.golden:
+        raise PthserveError(f"{settings.model}: there are no golden images yet; name some to write them")
+    proof = agreement.golden(model, settings.tolerance, settings.decode)
+    if not proof.agrees:
+        raise GoldenError("; ".join(proof.disagreements))
+    _show(list(_answers(model, [one.image for one in model.golden], settings)), model.labels)
+    known = any(one.probability is not None for one in model.golden)
+    difference = (
+        f"the largest difference is {proof.difference:.2g}" if known else "the card states no probabilities"
+    )
+    click.echo(f"All {len(model.golden)} golden images pass; {difference}")
+
+
+def _show(golden: Sequence["Golden"], labels: Sequence[str]) -> None:
+    from pthserve.cli.display import predictions, show
+
+    show(
+        predictions([(one.image.name, [(labels[one.class_index], one.probability or 1.0)]) for one in golden])
+    )

@@ -1,0 +1,187 @@
+"""`pthserve inspect`: what is in this file, and how that was found out."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from pthserve.cli.options import MODEL, takes_settings
+from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
+
+if TYPE_CHECKING:
+    from pthserve.files.card import Card
+    from pthserve.files.weights import Weights
+
+
+@click.command("inspect")
+@MODEL
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@takes_settings("sha256")
+def command(settings: Settings, as_json: bool) -> None:
+    """Show what a weights file or a packed model contains.
+
+    Shows the architecture and how it was recognised, the number of classes and parameters, the image
+    preprocessing, and every assumption. For a packed model, it shows the plan and verifies that no file was
+    changed. MODEL is the same as for `pthserve serve`. Code that its card names is reported and
+    not run.
+    """
+    from pthserve.loading import packed
+    from pthserve.loading.load import locate
+
+    path = locate(settings.model)
+    found, in_words = (
+        (_packed(path), _packed_in_words) if packed.is_packed(path) else (_inspect(settings), _in_words)
+    )
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    from rich.table import Table
+
+    from pthserve.cli.display import show
+
+    table = Table.grid("", "", padding=(0, 2))
+    for name, value in in_words(found).items():
+        table.add_row(name, quoted(value, MESSAGE))
+    show(table)
+
+
+def _inspect(settings: Settings) -> dict[str, Any]:
+    from pthserve.cli.display import reading
+    from pthserve.files import card, weights
+    from pthserve.loading.load import build, locate
+    from pthserve.zoos import code
+
+    # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
+    described = card.read(locate(settings.model))
+    with reading(settings.model) as progress:
+        if described.architecture and code.is_code(described.architecture):
+            read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+            return _told(described, read) | {"architecture": described.architecture, "sure": "code"}
+        built = build(settings.model, settings, progress)
+
+    from pthserve.zoos.architecture import (
+        flops,
+    )  # with torch, which a file that is refused need not wait for
+
+    architecture, spec = built.architecture, built.spec
+    return _told(built.card, built.weights) | {
+        "architecture": architecture.name,
+        "sure": architecture.sure,
+        "assumptions": list(architecture.assumptions),
+        "ignored": list(architecture.ignored),
+        "prefix": architecture.prefix,
+        "parameters": architecture.parameters,
+        "flops": flops(architecture.module, (1, *spec.tensor_shape)),
+        "num_classes": architecture.num_classes,
+        "preprocessing": spec.to_dict(),
+    }
+
+
+def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
+    """What the card and the weights tell without an architecture; None where only that tells."""
+    return {
+        "name": card.name,
+        "version": card.version,
+        "weights": str(card.weights),
+        "sha256": weights.digest,
+        "bytes": weights.size,
+        "format": weights.format,
+        "container": weights.container,
+        "architecture": None,
+        "sure": None,
+        "assumptions": [],
+        "ignored": [],
+        "prefix": None,
+        "parameters": None,
+        "flops": None,
+        "num_classes": card.labels and len(card.labels),
+        "labels": card.labels and list(card.labels),
+        "preprocessing": card.spec and card.spec.to_dict(),
+        "golden": len(card.golden),
+    }
+
+
+def _packed(folder: Path) -> dict[str, Any]:
+    from pthserve.loading import packed
+
+    model = packed.read(folder, graphs=False)
+    return {
+        "name": model.name,
+        "version": model.version,
+        "packed": str(folder),
+        "sha256": model.digest,
+        "bytes": model.size,
+        "format": "packed",
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "num_classes": len(model.labels),
+        "labels": list(model.labels),
+        "preprocessing": model.spec.to_dict(),
+        "golden": len(model.golden),
+        "int8": model.has_int8,
+        "plan": model.plan.to_dict(),
+        "made_with": dict(model.made_with),
+    }
+
+
+def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
+    plan = found["plan"]
+    return {
+        "model": f"{found['name']}, version {found['version']}",
+        "packed": f"{found['packed']}, {found['bytes']:,} bytes, no byte of it changed",
+        "made with": ", ".join(f"{name} {version}" for name, version in found["made_with"].items()),
+        "SHA-256": f"{found['sha256']} (of the weights that it was made from)",
+        "architecture": found["architecture"],
+        "parameters": f"{found['parameters']:,}",
+        "classes": str(found["num_classes"]),
+        "preprocessing": _preprocessing(found["preprocessing"]),
+        "golden images": str(found["golden"]),
+        "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
+        "plan": plan["reason"],
+    }
+
+
+def _preprocessing(spec: dict[str, Any]) -> str:
+    height, width = spec["crop"]
+    given = "assumed; a model.yaml can say otherwise" if spec["assumed"] else "as the card says"
+    return f"resize {spec['resize']}, crop {height}x{width}, {spec['interpolation']} ({given})"
+
+
+def _in_words(found: dict[str, Any]) -> dict[str, str]:
+    rows = {
+        "model": f"{found['name']}, version {found['version']}",
+        "file": f"{quoted(found['weights'])}, {found['bytes']:,} bytes, {found['format']}"
+        + (f", under `{quoted(found['container'])}`" if found["container"] else ""),
+        "SHA-256": found["sha256"],
+    }
+    if found["sure"] == "code":
+        return rows | {
+            "architecture": f"names code: {quoted(found['architecture'])}, which inspect does not run",
+            "labels": "none" if found["labels"] is None else str(found["num_classes"]),
+            "preprocessing": _preprocessing(found["preprocessing"]) if found["preprocessing"] else "not said",
+            "golden images": str(found["golden"]),
+        }
+    sure = {
+        "named": "named by the card",
+        "exact": "by its names and shapes",
+        "assumed": "by its names and shapes, assuming:",
+    }[found["sure"]]
+    ignored = found["ignored"]
+    return {
+        **rows,
+        "architecture": f"{found['architecture']} ({sure}{' ' if found['assumptions'] else ''}"
+        f"{'; '.join(found['assumptions'])})",
+        "prefix": quoted(found["prefix"]) or "none",
+        **(
+            {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
+            if ignored
+            else {}
+        ),
+        "parameters": f"{found['parameters']:,}",
+        "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
+        "classes": f"{found['num_classes']}, {'without' if found['labels'] is None else 'with'} labels",
+        "preprocessing": _preprocessing(found["preprocessing"]),
+        "golden images": str(found["golden"]),
+    }

@@ -1,0 +1,67 @@
+"""The command line: one module a command, imported when the command is called and no sooner."""
+
+import importlib
+import logging
+import traceback
+from typing import Any
+
+import rich_click as click
+
+import pthserve
+from pthserve.errors import PthserveError
+from pthserve.exits import code, leave
+
+COMMANDS = {
+    "serve": "Serve a model over HTTP.",
+    "inspect": "Show what a weights file or a packed model contains.",
+    "predict": "Classify images with a model or through a running service.",
+    "tune": "Find the fastest way to run a model on this machine.",
+    "pack": "Write a packed model: a folder that is served without PyTorch.",
+    "golden": "Record or check the expected results for golden images.",
+    "bench": "Measure the latency and throughput of a service.",
+    "fetch": "Download a weights file and verify its SHA-256.",
+}
+"""Name to what it does; `commands/<name>.py` holds it as `command`."""
+
+NOT_IN_EVERY_INSTALLATION = {"torch", "torchvision", "nncf", "safetensors"}
+
+
+class Lazy(click.RichCommand):
+    """A command by name and summary, which is imported when it is called."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command itself."""
+        command: click.RichCommand = importlib.import_module(f"pthserve.cli.{self.name}").command
+        return command.make_context(info_name, args, parent, **extra)
+
+
+@click.group(
+    commands=[Lazy(name=name, help=summary) for name, summary in COMMANDS.items()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 success, 1 other errors, 2 wrong usage, 3 the model cannot be loaded, 4 a "
+    "golden image "
+    "failed.",
+)
+@click.version_option(pthserve.__version__, prog_name="pthserve")
+def app() -> None:
+    """Serve PyTorch image classifiers: drop in a `.pth`, get a service."""
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    try:
+        app(prog_name="pthserve")
+    except PthserveError as error:
+        if logging.getLogger("pthserve").isEnabledFor(logging.DEBUG):
+            leave(code(error), traceback.format_exc().rstrip())
+        leave(code(error), f"pthserve: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in NOT_IN_EVERY_INSTALLATION:
+            raise
+        leave(
+            1,
+            f"pthserve: this needs {error.name}, which is not installed: run `pip install 'pthserve[build]'` "
+            "or use a model that was packed on a machine that has it",
+        )

@@ -1,0 +1,127 @@
+"""`pthserve predict`: what is in these images, said by a model here or by a service."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from pthserve.addresses import printable
+from pthserve.cli.headers import HEADERS, Header
+from pthserve.cli.options import takes_settings
+from pthserve.errors import PthserveError
+from pthserve.settings import Settings
+
+
+@click.command("predict")
+@click.argument("source", metavar="MODEL|URL")
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--top",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of classes to show per image, most probable first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@HEADERS
+@takes_settings(
+    "sha256",
+    "allow_code",
+    "device",
+    "engine",
+    "precision",
+    "decode",
+    "threads",
+    "max_pixels",
+    "plan",
+    "cache_dir",
+)
+def command(
+    source: str,
+    images: tuple[Path, ...],
+    top: int,
+    as_json: bool,
+    headers: tuple[Header, ...],
+    settings: Settings,
+) -> None:
+    """Classify images with a model or through a running service.
+
+    MODEL is the same as for `pthserve serve`. URL is the address of a service, such as http://127.0.0.1:8000.
+    No tuning is done: without --plan, the model runs on the default engine.
+    """
+    remote = source.startswith(("http://", "https://"))
+    if headers and not remote:
+        raise click.UsageError(
+            "--header needs the URL of a service; a model that runs here reads no headers."
+        )
+    answers = _ask(source, images, top, headers) if remote else _predict(source, images, top, settings)
+    if as_json:
+        click.echo(
+            json.dumps(
+                [{"image": str(image), **answer} for image, answer in zip(images, answers, strict=True)]
+            )
+        )
+        return
+    from pthserve.cli.display import predictions, show
+
+    rows = [
+        (str(image), [(best["label"], best["probability"]) for best in answer["top"]])
+        for image, answer in zip(images, answers, strict=True)
+    ]
+    show(predictions(rows))
+
+
+def _ask(url: str, images: Sequence[Path], top: int, headers: Sequence[Header]) -> Iterator[dict[str, Any]]:
+    import httpx
+
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise PthserveError(f"{printable(url)} is not a valid address of a service") from error
+    if address.path == "/":
+        address = address.copy_with(path="/predict")
+    shown = printable(str(address.copy_with(userinfo=b"")))
+    with httpx.Client(headers=list(headers), timeout=60) as client:
+        for image in images:
+            try:
+                reply = client.post(address, params={"top": top}, files={"image": image.read_bytes()})
+            except httpx.TransportError as error:
+                raise PthserveError(f"{shown} does not answer: {error or type(error).__name__}") from error
+            if reply.status_code != httpx.codes.OK:
+                raise PthserveError(f"{shown} answers {reply.status_code} to {image}: {_said(reply.text)}")
+            yield reply.json()
+
+
+def _said(body: str) -> str:
+    """The error's own words, where the answer is a pthserve's."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200]
+
+
+def _predict(source: str, images: Sequence[Path], top: int, settings: Settings) -> Iterator[dict[str, Any]]:
+    import numpy as np
+
+    from pthserve.cli.local import loaded, probabilities
+
+    model = loaded(settings.model_copy(update={"model": source}))
+    for found in probabilities(model, images, settings):
+        order = np.argsort(-found, kind="stable")[:top].tolist()
+        yield {
+            "class_index": order[0],
+            "label": model.labels[order[0]],
+            "probabilities": found.tolist(),
+            "top": [
+                {
+                    "class_index": index,
+                    "label": model.labels[index],
+                    "probability": float(found[index]),
+                }
+                for index in order
+            ],
+        }

@@ -1,0 +1,49 @@
+"""`pthserve serve`: a model over HTTP, until it is told to stop."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from pthserve.cli.options import MODEL, takes_settings
+from pthserve.errors import PthserveError
+from pthserve.exits import leave
+from pthserve.settings import Settings
+
+if TYPE_CHECKING:
+    from pthserve.loading.model import Model
+
+
+@click.command("serve")
+@MODEL
+@takes_settings()
+def command(settings: Settings) -> None:
+    """Serve a model over HTTP.
+
+    MODEL is a weights file (.pth, .pt or .safetensors), a folder that contains one and optionally a
+    `model.yaml`, a folder written by `pthserve pack`, or `demo`. Each option can also be set as an
+    environment variable: `--max-batch` is PTHSERVE_MAX_BATCH.
+    """
+    from pthserve.serving.ahead import Ahead
+    from pthserve.serving.memory import share_an_arena
+
+    share_an_arena()
+    loading = Ahead(partial(_load, settings), settings.model)
+    from pthserve.server import Server  # as long to import as a packed model takes to load
+
+    try:
+        server = Server(settings, loading)
+    except OSError as error:
+        raise PthserveError(
+            f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"
+        ) from error
+    server.run()
+    leave(0)
+
+
+def _load(settings: Settings) -> "Model":
+    from pthserve.cli.display import reading
+    from pthserve.loading.load import load
+
+    with reading(settings.model) as progress:
+        return load(settings.model, settings, progress)

@@ -1,0 +1,79 @@
+"""`pthserve tune`: what this machine can run a model with, measured."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import rich_click as click
+
+from pthserve.cli.options import MODEL, takes_settings
+from pthserve.planning.plan import Plan, Trial
+from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
+
+
+@click.command("tune")
+@MODEL
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write the plan to, for the --plan option of serve, predict and pack.",
+)
+@takes_settings(
+    *(
+        "sha256",
+        "allow_code",
+        "device",
+        "engine",
+        "precision",
+        "calibration",
+        "threads",
+        "max_batch",
+        "tolerance",
+    ),
+    "tune_budget",
+)
+def command(settings: Settings, output: Path | None) -> None:
+    """Find the fastest way to run a model on this machine.
+
+    Measures the engines, precisions, thread counts and batch sizes that the machine supports. MODEL is the
+    same as for `pthserve serve`. A packed model is tuned without PyTorch.
+    """
+    from pthserve.cli.display import reading
+    from pthserve.loading.load import load
+    from pthserve.planning.plan_files import write
+
+    with reading(settings.model) as progress:
+        model = load(settings.model, settings, progress, measure=True)
+    model.forward.close()
+    if output:
+        write(model.plan, output)
+
+    from rich.table import Table
+
+    from pthserve.cli.display import show
+
+    table = Table("engine", "precision", "threads", "batch", "images/s", "difference", "", box=None)
+    for column in table.columns[2:6]:
+        column.justify = "right"
+    for row in _rows(model.plan):
+        table.add_row(*row)
+    show(table)
+    click.echo(model.plan.reason)
+
+
+def _rows(plan: Plan) -> Iterator[Sequence[str]]:
+    for trial in plan.trials:
+        rate = f"{trial.rate:.1f}" if trial.rate else "-"
+        yield (
+            *(trial.engine, trial.precision, str(trial.threads), str(trial.batch), rate),
+            f"{trial.difference:.4f}" if trial.agrees else "-",
+            "chosen" if _is_chosen(trial, plan) else quoted(trial.note, MESSAGE),
+        )
+
+
+def _is_chosen(trial: Trial, plan: Plan) -> bool:
+    return (trial.engine, trial.precision, trial.threads, trial.batch) == (
+        *(plan.engine, plan.precision, plan.threads),
+        plan.max_batch,
+    )

@@ -1,0 +1,67 @@
+"""Explain: which parts of an image spoke for a class."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pthserve.engines.base import Explains, Explanation, Logits
+from pthserve.errors import EngineFailed
+from pthserve.images.spec import Spec
+from pthserve.loading.model import Model
+
+Image = NDArray[np.uint8]
+"""uint8 (height, width, channels), as the spec makes it."""
+
+GRID = 7
+"""Rows and columns of an occlusion map: as many as ImageNet's convolutional models have in their last."""
+AT_ONCE = 4
+"""Images in one forward pass of an occlusion map, so that others' need not wait long between two."""
+
+
+def explain(model: Model, image: Image, class_index: int, forward: Callable[[Image], Logits]) -> Explanation:
+    """Where in `image` what spoke for a class is: float32 (rows, columns), 0 to 1, over the whole image.
+
+    By the engine's own means where it has them, and else by occlusion. What spoke against the class is 0; so
+    is all of the map where nothing spoke for it.
+    forward: uint8 (n, height, width, channels) to `model`'s logits; how it comes by them is its own business.
+    Raises what `forward` raises, and EngineFailed where the evidence is not a number.
+    """
+    engine = model.forward
+    found = engine.explain(image, class_index) if isinstance(engine, Explains) else None
+    if found is None:
+        found = _occlusion(image, class_index, model.spec, forward)
+    if not np.isfinite(found.map).all():
+        raise EngineFailed(
+            "the heat map is not of numbers; the model's weights, or its precision, are at fault"
+        )
+    evidence = np.maximum(found.map, 0)
+    return found._replace(map=evidence / max(evidence.max(), np.finfo(np.float32).tiny))
+
+
+def _occlusion(image: Image, class_index: int, spec: Spec, forward: Callable[[Image], Logits]) -> Explanation:
+    """By how much the log-probability falls when a patch is hidden, for a patch around each place of a grid.
+
+    Zeiler and Fergus (2014), "Visualizing and understanding convolutional networks", 4.2. The patch is two
+    places wide, and of the mean colour.
+    """
+    hidden = np.concatenate((image[None], _hidden(image, spec)))
+    answers = [forward(hidden[start : start + AT_ONCE]) for start in range(0, len(hidden), AT_ONCE)]
+    logits = np.concatenate(answers)
+    chance = logits[:, class_index] - np.logaddexp.reduce(logits, axis=1)
+    return Explanation("occlusion", (chance[0] - chance[1:]).reshape(GRID, GRID))
+
+
+def _hidden(image: Image, spec: Spec) -> Image:
+    """`image` with a patch over each place of the grid, row by row: (GRID ** 2, height, width, channels)."""
+    hidden = np.repeat(image[None], GRID**2, axis=0)
+    colour = np.rint(255 * np.asarray(spec.mean)).astype(np.uint8)
+    down, across = (
+        np.linspace(-side / GRID / 2, side + side / GRID / 2, GRID + 2) for side in image.shape[:2]
+    )
+    for place, one in enumerate(hidden):
+        row, column = divmod(place, GRID)
+        top, bottom = np.rint(down[[row, row + 2]]).astype(int).clip(0)
+        left, right = np.rint(across[[column, column + 2]]).astype(int).clip(0)
+        one[top:bottom, left:right] = colour
+    return hidden

@@ -1,0 +1,355 @@
+"""OpenVINO on CPU: an `nn.Module` becomes a graph without a compiler or a file in between, and runs.
+
+Of one graph there are two entries: uint8 pixels, with the normalisation as its first nodes, so that a request
+copies a quarter of the bytes; and float32 tensors that a client has normalised, compiled when the first one
+comes. The batch dimension is dynamic in both.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pthserve.engines.base import Explanation, Images, Logits
+from pthserve.engines.class_activation import class_activation, consistent
+from pthserve.engines.mapped_memory import give_back
+from pthserve.engines.request_pool import Lanes
+from pthserve.errors import EngineError
+from pthserve.images.spec import Spec
+
+if TYPE_CHECKING:
+    import openvino
+    from torch import nn
+
+_log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""OpenVINO's INFERENCE_PRECISION_HINT for each precision; int8 is in the graph, what is left of it is f32."""
+
+
+def runtime() -> Any:
+    """The `openvino` module, without its conversion tools.
+
+    The tools take half of the import, write into ~/intel, report each import to Google Analytics and set the
+    root logger to ERROR; `import openvino` does without them when they cannot be imported.
+    """
+    for module in ("openvino.tools.ovc", "openvino_telemetry"):
+        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+@functools.cache
+def _core() -> Any:
+    return runtime().Core()
+
+
+def precisions() -> tuple[str, ...]:
+    """The precisions that this CPU computes natively, fp32 first; int8 runs everywhere."""
+    capable = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name in PRECISIONS if name in {"fp32", "int8"} or name.upper() in capable)
+
+
+def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
+    """The graph of `module`: float32 (n, channels, height, width), normalised, to float32 (n, classes).
+
+    It goes through `torch.export`, which neither warns nor specialises on what a trace happened to see. What
+    follows from the weights alone, such as a batch normalisation folded into the convolution before it, is
+    computed here: else each compilation would do it again, and hold a second copy of the weights. Constants
+    that are left as they were share the memory of the module's parameters; the module may be released.
+
+    Raises:
+        EngineError: `torch.export` or OpenVINO's frontend cannot express the module.
+    """
+    import torch
+
+    ov = runtime()
+    from openvino._offline_transformations import apply_moc_transformations
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    # Two images: export takes a dimension of 1 for a constant.
+    example = torch.zeros(2, *spec.tensor_shape)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+            )
+            # As TorchFXPythonDecoder.from_exported_program, which logs each operator not in the table.
+            table: Any = torch.export.default_decompositions()
+            for operator in ops_to_not_decompose():
+                table.pop(operator, None)
+            decoder = TorchFXPythonDecoder(exported.run_decompositions(table).module(), dynamic_shapes=True)
+            frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
+            graph = frontend.convert(frontend.load(decoder))
+    except Exception as error:
+        raise EngineError(
+            f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
+        ) from error
+    graph.reshape(ov.PartialShape([-1, *spec.tensor_shape]))
+    apply_moc_transformations(graph, cf=True)
+    graph.input(0).set_names({"image"})
+    graph.output(0).set_names({"logits"})
+    return graph
+
+
+def quantize(graph: "openvino.Model", tensors: NDArray[np.float32]) -> "openvino.Model":
+    """An int8 graph of `graph`: NNCF's post-training quantisation, ranges taken from `tensors`.
+
+    tensors: float32 (n, channels, height, width), normalised images of the kind that the model will see; 100
+    to 300 are usual.
+    Weights have 7 bits: a CPU without VNNI adds pairs of products up in 16 bits, where those of 8 overflow.
+    """
+    runtime()
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+    nncf.set_log_level(logging.ERROR)
+    options = AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE)
+    images = nncf.Dataset(list(tensors[:, None]))
+    with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars
+        return nncf.quantize(graph, images, subset_size=len(tensors), advanced_parameters=options)
+
+
+def save(graph: "openvino.Model", path: Path) -> None:
+    """Write `graph` to `path` (.xml) and its weights beside it (.bin); the same graph, the same bytes."""
+    named = graph.clone()
+    named.set_friendly_name("model")
+    for index, node in enumerate(named.get_ordered_ops()):  # the names count what the process has made so far
+        node.set_friendly_name(f"{node.get_type_name()}_{index}")
+    runtime().save_model(named, path, compress_to_fp16=False)
+
+
+def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -> "openvino.Model":
+    """The graph that `save` wrote to `path`; its weights are mapped, not copied.
+
+    weights: the file of its weights; beside `path` where it is left out. name: of the file, for messages.
+    Raises:
+        EngineError: the files are missing, or no OpenVINO graph.
+    """
+    name = name or path
+    try:
+        with path.open(
+            "rb"
+        ) as file:  # what is none, OpenVINO takes for a file of each framework that it knows
+            if not _GRAPH.search(file.read(4096)):
+                raise EngineError(f"{name}: is no OpenVINO graph; {_PACK_ANEW}")
+    except OSError as error:
+        raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_ANEW}") from error
+    with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_ANEW):
+        return _core().read_model(path, weights or path.with_suffix(".bin"))
+
+
+def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> None:
+    """Raise EngineError unless `graph` takes what `spec` makes and gives a number for each of `classes`.
+
+    name: of its file, for the message.
+    """
+    ov = runtime()
+    wanted = (ov.PartialShape([-1, *spec.tensor_shape]), ov.PartialShape([-1, classes]))
+    ends = (graph.inputs, graph.outputs)
+    found = [[end.partial_shape for end in each] for each in ends]
+    if found != [[wanted[0]], [wanted[1]]] or any(
+        end.element_type != ov.Type.f32 for each in ends for end in each
+    ):
+        takes, gives = (" and ".join(map(str, each)) or "nothing" for each in found)
+        raise EngineError(
+            f"{name}: takes {takes} and gives {gives}, and the manifest makes it {wanted[0]} and "
+            f"{wanted[1]}, both f32; {_PACK_ANEW}"
+        )
+
+
+class OpenVINOEngine:
+    """A graph, compiled for this CPU; see `Engine`.
+
+    Where the threads can be halved it has two lanes; see `Lanes`.
+
+    threads: how many compute. They are not pinned, since the threads that decode share the cores.
+    cache_dir: folder in which compiled graphs are kept and looked for, below COMPILED.
+
+    Raises:
+        EngineError: the CPU does not compute `precision`, or OpenVINO cannot compile the graph.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        graph: "openvino.Model",
+        spec: Spec,
+        *,
+        precision: str = "fp32",
+        threads: int = 1,
+        cache_dir: Path | None = None,
+    ) -> None:
+        if precision not in precisions():
+            needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
+            raise EngineError(f"this CPU does not compute {precision}{needs}; use {', '.join(precisions())}")
+        self.precision = precision
+        self.threads = threads
+        self.lanes = 1 if threads % 2 else 2
+        self._config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+            "ENABLE_HYPER_THREADING": False,
+        }
+        if (kept := _kept(cache_dir)) is not None:
+            self._config["CACHE_DIR"] = str(kept)
+        self._spec = spec
+        self._graph = graph
+        self._lock = threading.Lock()
+        with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
+            with_pixels = _with_normalisation(graph, spec)
+        self._pixels: Lanes | None = self._compiled(with_pixels)
+        self._tensors: Lanes | None = None
+        self._explaining = threading.Lock()
+
+    def __call__(self, batch: Images) -> Logits:
+        """Logits of `batch`; see `Engine`."""
+        lanes = self._pixels if batch.dtype == np.uint8 else self._for_tensors()
+        assert lanes is not None
+        with _explained("OpenVINO cannot run the model", _ANOTHER):
+            return lanes(batch)
+
+    def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
+        """The class activation map of `image`; see `Explains`."""
+        with self._explaining:
+            if self._places is None:
+                return None
+            with _explained("OpenVINO cannot run the model", _ANOTHER):
+                places: NDArray[np.float32] = self._places.infer([np.ascontiguousarray(image[None])])[0]
+            return Explanation("class activation map", places[0, :, :, class_index].copy())
+
+    @functools.cached_property
+    def _places(self) -> Any:
+        """A request of its own for the class activation map; None where there is none."""
+        graph = class_activation(self._graph)
+        if graph is None:
+            return None
+        request = self._compile(_with_normalisation(graph, self._spec), 1).create_infer_request()
+        two = np.zeros((2, *self._spec.image_shape), np.uint8)
+        two[1] = np.random.default_rng(0).integers(0, 256, two.shape[1:])
+        found = request.infer([two])
+        return request if consistent(found[0], found[1]) else None
+
+    def settle(self) -> None:
+        """Let go of the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
+        give_back(".bin", ".blob")
+
+    def close(self) -> None:
+        """Give memory back; the engine is not called again."""
+        self._graph = self._pixels = self._tensors = None
+        vars(self).pop("_places", None)
+
+    def _for_tensors(self) -> Lanes:
+        with self._lock:
+            self._tensors = self._tensors or self._compiled(self._graph)
+            return self._tensors
+
+    def _compiled(self, graph: "openvino.Model") -> Lanes:
+        shared = self._compile(graph, self.lanes)
+        one = None
+        if self.lanes > 1:  # for one image, known to be one, a pass takes a tenth less
+            fixed = graph.clone()
+            shape = fixed.input(0).partial_shape
+            shape[0] = 1
+            fixed.reshape(shape)
+            one = self._compile(fixed, 1).create_infer_request()
+        return Lanes(one, [shared.create_infer_request() for _ in range(self.lanes)])
+
+    def _compile(self, graph: "openvino.Model", streams: int) -> Any:
+        with _explained("OpenVINO cannot compile the model", _ANOTHER):
+            return _core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
+
+
+_NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}
+
+
+COMPILED = "compiled"
+"""The folder in `cache_dir` for compiled graphs."""
+
+
+def _kept(cache_dir: Path | None) -> Path | None:
+    """Where compiled graphs are kept: a folder that nobody else may write to; None where there is none.
+
+    OpenVINO takes what is there as it is, so whoever may write there decides what is computed.
+    """
+    if cache_dir is None:
+        return None
+    folder = cache_dir / COMPILED
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        _log.warning("%s: compiled models are not kept: %s", folder, error.strerror)
+        return None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        _log.warning(
+            "%s: compiled models are not kept, since others than user %d may write to the folder; remove it, "
+            "or set its mode to 700",
+            folder,
+            os.geteuid(),
+        )
+        return None
+    return folder
+
+
+def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model":
+    """A copy of `graph` that takes uint8 (n, height, width, channels)."""
+    ov = runtime()
+    steps = ov.preprocess.PrePostProcessor(graph.clone())
+    image = steps.input(0)
+    image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    image.model().set_layout(ov.Layout("NCHW"))
+    # (x / 255 - mean) / std, as (x - 255 mean) / (255 std): one multiply and add a value.
+    (
+        image.preprocess()
+        .convert_element_type(ov.Type.f32)
+        .mean([255 * value for value in spec.mean])
+        .scale([255 * value for value in spec.std])
+        .convert_layout(ov.Layout("NCHW"))
+    )
+    return steps.build()
+
+
+_GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
+_PACK_ANEW = "pack the weights anew"
+_ANOTHER = "try another --precision, or serve the weights with --engine torch"
+_PLACES = re.compile(r"(Exception from |Check '.*' failed at |FrontEnd API failed with ).*:\d*:?$")
+"""Lines of OpenVINO's messages that say where in its source they are from."""
+
+
+@contextlib.contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Turn what OpenVINO raises into an EngineError: `what` failed, OpenVINO's reason, `advice`."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise EngineError(f"{what}: {reason(error)}; {advice}") from error
+
+
+def reason(error: Exception) -> str:
+    """The line of `error` that says why: OpenVINO's last, after the places in its source; else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not _PLACES.match(line)]
+    if not told:
+        return "no reason is given"
+    return told[-1 if len(told) < len(lines) else 0][:_LONGEST].rstrip(".!")
+
+
+_LONGEST = 300

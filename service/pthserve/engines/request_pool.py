@@ -1,0 +1,68 @@
+"""Lanes: OpenVINO's infer requests for one graph, and which of them a call gets."""
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from pthserve.engines.base import Images, Logits
+
+
+class Lanes:
+    """Runs batches on requests that share the engine's threads, or on one that has all of them.
+
+    A pass on many threads waits, layer by layer, for the one that something else held up; passes on a part of
+    them fill each other's gaps. So one image by itself is given all threads, for the sake of its latency. A
+    larger batch that is alone is split, and of calls at once each has a lane to itself.
+
+    one: takes one image, on all threads; None where there is none.
+    shared: each takes any number of images, on its part of the threads; one a lane.
+    """
+
+    def __init__(self, one: Any, shared: list[Any]) -> None:
+        self._one = one
+        self._shared = shared
+        self._free = threading.Condition()
+        self._calls = 0
+
+    def __call__(self, batch: Images) -> Logits:
+        """Logits of `batch`. Any thread may call; beyond the number of lanes it waits."""
+        taken = self._take(len(batch))
+        try:
+            return _run(taken, batch)
+        finally:
+            self._give_back(taken)
+
+    def _take(self, images: int) -> list[Any]:
+        with self._free:
+            alone = not self._calls
+            self._calls += 1
+            if alone and images == 1 and self._one is not None:
+                return [self._one]
+            while not self._shared:
+                self._free.wait()
+            lanes = min(images, len(self._shared)) if alone else 1
+            return [self._shared.pop() for _ in range(lanes)]
+
+    def _give_back(self, taken: list[Any]) -> None:
+        with self._free:
+            self._calls -= 1
+            self._shared += [request for request in taken if request is not self._one]
+            self._free.notify(len(taken))
+
+
+def _run(requests: list[Any], batch: Images) -> Logits:
+    """Logits of `batch`, shared out among `requests`."""
+    share = -(-len(batch) // len(requests))
+    first, *others = (np.ascontiguousarray(batch[at : at + share]) for at in range(0, len(batch), share))
+    started = list(zip(requests[1:], others, strict=False))
+    for request, part in started:
+        request.start_async([part], share_inputs=True)
+    try:
+        logits: Logits = requests[0].infer([first], share_inputs=True)[0]
+    finally:
+        for request, _ in started:
+            request.wait()
+    if not started:
+        return logits
+    return np.concatenate([logits, *(request.get_output_tensor(0).data for request, _ in started)])

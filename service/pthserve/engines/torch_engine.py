@@ -1,0 +1,153 @@
+"""PyTorch: the module itself, on CPU or CUDA."""
+
+import copy
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pthserve.engines.base import Explanation, Images, Logits
+from pthserve.engines.grad_cam import GradCam
+from pthserve.errors import EngineError
+from pthserve.images.spec import Spec
+from pthserve.planning.plan import cpu_flags
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+GRAPH_SIZES = (1, 2, 4, 8, 16, 32)
+"""Batch sizes with a CUDA graph of their own: a batch is padded to the next one, and cut above the last."""
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """The precisions that `device` (cpu or cuda) computes natively, fp32 first."""
+    if device == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("fp32", "fp16", "bf16") if bf16 else ("fp32", "fp16")
+    return ("fp32", "bf16") if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else ("fp32",)
+
+
+class TorchEngine:
+    """A module in eval mode, its weights channels-last; see `Engine`.
+
+    module: from float32 (n, channels, height, width) to (n, classes). At fp32 on CPU it is used as it is, and
+    its parameters are laid out anew; else a copy is.
+    threads: of the CPU's, on one batch.
+    device: cpu or cuda.
+
+    Raises:
+        EngineError: there is no such device, or it does not compute `precision`.
+    """
+
+    name = "torch"
+    lanes = 1
+
+    def __init__(
+        self, module: nn.Module, spec: Spec, *, precision: str = "fp32", threads: int = 1, device: str = "cpu"
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise EngineError("there is no CUDA device here; use --device cpu")
+        if precision not in precisions(device):
+            needs = ", which needs avx512_bf16 or amx_bf16" if (device, precision) == ("cpu", "bf16") else ""
+            known = ", ".join(precisions(device))
+            raise EngineError(f"torch does not compute {precision} on this {device}{needs}; use {known}")
+        self.precision = precision
+        self.threads = threads
+        self._dtype = DTYPES[precision]
+        own = module if (device, precision) == ("cpu", "fp32") else copy.deepcopy(module)
+        own = own.eval().to(device, self._dtype)
+        self._module: nn.Module | None = own.to(memory_format=torch.channels_last)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
+        )
+        self._cuda = CudaGraphs(self._forward, spec) if device == "cuda" else None
+        self._explaining = threading.Lock()
+        self._grad_cam: GradCam | None = None
+
+    @torch.inference_mode()
+    def __call__(self, batch: Images) -> Logits:
+        """Logits of `batch`; see `Engine`."""
+        # PyTorch warns of arrays that cannot be written to, and refuses negative strides.
+        images = torch.from_numpy(np.require(batch, requirements=["C", "W"]))
+        if self._cuda:
+            return self._cuda(images)
+        if torch.get_num_threads() != self.threads:  # a number of the calling thread, not of the engine
+            torch.set_num_threads(self.threads)
+        logits: NDArray[np.float32] = self._forward(images).numpy()
+        return logits
+
+    def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
+        """Grad-CAM's map of `image`; see `Explains`."""
+        assert self._module is not None
+        images = torch.from_numpy(np.require(image[None], requirements=["C", "W"])).to(self._mean.device)
+        with self._explaining:
+            self._grad_cam = self._grad_cam or GradCam(self._module)
+            found = self._grad_cam(self._normalised(images), class_index)
+        return None if found is None else Explanation("Grad-CAM", found.cpu().numpy())
+
+    def close(self) -> None:
+        """Give memory back; the engine is not called again."""
+        self._module = self._cuda = self._grad_cam = None
+
+    def _forward(self, images: Tensor) -> Tensor:
+        assert self._module is not None
+        logits: Tensor = self._module(self._normalised(images)).float()
+        return logits
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            # The very operations of torchvision's ToTensor and Normalize; the view is channels-last already.
+            images = images.permute(0, 3, 1, 2).to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        return images.to(self._dtype, memory_format=torch.channels_last)
+
+
+class CudaGraphs:
+    """A forward pass on CUDA, recorded once for each of GRAPH_SIZES and replayed.
+
+    Images go over the bus as they came, from pinned memory and on a stream of their own, so that the next
+    piece of a large batch is copied while the present one is computed.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], spec: Spec) -> None:
+        self._forward = forward
+        self._shapes = {torch.uint8: spec.image_shape, torch.float32: spec.tensor_shape}
+        self._compute, self._copy = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._recorded: dict[tuple[torch.dtype, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        for size in GRAPH_SIZES:
+            self._record(torch.uint8, size)
+
+    def __call__(self, images: Tensor) -> Logits:
+        """Logits of `images`, a tensor in the CPU's memory."""
+        answers = []
+        for piece in torch.split(images, GRAPH_SIZES[-1]):
+            size = next(size for size in GRAPH_SIZES if size >= len(piece))
+            graph, given, logits = self._recorded.get((piece.dtype, size)) or self._record(piece.dtype, size)
+            with torch.cuda.stream(self._copy):
+                arrived = piece.pin_memory().to("cuda", non_blocking=True)
+            with torch.cuda.stream(self._compute):
+                self._compute.wait_stream(self._copy)
+                arrived.record_stream(self._compute)
+                given[: len(piece)].copy_(arrived)
+                graph.replay()
+                answers.append(logits[: len(piece)].to("cpu", non_blocking=True))
+        self._compute.synchronize()
+        joined: NDArray[np.float32] = torch.cat(answers).numpy()
+        return joined
+
+    def _record(self, dtype: torch.dtype, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        given = torch.zeros(size, *self._shapes[dtype], dtype=dtype, device="cuda")
+        self._compute.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(), torch.cuda.stream(self._compute):
+            for _ in range(3):  # libraries choose their kernels and workspaces before the recording
+                self._forward(given)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: another thread may load a model meanwhile.
+        with (
+            torch.inference_mode(),
+            torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"),
+        ):
+            logits = self._forward(given)
+        self._recorded[dtype, size] = graph, given, logits
+        return graph, given, logits

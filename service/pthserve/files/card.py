@@ -1,0 +1,276 @@
+"""Card: what `model.yaml` says about the weights beside it, with a default for all that it leaves out."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pthserve.errors import CardError, WeightsError
+from pthserve.files import documents, regular_files
+from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing, labels
+from pthserve.images.spec import Spec
+from pthserve.loading.model import Golden
+from pthserve.text import QUOTED, of_path, quoted
+
+FILE = "model.yaml"
+SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
+"""What the name of a weights file ends in, where a folder does not say which it is."""
+BYTES = 4 * 2**20
+"""Most bytes of a card, and of a file of labels."""
+
+_PARTS: dict[str, type[BaseModel]] = {"preprocessing": Preprocessing, "golden": GoldenImage}
+_WRONG_TYPE = {
+    "missing": "must be given",
+    "model_type": "must be a mapping of fields",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+}
+_EMPTY = Fields.model_validate({})
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known about a model before its weights are read.
+
+    folder: where the card lies, or would.
+    sha256: what the weights must hash to, in lower case. architecture: a name, or `package.module:callable`;
+    kwargs: for it. labels: one a class. spec: None where the card says nothing of preprocessing; `assumed`
+    where it leaves out the sizes.
+    """
+
+    folder: Path
+    name: str
+    weights: Path
+    version: str = "1"
+    sha256: str | None = None
+    architecture: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    spec: Spec | None = None
+    golden: tuple[Golden, ...] = ()
+
+    @property
+    def file(self) -> Path:
+        """Where the card is, or would be."""
+        return self.folder / FILE
+
+
+def read(path: Path) -> Card:
+    """The card of the weights file or the folder at `path`.
+
+    A card beside a weights file is its own unless it names other weights. What a card names lies in its
+    folder. Symbolic links stay in the paths, so that what Kubernetes swaps is found again.
+    Raises CardError, or WeightsError where a file is missing.
+    """
+    if not path.exists():
+        raise WeightsError(f"{quoted(path)}: there is no such file or folder")
+    folder, given = (path, None) if path.is_dir() else (path.parent, path)
+    file = folder / FILE
+    fields = _parse(file) if file.is_symlink() or file.exists() else _EMPTY
+    if given and fields.weights and not _same(given, folder / fields.weights):
+        fields = _EMPTY
+    weights = given or (_named_weights(fields.weights, file) if fields.weights else _only_weights(folder))
+    names = _labels(fields.labels, file)
+    return Card(
+        folder=folder,
+        name=fields.name or of_path(given.name.split(".")[0] if given else folder.resolve().name),
+        weights=weights,
+        version=fields.version,
+        sha256=fields.sha256,
+        architecture=fields.architecture,
+        kwargs=fields.kwargs,
+        labels=names,
+        spec=fields.preprocessing.spec() if fields.preprocessing else None,
+        golden=tuple(
+            _golden(image, names, file, f"golden[{number}]") for number, image in enumerate(fields.golden)
+        ),
+    )
+
+
+def write_golden(folder: Path, golden: Iterable[Golden]) -> Path:
+    """Put `golden` into the card of `folder`, which is made if there is none; the rest of it stays as it is.
+
+    Returns the card's file, which is replaced in one step.
+    """
+    file = folder / FILE
+    text = ""
+    if file.is_file():
+        _parse(file)  # raises CardError before anything is written
+        text = _text(file, None).rstrip() + "\n"
+    start, end = _span(text, "golden")
+    temporary = file.with_name(f".{FILE}.{os.getpid()}")
+    temporary.write_text(text[:start] + _yaml({"golden": _answers(golden, folder)}) + text[end:], "utf-8")
+    return temporary.replace(file)
+
+
+def dump(card: Card) -> str:
+    """`card` as the text of a `model.yaml` that, in the card's folder, reads back as the same card."""
+    values: dict[str, Any] = {
+        "name": card.name,
+        "version": card.version,
+        "weights": os.path.relpath(card.weights, card.folder),
+        "sha256": card.sha256,
+        "architecture": card.architecture,
+        "kwargs": dict(card.kwargs),
+        "labels": card.labels and list(card.labels),
+        "preprocessing": card.spec and _preprocessing(card.spec),
+        "golden": _answers(card.golden, card.folder),
+    }
+    return _yaml({key: value for key, value in values.items() if value})
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
+def _preprocessing(spec: Spec) -> dict[str, Any]:
+    left_out = {"assumed", "resize", "crop"} if spec.assumed else {"assumed"}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in spec.to_dict().items()
+        if key not in left_out
+    }
+
+
+def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "image": os.path.relpath(one.image, folder),
+            "class_index": one.class_index,
+            **({} if one.probability is None else {"probability": one.probability}),
+        }
+        for one in golden
+    ]
+
+
+def _span(text: str, key: str) -> tuple[int, int]:
+    """From where to where `key` and its value stand in the YAML mapping `text`, in whole lines."""
+    root = yaml.compose(text, documents.Loader)
+    for name, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if name.value == key:
+            last = value
+            while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
+                last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
+            newline = text.find("\n", last.end_mark.index)
+            return name.start_mark.index, len(text) if newline < 0 else newline + 1
+    return len(text), len(text)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.isfile(other) and one.samefile(other)  # noqa: PTH113, it takes any name
+
+
+def _named_weights(name: str, card: Path) -> Path:
+    """The weights file that a card names. Links may lead out of the folder, as those of download caches do:
+    what is no weights file is not read, and what is one is the model."""
+    weights = card.parent / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise CardError(f"{card}: weights: must be a file in the card's folder, and {quoted(name)} is not")
+    if not os.path.isfile(weights):  # noqa: PTH113, it takes any name
+        raise WeightsError(f"{card}: weights: there is no file {quoted(weights)}")
+    return weights
+
+
+def _only_weights(folder: Path) -> Path:
+    """The one weights file in `folder`. Hidden names do not count, such as a mounted ConfigMap's `..data`."""
+    found = sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.name.endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+    )
+    if not found:
+        raise WeightsError(f"{folder}: there is no weights file here, which ends in {', '.join(SUFFIXES)}")
+    if len(found) > 1:
+        names = ", ".join(entry.name for entry in found)
+        raise CardError(
+            f"{folder}: there are several weights files ({names}); {FILE} must name its `weights`"
+        )
+    return found[0]
+
+
+def _parse(file: Path) -> Fields:
+    values = _parsed(file, _text(file, None), documents.parse_yaml)
+    if not isinstance(values, dict | None):
+        raise CardError(f"{file}: must be a mapping of fields, such as `name: digits`")
+    try:
+        return Fields.model_validate(values or {})
+    except ValidationError as error:
+        raise CardError(f"{file}: {_first(error)}") from None
+
+
+def _text(file: Path, within: Path | None) -> str:
+    """The text in `file`, which must lie in the folder `within` where that is given."""
+    try:
+        return regular_files.read(file, BYTES, within).decode("utf-8-sig")
+    except OSError as error:
+        raise CardError(f"{quoted(file, 2 * QUOTED)}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CardError(f"{file}: cannot be parsed: {error}") from error
+
+
+def _parsed(file: Path, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise CardError(f"{file}: {error}") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint: the field, what is wrong, what is allowed."""
+    details = error.errors(include_url=False)[0]
+    *parents, last = details["loc"]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
+    place = quoted(place.removeprefix("."))
+    if details["type"] == "extra_forbidden":
+        known = (_PARTS[str(parents[0])] if parents else Fields).model_fields
+        close = difflib.get_close_matches(str(last)[:100], known, 1, cutoff=0.5)
+        hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
+        return f"{place}: is no field; {hint}"
+    reason = _WRONG_TYPE.get(details["type"]) or details.get("ctx", {}).get("error")
+    return f"{place}: {quoted(reason or details['msg'].removeprefix('Input '), 2 * QUOTED)}"
+
+
+def _labels(given: str | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
+    if not isinstance(given, str):
+        return given
+    file = card.parent / given
+    text = _text(file, card.parent)
+    found: tuple[str, ...] = _parsed(
+        file, text, _labels_of_json if file.suffix == ".json" else _labels_of_lines
+    )
+    return found
+
+
+def _labels_of_json(text: str) -> tuple[str, ...]:
+    return labels(documents.parse_json(text))
+
+
+def _labels_of_lines(text: str) -> tuple[str, ...]:
+    return labels([line.strip() for line in text.rstrip().splitlines()])
+
+
+def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, place: str) -> Golden:
+    image = card.parent / fields.image
+    try:
+        regular_files.check(image, regular_files.IMAGE, card.parent)
+    except OSError as error:
+        raise CardError(f"{card}: {place}.image: {quoted(image)}: {error.strerror}") from error
+    index = fields.class_index
+    if index is None:
+        found = [number for number, name in enumerate(names or ()) if name == fields.label]
+        if len(found) != 1:
+            count = "several labels are" if found else "no label is"
+            raise CardError(
+                f"{card}: {place}.label: {count} {quoted(repr(fields.label))}; give its class_index"
+            )
+        index = found[0]
+    elif names is not None and index >= len(names):
+        raise CardError(
+            f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels"
+        )
+    return Golden(image, index, fields.probability)

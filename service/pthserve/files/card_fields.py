@@ -1,0 +1,196 @@
+"""Fields: what may stand in `model.yaml`, and what each means. The table is docs/card.md."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+
+from pthserve.images.spec import Interpolation, Spec
+from pthserve.text import quoted, whole
+
+MAX_SIDE = 4096
+MAX_WORD = 200
+"""Characters of a name or a version."""
+MAX_GOLDEN = 1000
+"""Golden images of a card: all of them are in memory at once."""
+_DIGITS = 9
+"""Most digits of a class's number."""
+
+
+def _text(value: object) -> str:
+    """Text, or an integer taken for it; whatever else YAML makes of unquoted text has lost letters."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, and YAML reads it as {_short(value)}; put it in quotes")  # noqa: TRY004
+    if not value:
+        raise ValueError("must not be empty")
+    return whole(value)
+
+
+def _short(value: object) -> str:
+    match value:
+        case dict():
+            return "a mapping"
+        case list() | tuple() | set():
+            return "a list"
+    return quoted(repr(value))
+
+
+def _word(value: object) -> str:
+    """Text that stands in URLs, metrics and the log."""
+    text = _text(value)
+    if not text.isprintable() or len(text) > MAX_WORD:
+        raise ValueError(f"must be at most {MAX_WORD} characters, all of them printable")
+    return text
+
+
+def _name(value: object) -> str:
+    text = _word(value)
+    if "/" in text:
+        raise ValueError("must have no slash, as it is part of URLs")
+    return text
+
+
+def _sha256(value: object) -> str:
+    text = _text(value).lower()
+    if re.fullmatch("[0-9a-f]{64}", text) is None:
+        raise ValueError("must be 64 hexadecimal digits")
+    return text
+
+
+def _sides(value: object) -> int | tuple[int, int]:
+    match value:
+        case int(side) if _is_side(side):
+            return side
+        case [int(height), int(width)] if _is_side(height) and _is_side(width):
+            return height, width
+    raise ValueError(f"must be pixels, 1 to {MAX_SIDE}, or two of them as [height, width]")
+
+
+def _is_side(value: int) -> bool:
+    return not isinstance(value, bool) and 1 <= value <= MAX_SIDE
+
+
+def labels(value: object) -> tuple[str, ...]:
+    """Labels in the order of the classes, out of a list, or a mapping of index to label or label to index.
+
+    The last is what torchvision's ImageFolder has as `class_to_idx`. Raises ValueError.
+    """
+    if isinstance(value, list | tuple) and value:
+        return tuple(map(_text, value))
+    if not isinstance(value, dict) or not value:
+        raise ValueError("must be a list of labels, or a mapping of index to label or label to index")
+    pairs: Iterable[tuple[Any, Any]] = value.items()
+    if not all(_is_number(key) for key in value):
+        pairs = [(index, label) for label, index in pairs]
+    by_index = {int(index): _text(label) for index, label in pairs if _is_number(index)}
+    if sorted(by_index) != list(range(len(value))):
+        raise ValueError(f"must number its {len(value)} classes from 0 to {len(value) - 1}")
+    return tuple(by_index[index] for index in range(len(value)))
+
+
+def _is_number(value: object) -> bool:
+    """Whether `value`, or the text of it, is the number of a class."""
+    if isinstance(value, int):  # not `str` at once, which refuses a number of many digits
+        return not isinstance(value, bool) and 0 <= value < 10**_DIGITS
+    return isinstance(value, str) and len(value) <= _DIGITS and value.isdecimal()
+
+
+Text = Annotated[str, PlainValidator(_text)]
+Word = Annotated[str, PlainValidator(_word)]
+Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
+Labels = Annotated[
+    str | tuple[str, ...], PlainValidator(lambda value: value if isinstance(value, str) else labels(value))
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preprocessing(_Fields):
+    """How an image is preprocessed, as it was in training."""
+
+    resize: Sides | None = Field(
+        256, description="the shorter side after resizing, in pixels; or `[height, width]`; or `null`"
+    )
+    crop: Sides = Field(224, description="side of the centre crop, in pixels; or `[height, width]`")
+    interpolation: Interpolation = Field("bilinear", description="Pillow's name of the resizing filter")
+    antialias: bool = Field(
+        True, description="`false`: resize as torchvision does a tensor without it; bilinear and bicubic only"
+    )
+    exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
+    mean: Annotated[tuple[Share, ...], Channels] = Field(
+        (0.485, 0.456, 0.406), description="subtracted from values in 0 to 1; three numbers, or one for grey"
+    )
+    std: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Channels] = Field(
+        (0.229, 0.224, 0.225), description="what they are then divided by; as many numbers"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if ("resize" in self.model_fields_set) != ("crop" in self.model_fields_set):
+            raise ValueError("`resize` and `crop` belong together; give both (`resize: null` for none)")
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise ValueError("`mean` and `std` must both have three numbers, or both one")
+        if not self.antialias and self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
+        return self
+
+    def spec(self) -> Spec:
+        """The same as a Spec; `assumed` where the sizes are left out."""
+        values = self.model_dump()
+        if isinstance(self.crop, int):
+            values["crop"] = (self.crop, self.crop)
+        return Spec(**values, assumed="crop" not in self.model_fields_set)
+
+
+class GoldenImage(_Fields):
+    """An image with a known answer."""
+
+    image: Text = Field(description="the image file")
+    class_index: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+        None, description="the class that it must be given;"
+    )
+    label: Text | None = Field(None, description="or the label of that class")
+    probability: Share | None = Field(None, description="with what probability; unchecked where left out")
+
+    @model_validator(mode="after")
+    def _one_class(self) -> Self:
+        if (self.class_index is None) == (self.label is None):
+            raise ValueError("needs either `class_index` or `label`")
+        return self
+
+
+class Fields(_Fields):
+    """A whole `model.yaml`. Paths start at its folder."""
+
+    name: Annotated[str, PlainValidator(_name)] | None = Field(
+        None, description="the model's name in answers, metrics and URLs; default: the folder's or the file's"
+    )
+    version: Word = Field("1", description="the model's version")
+    weights: Text | None = Field(
+        None, description="the weights file; may be left out where the folder has only one"
+    )
+    sha256: Annotated[str, PlainValidator(_sha256)] | None = Field(
+        None, description="what the weights file must hash to"
+    )
+    architecture: Text | None = Field(
+        None, description="torchvision's name, or `package.module:callable`; default: found from the weights"
+    )
+    kwargs: dict[str, Any] = Field({}, description="keyword arguments of the architecture")
+    labels: Labels | None = Field(
+        None,
+        description="one a class: a list, a mapping of index to label or label to index, a `.json` file of "
+        "either, or a text file with one a line; default: the indices",
+    )
+    preprocessing: Preprocessing | None = Field(
+        None, description="how an image is preprocessed; default: as torchvision's ImageNet models"
+    )
+    golden: tuple[GoldenImage, ...] = Field(
+        (), max_length=MAX_GOLDEN, description="images with known answers"
+    )

@@ -1,0 +1,188 @@
+"""Handlers: what stands between gRPC and the calls: bounds, errors, metrics and the log."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pthserve.access.bodies import Bodies, bare
+from pthserve.access.guard import Guard
+from pthserve.access.request_log import record, request_id
+from pthserve.errors import MalformedRequest, PthserveError, RateLimited, Unavailable
+from pthserve.grpc import message_limits
+from pthserve.grpc.arrivals import Arrivals, Context, Places
+from pthserve.grpc.status_codes import code
+from pthserve.http.problems import GONE, status
+from pthserve.inference_protocol.compression import inflated, is_compressed
+from pthserve.inference_protocol.service import Service
+from pthserve.protos import inference_pb2 as pb
+from pthserve.settings import Settings
+from pthserve.tracing import Span, Tracer, begin
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+ARRIVING = 8
+"""How many messages may be arriving at once, each of up to the largest size."""
+
+PROBES = 64
+"""How many calls that need no key may be at once, beside those that watch."""
+
+OPEN = {"ServerLive", "ServerReady"}
+"""Calls for which no key is asked, no token taken and no span made: probes. Their messages are empty, and not
+read: those cannot keep anything in memory."""
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which a call is answered.
+
+    until: its deadline, on the event loop's clock; notes: what its line of the log says.
+    """
+
+    until: float
+    notes: dict[str, object] = field(default_factory=dict)
+
+    def remaining(self) -> float:
+        """Seconds that are left; negative when the deadline has passed."""
+        return self.until - asyncio.get_running_loop().time()
+
+
+Call = Callable[[Service, Any, Terms], Awaitable[Message]]
+"""From a request message to the response message; raises PthserveError."""
+
+
+class Handlers:
+    """gRPC handlers of calls on `service`.
+
+    bodies: counts the bytes of messages with those of HTTP's bodies, and reads the large ones.
+    guard: says who is let in; tracer: makes a span of each call. Both let the calls in OPEN be.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        settings: Settings,
+        bodies: Bodies,
+        guard: Guard | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._service = service
+        self._guard = guard
+        self._tracer = tracer
+        self._deadline = settings.deadline
+        self._bodies = bodies
+        self.probes = Places(PROBES, f"{PROBES} calls that need no key are being answered; try again later")
+        self._arrivals = Arrivals(ARRIVING, settings.max_inflight)
+
+    def of(self, calls: Mapping[str, Call]) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
+        """A handler a call.
+
+        To gRPC each is one of a stream of requests, which on the wire looks the same for a client that sends
+        one: so the message is read and parsed here, when the client has been let in, where a slow one can be
+        timed out, and a malformed one told so.
+        """
+        return {name: self._handler(name, call) for name, call in calls.items()}
+
+    def _handler(self, name: str, call: Call) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        route = f"/{SERVICE.full_name}/{name}"
+        request_class = GetMessageClass(SERVICE.methods_by_name[name].input_type)
+
+        async def handle(_: object, context: Context) -> bytes:
+            began = time.perf_counter()
+            headers = _headers(context)
+            span, trace = begin(None if name in OPEN else self._tracer, headers)
+            terms = self._terms(context, headers, trace)
+            trailer = (("x-request-id", str(terms.notes["request_id"])),)
+            context.set_trailing_metadata(trailer)
+            http, grpc_code = 500, grpc.StatusCode.INTERNAL
+            try:
+                if self._guard is not None and name not in OPEN:
+                    self._guard.admit(headers, context.peer())
+                if name in OPEN:
+                    self.probes.take(context)
+                    response = (await call(self._service, request_class(), terms)).SerializeToString()
+                else:
+                    response = await self._answer(request_class, call, context, terms)
+                http, grpc_code = 200, grpc.StatusCode.OK
+            except PthserveError as error:
+                http, grpc_code = status(error), code(error)
+                bare(error)
+                await context.abort(grpc_code, str(error), (*trailer, *_retry(error)))
+            except asyncio.CancelledError:
+                http, grpc_code = GONE, grpc.StatusCode.CANCELLED
+                raise
+            except Exception:
+                log.exception("the service made a mistake", extra={"fields": terms.notes})
+                message = "the service made a mistake; its log says which, under this x-request-id"
+                await context.abort(grpc.StatusCode.INTERNAL, message, trailer)
+            finally:
+                if span is not None:
+                    _end(span, route[1:], grpc_code, failed=http >= 500)
+                # The code is HTTP's, so that one query counts the errors of both.
+                record("GRPC", route, http, time.perf_counter() - began, terms.notes)
+            return response
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _terms(self, context: Context, headers: Headers, trace: Mapping[str, str]) -> Terms:
+        granted = context.time_remaining()
+        seconds = self._deadline if granted is None else min(granted, self._deadline)
+        until = asyncio.get_running_loop().time() + seconds
+        return Terms(until, {"request_id": request_id(headers).decode(), **trace})
+
+    async def _answer(
+        self, request_class: type[Message], call: Call, context: Context, terms: Terms
+    ) -> bytes:
+        holding = self._bodies.hold()
+        # When the response is sent, or the client gone; whatever the stubs say, a function will do.
+        context.add_done_callback(lambda _: holding.close())  # type: ignore[arg-type]
+        body = await self._arrivals.read(context, terms.until)
+        holding.grow(len(body))
+        inflate = partial(inflated, limit=self._bodies.max_body) if is_compressed(body) else None
+        parse = partial(_parsed, request_class)
+        request = await self._bodies.read(holding, body, terms.until, parse, inflate)
+        response = (await call(self._service, request, terms)).SerializeToString()
+        holding.shrink(holding.size)
+        holding.grow(len(response))
+        return response
+
+
+def _headers(context: Context) -> Headers:
+    return [
+        (name.encode(), value.encode() if isinstance(value, str) else value)
+        for name, value in context.invocation_metadata() or ()
+    ]
+
+
+def _parsed(request_class: type[Message], body: bytes) -> Message:
+    message_limits.check(request_class, body)
+    try:
+        return request_class.FromString(body)
+    except DecodeError as error:
+        raise MalformedRequest("the message is not one of this procedure") from error
+
+
+def _end(span: Span, method: str, code: grpc.StatusCode, *, failed: bool) -> None:
+    said: dict[str, str | int] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.response.status_code": code.name,
+    }
+    span.end(method, said, code.name if failed else "")
+
+
+def _retry(error: PthserveError) -> tuple[tuple[str, str], ...]:
+    """Tells a client that retries when to, in the trailing metadata that gRPC has for it."""
+    if isinstance(error, Unavailable | RateLimited):
+        return (("grpc-retry-pushback-ms", str(round(1000 * error.retry_after))),)
+    return ()

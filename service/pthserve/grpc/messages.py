@@ -1,0 +1,78 @@
+"""Messages: the Open Inference Protocol's protobuf, to what `protocol` knows and back."""
+
+from collections.abc import Mapping
+
+from pthserve.errors import MalformedRequest
+from pthserve.inference_protocol.infer import (
+    Request,
+    Response,
+    check_parameters,
+    everything,
+    flag,
+    timeout,
+    wanted,
+)
+from pthserve.inference_protocol.tensors import Input
+from pthserve.protos import inference_pb2 as pb
+
+_FIELDS = {
+    "FP32": "fp32_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def request(message: pb.ModelInferRequest) -> Request:
+    """`message` in our words; raises MalformedRequest.
+
+    Outputs are raw where the inputs are, unless the parameter `binary_data_output` says otherwise.
+    """
+    given = parameters(message.parameters)
+    check_parameters(given)
+    binary = flag(given, "binary_data_output", default=bool(message.raw_input_contents))
+    return Request(
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        inputs=_inputs(message),
+        wanted=tuple(
+            wanted(output.name, parameters(output.parameters), binary=binary) for output in message.outputs
+        )
+        or everything(binary=binary),
+        timeout=timeout(given),
+    )
+
+
+def _inputs(message: pb.ModelInferRequest) -> tuple[Input, ...]:
+    raw = message.raw_input_contents
+    if raw and (len(raw) != len(message.inputs) or any(put.HasField("contents") for put in message.inputs)):
+        raise MalformedRequest("raw_input_contents has to hold every input, and contents none")
+    inputs = []
+    for index, put in enumerate(message.inputs):
+        check_parameters(parameters(put.parameters))
+        content = raw[index] if raw else getattr(put.contents, _FIELDS.get(put.datatype, "bytes_contents"))
+        inputs.append(Input(put.datatype, tuple(put.shape), content))
+    return tuple(inputs)
+
+
+def parameters(
+    given: Mapping[str, pb.InferParameter] | Mapping[str, pb.ModelRepositoryParameter],
+) -> dict[str, object]:
+    """`given` as plain values; one without a value is as good as none."""
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in given.items()}
+    return {name: getattr(given[name], choice) for name, choice in choices.items() if choice}
+
+
+def response(answered: Response) -> pb.ModelInferResponse:
+    """`answered` as a message; its outputs are raw, all of them, if one of them is to be binary."""
+    message = pb.ModelInferResponse(model_name=answered.model, model_version=answered.version, id=answered.id)
+    raw = any(output.binary for output in answered.outputs)
+    for output in answered.outputs:
+        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        if raw:
+            message.raw_output_contents.append(output.to_bytes())
+        else:
+            flat = output.values if isinstance(output.values, list) else output.values.ravel().tolist()
+            getattr(tensor.contents, _FIELDS[output.datatype]).extend(flat)
+    return message

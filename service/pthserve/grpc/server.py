@@ -1,0 +1,94 @@
+"""Server: the Open Inference Protocol and grpc.health.v1, on the event loop that also serves HTTP."""
+
+import errno
+import math
+from dataclasses import dataclass, field
+
+import grpc
+
+from pthserve.access.bodies import Bodies
+from pthserve.access.guard import Guard
+from pthserve.grpc.health import NAME, Health
+from pthserve.grpc.interceptor import SERVICE, Handlers
+from pthserve.grpc.procedures import CALLS
+from pthserve.inference_protocol.service import Load, Service
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+from pthserve.tracing import Tracer
+
+CONNECTIONS = 1024
+"""How many connections may be open at once."""
+AGE_SECONDS = 300
+"""How long a connection is kept, and then for the deadline that its last calls have. Clients open another one
+by themselves. A call whose client does not read the response lasts until then: gRPC cannot end it alone."""
+
+
+@dataclass
+class Server:
+    """A gRPC server that has its port, and answers from `start` to `stop`.
+
+    port: the one it took.
+    """
+
+    port: int
+    _server: grpc.aio.Server
+    _settings: Settings
+    _health: Health | None = field(default=None, init=False)
+
+    async def start(
+        self,
+        predictor: Predictor,
+        load: Load | None = None,
+        guard: Guard | None = None,
+        tracer: Tracer | None = None,
+        bodies: Bodies | None = None,
+    ) -> None:
+        """Answer calls.
+
+        load: reads the model's file again, for RepositoryModelLoad. guard: says who is let in.
+        tracer: makes a span of each call, but of probes. bodies: counts the bytes that calls hold, with those
+        of other servers.
+        """
+        service = Service(predictor, self._settings, load)
+        bodies = bodies or Bodies(self._settings.max_body, self._settings.cpus)
+        handlers = Handlers(service, self._settings, bodies, guard, tracer)
+        self._health = Health(service.unready, self._settings.deadline, handlers.probes)
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE.full_name, handlers.of(CALLS)),
+                grpc.method_handlers_generic_handler(NAME, self._health.handlers()),
+            )
+        )
+        await self._server.start()
+
+    async def stop(self, grace: float) -> None:
+        """Let no new call in, and give those in flight up to `grace` seconds; or fewer, asked again."""
+        if self._health is not None:
+            self._health.end()
+        await self._server.stop(grace)
+
+
+async def listen(settings: Settings) -> Server:
+    """Take `settings.grpc_port`, or a free one where that is 0; raises OSError where it cannot be had."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.max_body),
+            ("grpc.so_reuseport", 0),  # or a second process would share the port without a word
+            # gRPC would inflate a message without a bound; so the handlers do.
+            ("grpc.per_message_decompression", 0),
+            # A stream whose message nobody has asked for gets 64 KiB, and no more for being fast.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.max_concurrent_streams", 2 * settings.max_inflight),
+            ("grpc.max_allowed_incoming_connections", CONNECTIONS),
+            ("grpc.max_connection_age_ms", 1000 * AGE_SECONDS),
+            ("grpc.max_connection_age_grace_ms", 1000 * math.ceil(settings.deadline)),
+        ],
+        # Beyond those that can be answered there is room for those that are told so.
+        maximum_concurrent_rpcs=2 * settings.max_inflight,
+    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{settings.grpc_port}"
+    try:
+        return Server(server.add_insecure_port(address), server, settings)
+    except RuntimeError as error:
+        raise OSError(errno.EADDRINUSE, f"cannot listen for gRPC on {address}: the port is taken") from error

@@ -1,0 +1,69 @@
+"""Page: the web pages for people, and their files. They ask this service alone, and need nothing else."""
+
+import gzip
+import hashlib
+from importlib import resources
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pthserve.errors import NotFound
+from pthserve.http.routing import Route
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+HEADERS = {
+    # Of this service alone; blob: are the images that a person has just chosen.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Vary": "Accept-Encoding",
+}
+PAGES = {"/": "index.html", "/docs": "docs.html"}
+
+
+class Page:
+    """The files in memory. The pages name the others under a version that changes with any of them."""
+
+    def __init__(self) -> None:
+        folder = resources.files("pthserve.http") / "site_files"
+        self.files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        digest = hashlib.sha256(b"".join(self.files[name] for name in sorted(self.files)))
+        self.version = digest.hexdigest()[:16]
+        for name in PAGES.values():
+            self.files[name] = self.files[name].replace(b'"page/', f'"page/{self.version}/'.encode())
+        self._packed = {name: gzip.compress(data, mtime=0) for name, data in self.files.items()}
+
+    async def page(self, request: Request) -> Response:
+        """A page itself: asked for each time, sent when it has changed."""
+        headers = {"ETag": f'W/"{self.version}"', "Cache-Control": "no-cache"}
+        if f'"{self.version}"' in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=HEADERS | headers)
+        return self._file(PAGES[request.url.path], request, headers)
+
+    async def file(self, request: Request) -> Response:
+        """A file of the pages, which never changes under its version."""
+        name = request.path_params["name"]
+        if request.path_params["version"] != self.version or name not in self.files:
+            raise NotFound("there is no such file, or not any more; load the page again")
+        return self._file(name, request, {"Cache-Control": "public, max-age=31536000, immutable"})
+
+    def _file(self, name: str, request: Request, headers: dict[str, str]) -> Response:
+        headers = HEADERS | headers | {"Content-Type": TYPES[name.rpartition(".")[2]]}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(self._packed[name], headers=headers | {"Content-Encoding": "gzip"})
+        return Response(self.files[name], headers=headers)
+
+
+def routes() -> list[Route]:
+    """The pages' routes, which are for people and not in the schema."""
+    page = Page()
+    shown = ("GET", "HEAD")
+    return [
+        *(Route(path, page.page, shown, public=True) for path in PAGES),
+        Route("/page/{version}/{name}", page.file, shown, public=True),
+    ]

@@ -1,0 +1,290 @@
+"""Bytes from a client to a Pillow image, within bounds of memory and time.
+
+Pillow decides what the pixels are; this module decides what Pillow may see. No global state of Pillow's is
+changed, so that any number of threads may decode at once.
+"""
+
+import io
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import DecompressionBombError, Image, Transpose
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from pthserve.errors import BrokenImage, RequestError, TooLarge, UnsupportedImage
+from pthserve.images import cost
+
+# What Pillow has to say about a client's metadata is of use to nobody.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+METADATA_READS = 1_000
+"""Pieces that a file's metadata may come in: 250 segments of a JPEG, or 500 blocks of a GIF's comment. Pillow
+parses them in Python, and some in time quadratic in their number."""
+PIXEL_READS = 250_000
+"""Pieces that the pixels may come in: about a quarter of a second of Python."""
+BLOCK = 2**16
+"""Bytes that are read at once at least, as in Pillow: what a WebP decodes to is larger than its file."""
+JPEG_SCANS = 30
+"""Scans that a JPEG may have. Encoders write about ten; each costs a pass over the image for a few bytes."""
+SCANNED_PIXELS = 900_000_000
+"""Pixels times scans that a JPEG may have: 18 scans, as encoders write for CMYK, at 50 million pixels."""
+TIFF_NUMBERS = 2**18
+"""Bytes that a table of numbers in a TIFF may have. Where it lists strips, each costs Pillow a tuple."""
+CODED = 2
+"""The tiles or strips of a TIFF may have so many times the pixels that an image may have: those at its edges
+reach beyond it."""
+WEBP_PIXELS = 25_000_000
+"""Pixels that a WebP may have. Pillow copies what libwebp decoded under the interpreter's lock: nobody else
+is answered meanwhile, for 0.1 s at twice as many."""
+SLOW_PIXELS = 4_000_000
+"""Pixels that a run-length-coded BMP may have: Pillow decodes those in Python."""
+
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BYTES = {1, 2, 7}  # BYTE, ASCII, UNDEFINED: TIFF 6.0, page 15
+
+
+class _Metered(io.BytesIO):
+    """A file in memory that may be read only so many times."""
+
+    reads_left = METADATA_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise TooLarge("the image is cut into more pieces than this service reads; save it anew")
+        return super().read(size)
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Leave EXIF unread: it is parsed only when its orientation is asked for."""
+
+    def has_several_scans(self) -> bool:
+        """Whether libjpeg holds all coefficients before it has the first pixel."""
+        if "progressive" in self.info:
+            return True
+        assert isinstance(self.fp, _Metered)
+        header = self.fp.getvalue()[max(0, self.fp.tell() - 64) : self.fp.tell()]
+        start = header.rfind(b"\xff\xda")  # opening has read up to the end of the first scan's header
+        return not 0 <= start < len(header) - 4 or header[start + 4] < self.layers
+
+
+class _Png(PngImageFile):
+    def load_end(self) -> None:
+        assert isinstance(self.fp, _Metered)
+        self.fp.reads_left = METADATA_READS  # what follows the pixels is metadata again
+        super().load_end()
+
+
+class _Tiff(TiffImageFile):
+    def _setup(self) -> None:
+        tags = self.tag_v2
+        if any(
+            len(value) > TIFF_NUMBERS and tags.tagtype[tag] not in _TIFF_BYTES
+            for tag, value in tags._tagdata.items()
+        ):
+            raise TooLarge("the TIFF image is cut into more strips than this service reads; save it anew")
+        super()._setup()
+
+
+class _WebP(WebPImageFile):
+    def _get_next(self) -> tuple[bytes, int, int]:
+        frame = super()._get_next()
+        del self._decoder  # it holds two canvases of the size of the image
+        return frame
+
+
+FORMATS: dict[str, type[ImageFile]] = {
+    "JPEG": _Jpeg,
+    "PNG": _Png,
+    "WebP": _WebP,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+    "TIFF": _Tiff,
+}
+"""The formats a client may send, and what reads them."""
+
+_MAGIC = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WebP>RIFF....WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)"
+    rb"|(?P<TIFF>II\*\0|MM\0\*|II\+\0|MM\0\+)",
+    re.DOTALL,
+)
+
+
+class _Turn(NamedTuple):
+    """How to undo an EXIF orientation, and from which edges the picture then starts."""
+
+    method: Transpose
+    swapped: bool
+    from_right: bool
+    from_bottom: bool
+
+
+_TURNS = {
+    2: _Turn(Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: _Turn(Transpose.ROTATE_180, False, True, True),
+    4: _Turn(Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: _Turn(Transpose.TRANSPOSE, True, False, False),
+    6: _Turn(Transpose.ROTATE_270, True, True, False),
+    7: _Turn(Transpose.TRANSVERSE, True, True, True),
+    8: _Turn(Transpose.ROTATE_90, True, False, True),
+}
+"""Orientations of EXIF 2.32, 4.6.4; 1 is upright."""
+
+
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    image: the pixels, of mode RGB or L.
+    box: (left, top, right, bottom) of the picture within `image`, in its pixels; a JPEG that was decoded at a
+    reduced scale may stand over at an edge by a part of a pixel.
+    size: (width, height) of the picture at full scale.
+    """
+
+    image: Image
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+
+
+class Picture:
+    """An image whose header has been read, and whose pixels have not been decoded.
+
+    size: (width, height) at full scale, before it is turned upright. cost: what `decode` takes at most.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        mode: Literal["RGB", "L"],
+        *,
+        max_pixels: int,
+        exif: bool = False,
+        shortest: int | None = None,
+    ) -> None:
+        """Read the header of the image in `data`.
+
+        exif: whether to turn the image upright as its EXIF orientation says.
+        shortest: a JPEG may be decoded at a reduced scale that leaves each side so many pixels; None: it may
+        not. Raises UnsupportedImage, BrokenImage, or TooLarge.
+        """
+        magic = _MAGIC.match(data)
+        if magic is None or magic.lastgroup is None:
+            raise UnsupportedImage(f"the data is not an image; send one of {', '.join(FORMATS)}")
+        self._data = data
+        self._mode = mode
+        self._name = magic.lastgroup
+        self._exif = exif
+        self._opened: ImageFile | None = None
+        with _faults(self._name):
+            if self._name == "WebP":
+                # Pillow's opening it would take half of the memory that its decoding takes.
+                self.size = _webp_size(data)
+                _check(self.size, min(max_pixels, WEBP_PIXELS))
+                self.box = (0.0, 0.0, float(self.size[0]), float(self.size[1]))
+                self.cost = cost.webp(self.size[0] * self.size[1], len(data))
+            else:
+                self._open(max_pixels, shortest)
+
+    def decode(self) -> Decoded:
+        """The first frame, as Pillow's `convert(mode)` has it; once. Raises BrokenImage or TooLarge."""
+        with _faults(self._name):
+            if self._opened is None:
+                self._opened = FORMATS[self._name](_Metered(self._data))
+                if self._opened.size != self.size:
+                    raise BrokenImage("the WebP image is broken: its header and its frames differ in size")
+            return self._decode()
+
+    def _open(self, max_pixels: int, shortest: int | None) -> None:
+        scans = self._data.count(b"\xff\xda") if self._name == "JPEG" else 0
+        if scans > JPEG_SCANS:
+            raise TooLarge(f"the JPEG image has more than {JPEG_SCANS} scans; save it anew")
+        file = _Metered(self._data)
+        self._opened = picture = FORMATS[self._name](file)
+        self.size = picture.size
+        pixels = self.size[0] * self.size[1]
+        slow = any(tile.codec_name == "bmp_rle" for tile in picture.tile)
+        _check(self.size, min(max_pixels, SLOW_PIXELS) if slow else max_pixels)
+        several = isinstance(picture, _Jpeg) and picture.has_several_scans()
+        if several and pixels * scans > SCANNED_PIXELS:
+            raise TooLarge(f"the JPEG image has {scans} scans of {pixels} pixels each; save it anew")
+        if isinstance(picture, _Tiff) and cost.coded_pixels(picture) > CODED * max_pixels:
+            raise TooLarge(
+                "the TIFF image's strips or tiles have many times the pixels of the image; save it anew"
+            )
+        self.box = (0.0, 0.0, float(self.size[0]), float(self.size[1]))
+        if shortest is not None:
+            drafted = picture.draft(None, (shortest, shortest))
+            self.box = drafted[1] if drafted else self.box
+        self.cost = cost.opened(
+            picture,
+            self._name,
+            self._mode,
+            len(self._data),
+            pixels,
+            turns=self._exif,
+            several_scans=several,
+        )
+
+    def _decode(self) -> Decoded:
+        picture, self._opened = self._opened, None
+        assert picture is not None
+        assert isinstance(picture.fp, _Metered)
+        picture.fp.reads_left = PIXEL_READS
+        # One call, and the interpreter's lock given up once. Each strip of a TIFF is read so far anew.
+        most = cost.piece_bytes(picture) if isinstance(picture, _Tiff) else len(self._data)
+        picture.decodermaxblock = max(BLOCK, min(most, len(self._data)))
+        picture.load()
+        turn = _TURNS.get(picture.getexif().get(_EXIF_ORIENTATION, 1)) if self._exif else None
+        picture.info.pop("transparency", None)  # of no use in either mode; Pillow would convert it, and warn
+        image: Image = picture if picture.mode == self._mode else picture.convert(self._mode)
+        del picture
+        if turn is None:
+            return Decoded(image, self.box, self.size)
+        image = image.transpose(turn.method)
+        across, down = self.box[:1:-1] if turn.swapped else self.box[2:]
+        left = image.width - across if turn.from_right else 0.0
+        top = image.height - down if turn.from_bottom else 0.0
+        size = (self.size[1], self.size[0]) if turn.swapped else self.size
+        return Decoded(image, (left, top, left + across, top + down), size)
+
+
+@contextmanager
+def _faults(name: str) -> Iterator[None]:
+    """Raise what Pillow raises as one of this service's errors."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (DecompressionBombError, MemoryError) as error:
+        raise TooLarge(f"the {name} image is too large to decode") from error
+    except Exception as error:  # Pillow's decoders raise more types than its documentation names
+        reason = str(error) or type(error).__name__
+        raise BrokenImage(f"the {name} image is broken: {reason[:200]}") from error
+
+
+def _check(size: tuple[int, int], limit: int) -> None:
+    if size[0] * size[1] > limit:
+        raise TooLarge(f"the image has {size[0]} x {size[1]} pixels; at most {limit} are allowed")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a WebP's canvas: RFC 9649, 2.5 to 2.7."""
+    kind, body = data[12:16], data[20:30]
+    if len(body) == 10 and kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if len(body) == 10 and kind == b"VP8 ":
+        return struct.unpack("<H", body[6:8])[0] & 0x3FFF, struct.unpack("<H", body[8:10])[0] & 0x3FFF
+    if len(body) >= 5 and kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    raise BrokenImage("the WebP image is broken: it does not begin with an image")

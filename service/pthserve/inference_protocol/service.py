@@ -1,0 +1,159 @@
+"""Service: what the Open Inference Protocol offers, whichever way a request comes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+import pthserve
+from pthserve.errors import MalformedRequest, NotFound, NotReady
+from pthserve.inference_protocol.infer import Request, Response, check, output_forms, outputs
+from pthserve.inference_protocol.statistics import statistics
+from pthserve.inference_protocol.tensors import Form, Image, Input, images, input_forms
+from pthserve.loading.model import Model
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+
+EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "statistics")
+
+MANY = 2**14
+"""Outputs of so many scores are made beside the event loop: each may become a text."""
+
+Load = Callable[[], Awaitable[object]]
+"""Reads the served model's file again, through the checks of any reload; raises ModelError and keeps the old
+model when they fail."""
+
+
+class Service:
+    """The protocol's calls on the one model that `predictor` serves. It holds nothing of its own.
+
+    Metadata, statistics and the index are plain values, in the shape of the protocol's JSON; the field that
+    says a version is left out where the model has none.
+    """
+
+    def __init__(self, predictor: Predictor, settings: Settings, load: Load | None = None) -> None:
+        self._predictor = predictor
+        self._settings = settings
+        self._load = load
+
+    def live(self) -> str | None:
+        """Why the process should be restarted, in words, or None."""
+        return self._predictor.live()
+
+    def unready(self) -> str | None:
+        """Why no inference should be sent now, in words, or None."""
+        return self._predictor.unready
+
+    def model(self, name: str, version: str = "") -> Model:
+        """The served model, if it is called `name` and of `version` ("": any). Raises NotFound, NotReady."""
+        model = self._predictor.current
+        if model is None:
+            raise NotReady(f"the service is not ready: {self._predictor.unready}")
+        if name != model.name:
+            raise NotFound(f"there is no model of that name here; the one that is served is {model.name!r}")
+        if version not in ("", model.version):
+            served = f"the one that is served is {model.version!r}" if model.version else "it has no versions"
+            raise NotFound(f"there is no such version of the model {model.name!r}; {served}")
+        return model
+
+    def model_unready(self, name: str, version: str = "") -> str | None:
+        """As `unready`, of the model called `name`. Raises NotFound."""
+        if self._predictor.current is not None:
+            self.model(name, version)
+        return self.unready()
+
+    def server_metadata(self) -> dict[str, object]:
+        """Name, version and extensions of the server."""
+        return {"name": "pthserve", "version": pthserve.__version__, "extensions": list(EXTENSIONS)}
+
+    def model_metadata(self, name: str, version: str = "") -> dict[str, object]:
+        """Inputs and outputs of the model; a request carries one of the inputs."""
+        model = self.model(name, version)
+        return {
+            "name": model.name,
+            **({"versions": [model.version]} if model.version else {}),
+            "platform": model.forward.name,
+            "inputs": [_metadata(form) for form in input_forms(model.spec)],
+            "outputs": [_metadata(form) for form in output_forms(model.num_classes)],
+        }
+
+    def check(self, name: str, version: str, deadline: float) -> None:
+        """Raise what keeps an inference out now, before its body is worth reading."""
+        self.model(name, version)
+        self._predictor.check(1, deadline)
+
+    async def infer(self, request: Request, deadline: float | None = None) -> Response:
+        """Answer `request`.
+
+        deadline: seconds that the connection's client grants; the request's own timeout can shorten them.
+        Raises what the predictor raises, and MalformedRequest, NotFound or TooLarge.
+        """
+        model = self.model(request.model, request.version)
+        if len(request.inputs) != 1:
+            raise MalformedRequest(
+                f"{len(request.inputs)} inputs; a request takes one: images, their pixels, or tensors"
+            )
+        check(request.wanted)
+        batch = await self._images(request.inputs[0], model)
+        granted = [seconds for seconds in (deadline, request.timeout) if seconds is not None]
+        answers = await self._predictor.predict_many(batch, deadline=min(granted, default=None))
+        model = answers[0].model
+        notes = {
+            "images": len(answers),
+            **{
+                stage: max(getattr(answer, stage) for answer in answers)
+                for stage in ("decode", "queue", "infer", "batch")
+            },
+            "digest": model.digest,
+        }
+        made = partial(outputs, answers, model.labels, request.wanted)
+        scores = len(answers) * len(model.labels)
+        tensors = made() if scores < MANY else await asyncio.to_thread(made)
+        return Response(model.name, model.version, request.id, tensors, notes)
+
+    async def _images(self, tensor: Input, model: Model) -> list[Image]:
+        limits = {"max_images": self._settings.max_inflight, "max_pixels": self._settings.max_pixels}
+        if isinstance(tensor.content, bytes | memoryview):
+            return images(tensor, model.spec, **limits)
+        # Element by element it takes long enough to keep others waiting.
+        return await asyncio.to_thread(images, tensor, model.spec, **limits)
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, object]:
+        """Counts and durations; of the model called `name`, or of all there is."""
+        model = self.model(name, version) if name else self._predictor.current
+        if model is None:
+            return {"model_stats": []}
+        return {"model_stats": [{"name": model.name, **_version(model), **statistics()}]}
+
+    def index(self, *, ready: bool = False) -> list[dict[str, object]]:
+        """The one model, with its state; or nothing, where `ready` asks for what is ready and it is not."""
+        model, reason = self._predictor.current, self._predictor.unready
+        if model is None or (ready and reason):
+            return []
+        state = "UNAVAILABLE" if reason else "READY"
+        return [{"name": model.name, **_version(model), "state": state, "reason": reason or ""}]
+
+    async def load(self, name: str, parameters: Mapping[str, object]) -> None:
+        """Read the model's file again. Raises ModelError where the new one is not taken."""
+        self.model(name)
+        if parameters:
+            raise MalformedRequest(
+                "a load takes no parameters: the model is read from where the service was told"
+            )
+        if self._load is None:
+            raise MalformedRequest("this service cannot read its model again; restart it")
+        await self._load()
+
+    def unload(self, name: str) -> None:
+        """Always raises: NotFound, or MalformedRequest."""
+        self.model(name)
+        raise MalformedRequest(
+            "the one model of a service cannot be unloaded; stop the service, or scale its deployment to 0"
+        )
+
+
+def _metadata(form: Form) -> dict[str, object]:
+    return {"name": form.name, "datatype": form.datatype, "shape": list(form.shape)}
+
+
+def _version(model: Model) -> dict[str, str]:
+    return {"version": model.version} if model.version else {}

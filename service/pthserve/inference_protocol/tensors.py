@@ -1,0 +1,202 @@
+"""Tensor: a named array as the Open Inference Protocol writes it, in each form that it may travel in."""
+
+import base64
+import binascii
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pthserve.errors import MalformedRequest, TooLarge
+from pthserve.images.spec import Spec
+from pthserve.inference_protocol.numbers import Kind, Text, read
+
+Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
+"""What the predictor takes: an encoded image; pixels, uint8 (H, W, 3); or a tensor, float32 (c, h, w)."""
+
+_NO_STRING = "an element of the input is not a string; an image in JSON is base64 in a string"
+
+MAX_RANK = 8
+"""More dimensions than any input has; a longer shape is not worth reading, nor repeating in an error."""
+
+
+Content = bytes | memoryview | Text | Sequence[Any]
+"""An input's elements: bytes, laid out as the binary tensor extension says (row-major, little-endian, an
+element of BYTES behind its length in four bytes); numbers as JSON writes them; or a sequence, flat or nested
+as the shape says, where an element of BYTES is bytes, or base64 in a string."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A tensor that the model takes or gives: name, datatype, shape with -1 for what the request chooses."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor as it came in, not yet decoded."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor on its way out.
+
+    values: an array of `shape`, or for BYTES the elements, flat; binary: whether it goes as binary data.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: NDArray[np.float32] | NDArray[np.int64] | list[bytes]
+    binary: bool = False
+
+    def elements(self) -> NDArray[np.float32] | NDArray[np.int64] | list[str]:
+        """The elements, flat; those of BYTES as strings."""
+        if isinstance(self.values, list):
+            return [value.decode() for value in self.values]
+        return self.values.ravel()
+
+    def to_bytes(self) -> bytes:
+        """The elements laid out as the binary tensor extension says."""
+        if isinstance(self.values, list):
+            return b"".join(chain.from_iterable((struct.pack("<I", len(v)), v) for v in self.values))
+        return self.values.astype(self.values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def input_forms(spec: Spec) -> tuple[Form, ...]:
+    """The inputs of a model that is preprocessed as `spec` says; a request carries one of them."""
+    return (
+        Form("image", "BYTES", (-1,)),
+        Form("pixels", "UINT8", (-1, -1, -1, 3)),
+        Form("tensor", "FP32", (-1, *spec.tensor_shape)),
+    )
+
+
+def images(tensor: Input, spec: Spec, *, max_images: int, max_pixels: int) -> list[Image]:
+    """The images that `tensor` holds; its datatype says in which form, and its name says nothing.
+
+    max_images: most images in one request; max_pixels: most pixels in one of them. Arrays are views of
+    `content` where that is binary. Raises MalformedRequest where datatype, shape and content do not agree
+    with `spec` and with each other, and TooLarge over a limit; both before memory is spent.
+    """
+    forms = {form.datatype: form for form in input_forms(spec)}
+    if tensor.datatype not in forms:
+        accepted = "; ".join(_described(form) for form in forms.values())
+        raise MalformedRequest(f"the input's datatype is none of those this model takes: {accepted}")
+    _check(tensor.shape, forms[tensor.datatype], max_images, max_pixels)
+    if tensor.datatype == "BYTES":
+        return list(_byte_strings(tensor))
+    values = _pixels(tensor) if tensor.datatype == "UINT8" else _floats(tensor)
+    return list(values.reshape(tensor.shape))
+
+
+def _described(form: Form) -> str:
+    return f"{form.datatype} [{', '.join(map(str, form.shape))}] ({form.name})"
+
+
+def _check(shape: tuple[int, ...], form: Form, max_images: int, max_pixels: int) -> None:
+    if len(shape) > MAX_RANK:
+        raise MalformedRequest(
+            f"the input's shape has {len(shape)} dimensions, and should be {_described(form)}"
+        )
+    column = form.datatype == "BYTES" and len(shape) == 2 and shape[1] == 1
+    fits = len(shape) == len(form.shape) and all(
+        size >= 1 if wanted == -1 else size == wanted for size, wanted in zip(shape, form.shape, strict=True)
+    )
+    if not fits and not (column and shape[0] >= 1):
+        raise MalformedRequest(f"the input's shape is {list(shape)}, and should be {_described(form)}")
+    if shape[0] > max_images:
+        raise TooLarge(f"{shape[0]} images in one request; at most {max_images} are taken")
+    if form.datatype == "UINT8" and shape[1] * shape[2] > max_pixels:
+        raise TooLarge(f"an image of {shape[2]} x {shape[1]} pixels; at most {max_pixels} pixels are taken")
+
+
+def _byte_strings(tensor: Input) -> Iterable[bytes]:
+    if isinstance(tensor.content, bytes | memoryview):
+        return _split(tensor.content, tensor.shape[0])
+    if isinstance(tensor.content, Text):
+        raise MalformedRequest(_NO_STRING)
+    return map(_decoded, _flat(tensor.content, tensor.shape))
+
+
+def _split(blob: bytes | memoryview, count: int) -> list[bytes]:
+    elements: list[bytes] = []
+    at = 0
+    while len(elements) < count and len(blob) - at >= 4:
+        (size,) = struct.unpack_from("<I", blob, at)
+        elements.append(bytes(blob[at + 4 : at + 4 + size]))
+        at += 4 + size
+    if len(elements) != count or at != len(blob):
+        raise MalformedRequest(
+            f"the input's {len(blob)} bytes are not {count} elements, each behind its length in 4 bytes"
+        )
+    return elements
+
+
+def _decoded(element: object) -> bytes:
+    if isinstance(element, bytes):
+        return element
+    if not isinstance(element, str):
+        raise MalformedRequest(_NO_STRING)
+    try:
+        return base64.b64decode(element, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedRequest(
+            "an element of the input is not base64, as an image in JSON has to be; or send it as binary data"
+        ) from error
+
+
+def _pixels(tensor: Input) -> NDArray[np.uint8]:
+    return _array(tensor, np.dtype(np.uint8), "B")
+
+
+def _floats(tensor: Input) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = _array(tensor, np.dtype("<f4"), "f")
+    if not np.isfinite(values).all():
+        raise MalformedRequest("an element of the input is not finite")
+    return values
+
+
+def _array(tensor: Input, dtype: np.dtype[Any], kind: Kind) -> NDArray[Any]:
+    if isinstance(tensor.content, bytes | memoryview):
+        return _binary(tensor.content, tensor.shape, dtype)
+    if isinstance(tensor.content, Text):
+        return tensor.content.read(tensor.shape, kind)
+    return read(_flat(tensor.content, tensor.shape), kind)
+
+
+def _binary(blob: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    size = math.prod(shape) * dtype.itemsize
+    if len(blob) != size:
+        raise MalformedRequest(f"the input's shape {list(shape)} takes {size} bytes, and {len(blob)} came")
+    return np.frombuffer(blob, dtype)
+
+
+def _flat(elements: Sequence[Any], shape: tuple[int, ...]) -> Sequence[Any]:
+    """`elements` row-major: they may come nested as `shape` says, or flat already."""
+    if len(elements) and isinstance(elements[0], list):
+        rows: list[Any] = [elements]
+        for size in shape:
+            if any(not isinstance(row, list) or len(row) != size for row in rows):
+                raise MalformedRequest(
+                    f"the input's data is nested otherwise than its shape {list(shape)} says"
+                )
+            rows = list(chain.from_iterable(rows))
+        elements = rows
+    if len(elements) != math.prod(shape):
+        raise MalformedRequest(
+            f"the input's shape {list(shape)} takes {math.prod(shape)} elements, and {len(elements)} came"
+        )
+    return elements

@@ -1,0 +1,184 @@
+"""Load: anything that a user may name to a Model."""
+
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import pthserve
+from pthserve.errors import CardError, PackError, RequestError, WeightsError
+from pthserve.files import regular_files
+from pthserve.images.preprocess import Pixels, crop
+from pthserve.images.spec import Spec
+from pthserve.loading import packed
+from pthserve.loading.model import Golden, Model
+from pthserve.loading.packed import Packed
+from pthserve.planning import agreement
+from pthserve.planning.tune import tune
+from pthserve.settings import Settings
+
+if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
+    from pthserve.files.card import Card
+    from pthserve.files.weights import Progress, Weights
+    from pthserve.zoos.architecture import Architecture
+
+DEMO = Path(pthserve.__file__).parents[2] / "weights" / "imagenet"
+"""The model called `demo`, where the repository is."""
+DEMO_IN_IMAGES = Path("/opt/demo")
+"""Where a container image has it; PTHSERVE_MODEL says so there."""
+DEMO_CODE = "efficientnet_lite_pytorch"
+"""The package that the demo's card names. Who asks for the demo allows it, for the demo alone."""
+
+_RESIZE, _CROP = 256, 224
+_MAX_PIXELS = 2**30
+_GREY = ((0.449,), (0.226,))
+"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a source holds, before an engine is chosen for it."""
+
+    card: "Card"
+    weights: "Weights"
+    architecture: "Architecture"
+    labels: tuple[str, ...]
+    spec: Spec
+
+
+def build(source: str, settings: Settings, progress: "Progress | None" = None) -> Built:
+    """The module that `source` holds, and what is known of it; see `load`."""
+    path = locate(source)
+    if packed.is_packed(path):
+        raise PackError(f"{path}: is packed already; name the weights that it was made from")
+    from pthserve.files import card, weights
+    from pthserve.zoos import code
+
+    described = card.read(path)
+    allowed = settings.code_modules | ({DEMO_CODE} if _is_demo(path) else frozenset())
+    if described.architecture and code.is_code(described.architecture):
+        code.check(described.architecture, allowed)  # before the weights are read, which takes longer
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+
+    from pthserve.zoos import architecture
+
+    found = architecture.build(read.state_dict, described.architecture, described.kwargs, allowed)
+    return Built(described, read, found, _labels(described, found), _spec(described, found))
+
+
+def load(
+    source: str, settings: Settings, progress: "Progress | None" = None, *, measure: bool = False
+) -> Model:
+    """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or `demo`.
+
+    progress: called as the weights are read.
+    measure: measure a packed model too, which else is run by a plan that fits, or by what is usual here.
+    Raises ModelError: the message says what is wrong, where, and what to do.
+    """
+    path = locate(source)
+    if packed.is_packed(path):
+        return _unpacked(packed.read(path), settings, measure)
+    built = build(source, settings, progress)
+    described, found = built.card, built.architecture
+    images = proof_images(described.golden, built.spec)
+    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    return Model(
+        forward=engine,
+        labels=built.labels,
+        spec=built.spec,
+        plan=plan,
+        digest=built.weights.digest,
+        name=settings.name or described.name,
+        version=described.version,
+        architecture=found.name,
+        parameters=found.parameters,
+        golden=described.golden,
+    )
+
+
+def locate(source: str) -> Path:
+    """The file or folder that `source` names; for `demo`, its folder, with its weights fetched.
+
+    Raises:
+        WeightsError: the demo model is asked for and not in this installation.
+    """
+    if source != "demo":
+        return Path(source)
+    if not DEMO.is_dir():
+        raise WeightsError("the demo model is not in this installation; name a weights file of your own")
+    if not (DEMO / "efficientnet-lite0.pth").exists():
+        runpy.run_path(str(DEMO / "make.py"), run_name="__main__")
+    return DEMO
+
+
+def _is_demo(path: Path) -> bool:
+    return any(demo.is_dir() and path.resolve() == demo.resolve() for demo in (DEMO, DEMO_IN_IMAGES))
+
+
+def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:
+    if settings.sha256 not in (None, model.digest):
+        raise WeightsError(
+            f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
+            "pinned"
+        )
+    images, expected = model.proof()
+    plan, engine = tune(
+        None,
+        model.spec,
+        model.digest,
+        images,
+        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
+        graph=model.graph(),
+        quantized=model.quantized(),
+        known=None if measure else model.plan,
+        expected=expected,
+    )
+    served = model.model(engine, plan)
+    return replace(served, name=settings.name) if settings.name else served
+
+
+def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
+    """The card's labels, or the classes' numbers."""
+    if described.labels is None:
+        return tuple(map(str, range(found.num_classes)))
+    if len(described.labels) != found.num_classes:
+        raise CardError(
+            f"{described.file}: there are {len(described.labels)} labels, and the model tells "
+            f"{found.num_classes} classes apart"
+        )
+    return described.labels
+
+
+def _spec(described: "Card", found: "Architecture") -> Spec:
+    """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
+    spec = described.spec or Spec(assumed=True)
+    if described.spec is None and found.channels == 1:
+        mean, std = _GREY
+        spec = replace(spec, mean=mean, std=std)
+    if spec.channels != found.channels:
+        raise CardError(
+            f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
+            f"the model takes {found.channels}"
+        )
+    if spec.assumed:
+        size = found.input_size
+        spec = replace(spec, resize=round(size * _RESIZE / _CROP), crop=(size, size))
+    return spec
+
+
+def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
+    """What an engine must answer as the reference does: the golden images, or else the samples that ship."""
+    if not golden:
+        return agreement.sample_images(spec)
+    images = []
+    for one in golden:
+        try:
+            images.append(
+                crop(regular_files.read(one.image, regular_files.IMAGE), spec, max_pixels=_MAX_PIXELS)
+            )
+        except (OSError, RequestError) as error:
+            raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
+    return np.stack(images)

@@ -1,0 +1,124 @@
+"""Pack: do once, with torch, what a service would do at each start, and keep it as a folder; see `packed`.
+
+The same input makes the same bytes: the weights, the card, the images, the plan where one is named, the
+versions of the libraries and the kind of processor.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from uuid import uuid4
+
+from pthserve.errors import GoldenError, PackError
+from pthserve.files import regular_files
+from pthserve.files.weights import Progress
+from pthserve.loading import packed
+from pthserve.loading.load import Built, build, proof_images
+from pthserve.loading.model import Golden
+from pthserve.loading.packed import Packed
+from pthserve.planning import agreement
+from pthserve.planning.candidates import Candidate, Sources
+from pthserve.planning.tune import tune
+from pthserve.settings import Settings
+
+MAKERS = ("pthserve", "openvino", "torch", "torchvision", "nncf")
+"""Whose versions decide what a pack's bytes are."""
+
+_log = logging.getLogger(__name__)
+
+
+def pack(source: str, output: Path, settings: Settings, progress: Progress | None = None) -> Packed:
+    """Build the model that `source` names and put it into `output`, a folder which appears when it is whole.
+
+    A packed model that is there is replaced. int8 is packed where the settings ask for that precision.
+
+    Raises:
+        ModelError: it cannot be built, its answers disagree with PyTorch's, or the golden images' do.
+        PackError: `output` is something else than a packed model, or cannot be written.
+    """
+    if output.exists() and not packed.is_packed(output):
+        raise PackError(f"{output}: is there already, and no packed model; name another folder")
+    settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
+    built = build(source, settings, progress)
+    part = output.with_name(f".{output.name}.{uuid4().hex}")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        try:
+            made = _write(built, part, settings)
+            _put(part, output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise PackError(f"{output}: cannot be written: {error.strerror}") from error
+    return replace(made, folder=output)
+
+
+def _write(built: Built, folder: Path, settings: Settings) -> Packed:
+    spec, digest = built.spec, built.weights.digest
+    images = proof_images(built.card.golden, spec)
+    sources = Sources(built.architecture.module, spec, settings)
+    expected = sources.expected(images)
+    int8 = settings.precision == "int8"
+    sources.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
+    graph, quantized = sources.graph, sources.quantized
+    plan, engine = tune(
+        None, spec, digest, images, settings, graph=graph, quantized=quantized, expected=expected
+    )
+
+    made = Packed(
+        folder,
+        name=settings.name or built.card.name,
+        version=built.card.version,
+        architecture=built.architecture.name,
+        parameters=built.architecture.parameters,
+        labels=built.labels,
+        spec=spec,
+        plan=plan,
+        digest=digest,
+        golden=_copied(built.card.golden, folder),
+        made_with=_versions(),
+    )
+    proof = agreement.golden(made.model(engine, plan), settings.tolerance, settings.decode)
+    engine.close()
+    if not proof.agrees and settings.golden != "off":
+        told = f"the golden images disagree: {'; '.join(proof.disagreements)}"
+        if settings.golden == "gate":
+            raise GoldenError(told)
+        _log.warning("%s", told)
+    packed.write(made, graph, quantized, images, expected)
+    return made
+
+
+def _copied(golden: Sequence[Golden], folder: Path) -> tuple[Golden, ...]:
+    """`golden` with its images in `folder`."""
+    into = folder / packed.GOLDEN
+    if golden:
+        into.mkdir()
+    copies = []
+    for number, one in enumerate(golden):
+        image = into / f"{number}-{one.image.name}"
+        image.write_bytes(regular_files.read(one.image, regular_files.IMAGE))
+        copies.append(replace(one, image=image))
+    return tuple(copies)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in MAKERS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _put(part: Path, output: Path) -> None:
+    """Rename `part` to `output`, and away with the packed model that was there."""
+    old = part.with_suffix(".old")
+    if output.exists():
+        output.rename(old)
+    part.rename(output)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,307 @@
+"""Packed: a built model as a folder, which is written, read and run without torch.
+
+SHA256SUMS               of every other file, as `sha256sum` writes it and `sha256sum -c` checks it
+manifest.json            what is known of the model
+model.xml, model.bin     OpenVINO's graph at fp32
+int8.xml, int8.bin       and at int8, where that was asked for
+golden/                  the golden images
+proof/images.npy         uint8 (n, height, width, channels): the images that engines are held to
+proof/probabilities.npy  float32 (n, classes): what fp32 PyTorch says of them
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pthserve.engines.base import Engine
+from pthserve.errors import PackError
+from pthserve.files import copies
+from pthserve.files.copies import Copy
+from pthserve.images.preprocess import Pixels
+from pthserve.images.spec import Spec
+from pthserve.loading import manifest
+from pthserve.loading.manifest import FORMAT
+from pthserve.loading.model import Golden, Model
+from pthserve.planning.agreement import Probabilities
+from pthserve.planning.plan import Plan
+
+if TYPE_CHECKING:
+    import openvino
+
+SUMS = "SHA256SUMS"
+MANIFEST = "manifest.json"
+GRAPH, INT8 = "model.xml", "int8.xml"
+GOLDEN = "golden"
+IMAGES, PROBABILITIES = "proof/images.npy", "proof/probabilities.npy"
+
+MAX_FILES = 10_000
+"""In a folder; a packed model has one a golden image, and nine beside."""
+_MAX_SUMS, _MAX_ARRAY = 16 * 2**20, 2**30
+"""Bytes of SHA256SUMS, and of a file in proof/."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What is known of a packed model; see `Model` for the fields that both have.
+
+    folder: where it lies. Golden images' paths lead into it.
+    plan: what was chosen on the machine where it was packed.
+    made_with: versions by name, of what it was made with.
+    digests: SHA-256 of each file by its name. copies: of the graphs' files, by name. `read` fills both in.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    architecture: str
+    parameters: int
+    labels: tuple[str, ...]
+    spec: Spec
+    plan: Plan
+    digest: str
+    golden: tuple[Golden, ...] = ()
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    copies: Mapping[str, Copy] = field(default_factory=dict, compare=False, repr=False)
+
+    def graph(self) -> "openvino.Model":
+        """The graph at fp32; its weights are mapped, of the copy that `read` made."""
+        return self._graph(GRAPH)
+
+    def quantized(self) -> "openvino.Model | None":
+        """The graph at int8, where there is one."""
+        return self._graph(INT8) if self.has_int8 else None
+
+    def _graph(self, name: str) -> "openvino.Model":
+        from pthserve.engines.openvino_engine import check, read
+
+        file = self.folder / name
+        graph = read(self.copies[name].path, self.copies[_weights(name)].path, name=file)
+        check(graph, self.spec, len(self.labels), name=file)
+        return graph
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether the graph is there at int8 too."""
+        return (self.folder / INT8).exists()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def proof(self) -> tuple[Pixels, Probabilities]:
+        """The images that an engine is held to, and what fp32 PyTorch says of them.
+
+        Raises:
+            PackError: the files are none of that, or were changed since the model was read.
+        """
+        images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
+        return images, self._array(PROBABILITIES, np.float32, (len(images), len(self.labels)))
+
+    def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        file = self.folder / name
+        data = copies.content(file, self.digests[name], _MAX_ARRAY)
+        try:
+            found = _parsed(data, np.dtype(dtype))
+        except Exception as error:  # numpy's reader raises whatever the header's text provokes
+            raise PackError(f"{file}: is no array of {np.dtype(dtype)}; pack the weights anew") from error
+        count = len(found) if found.ndim == len(shape) else 0
+        if not count or found.shape[1:] != shape[1:] or shape[0] not in (-1, count):
+            wanted = ", ".join("n" if side < 0 else str(side) for side in shape)
+            raise PackError(
+                f"{file}: has the shape {found.shape}, and the manifest makes it ({wanted}); "
+                "pack the weights anew"
+            )
+        return found
+
+    def model(self, engine: Engine, plan: Plan) -> Model:
+        """The model as `engine` runs it by `plan`."""
+        shared = {name: getattr(self, name) for name in (*_PLAIN, "labels", "spec", "golden")}
+        return Model(forward=engine, plan=plan, **shared)
+
+    def to_json(self) -> str:
+        """The manifest; the same model, the same text."""
+        values = {
+            "format": FORMAT,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "labels": list(self.labels),
+            "spec": self.spec.to_dict(),
+            "plan": self.plan.to_dict(),
+            "golden": [
+                {
+                    "image": one.image.relative_to(self.folder).as_posix(),
+                    "class_index": one.class_index,
+                    "probability": one.probability,
+                }
+                for one in self.golden
+            ],
+            "made_with": dict(self.made_with),
+        }
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+_PLAIN = ("name", "version", "architecture", "parameters", "digest")
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `path` is a folder that `pack` made, whole or not."""
+    return (path / MANIFEST).exists() or (path / SUMS).exists()
+
+
+def read(folder: Path, *, graphs: bool = True) -> Packed:
+    """The model in `folder`, of which every byte is as it was packed.
+
+    The graphs are copied as they are hashed, so that what becomes of the folder later changes nothing.
+
+    graphs: False copies none, for who asks for none.
+    Raises:
+        PackError: a file was changed, is missing or was added, or a later version made the folder.
+    """
+    digests, kept = _verified(folder, {GRAPH, _weights(GRAPH), INT8, _weights(INT8)} if graphs else set())
+    file = folder / MANIFEST
+    values = manifest.parse(copies.content(file, digests[MANIFEST], manifest.MAX_BYTES), file)
+    if lost := next((one.image for one in values.golden if one.image not in digests), None):
+        raise PackError(
+            f"{file}: names the golden image {lost[:200]!r}, which is no file of the packed model"
+        )
+    return Packed(
+        folder,
+        **{name: getattr(values, name) for name in _PLAIN},
+        labels=values.labels,
+        spec=values.spec.spec(),
+        plan=values.plan.plan(),
+        golden=tuple(
+            Golden(folder / one.image, one.class_index, one.probability, digests[one.image])
+            for one in values.golden
+        ),
+        made_with=values.made_with,
+        digests=digests,
+        copies=kept,
+    )
+
+
+def write(
+    model: Packed,
+    graph: "openvino.Model",
+    quantized: "openvino.Model | None",
+    images: Pixels,
+    expected: Probabilities,
+) -> None:
+    """Write what `read` reads into `model.folder`, where nothing is yet but the golden images.
+
+    graph, quantized: at fp32, and at int8 where there is one. images, expected: see `Packed.proof`.
+    """
+    from pthserve.engines.openvino_engine import save
+
+    folder = model.folder
+    save(graph, folder / GRAPH)
+    if quantized is not None:
+        save(quantized, folder / INT8)
+    (folder / IMAGES).parent.mkdir()
+    np.save(folder / IMAGES, images)
+    np.save(folder / PROBABILITIES, expected)
+    (folder / MANIFEST).write_text(model.to_json(), "utf-8")
+    (folder / SUMS).write_text(lines(sums(folder)), "utf-8")
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in `folder` by its name, in order of name.
+
+    Raises:
+        PackError: there is something else than files and folders, or more than MAX_FILES.
+    """
+    return {name: copies.sha256(folder / name) for name in _names(folder)}
+
+
+def lines(digests: Mapping[str, str]) -> str:
+    """`digests` as `sha256sum` writes them."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+
+
+def _verified(folder: Path, keep: set[str]) -> tuple[dict[str, str], dict[str, Copy]]:
+    """SHA-256 of each file by its name, and copies of those that `keep` names; raises PackError."""
+    digests: dict[str, str] = {}
+    kept: dict[str, Copy] = {}
+    try:
+        written = copies.content(folder / SUMS, None, _MAX_SUMS)
+        for name in _names(folder):
+            if name in keep:
+                digests[name], kept[name] = copies.copy(folder / name)
+            else:
+                digests[name] = copies.sha256(folder / name)
+    except OSError as error:
+        raise PackError(f"{folder}: the packed model cannot be read: {error}") from error
+    if written != lines(digests).encode():
+        raise PackError(
+            f"{folder}: is not as it was packed: {_differences(written, digests)}; copy it again, or "
+            "pack the weights anew"
+        )
+    needed = {MANIFEST, GRAPH, _weights(GRAPH), IMAGES, PROBABILITIES}
+    needed |= {INT8, _weights(INT8)} if {INT8, _weights(INT8)} & digests.keys() else set()
+    if lost := sorted(needed - digests.keys()):
+        raise PackError(f"{folder}: is no whole packed model: {', '.join(lost)} is not in it; pack it anew")
+    return digests, kept
+
+
+def _differences(written: bytes, digests: Mapping[str, str]) -> str:
+    """In which files `written`, a SHA256SUMS, and `digests` differ; of many, the first few."""
+    parts = (line.partition("  ") for line in written.decode(errors="replace").splitlines() if line)
+    expected = {name: digest for digest, _, name in parts}
+    wrong = [
+        *(f"{_shown(name)} is missing" for name in sorted(expected.keys() - digests.keys())),
+        *(f"{_shown(name)} is not of it" for name in sorted(digests.keys() - expected.keys())),
+        *(f"{name} was changed" for name in digests if digests[name] != expected.get(name, digests[name])),
+    ]
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more or f"{SUMS} was changed"
+
+
+_SHOWN = 8
+"""Differences that a message lists."""
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else ascii(name[:200])
+
+
+def _names(folder: Path) -> list[str]:
+    """The files below `folder`, in order of name, but for SHA256SUMS; raises PackError."""
+    found: list[str] = []
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if not name.isprintable():  # a line break would make another line of SHA256SUMS
+            raise PackError(f"{folder}: the file name {name[:200]!a} is not printable; remove the file")
+        found.append(name)
+        if len(found) > MAX_FILES:
+            raise PackError(f"{folder}: has more than {MAX_FILES} files, and is no packed model")
+    return sorted(found)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir() and path != folder / SUMS)
+
+
+def _weights(graph: str) -> str:
+    """The file of the weights that belong to the file `graph`."""
+    return graph.removesuffix(".xml") + ".bin"
+
+
+def _parsed(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array that `numpy.save` wrote as `data`; raises whatever numpy does where it is none of `dtype`.
+
+    `numpy.load` would allocate what the header claims before it looks at how much there is.
+    """
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version of the format")
+    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+    if fortran or found != dtype:
+        raise ValueError(f"an array of {found}")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)

@@ -1,0 +1,267 @@
+"""Server: wiring, uvicorn, and how the service comes and goes."""
+
+import asyncio
+import logging
+import math
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import uvicorn
+import uvloop
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
+
+import pthserve
+from pthserve.access import request_log
+from pthserve.access.bodies import Bodies
+from pthserve.access.guard import Guard
+from pthserve.errors import PthserveError
+from pthserve.http import connection
+from pthserve.http.app import create_app, create_metrics_app
+from pthserve.http.routes import metrics
+from pthserve.http.routing import plain, schema
+from pthserve.loading.model import Model
+from pthserve.metrics import BUILD_INFO
+from pthserve.serving.memory import give_back_when
+from pthserve.serving.predictor import Predictor
+from pthserve.serving.reload import Reload
+from pthserve.settings import Settings
+from pthserve.tracing import Tracer
+
+if TYPE_CHECKING:
+    from pthserve.grpc.server import Server as Rpc
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than load balancers keep theirs (nginx and AWS' ALB 60), or
+they would now and then send a request down a connection that is just being closed."""
+
+END_SECONDS = 3
+"""What the process may take to end, once the drain and the deadline of its last request are over."""
+
+
+class Server:
+    """The service on its ports, from before its model is loaded until after its last answer.
+
+    load: makes the model, in a thread, while the ports already answer; and whenever it is to be read anew.
+    Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
+    cannot be sent.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+        self._settings = settings
+        self._load = load
+        self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
+        self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._rpc: Rpc | None = None
+        self._sockets: dict[str, socket.socket] = {}
+        self.ports: dict[str, int] = {}
+        """The ports that were taken: http, and metrics and grpc where these have theirs."""
+        with ExitStack() as unless_all_are_free:
+            unless_all_are_free.callback(self._loop.close)
+            for name, port in (("http", settings.port), ("metrics", settings.metrics_port)):
+                if port is not None:
+                    listening = unless_all_are_free.enter_context(_listen(settings.host, port))
+                    self._sockets[name], self.ports[name] = listening, listening.getsockname()[1]
+            if settings.grpc_port is not None:  # last, for a gRPC server that never served ends badly
+                from pthserve.grpc.server import listen
+
+                self._rpc = self._loop.run_until_complete(listen(settings))
+                self.ports["grpc"] = self._rpc.port
+            unless_all_are_free.pop_all()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._limited = False
+        self._uvicorns: list[_Uvicorn] = []
+        self._ending: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        """Serve until told to stop. Raises the ModelError for which the model cannot be loaded."""
+        BUILD_INFO.info({"version": pthserve.__version__, "python": platform.python_version()})
+        with (
+            request_log.written(self._settings.log_format, self._settings.log_level),
+            asyncio.Runner(loop_factory=lambda: self._loop) as runner,
+        ):
+            try:
+                runner.run(self._serve())
+            finally:
+                if self._tracer is not None:
+                    self._tracer.close()
+                if self._limited:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def stop(self) -> None:
+        """Drain and end, or, asked again, end without more waiting. Any thread may call it."""
+        self._loop.call_soon_threadsafe(self._on_stop)
+
+    async def _serve(self) -> None:
+        predictor = Predictor(self._settings)
+        reload = Reload(predictor, self._settings, self._load)
+        try:
+            with self._signals(reload):
+                loading = asyncio.create_task(reload.first())
+                importing = asyncio.create_task(_import_late(loading))
+                giving = asyncio.create_task(give_back_when(lambda: not predictor.admission.inflight))
+                await self._until_stopped(predictor, reload, loading)
+                giving.cancel()
+                importing.cancel()
+        finally:
+            predictor.close()
+            reload.close()
+        if loading.done():
+            loading.result()  # raises what went wrong
+
+    async def _until_stopped(
+        self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
+    ) -> None:
+        bodies = Bodies(self._settings.max_body, self._settings.cpus)
+        apps: dict[str, ASGIApp] = {
+            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
+            "metrics": create_metrics_app(self._settings),
+        }
+        self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
+        serving = [
+            asyncio.create_task(server.serve([listening]))
+            for server, listening in zip(self._uvicorns, self._sockets.values(), strict=True)
+        ]
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        log.info("listening on http://%s:%d", host, self.ports["http"])
+        if self._rpc is not None:
+            await self._rpc.start(predictor, reload.again, self._guard, self._tracer, bodies)
+            log.info("listening for gRPC on %s:%d", host, self._rpc.port)
+        loading.add_done_callback(
+            lambda done: self._stop.set() if done.cancelled() or done.exception() else None
+        )
+        await self._stop.wait()
+        predictor.drain()
+        if predictor.current is not None:
+            log.info("draining for up to %g s", self._settings.drain_seconds)
+            await _wait(self._hurry, self._settings.drain_seconds)
+        for server in self._uvicorns:
+            server.should_exit = True
+        if self._rpc is not None:
+            await self._rpc.stop(self._settings.deadline)
+        await asyncio.gather(*serving)
+
+    @contextmanager
+    def _signals(self, reload: Reload) -> Iterator[None]:
+        """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not.
+
+        SIGHUP reads the model anew.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {
+            signal.SIGTERM: self._on_terminate,
+            signal.SIGINT: self._on_interrupt,
+            signal.SIGHUP: reload.start,
+        }
+        for number, handler in handlers.items():
+            self._loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                self._loop.remove_signal_handler(number)
+
+    def _on_stop(self) -> None:
+        if self._hurry.is_set():
+            for server in self._uvicorns:
+                server.force_exit = True
+            if self._rpc is not None:
+                self._ending = self._loop.create_task(self._rpc.stop(0))
+        elif self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _on_terminate(self) -> None:
+        self._end_within(self._settings.drain_seconds + self._settings.deadline)
+        self._on_stop()
+
+    def _on_interrupt(self) -> None:
+        self._end_within(self._settings.deadline)
+        self._on_stop()
+        self._hurry.set()
+
+    def _end_within(self, seconds: float) -> None:
+        """Have the kernel end the process, by SIGALRM, if it is still there so long after its first signal.
+
+        So it ends whatever hangs: a thread that computes without the interpreter's lock, or that holds it.
+        """
+        if not self._limited:
+            self._limited = True
+            signal.setitimer(signal.ITIMER_REAL, math.ceil(seconds) + END_SECONDS)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, which leaves the signals to us: it would end the process by the signal, and not with 0."""
+
+    def __init__(self, app: ASGIApp, deadline: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=connection.factory(),  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                headers=[("x-content-type-options", "nosniff")],
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=math.ceil(deadline),
+            )
+        )
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Capture none."""
+        return nullcontext()
+
+
+def _tracer(endpoint: str) -> Tracer:
+    try:
+        from pthserve.access.otlp import Otlp  # nobody else pays for the import
+    except ModuleNotFoundError as error:
+        raise PthserveError(
+            f"otlp_endpoint takes {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
+        ) from error
+    return Otlp(endpoint)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    dualstack = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=dualstack)
+    except OSError as error:
+        reason = (error.strerror or "").partition(" (while ")[0]
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {reason}") from error
+    listening.setblocking(False)
+    return listening
+
+
+async def _import_late(loading: "asyncio.Task[None]") -> None:
+    """Import what requests would: one that came when the process is out of descriptors could not.
+
+    A scrape runs in a thread, for which anyio imports its half of asyncio; a schema takes FastAPI.
+    """
+    await run_in_threadpool(bool)
+    await asyncio.wait([loading])
+    await run_in_threadpool(schema, [plain("/livez", metrics)])
+    log.debug("imported what requests need")
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

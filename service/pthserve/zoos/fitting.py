@@ -1,0 +1,244 @@
+"""Fit: a state dict put into one of torchvision's architectures, part by part."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pthserve.errors import ArchitectureError
+from pthserve.files import checkpoint
+from pthserve.text import quoted
+from pthserve.zoos import heads, torchvision_index
+from pthserve.zoos.layout import Layout, Shape, compare, loose, some, words
+from pthserve.zoos.search import Match, find, nearest
+from pthserve.zoos.torchvision_index import Entry
+
+ADVICE = (
+    "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
+)
+
+# Below this, "the nearest" would say nothing.
+_RESEMBLES = 0.2
+
+
+def match(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> Match:
+    """The one network in `layout`; of several the moving average. name: the user's, for the message."""
+    found = find(layout, entries)
+    if not found:
+        raise ArchitectureError(_misfit(layout, entries, name))
+    means = [one for one in found if averaged(one)]
+    if len(found) > 1 and len(means) != 1:
+        places = " and ".join(f"`{quoted(one.prefix) or '(top)'}`" for one in found)
+        raise ArchitectureError(
+            f"the state dict holds several networks, under {places}; save only the names of the one to serve"
+        )
+    return (means if len(found) > 1 else found)[0]
+
+
+def averaged(one: Match) -> bool:
+    """Whether the network is a moving average of another."""
+    return bool(checkpoint.AVERAGED.search(one.prefix))
+
+
+class Fit:
+    """A module on the meta device, and where the state dict has each of its tensors.
+
+    module: torchvision's, changed where the file is (first layer, head). names: a tensor's name in the module
+    to that in the state dict. outputs: how many classes. input_size: side of the square image in pixels.
+    assumptions: what no file tells, in words. ignored: names in the state dict that no inference uses.
+    Raises ArchitectureError where something is left that has no place.
+    """
+
+    def __init__(
+        self, layout: Layout, entry: Entry, match: Match, kwargs: dict[str, Any], *, trained: bool
+    ) -> None:
+        """kwargs: for torchvision's builder. trained: whether the statistics show that it saw images."""
+        self.layout, self.entry, self.match = layout, entry, match
+        self.names: dict[str, str] = {}
+        self.assumptions: list[str] = []
+        last = layout.shapes.get(f"{match.prefix}{entry.last}.weight")
+        self.outputs = last[0] if last else 1000
+        pretrained = torchvision_index.TRAINED.get(match.name, {}) if trained else {}
+        if pretrained.keys() - kwargs.keys():
+            self.assumptions.append(
+                f"{', '.join(pretrained)} as in torchvision's pretrained weights; "
+                "kwargs in model.yaml may say otherwise"
+            )
+        arguments = {
+            "num_classes": self.outputs,
+            **torchvision_index.implied(match.name, match.body),
+            **pretrained,
+            **kwargs,
+        }
+        self.input_size = arguments.get(
+            "image_size", torchvision_index.INPUT_SIZE.get(match.name, torchvision_index.DEFAULT_SIZE)
+        )
+        unused = self._build(arguments)
+        self._fit_body()
+        self._fit_head(unused)
+        self.ignored = (*self._fit_rest(unused), *unused)
+        if self.outputs < 2:
+            raise ArchitectureError(
+                f"this {match.name} has one output, as for a sigmoid; probabilities need two classes or more"
+            )
+
+    def _build(self, arguments: dict[str, Any]) -> list[str]:
+        """Build the module, with auxiliary heads if the file has the whole of them; else their names."""
+        name, prefix = self.match.name, self.match.prefix
+        parts = torchvision_index.AUXILIARY.get(name, ())
+        if not parts:
+            self.module = blank(name, arguments)
+            return []
+        found = [full for part in parts for full in self.layout.names.get((*self.match.node, part), ())]
+        self.module = blank(name, {"aux_logits": bool(found), **arguments})
+        expected = torchvision_index.shapes(self.module.state_dict())
+        auxiliary = {
+            prefix + key: shape
+            for key, shape in expected.items()
+            if key.startswith(tuple(f"{p}." for p in parts))
+        }
+        if auxiliary == {full: self.layout.shapes[full] for full in found}:
+            self.names |= {full.removeprefix(prefix): full for full in found}
+            return []
+        self.module = blank(name, {**arguments, "aux_logits": False})
+        return found
+
+    def _fit_body(self) -> None:
+        reference = Layout(torchvision_index.shapes(self.module.state_dict()))
+        body = reference.part((), {top: top for top in self.entry.tops})
+        for short, name in body.names.items():
+            self._widen(name, body.shapes[short], self.match.body.shapes.get(short, ()))
+        body = Layout(torchvision_index.shapes(self.module.state_dict())).part(
+            (), {top: top for top in self.entry.tops}
+        )
+        if body.shapes != self.match.body.shapes:
+            raise ArchitectureError(
+                f"this is no {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
+            )
+        self.names |= {name: self.match.body.names[short] for short, name in body.names.items()}
+
+    def _widen(self, name: str, ours: Shape, theirs: Shape) -> None:
+        """Rebuild the convolution that the tensor is of, if it differs in channels of the image alone."""
+        path = name.rpartition(".")[0]
+        layer = self.module.get_submodule(path)
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.groups == 1
+            and ours != theirs
+            and loose(ours) == loose(theirs)
+        ):
+            self.module.set_submodule(path, heads.widen(layer, theirs[1]))
+
+    def _fit_head(self, unused: list[str]) -> None:
+        """Give the module the file's head: torchvision's own; with its last layer replaced; or all of it."""
+        path, last, prefix = self.entry.head, self.entry.last, self.match.prefix
+        ours = _under(path, torchvision_index.shapes(self.module.state_dict()))
+        theirs = {
+            full.removeprefix(prefix): self.layout.shapes[full]
+            for full in self.layout.names.get((*self.match.node, path), ())
+        }
+        if ours == theirs:
+            self.names |= {key: prefix + key for key in theirs}
+            return
+        kept = {key: shape for key, shape in ours.items() if key not in _under(last, ours)}
+        new = {key: shape for key, shape in theirs.items() if key not in kept}
+        head = self.module.get_submodule(path)
+        if kept and kept.items() <= theirs.items() and new == _under(last, new):
+            self.names |= {key: prefix + key for key in kept}
+            path, head = last, self.module.get_submodule(last)
+        else:
+            new = theirs
+        tensors = {prefix + key: shape for key, shape in new.items()}
+        if not tensors:
+            tensors = self._layers(unused)
+            self.assumptions.append("the layers beside the body are its head")
+        if not tensors:
+            raise ArchitectureError(
+                f"this is the body of {self.match.name} without a head: it gives features and no classes; "
+                "save the whole model's state dict"
+            )
+        width = heads.features(head)
+        takes = f"linear layers and norms on {width} features" if width else "torchvision's own"
+        made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
+        if made is None:
+            raise ArchitectureError(
+                f"the body is {self.match.name}'s, but its head cannot be rebuilt "
+                f"({some(f'{quoted(key)} {words(shape)}' for key, shape in tensors.items())}): "
+                f"it must be {takes}. {ADVICE}"
+            )
+        self.module.set_submodule(path, made.module)
+        self._adopt(made, f"{path}.")
+
+    def _fit_rest(self, unused: list[str]) -> list[str]:
+        """Put layers that run on the classes behind the module; the names that are then left."""
+        where = f"this is {self.match.name}" + f" under `{quoted(self.match.prefix)}`" * bool(
+            self.match.prefix
+        )
+        if behind := self._layers(unused):
+            made = heads.rebuild(behind, self.outputs)
+            if made is None:
+                raise ArchitectureError(f"{where}, but nothing takes {some(behind)}. {ADVICE}")
+            self.assumptions.append("the layers beside the model run on its classes")
+            self.module = nn.Sequential(self.module, made.module)
+            self.names = {f"0.{key}": full for key, full in self.names.items()}
+            self._adopt(made, "1.")
+        left = self._left(unused)
+        strange = [name for name in left if self.layout.shapes[name] not in ((), (1,), (self.outputs,))]
+        if strange:
+            raise ArchitectureError(f"{where}, but nothing takes {some(strange)}. {ADVICE}")
+        return left
+
+    def _adopt(self, made: heads.Head, prefix: str) -> None:
+        self.names |= {prefix + key: full for key, full in made.names.items()}
+        self.outputs = made.outputs
+        if made.assumed:
+            self.assumptions.append("ReLU between the linear layers of the head")
+
+    def _left(self, unused: list[str]) -> list[str]:
+        taken = {*self.names.values(), *unused}
+        return [name for name in self.layout.shapes if name not in taken]
+
+    def _layers(self, unused: list[str]) -> dict[str, Shape]:
+        """What is left, but for counters and a loss's class weights: alone, and of one dimension at most."""
+        return {
+            name: shape
+            for name in self._left(unused)
+            if len(shape := self.layout.shapes[name]) > 1 or not self._alone(name)
+        }
+
+    def _alone(self, name: str) -> bool:
+        node = tuple(name.split(".")[:-1])
+        return not node or len(self.layout.children[node]) == 1
+
+
+def blank(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """torchvision's module on the meta device; ArchitectureError where `kwargs` are none of its."""
+    try:
+        return torchvision_index.blank(name, **kwargs)
+    except Exception as error:  # torchvision checks few of its arguments, and fails on others as it may
+        raise ArchitectureError(
+            f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
+        ) from error
+
+
+def trained(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the running means show that the model saw images."""
+    return any(bool(tensor.any()) for name, tensor in state_dict.items() if name.endswith("running_mean"))
+
+
+def _misfit(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> str:
+    """Why no entry fits: the nearest, and what differs."""
+    close, alike = nearest(layout, entries)
+    if close is None or (alike < _RESEMBLES and not name):
+        return f"no architecture of torchvision has keys like {some(layout.shapes)}. {ADVICE}"
+    reference = Layout(torchvision_index.shapes(torchvision_index.blank(close.name).state_dict()))
+    body = reference.part((), {top: top for top in entries[close.name].tops})
+    which = (
+        f"this is no {name}" if name else f"no architecture of torchvision fits; the nearest is {close.name}"
+    )
+    under = f" under `{quoted(close.prefix)}`" if close.prefix else ""
+    return f"{which}{under}: {compare(body, close.body) or 'its layers are nested in another way'}. {ADVICE}"
+
+
+def _under(path: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {key: shape for key, shape in shapes.items() if key.startswith(f"{path}.")}

@@ -1,0 +1,90 @@
+"""tune: what a machine can run a model with, as a table and as a file."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pthserve.engines.openvino_engine import precisions
+from pthserve.planning import plan_files
+from pthserve.planning.plan import Plan
+
+from ..conftest import ROOT, serving
+from ..packs import tiny_pack
+from ..zoo import CODE, tiny_folder
+
+pytestmark = pytest.mark.slow
+
+
+def tune(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "pthserve", "tune", *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200", "PTHSERVE_ALLOW_CODE": CODE},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def rows(table: str) -> list[list[str]]:
+    """Engine, precision, threads, batch, images a second, difference and note of each line of the table."""
+    return [
+        re.split(r"\s+", line.strip(), maxsplit=6)
+        for line in table.splitlines()
+        if re.match(r"\s*(openvino|torch)\s+(fp|bf|int)\d+\s+\d", line)
+    ]
+
+
+def test_the_table_has_what_was_tried_and_the_file_what_was_chosen(model: Path, tmp_path: Path) -> None:
+    shown = tune(model, "-o", tmp_path / "plan.json", "--tune-budget", "5", "--threads", "1")
+    plan = plan_files.read(tmp_path / "plan.json")
+    tried = rows(shown)
+    assert {("openvino", "fp32"), ("torch", "fp32")} <= {(row[0], row[1]) for row in tried}
+    assert len(tried) == len(plan.trials)
+    (chosen,) = [row for row in tried if row[-1] == "chosen"]
+    assert chosen[:4] == [plan.engine, plan.precision, str(plan.threads), str(plan.max_batch)]
+    assert float(chosen[4]) > 0
+    assert float(chosen[5]) <= 0.02
+    assert shown.rstrip().splitlines()[-1] == plan.reason
+    assert plan.digest
+    assert plan.cpu
+
+
+@pytest.mark.skipif("bf16" not in precisions(), reason="this CPU does not compute bf16")
+def test_what_does_not_agree_is_in_the_table_with_the_reason(tmp_path: Path) -> None:
+    tiny_pack(tmp_path / "packed")
+    tried = rows(tune(tmp_path / "packed", "--tune-budget", "1", "--tolerance", "0", "--threads", "1"))
+    (refused,) = [row for row in tried if row[1] == "bf16"]
+    assert refused[4:6] == ["-", "-"]
+    assert "off, more than 0" in refused[6]
+    assert [row[1] for row in tried if row[-1] == "chosen"] == ["fp32"]
+
+
+def test_little_time_is_enough_for_one_measurement(model: Path, tmp_path: Path) -> None:
+    tune(model, "-o", tmp_path / "plan.json", "--tune-budget", "0.001", "--threads", "1")
+    plan = plan_files.read(tmp_path / "plan.json")
+    assert plan.digest
+    assert any(trial.rate for trial in plan.trials)
+
+
+def test_a_service_takes_the_plan_and_tells_what_was_tried(tmp_path: Path) -> None:
+    pack, file = tmp_path / "packed", tmp_path / "plan.json"
+    tiny_pack(pack)
+    tune(pack, "-o", file, "--precision", "fp32", "--tune-budget", "1", "--threads", "1")
+    with serving(pack, tmp_path / "log", "--plan", str(file), "--threads", "1") as address:
+        told = httpx.get(f"{address}/info").json()["plan"]
+    assert Plan.from_dict(told) == plan_files.read(file)
+    assert len(told["trials"]) > 1

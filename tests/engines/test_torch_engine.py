@@ -1,0 +1,132 @@
+"""PyTorch's engine answers as the plain module does, from bytes or from tensors."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pthserve.engines.openvino_engine import OpenVINOEngine, convert
+from pthserve.engines.torch_engine import GRAPH_SIZES, TorchEngine, precisions
+from pthserve.errors import EngineError
+from pthserve.images.preprocess import normalise
+from pthserve.images.spec import Spec
+
+SMALL = Spec(crop=(64, 64))
+TINY = Spec(crop=(16, 20), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+GREY = Spec(crop=(12, 12), mean=(0.5,), std=(0.25,))
+
+Build = Callable[[str, Spec], nn.Module]
+Pixels = Callable[[Spec, int], NDArray[np.uint8]]
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+def probabilities(logits: NDArray[np.float32] | torch.Tensor) -> NDArray[np.float64]:
+    return torch.as_tensor(logits).double().softmax(1).numpy()
+
+
+def assert_agrees(
+    engine: TorchEngine, module: nn.Module, images: NDArray[np.uint8], spec: Spec, tolerance: float
+) -> None:
+    normalised = normalise(images, spec)
+    with torch.no_grad():
+        expected = probabilities(module(torch.from_numpy(normalised)))
+    for batch in (images, normalised):
+        answer = engine(batch)
+        assert answer.dtype == np.float32
+        assert answer.shape == expected.shape
+        assert np.abs(probabilities(answer) - expected).max() < tolerance
+
+
+@pytest.mark.parametrize("spec", [TINY, GREY], ids=["rgb", "grey"])
+def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
+    spec: Spec, pixels: Pixels
+) -> None:
+    engine = TorchEngine(nn.Flatten(), spec)
+    expected = normalise(pixels(spec, 3), spec)
+    assert np.array_equal(engine(pixels(spec, 3)), expected.reshape(3, -1))
+    assert np.array_equal(engine(expected), expected.reshape(3, -1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_it_agrees_with_the_plain_module_at_any_batch_size(
+    build: Build, pixels: Pixels, count: int, threads: int
+) -> None:
+    plain = build("resnet18", SMALL)
+    engine = TorchEngine(copy.deepcopy(plain), SMALL, threads=threads)
+    assert_agrees(engine, plain, pixels(SMALL, count), SMALL, 1e-5)
+    assert torch.get_num_threads() == threads
+
+
+def test_views_and_read_only_arrays_are_taken(build: Build, pixels: Pixels) -> None:
+    engine = TorchEngine(build("tiny", TINY), TINY)
+    images = pixels(TINY, 4)
+    expected = engine(images[::-1].copy())
+    assert np.array_equal(engine(images[::-1]), expected)
+    images.flags.writeable = False
+    assert np.array_equal(engine(images)[::-1], expected)
+
+
+def test_a_graph_converted_before_keeps_its_weights(build: Build, pixels: Pixels) -> None:
+    module = copy.deepcopy(build("tiny", TINY))
+    other = OpenVINOEngine(convert(module, TINY), TINY)
+    assert_agrees(TorchEngine(module, TINY), build("tiny", TINY), pixels(TINY, 2), TINY, 1e-5)
+    expected = TorchEngine(module, TINY)(pixels(TINY, 2))
+    assert np.allclose(other(pixels(TINY, 2)), expected, atol=1e-5)
+
+
+def test_bf16_agrees_within_the_tolerance_where_the_cpu_computes_it(build: Build, pixels: Pixels) -> None:
+    if "bf16" not in precisions("cpu"):
+        pytest.skip("this CPU does not compute bf16")
+    module = build("tiny", TINY)
+    assert_agrees(TorchEngine(module, TINY, precision="bf16"), module, pixels(TINY, 8), TINY, 0.02)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_a_precision_that_the_cpu_lacks_is_refused(build: Build, precision: str) -> None:
+    if precision in precisions("cpu"):
+        pytest.skip(f"this CPU computes {precision}")
+    with pytest.raises(EngineError, match=rf"{precision}.*use fp32"):
+        TorchEngine(build("tiny", TINY), TINY, precision=precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there_is_refused(build: Build) -> None:
+    with pytest.raises(EngineError, match="no CUDA device"):
+        TorchEngine(build("tiny", TINY), TINY, device="cuda")
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("count", [1, 3, GRAPH_SIZES[-1], 3 * GRAPH_SIZES[-1] + 5])
+def test_cuda_agrees_with_the_plain_module_at_any_batch_size(
+    build: Build, pixels: Pixels, count: int, precision: str
+) -> None:
+    if precision not in precisions("cuda"):
+        pytest.skip(f"this device does not compute {precision}")
+    plain = build("resnet18", SMALL)
+    engine = TorchEngine(plain, SMALL, precision=precision, device="cuda")
+    assert_agrees(engine, plain, pixels(SMALL, count), SMALL, 0.02)
+
+
+@cuda
+def test_cuda_answers_each_batch_with_its_own_logits(build: Build, pixels: Pixels) -> None:
+    engine = TorchEngine(build("tiny", TINY), TINY, device="cuda")
+    images = pixels(TINY, 100)
+    together = engine(images)
+    alone = np.concatenate([engine(image[None]) for image in images])
+    assert np.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "vit_b_16"])
+def test_small_families_agree_with_the_plain_module(name: str, build: Build, pixels: Pixels) -> None:
+    plain = build(name, Spec())
+    engine = TorchEngine(copy.deepcopy(plain), Spec(), threads=2)
+    assert_agrees(engine, plain, pixels(Spec(), 3), Spec(), 1e-5)

@@ -1,0 +1,222 @@
+"""A manifest with right sums is refused where a field of it cannot be, by the name of the field."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pthserve.errors import ModelError, PackError
+from pthserve.loading import packed
+from pthserve.loading.load import load
+from pthserve.settings import Settings
+
+from ..cli.called import called
+from ..packs import tiny_pack
+
+SETTINGS = Settings(threads=1, tune_budget=0.0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "pack"
+    tiny_pack(folder)
+    return folder
+
+
+@pytest.fixture
+def pack(made: Path, tmp_path: Path) -> Path:
+    """A packed model to be spoilt."""
+    return Path(shutil.copytree(made, tmp_path / "pack"))
+
+
+def edited(pack: Path, place: tuple[Any, ...], value: Any) -> None:
+    """Set what is at `place` in the manifest to `value`, and write the sums anew."""
+    file = pack / packed.MANIFEST
+    manifest = json.loads(file.read_text())
+    inner = manifest
+    for part in place[:-1]:
+        inner = inner[part]
+    inner[place[-1]] = value
+    rewritten(pack, packed.MANIFEST, json.dumps(manifest).encode())
+
+
+def rewritten(pack: Path, name: str, data: bytes) -> None:
+    (pack / name).write_bytes(data)
+    (pack / packed.SUMS).write_text(packed.lines(packed.sums(pack)))
+
+
+WRONG: list[tuple[tuple[Any, ...], Any]] = [
+    *((("format",), value) for value in (None, "1", 0, -1, True, 1.5)),
+    *((("name",), value) for value in (None, "", 7, [], "x" * 2000)),  # type: ignore[var-annotated]
+    *((("parameters",), value) for value in (-1, "many", 10**30, 1.5)),
+    *((("digest",), value) for value in ("", "0" * 63, "G" * 64, None, 0)),
+    *((("labels",), value) for value in ([], "ant", {"0": "ant"}, [1, 2, 3, 4, 5], [""] * 5, None)),
+    *((("spec", "crop"), value) for value in (32, [32], [0, 32], [32, -1], [32, 10**9], ["32", "32"])),
+    *((("spec", "resize"), value) for value in (0, -1, [1, 2, 3], "40", 10**9)),
+    *((("spec", "mean"), value) for value in ([], [0.5], [0.5] * 4, [float("nan")] * 3, ["a"] * 3, 2.0)),
+    *((("spec", "std"), value) for value in ([0.0] * 3, [-1.0] * 3, None, [float("inf")] * 3)),
+    (("spec", "interpolation"), "cubic"),
+    (("spec", "unknown"), 1),
+    *((("plan", "threads"), value) for value in (0, -1, 10**6, "2", 1.5, None)),
+    *((("plan", "max_batch"), value) for value in (0, 1025, None)),
+    *((("plan", "engine"), value) for value in ("torch", "tensorrt", 1)),
+    *((("plan", "device"), value) for value in ("cuda", None)),
+    *((("plan", "precision"), value) for value in ("fp8", "", None)),
+    *((("plan", "trials"), value) for value in ([{}], [1], "x", None, {"a": 1})),  # type: ignore[var-annotated]
+    *((("golden",), value) for value in (None, {}, [1], [{}], "x")),  # type: ignore[var-annotated]
+    *((("golden", 0, "class_index"), value) for value in (-1, 5, 10**30, "1", None, 1.5)),
+    *((("golden", 0, "probability"), value) for value in (-0.1, 1.1, "x", float("nan"))),
+    *(
+        (("golden", 0, "image"), value)
+        for value in ("../../etc/passwd", "/etc/passwd", "golden/3.png", "", None, "golden")
+    ),
+    (("made_with",), [1]),
+    (("unknown",), 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    WRONG,
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_a_field_that_cannot_be_is_refused_by_name(pack: Path, place: tuple[Any, ...], value: Any) -> None:
+    edited(pack, place, value)
+    last = next(part for part in reversed(place) if isinstance(part, str))
+    with pytest.raises(PackError, match=f"manifest.json: .*{last.replace('image', 'golden')}"):
+        packed.read(pack)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"{}" + b" " * 20 + b"x"),
+        *(b"[" * 100_000, b'{"format":' * 5_000, b'{"format": ' + b"9" * 100_000 + b"}"),
+        b'{"format": 1, "name": "\\ud83d"}',
+        b" " * (16 * 2**20 + 1),
+    ],
+    ids=lambda text: text[:12].decode("latin-1"),
+)
+def test_what_is_no_manifest_is_refused(pack: Path, text: bytes) -> None:
+    rewritten(pack, packed.MANIFEST, text)
+    with pytest.raises(PackError, match=r"manifest\.json"):
+        packed.read(pack)
+
+
+def test_a_message_quotes_no_more_of_the_file_than_a_line(pack: Path) -> None:
+    edited(pack, ("x" * 100_000,), 1)
+    with pytest.raises(PackError) as caught:
+        packed.read(pack)
+    assert len(str(caught.value)) < 1000
+
+
+# --- what does not belong together ------------------------------------------------------------------------
+
+
+def test_labels_and_sizes_must_be_the_graph_s(pack: Path) -> None:
+    np.save(pack / packed.PROBABILITIES, np.full((3, 6), 1 / 6, np.float32))
+    edited(pack, ("labels",), list("abcdef"))
+    with pytest.raises(ModelError, match=r"model\.xml: takes .* and gives \[\?,5\], .* \[\?,6\]"):
+        packed.read(pack).graph()
+    edited(pack, ("spec", "crop"), [40, 40])
+    with pytest.raises(ModelError, match=r"model\.xml: takes \[\?,3,32,32\]"):
+        packed.read(pack).graph()
+
+
+@pytest.mark.parametrize("name", [packed.IMAGES, packed.PROBABILITIES])
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"", "is no array"),
+        (b"\x93NUMPY\x01\x00", "is no array"),
+        (b"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "is no array"),
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (0,), }", "is no array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (10**12,), }", "is no array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (1000000000000,), }", "is no array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (0,), }", "has the shape"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (), }", "has the shape|is no array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (), }\n\0\0\0\0", "has the shape|is no array"),
+        (b"(" * 9000, "is no array"),
+    ],
+    ids=lambda value: value[:60].decode("latin-1") if isinstance(value, bytes) else "",
+)
+def test_a_proof_that_is_no_array_of_the_right_kind_is_refused(
+    pack: Path, name: str, header: bytes, reason: str
+) -> None:
+    header = header.replace(b"DTYPE", b"|u1" if name == packed.IMAGES else b"<f4")
+    if not header.startswith(b"\x93") and header:
+        text, _, values = header.partition(b"\n")
+        header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + values
+    rewritten(pack, name, header)
+    with pytest.raises(PackError, match=f"{name}: ({reason})"):
+        load(str(pack), SETTINGS)
+
+
+def test_a_part_that_is_neither_there_nor_in_the_sums_is_refused_by_name(pack: Path) -> None:
+    (pack / "model.bin").unlink()
+    rewritten(pack, packed.MANIFEST, (pack / packed.MANIFEST).read_bytes())
+    with pytest.raises(PackError, match=r"model\.bin is not in it"):
+        packed.read(pack)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is no OpenVINO graph"),
+        (b"\x08\x07\x12\x07pytorch", "is no OpenVINO graph"),
+        (b'<?xml version="1.0"?><net name="m" version="11"></net>', "model.xml: "),
+        (b'<?xml version="1.0"?><net name="m" version="11"><layers>', "cannot be read as an OpenVINO graph"),
+    ],
+)
+def test_a_graph_that_is_none_is_refused_without_openvino_s_places_in_its_source(
+    pack: Path, data: bytes, reason: str
+) -> None:
+    rewritten(pack, "model.xml", data)
+    with pytest.raises(ModelError, match=reason) as caught:
+        load(str(pack), SETTINGS)
+    assert ".cpp" not in str(caught.value)
+    assert str(pack) in str(caught.value)
+
+
+# --- what lies in the folder ------------------------------------------------------------------------------
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path / "golden" / "pipe")
+
+
+def device(path: Path) -> None:
+    (path / "golden" / "zero").symlink_to("/dev/zero")
+
+
+def loop(path: Path) -> None:
+    (path / "golden" / "loop").symlink_to("loop")
+
+
+def not_text(path: Path) -> None:
+    Path(os.fsdecode(bytes(path) + b"/golden/\xff.png")).write_bytes(b"")
+
+
+def line_break(path: Path) -> None:
+    (path / "golden" / "a\nb").write_bytes(b"")
+
+
+@pytest.mark.parametrize("put", [pipe, device, loop, not_text, line_break])
+def test_what_no_packed_model_has_is_refused(pack: Path, put: Callable[[Path], None]) -> None:
+    put(pack)
+    done = called("inspect", pack)
+    assert done.returncode == 3
+    assert str(pack) in done.stderr
+
+
+def test_more_files_than_a_packed_model_has_are_not_hashed(
+    pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "MAX_FILES", 3)
+    with pytest.raises(PackError, match="has more than 3 files"):
+        packed.read(pack)
