@@ -57,6 +57,7 @@ audit: env ## look for known vulnerabilities in what the lock files pin
 
 docs: env ## write the generated pages anew
 	@$(BIN)/python scripts/settings_table.py
+	@$(BIN)/python scripts/architecture_page.py
 	@command -v helm >/dev/null || PATH="$$PATH:$$(k8s/local/programs helm)"; $(BIN)/python charts/generate.py
 
 words: env ## write all that a user may read into build/words.txt

@@ -4,7 +4,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from pthserve.planning.plan import cpu, cpu_flags
+from pthserve.engines.cpu import cpu, cpu_flags
 from pthserve.settings import cpu_quota
 
 LIBRARIES = ("torch", "torchvision", "openvino", "pillow", "fastapi", "uvicorn", "litserve")

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from pthserve.engines.openvino_engine import OpenVINOEngine, runtime
+from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
-from pthserve.loading.model import Golden
 from pthserve.loading.packed import Packed
-from pthserve.planning.agreement import sample_images, softmax
+from pthserve.planning.agreement import sample_images
 from pthserve.planning.plan import Plan
+from pthserve.tasks.classification import softmax
 
 from .linear import LABELS, noise, png
 

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from pthserve.errors import GoldenError, WeightsError
-from pthserve.loading.model import Golden, Model
+from pthserve.files.golden import Golden
+from pthserve.loading.model import Model
 from pthserve.server import Server
 from pthserve.settings import Settings
 

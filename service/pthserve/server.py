@@ -1,4 +1,4 @@
-"""Server: wiring, uvicorn, and how the service comes and goes."""
+"""The service on its ports: wiring, signals and drain."""
 
 import asyncio
 import logging

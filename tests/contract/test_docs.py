@@ -15,11 +15,11 @@ from tests.http_service import Service, serving
 from tests.serving.squares import png
 
 from pthserve import errors
+from pthserve.access.outcomes import status
 from pthserve.grpc.message_limits import MAX_PARTS
 from pthserve.grpc.procedures import CALLS
 from pthserve.grpc.status_codes import code
 from pthserve.http.json_numbers import MAX_BYTES
-from pthserve.http.problems import status
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api-v2.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", PAGE, re.MULTILINE)

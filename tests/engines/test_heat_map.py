@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +10,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.engines.base import Explanation
-from pthserve.engines.heat_map import AT_ONCE, GRID, explain
+from pthserve.engines.heat_map import AT_ONCE, GRID, heat_map
 from pthserve.errors import EngineFailed
 from pthserve.images.preprocess import crop
 from pthserve.images.spec import Spec
 from pthserve.loading.load import build
-from pthserve.loading.model import Model
 from pthserve.settings import Settings
 
 SPEC = Spec(resize=None, crop=(70, 84), mean=(0.0, 0.5, 1.0), std=(1.0, 1.0, 1.0))
 Pixels = NDArray[np.uint8]
 
 
-def model(engine: Any, spec: Spec = SPEC) -> Model:
-    return cast("Model", SimpleNamespace(forward=engine, spec=spec))
+def of(engine: Any, *arguments: Any, spec: Spec = SPEC) -> Explanation:
+    """The heat map that `engine` has, or that occlusion finds."""
+    return heat_map(engine, spec, *arguments)
 
 
 class Inside:
@@ -50,31 +49,29 @@ def red_at(row: int, column: int) -> Callable[[Pixels], NDArray[np.float32]]:
 
 def test_the_engine_s_own_map_is_brought_to_0_to_1() -> None:
     found = np.array([[-3, 0], [1, 4]], np.float32)
-    explanation = explain(model(Inside(found)), np.zeros(SPEC.image_shape, np.uint8), 0, red_at(0, 0))
+    explanation = of(Inside(found), np.zeros(SPEC.image_shape, np.uint8), 0, red_at(0, 0))
     assert explanation.method == "insight"
     assert explanation.map.dtype == np.float32
     np.testing.assert_array_equal(explanation.map, [[0, 0], [0.25, 1]])
 
 
 def test_where_nothing_speaks_for_the_class_the_map_is_0() -> None:
-    explanation = explain(
-        model(Inside(np.full((2, 3), -1, np.float32))), np.zeros(SPEC.image_shape, np.uint8), 0, red_at(0, 0)
+    explanation = of(
+        Inside(np.full((2, 3), -1, np.float32)), np.zeros(SPEC.image_shape, np.uint8), 0, red_at(0, 0)
     )
     np.testing.assert_array_equal(explanation.map, np.zeros((2, 3)))
 
 
 def test_a_map_that_is_not_of_numbers_is_a_failure() -> None:
-    with pytest.raises(EngineFailed, match="not of numbers"):
-        explain(
-            model(Inside(np.full((2, 2), np.nan, np.float32))), np.zeros((2, 2, 3), np.uint8), 0, red_at(0, 0)
-        )
+    with pytest.raises(EngineFailed, match="not numbers"):
+        of(Inside(np.full((2, 2), np.nan, np.float32)), np.zeros((2, 2, 3), np.uint8), 0, red_at(0, 0))
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (5, 82), (69, 83), (35, 42), (30, 13)])
 @pytest.mark.parametrize("engine", [object(), Inside(None)], ids=["no insight", "none of this model"])
 def test_occlusion_finds_the_pixel_that_decides(row: int, column: int, engine: object) -> None:
     image = np.full(SPEC.image_shape, 255, np.uint8)
-    explanation = explain(model(engine), image, 1, red_at(row, column))
+    explanation = of(engine, image, 1, red_at(row, column))
     assert explanation.method == "occlusion"
     assert explanation.map.shape == (GRID, GRID)
     found = np.argwhere(explanation.map == 1)
@@ -86,7 +83,7 @@ def test_occlusion_finds_the_pixel_that_decides(row: int, column: int, engine: o
 
 def test_occlusion_of_a_class_that_the_pixel_speaks_against_finds_nothing() -> None:
     image = np.full(SPEC.image_shape, 255, np.uint8)
-    assert not explain(model(object()), image, 0, red_at(35, 42)).map.any()
+    assert not of(object(), image, 0, red_at(35, 42)).map.any()
 
 
 # The demo: a real model and a real photo.
@@ -126,7 +123,7 @@ def engine(request: pytest.FixtureRequest, demo: Any) -> Any:
 @pytest.mark.slow
 def test_the_heat_is_on_the_cat(demo: Any, engine: Any) -> None:
     _, spec, cat = demo
-    heat = explain(model(engine, spec), cat, CAT, engine.__call__).map
+    heat = heat_map(engine, spec, cat, CAT, engine.__call__).map
     assert share(heat, BOX) > 0.6
 
 
@@ -137,7 +134,7 @@ def test_the_heat_is_on_a_small_cat_wherever_it_is(demo: Any, engine: Any, corne
     top, left = corner
     scene = np.full(spec.image_shape, np.rint(255 * np.array(spec.mean)), np.uint8)
     scene[top : top + 112, left : left + 112] = Image.fromarray(cat).resize((112, 112))
-    heat = explain(model(engine, spec), scene, CAT, engine.__call__).map
+    heat = heat_map(engine, spec, scene, CAT, engine.__call__).map
     assert share(heat, (left, top, left + 112, top + 112)) > 0.6
 
 
@@ -150,7 +147,7 @@ def test_the_heat_is_on_a_cat_that_is_a_seventh_of_another_picture(
     top, left = corner
     scene = crop((imagenet / "golden" / "camera.jpg").read_bytes(), spec, max_pixels=2**30).copy()
     scene[top : top + 84, left : left + 84] = np.asarray(Image.fromarray(cat).resize((84, 84)))
-    heat = explain(model(engine, spec), scene, CAT, engine.__call__).map
+    heat = heat_map(engine, spec, scene, CAT, engine.__call__).map
     assert share(heat, (left, top, left + 84, top + 84)) > 0.6
 
 
@@ -158,6 +155,6 @@ def test_the_heat_is_on_a_cat_that_is_a_seventh_of_another_picture(
 @pytest.mark.parametrize("grey", [0, 124, 255])
 def test_a_blank_image_has_a_map_too(demo: Any, engine: Any, grey: int) -> None:
     _, spec, _ = demo
-    heat = explain(model(engine, spec), np.full(spec.image_shape, grey, np.uint8), CAT, engine.__call__).map
+    heat = heat_map(engine, spec, np.full(spec.image_shape, grey, np.uint8), CAT, engine.__call__).map
     assert np.isfinite(heat).all()
     assert 0 <= heat.min() <= heat.max() <= 1

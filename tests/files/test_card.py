@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
 from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing
+from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
-from pthserve.loading.model import Golden
 
 ROOT = Path(__file__).parents[2]
 

@@ -163,10 +163,10 @@ def test_every_form_has_the_predictors_answer(rpc: Rpc, expected: list[Predictio
     assert bool(response.raw_output_contents) is form.endswith("raw")
     found = outputs(response)
     for index, prediction in enumerate(expected):
-        np.testing.assert_array_equal(found["logits"][index], prediction.logits)
-        np.testing.assert_array_equal(found["probabilities"][index], prediction.probabilities)
-        assert found["label"][index] == LABELS[prediction.class_index].encode()
-        assert found["class_index"][index] == prediction.class_index
+        np.testing.assert_array_equal(found["logits"][index], prediction.answer.logits)
+        np.testing.assert_array_equal(found["probabilities"][index], prediction.answer.probabilities)
+        assert found["label"][index] == LABELS[prediction.answer.class_index].encode()
+        assert found["class_index"][index] == prediction.answer.class_index
 
 
 def test_the_client_may_choose_how_outputs_come(rpc: Rpc) -> None:
@@ -185,9 +185,9 @@ def test_a_classification_names_the_best(rpc: Rpc, expected: list[Prediction]) -
     request.outputs.add(name="probabilities").parameters["classification"].int64_param = 2
     (output,) = rpc.call("ModelInfer", request).outputs
     assert (output.datatype, list(output.shape)) == ("BYTES", [1, 2])
-    probabilities = expected[0].probabilities
+    probabilities = expected[0].answer.probabilities
     assert [text.decode() for text in output.contents.bytes_contents] == [
-        f"{probabilities[index]:f}:{index}:{LABELS[index]}" for index in expected[0].top(2)
+        f"{probabilities[index]:f}:{index}:{LABELS[index]}" for index in expected[0].answer.top(2)
     ]
 
 

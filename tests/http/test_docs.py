@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pthserve.http.problems import STATUS
+from pthserve.access.outcomes import STATUS
 
 from ..http_service import Service
 from ..serving.squares import png

@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from pthserve import errors
+from pthserve.access import outcomes
 from pthserve.http import problems
 
 ERRORS = [
@@ -49,7 +50,7 @@ def test_every_error_is_told_as_json_with_its_status(kind: type[errors.PthserveE
     ],
 )
 def test_the_status_is_the_promised_one(kind: type[errors.PthserveError], code: int) -> None:
-    assert problems.status(made(kind)) == code
+    assert outcomes.status(made(kind)) == code
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.4, "2"), (7.0, "7")])

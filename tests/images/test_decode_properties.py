@@ -32,7 +32,7 @@ from pthserve.engines.torch_engine import TorchEngine
 from pthserve.errors import BrokenImage, RequestError, TooLarge, UnsupportedImage
 from pthserve.images.preprocess import crop
 from pthserve.images.spec import Spec
-from pthserve.planning.agreement import compare, softmax
+from pthserve.tasks.classification import CLASSIFICATION, softmax
 
 # pytest undoes what the service's import does: to ignore what Pillow says about broken metadata.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -123,7 +123,7 @@ def test_fast_leaves_a_real_model_s_top_class_where_its_margin_is_clear(imagenet
         np.stack([crop(data, Spec(), decode=decode, max_pixels=LIMIT) for data in photos])
         for decode in ("exact", "fast")
     )
-    proof = compare(softmax(engine(fast)), softmax(engine(exact)), tolerance=0.05)
+    proof = CLASSIFICATION.compare(softmax(engine(fast)), softmax(engine(exact)), tolerance=0.05)
     assert proof.agrees, proof.disagreements
 
 

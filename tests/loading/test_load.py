@@ -10,6 +10,7 @@ from torch import nn
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.images.preprocess import normalise
+from pthserve.loading.golden import check_golden
 from pthserve.loading.load import load
 from pthserve.planning import agreement
 from pthserve.settings import Settings
@@ -94,5 +95,5 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_demo_knows_an_espresso(imagenet: Path) -> None:
     model = load("demo", QUICK)
-    assert agreement.golden(model, 0.02).agrees
+    assert check_golden(model, 0.02).agrees
     assert model.labels[model.golden[0].class_index] == "espresso"

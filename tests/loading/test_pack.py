@@ -12,11 +12,13 @@ from PIL import Image
 
 from pthserve.errors import CardError, EngineError, GoldenError, PackError
 from pthserve.loading import packed
+from pthserve.loading.golden import check_golden
 from pthserve.loading.load import load
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
-from pthserve.planning import agreement, plan_files
+from pthserve.planning import plan_files
 from pthserve.settings import Settings
+from pthserve.tasks.classification import softmax
 
 from ..linear import noise
 from ..zoo import CODE, LABELS, SPEC, tiny_folder
@@ -65,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def probabilities(model: Model) -> Any:
     images = np.random.default_rng(3).integers(0, 256, (16, *SPEC.image_shape), np.uint8)
-    return agreement.softmax(model.forward(images))
+    return softmax(model.forward(images))
 
 
 def test_the_same_model_makes_the_same_bytes(source: Path, made: Path, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_it_answers_as_the_model_it_was_made_from(source: Path, made: Path) -> N
 def test_the_answers_that_it_is_held_to_are_those_of_pytorch(source: Path, made: Path) -> None:
     images, expected = packed.read(made).proof()
     origin = load(str(source), TORCH)
-    np.testing.assert_allclose(agreement.softmax(origin.forward(images)), expected, atol=1e-6)
+    np.testing.assert_allclose(softmax(origin.forward(images)), expected, atol=1e-6)
 
 
 def test_it_is_known_by_the_same_name_labels_and_digest(source: Path, made: Path) -> None:
@@ -93,7 +95,7 @@ def test_it_is_known_by_the_same_name_labels_and_digest(source: Path, made: Path
     for field in ("name", "version", "architecture", "parameters", "labels", "spec", "digest"):
         assert getattr(model, field) == getattr(origin, field)
     assert [one.image.parent for one in model.golden] == [made / "golden"] * 2
-    assert agreement.golden(model, SETTINGS.tolerance).agrees
+    assert check_golden(model, SETTINGS.tolerance).agrees
 
 
 def test_it_says_what_made_it(made: Path) -> None:
@@ -161,7 +163,7 @@ def test_golden_images_that_disagree_leave_nothing(
     with caplog.at_level(logging.WARNING, "pthserve"):
         pack(str(own), tmp_path / "pack", asked(golden="warn"))
     assert "1.png: class" in caplog.text
-    assert not agreement.golden(load(str(tmp_path / "pack"), SETTINGS), SETTINGS.tolerance).agrees
+    assert not check_golden(load(str(tmp_path / "pack"), SETTINGS), SETTINGS.tolerance).agrees
 
 
 def test_a_golden_image_that_is_missing_leaves_nothing(own: Path, tmp_path: Path) -> None:

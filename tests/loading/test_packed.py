@@ -16,11 +16,12 @@ from pthserve.engines.openvino_engine import OpenVINOEngine, precisions
 from pthserve.errors import EngineError, PackError, WeightsError
 from pthserve.images.preprocess import normalise
 from pthserve.loading import packed
+from pthserve.loading.golden import check_golden
 from pthserve.loading.load import build, load
 from pthserve.loading.manifest import FORMAT
-from pthserve.planning import agreement
 from pthserve.planning.plan import Plan
 from pthserve.settings import Settings
+from pthserve.tasks.classification import softmax
 
 from ..linear import LABELS
 from ..packs import SPEC, tiny_pack
@@ -184,9 +185,9 @@ def test_a_proof_that_changed_after_it_was_hashed_is_refused(copy: Path, name: s
 
 def test_a_golden_image_that_changed_after_it_was_hashed_proves_nothing(copy: Path) -> None:
     model = load(str(copy), SETTINGS)
-    assert agreement.golden(model, SETTINGS.tolerance).agrees
+    assert check_golden(model, SETTINGS.tolerance).agrees
     shutil.copyfile(copy / "golden" / "2.png", copy / "golden" / "1.png")
-    assert "was changed" in agreement.golden(model, SETTINGS.tolerance).disagreements[0]
+    assert "was changed" in check_golden(model, SETTINGS.tolerance).disagreements[0]
 
 
 # --- how it is run ----------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def test_it_is_served_by_its_name_labels_and_golden_images(made: Path) -> None:
     model = load(str(made), SETTINGS)
     assert (model.name, model.version, model.labels, model.spec) == ("zoo", "0", LABELS, SPEC)
     assert [one.image for one in model.golden] == [made / "golden" / f"{number}.png" for number in (1, 2)]
-    assert agreement.golden(model, SETTINGS.tolerance).agrees
+    assert check_golden(model, SETTINGS.tolerance).agrees
     assert load(str(made), asked(name="mine")).name == "mine"
 
 
@@ -204,8 +205,8 @@ def test_auto_computes_with_the_fewest_bits_that_the_cpu_computes_natively_and_a
     images, expected = packed.read(made).proof()
     auto, fp32 = load(str(made), SETTINGS), load(str(made), asked(precision="fp32"))
     assert auto.forward.precision == next(name for name in ("bf16", "fp16", "fp32") if name in precisions())
-    assert np.abs(agreement.softmax(auto.forward(images)) - expected).max() <= SETTINGS.tolerance
-    assert np.abs(agreement.softmax(fp32.forward(images)) - expected).max() < 1e-5
+    assert np.abs(softmax(auto.forward(images)) - expected).max() <= SETTINGS.tolerance
+    assert np.abs(softmax(fp32.forward(images)) - expected).max() < 1e-5
     assert load(str(made), asked(tolerance=0.0)).forward.precision == "fp32"
 
 

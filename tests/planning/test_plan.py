@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pthserve.engines.cpu import cpu, cpu_flags
 from pthserve.errors import EngineError
-from pthserve.planning.plan import Plan, Trial, cpu, cpu_flags
+from pthserve.planning.plan import Plan, Trial
 from pthserve.planning.plan_files import cache_file, fits, library, read, write
 from pthserve.settings import Settings
 

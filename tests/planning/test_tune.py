@@ -18,11 +18,11 @@ from pthserve.errors import EngineError
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 from pthserve.planning import plan_files
-from pthserve.planning.agreement import softmax
 from pthserve.planning.candidates import Candidate, calibration_images
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import Run, tune
 from pthserve.settings import Settings
+from pthserve.tasks.classification import softmax
 
 SPEC = Spec(crop=(32, 32))
 DIGEST = "d" * 64

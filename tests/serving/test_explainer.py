@@ -120,7 +120,7 @@ async def test_predictions_are_answered_between_the_passes_of_a_map() -> None:
         predicted = asyncio.create_task(predictor.predict(png(GREEN)))
         await until_async(lambda: predictor.batcher.depth)
         passes.release(2)
-        assert (await predicted).class_index == 1
+        assert (await predicted).answer.class_index == 1
         assert not explained.done()
         passes.release(99)
         await explained
@@ -162,7 +162,7 @@ async def test_more_maps_than_there_are_permits_are_turned_away_at_once() -> Non
         with pytest.raises(Overloaded, match="heat maps"):
             await explainer.explain(png(), None, deadline=PATIENCE)
         assert rejected() - before == 2
-        assert (await predictor.predict(png())).class_index == 0  # others notice nothing
+        assert (await predictor.predict(png())).answer.class_index == 0  # others notice nothing
         gate.opened.set()
         await asyncio.gather(*held)
         await until_async(lambda: explainer._making == 0)

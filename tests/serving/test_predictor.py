@@ -66,9 +66,9 @@ def sample(name: str, **labels: str) -> float:
 async def test_an_image_is_answered_whichever_way_it_is_sent(sent: Any, colour: tuple[int, int, int]) -> None:
     async with predicting() as predictor:
         prediction = await predictor.predict(sent(colour))
-        np.testing.assert_allclose(prediction.probabilities, answer(colour), atol=1e-6)
-        assert prediction.class_index == COLOURS.index(colour)
-        assert prediction.logits.dtype == prediction.probabilities.dtype == np.float32
+        np.testing.assert_allclose(prediction.answer.probabilities, answer(colour), atol=1e-6)
+        assert prediction.answer.class_index == COLOURS.index(colour)
+        assert prediction.answer.logits.dtype == prediction.answer.probabilities.dtype == np.float32
         assert prediction.model is predictor.current
         assert min(prediction.decode, prediction.queue, prediction.infer) >= 0
         assert prediction.batch == 1
@@ -77,11 +77,16 @@ async def test_an_image_is_answered_whichever_way_it_is_sent(sent: Any, colour: 
 async def test_the_best_classes_are_named_in_order_and_of_equals_the_first() -> None:
     async with predicting() as predictor:
         prediction = await predictor.predict(pixels((0, 255, 255)))
-        assert prediction.top(2) == [1, 2]
-        assert prediction.top(99) == [1, 2, 0]
-        many = replace(prediction, probabilities=np.array([0.5, 0.25, 0.5, 0, 0.25] * 8, np.float32))
-        ranked = sorted(range(40), key=lambda index: -many.probabilities[index])
-        assert all(many.top(count) == ranked[:count] for count in range(1, 42))
+        assert prediction.answer.top(2) == [1, 2]
+        assert prediction.answer.top(99) == [1, 2, 0]
+        many = replace(
+            prediction,
+            answer=replace(
+                prediction.answer, probabilities=np.array([0.5, 0.25, 0.5, 0, 0.25] * 8, np.float32)
+            ),
+        )
+        ranked = sorted(range(40), key=lambda index: -many.answer.probabilities[index])
+        assert all(many.answer.top(count) == ranked[:count] for count in range(1, 42))
 
 
 async def test_many_images_of_one_request_are_answered_in_their_order() -> None:
@@ -89,7 +94,7 @@ async def test_many_images_of_one_request_are_answered_in_their_order() -> None:
     async with predicting(squares(engine)) as predictor:
         images = [png(COLOURS[number % 3]) for number in range(20)]
         predictions = await predictor.predict_many(images)
-        assert [one.class_index for one in predictions] == [number % 3 for number in range(20)]
+        assert [one.answer.class_index for one in predictions] == [number % 3 for number in range(20)]
 
 
 async def test_one_bad_image_fails_its_request_and_costs_the_others_nothing_more() -> None:
@@ -162,7 +167,7 @@ async def test_while_draining_everybody_is_answered() -> None:
     async with predicting() as predictor:
         predictor.drain()
         assert predictor.unready
-        assert (await predictor.predict(png())).class_index == 0
+        assert (await predictor.predict(png())).answer.class_index == 0
 
 
 @pytest.mark.parametrize(("deadline", "granted"), [(0.1, 60.0), (60.0, 0.1), (0.1, None)])
@@ -188,7 +193,7 @@ async def test_a_deadline_passes_while_the_decoders_are_busy() -> None:
         with pytest.raises(DeadlineExceeded):
             await predictor.predict(png(), deadline=0.05)
         hold.set()
-        assert (await predictor.predict(png())).class_index == 0
+        assert (await predictor.predict(png())).answer.class_index == 0
 
 
 async def test_a_cancelled_request_gives_its_permit_back_and_costs_no_pass() -> None:

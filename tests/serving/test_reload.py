@@ -13,7 +13,8 @@ import pytest
 from pthserve.engines.base import Images, Logits
 from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
 from pthserve.files.fingerprint import fingerprint
-from pthserve.loading.model import Golden, Model
+from pthserve.files.golden import Golden
+from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
@@ -205,7 +206,7 @@ async def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
             assert told["result"] == result
             assert str(told["error"]) in caplog.text
             assert predictor.unready is None
-            assert (await predictor.predict(png())).class_index == 0
+            assert (await predictor.predict(png())).answer.class_index == 0
             # And the next good one is taken.
             source.model = lambda: squares(digest=NEW)
             await reload.again()
@@ -321,6 +322,7 @@ async def test_a_change_is_reported_once_where_nothing_reloads_by_itself_and_no_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pthserve.serving.reload.LOOK", 0.01)
+    caplog.set_level(logging.WARNING, "pthserve")  # whatever level other tests left
 
     def warnings() -> int:
         return sum("have changed" in record.message for record in caplog.records)

@@ -1,0 +1,1 @@
+"""What both transports share: keys, rate limits, the request log."""

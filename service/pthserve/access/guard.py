@@ -1,15 +1,11 @@
 """Guard: who is let in, over HTTP and gRPC alike, before anything of a request but its headers is read."""
 
-from collections.abc import Collection, Iterable, Iterator
-
-from starlette.types import ASGIApp, Receive, Scope, Send
+from collections.abc import Collection, Iterator
 
 from pthserve.access.clients import Clients
 from pthserve.access.keys import Keys
 from pthserve.access.rate_limit import Rates
-from pthserve.errors import PthserveError, Unauthorized
-from pthserve.http.problems import answer
-from pthserve.http.routing import Route
+from pthserve.errors import Unauthorized
 from pthserve.settings import Settings
 
 Headers = Collection[tuple[bytes, bytes]]
@@ -61,30 +57,6 @@ class Guard:
                 del self._acquainted[next(iter(self._acquainted))]
             self._acquainted[address, owner] = None
         return owner
-
-
-class Guarded:
-    """ASGI middleware: `guard` before every path that is not one of a public route among `routes`."""
-
-    def __init__(self, app: ASGIApp, guard: Guard, routes: Iterable[Route]) -> None:
-        self._app = app
-        self._guard = guard
-        public = [route for route in routes if route.public]
-        self._paths = frozenset(route.path for route in public if "{" not in route.path)
-        self._patterns = [route.path_regex for route in public if "{" in route.path]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_public(scope["path"]):
-            peer = scope["client"][0] if scope["client"] else ""
-            try:
-                self._guard.admit(scope["headers"], peer)
-            except PthserveError as error:
-                await answer(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _is_public(self, path: str) -> bool:
-        return path in self._paths or any(pattern.match(path) for pattern in self._patterns)
 
 
 def _offered(headers: Headers) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Rates: a token bucket for each client."""
+"""A token bucket for each client."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Logs: one line a request, and a thread that writes them, so that a slow disk never holds up an answer.
+"""One line a request, and the writer of the log.
 
 A line never holds image bytes, keys, query strings or raw paths.
 """
@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pthserve.http.problems import GONE
+from pthserve.access.outcomes import GONE
 from pthserve.metrics import DISCONNECTS, LOG_LINES_DROPPED, REQUEST_DURATION, REQUESTS
 from pthserve.text import MESSAGE, quoted
 from pthserve.tracing import Tracer, begin

@@ -11,7 +11,8 @@ from pthserve.errors import GoldenError, PthserveError
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
-    from pthserve.loading.model import Golden, Model
+    from pthserve.files.golden import Golden
+    from pthserve.loading.model import Model
 
 
 @click.command("golden")
@@ -61,20 +62,20 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
 
 
 def _answers(model: "Model", images: Sequence[Path], settings: Settings) -> Iterator["Golden"]:
-    from pthserve.cli.local import probabilities
-    from pthserve.loading.model import Golden
+    from pthserve.cli.local import answers
+    from pthserve.files.golden import Golden
 
-    for image, found in zip(images, probabilities(model, images, settings), strict=True):
-        best = int(found.argmax())
-        yield Golden(image, best, round(float(found[best]), 6))
+    for image, answer in zip(images, answers(model, images, settings), strict=True):
+        best = answer.class_index
+        yield Golden(image, best, round(float(answer.probabilities[best]), 6))
 
 
 def _check(model: "Model", settings: Settings) -> None:
-    from pthserve.planning import agreement
+    from pthserve.loading.golden import check_golden
 
     if not model.golden:
         raise PthserveError(f"{settings.model}: there are no golden images yet; name some to write them")
-    proof = agreement.golden(model, settings.tolerance, settings.decode)
+    proof = check_golden(model, settings.tolerance, settings.decode)
     if not proof.agrees:
         raise GoldenError("; ".join(proof.disagreements))
     _show(list(_answers(model, [one.image for one in model.golden], settings)), model.labels)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pthserve.errors import PthserveError, RequestError
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
     from pthserve.loading.model import Model
-    from pthserve.planning.agreement import Probabilities
 
 
 def loaded(settings: Settings) -> "Model":
@@ -21,10 +20,9 @@ def loaded(settings: Settings) -> "Model":
         return load(settings.model, settings.model_copy(update={"tune_budget": 0.0}), progress)
 
 
-def probabilities(model: "Model", images: Sequence[Path], settings: Settings) -> "Iterator[Probabilities]":
-    """float32 (classes,) of each of `images`; raises PthserveError where one is none that is allowed."""
+def answers(model: "Model", images: Sequence[Path], settings: Settings) -> "Iterator[Any]":
+    """What `model` says of each of `images`; raises PthserveError where one cannot be decoded."""
     from pthserve.images.preprocess import crop
-    from pthserve.planning.agreement import softmax
 
     for image in images:
         try:
@@ -33,4 +31,4 @@ def probabilities(model: "Model", images: Sequence[Path], settings: Settings) ->
             )
         except RequestError as error:
             raise PthserveError(f"{image}: {error}") from error
-        yield softmax(model.forward(pixels[None]))[0]
+        yield model.task.answer(model.forward(pixels[None])[0], model.labels)

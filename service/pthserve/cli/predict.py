@@ -105,23 +105,9 @@ def _said(body: str) -> str:
 
 
 def _predict(source: str, images: Sequence[Path], top: int, settings: Settings) -> Iterator[dict[str, Any]]:
-    import numpy as np
-
-    from pthserve.cli.local import loaded, probabilities
+    from pthserve.cli.local import answers, loaded
 
     model = loaded(settings.model_copy(update={"model": source}))
-    for found in probabilities(model, images, settings):
-        order = np.argsort(-found, kind="stable")[:top].tolist()
-        yield {
-            "class_index": order[0],
-            "label": model.labels[order[0]],
-            "probabilities": found.tolist(),
-            "top": [
-                {
-                    "class_index": index,
-                    "label": model.labels[index],
-                    "probability": float(found[index]),
-                }
-                for index in order
-            ],
-        }
+    for answer in answers(model, images, settings):
+        fields = answer.to_dict(top)
+        yield {**fields, "probabilities": fields["probabilities"].tolist()}

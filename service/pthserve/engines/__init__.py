@@ -1,0 +1,1 @@
+"""What runs a forward pass, and the heat maps that each engine can make."""

@@ -1,14 +1,13 @@
-"""Explain: which parts of an image spoke for a class."""
+"""Heat maps: which parts of an image spoke for a class, by the engine's own means or by occlusion."""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pthserve.engines.base import Explains, Explanation, Logits
+from pthserve.engines.base import Engine, Explains, Explanation, Logits
 from pthserve.errors import EngineFailed
 from pthserve.images.spec import Spec
-from pthserve.loading.model import Model
 
 Image = NDArray[np.uint8]
 """uint8 (height, width, channels), as the spec makes it."""
@@ -19,21 +18,26 @@ AT_ONCE = 4
 """Images in one forward pass of an occlusion map, so that others' need not wait long between two."""
 
 
-def explain(model: Model, image: Image, class_index: int, forward: Callable[[Image], Logits]) -> Explanation:
-    """Where in `image` what spoke for a class is: float32 (rows, columns), 0 to 1, over the whole image.
+def heat_map(
+    engine: Engine, spec: Spec, image: Image, class_index: int, forward: Callable[[Image], Logits]
+) -> Explanation:
+    """Where in `image` the evidence for a class is: float32 (rows, columns), 0 to 1, over the whole image.
 
-    By the engine's own means where it has them, and else by occlusion. What spoke against the class is 0; so
-    is all of the map where nothing spoke for it.
-    forward: uint8 (n, height, width, channels) to `model`'s logits; how it comes by them is its own business.
-    Raises what `forward` raises, and EngineFailed where the evidence is not a number.
+    The engine's own method is used where it has one, and occlusion elsewhere. Evidence against the class is
+    0; so is the whole map where nothing spoke for it.
+
+    Args:
+        forward: uint8 (n, height, width, channels) to logits; it may queue for the engine.
+
+    Raises:
+        EngineFailed: the evidence is not finite. What `forward` raises passes through.
     """
-    engine = model.forward
     found = engine.explain(image, class_index) if isinstance(engine, Explains) else None
     if found is None:
-        found = _occlusion(image, class_index, model.spec, forward)
+        found = _occlusion(image, class_index, spec, forward)
     if not np.isfinite(found.map).all():
         raise EngineFailed(
-            "the heat map is not of numbers; the model's weights, or its precision, are at fault"
+            "the heat map holds values that are not numbers; the weights or the precision are the cause"
         )
     evidence = np.maximum(found.map, 0)
     return found._replace(map=evidence / max(evidence.max(), np.finfo(np.float32).tiny))

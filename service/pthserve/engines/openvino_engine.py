@@ -6,6 +6,7 @@ comes. The batch dimension is dynamic in both.
 """
 
 import contextlib
+import ctypes
 import functools
 import io
 import logging
@@ -23,7 +24,6 @@ from numpy.typing import NDArray
 
 from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
-from pthserve.engines.mapped_memory import give_back
 from pthserve.engines.request_pool import Lanes
 from pthserve.errors import EngineError
 from pthserve.images.spec import Spec
@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """OpenVINO's INFERENCE_PRECISION_HINT for each precision; int8 is in the graph, what is left of it is f32."""
+
+
+MADV_DONTNEED = 4
+"""Of Linux' <asm-generic/mman-common.h>: the pages leave the process, and come back when they are touched."""
 
 
 def runtime() -> Any:
@@ -247,7 +251,7 @@ class OpenVINOEngine:
 
     def settle(self) -> None:
         """Let go of the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
-        give_back(".bin", ".blob")
+        release_mapped_pages(".bin", ".blob")
 
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
@@ -353,3 +357,25 @@ def reason(error: Exception) -> str:
 
 
 _LONGEST = 300
+
+
+def release_mapped_pages(*suffixes: str) -> None:
+    """Let go of the pages of each file with one of `suffixes` that is mapped for reading alone.
+
+    A file that has no name any more counts by its last one.
+
+    What is read again comes from the page cache, or from the file. Where there is no Linux, nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for begin, end in _mapped(suffixes):
+            madvise(begin, end - begin, MADV_DONTNEED)
+
+
+def _mapped(suffixes: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        where, rights, *_, name = line.split(maxsplit=5)
+        if rights in ("r--s", "r--p") and name.removesuffix(" (deleted)").endswith(suffixes):
+            begin, _, end = where.partition("-")
+            yield int(begin, 16), int(end, 16)

@@ -1,4 +1,4 @@
-"""Lanes: OpenVINO's infer requests for one graph, and which of them a call gets."""
+"""OpenVINO's infer requests for one graph, and which of them a call gets."""
 
 import threading
 from typing import Any

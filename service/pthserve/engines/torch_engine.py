@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pthserve.engines.base import Explanation, Images, Logits
+from pthserve.engines.cpu import cpu_flags
 from pthserve.engines.grad_cam import GradCam
 from pthserve.errors import EngineError
 from pthserve.images.spec import Spec
-from pthserve.planning.plan import cpu_flags
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

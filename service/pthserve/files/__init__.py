@@ -1,0 +1,1 @@
+"""The trust boundary: weights, checkpoints, pickles and cards. Nothing of a file ever runs here."""

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import documents, regular_files
 from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing, labels
+from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
-from pthserve.loading.model import Golden
 from pthserve.text import QUOTED, of_path, quoted
 
 FILE = "model.yaml"

@@ -1,4 +1,4 @@
-"""Fields: what may stand in `model.yaml`, and what each means. The table is docs/card.md."""
+"""The fields of `model.yaml`, and what each means. The table is docs/card.md."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Handlers: what stands between gRPC and the calls: bounds, errors, metrics and the log."""
+"""What stands between gRPC and the procedures: bounds, errors, metrics and the log."""
 
 import asyncio
 import logging
@@ -14,12 +14,12 @@ from google.protobuf.message_factory import GetMessageClass
 
 from pthserve.access.bodies import Bodies, bare
 from pthserve.access.guard import Guard
+from pthserve.access.outcomes import GONE, status
 from pthserve.access.request_log import record, request_id
 from pthserve.errors import MalformedRequest, PthserveError, RateLimited, Unavailable
 from pthserve.grpc import message_limits
 from pthserve.grpc.arrivals import Arrivals, Context, Places
 from pthserve.grpc.status_codes import code
-from pthserve.http.problems import GONE, status
 from pthserve.inference_protocol.compression import inflated, is_compressed
 from pthserve.inference_protocol.service import Service
 from pthserve.protos import inference_pb2 as pb

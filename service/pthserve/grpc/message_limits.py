@@ -1,4 +1,4 @@
-"""Wire: how many parts a message has, before it is parsed: each takes many times the memory of its bytes."""
+"""How many parts a message has, before it is parsed: each takes many times the memory of its bytes."""
 
 from typing import cast
 

@@ -1,4 +1,4 @@
-"""Calls: the procedures of inference.GRPCInferenceService, by name."""
+"""The procedures of inference.GRPCInferenceService, by name."""
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message

@@ -1,4 +1,4 @@
-"""Codes: each error's gRPC status."""
+"""Each error's gRPC status."""
 
 import grpc
 

@@ -1,15 +1,18 @@
 """App: the ASGI app, of the routes and of what stands before them."""
 
+from collections.abc import Iterable
+
 import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pthserve.access.bodies import Bodies
-from pthserve.access.guard import Guard, Guarded
+from pthserve.access.guard import Guard
 from pthserve.access.request_log import Logged
+from pthserve.errors import PthserveError
 from pthserve.http import explain, problems, routes, site, v2
 from pthserve.http.limits import Limits
 from pthserve.http.origins import protected
@@ -56,6 +59,30 @@ def create_metrics_app(settings: Settings) -> ASGIApp:
         exception_handlers=problems.HANDLERS,
     )
     return protected(app, settings)
+
+
+class Guarded:
+    """ASGI middleware: `guard` before every path that is not one of a public route among `routes`."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, routes: Iterable[Route]) -> None:
+        self._app = app
+        self._guard = guard
+        public = [route for route in routes if route.public]
+        self._paths = frozenset(route.path for route in public if "{" not in route.path)
+        self._patterns = [route.path_regex for route in public if "{" in route.path]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_public(scope["path"]):
+            peer = scope["client"][0] if scope["client"] else ""
+            try:
+                self._guard.admit(scope["headers"], peer)
+            except PthserveError as error:
+                await problems.answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_public(self, path: str) -> bool:
+        return path in self._paths or any(pattern.match(path) for pattern in self._patterns)
 
 
 async def _schema(request: Request) -> Response:

@@ -1,7 +1,6 @@
-"""Skeleton: an inference's JSON without its numbers and long strings.
+"""An inference's JSON without its numbers, of which a parser would make millions of objects.
 
-A parser would make millions of objects of the numbers, and hold up every other thread while it copies a
-string of many megabytes.
+It would also hold up every other thread while it copies a string of many megabytes.
 """
 
 from collections.abc import Iterator

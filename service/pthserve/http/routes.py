@@ -104,16 +104,9 @@ def routes(predictor: Predictor, settings: Settings) -> list[Route]:
 
 
 def _answer(prediction: Prediction, top: int) -> dict[str, object]:
-    model, probabilities = prediction.model, prediction.probabilities
-    best = prediction.class_index
+    model = prediction.model
     return {
-        "class_index": best,
-        "label": model.labels[best],
-        "probabilities": probabilities,
-        "top": [
-            {"class_index": index, "label": model.labels[index], "probability": probabilities[index]}
-            for index in prediction.top(top)
-        ],
+        **prediction.answer.to_dict(top),
         "model": {"name": model.name, "version": model.version, "digest": model.digest},
         "timing": _timing(prediction),
     }

@@ -1,4 +1,4 @@
-"""Page: the web pages for people, and their files. They ask this service alone, and need nothing else."""
+"""The web pages for people, and their files. They ask this service alone, and need nothing else."""
 
 import gzip
 import hashlib

@@ -1,0 +1,1 @@
+"""Bytes to pixels: allowed formats, bounds, and preprocessing as in training."""

@@ -21,6 +21,9 @@ Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
+OWN_MAX_PIXELS = 2**30
+"""Most pixels of an image that belongs to the model's owner: a golden, sample or calibration image."""
+
 REDUCED_TO = 2.9
 """`fast` decodes a JPEG at no less than so many times the size that it is resized to. The difference from
 `exact` falls with it: 0.4 grey levels at 2, 0.3 at 2.9, 0.2 at 4. For 256, 3000 rows are quartered."""

@@ -105,7 +105,7 @@ class Service:
             },
             "digest": model.digest,
         }
-        made = partial(outputs, answers, model.labels, request.wanted)
+        made = partial(outputs, [one.answer for one in answers], model.labels, request.wanted)
         scores = len(answers) * len(model.labels)
         tensors = made() if scores < MANY else await asyncio.to_thread(made)
         return Response(model.name, model.version, request.id, tensors, notes)

@@ -1,0 +1,1 @@
+"""Anything that a user may name to a model; packs."""

@@ -11,10 +11,11 @@ import numpy as np
 import pthserve
 from pthserve.errors import CardError, PackError, RequestError, WeightsError
 from pthserve.files import regular_files
-from pthserve.images.preprocess import Pixels, crop
+from pthserve.files.golden import Golden
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
-from pthserve.loading.model import Golden, Model
+from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.planning import agreement
 from pthserve.planning.tune import tune
@@ -33,7 +34,6 @@ DEMO_CODE = "efficientnet_lite_pytorch"
 """The package that the demo's card names. Who asks for the demo allows it, for the demo alone."""
 
 _RESIZE, _CROP = 256, 224
-_MAX_PIXELS = 2**30
 _GREY = ((0.449,), (0.226,))
 """Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
 
@@ -177,7 +177,7 @@ def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
     for one in golden:
         try:
             images.append(
-                crop(regular_files.read(one.image, regular_files.IMAGE), spec, max_pixels=_MAX_PIXELS)
+                crop(regular_files.read(one.image, regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
             )
         except (OSError, RequestError) as error:
             raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error

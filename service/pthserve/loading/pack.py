@@ -4,7 +4,6 @@ The same input makes the same bytes: the weights, the card, the images, the plan
 versions of the libraries and the kind of processor.
 """
 
-import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,22 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
-from pthserve.errors import GoldenError, PackError
+from pthserve.errors import PackError
 from pthserve.files import regular_files
+from pthserve.files.golden import Golden
 from pthserve.files.weights import Progress
 from pthserve.loading import packed
+from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import Built, build, proof_images
-from pthserve.loading.model import Golden
 from pthserve.loading.packed import Packed
-from pthserve.planning import agreement
 from pthserve.planning.candidates import Candidate, Sources
 from pthserve.planning.tune import tune
 from pthserve.settings import Settings
 
 MAKERS = ("pthserve", "openvino", "torch", "torchvision", "nncf")
 """Whose versions decide what a pack's bytes are."""
-
-_log = logging.getLogger(__name__)
 
 
 def pack(source: str, output: Path, settings: Settings, progress: Progress | None = None) -> Packed:
@@ -83,13 +80,8 @@ def _write(built: Built, folder: Path, settings: Settings) -> Packed:
         golden=_copied(built.card.golden, folder),
         made_with=_versions(),
     )
-    proof = agreement.golden(made.model(engine, plan), settings.tolerance, settings.decode)
+    apply_golden_policy(made.model(engine, plan), settings)
     engine.close()
-    if not proof.agrees and settings.golden != "off":
-        told = f"the golden images disagree: {'; '.join(proof.disagreements)}"
-        if settings.golden == "gate":
-            raise GoldenError(told)
-        _log.warning("%s", told)
     packed.write(made, graph, quantized, images, expected)
     return made
 

@@ -23,13 +23,14 @@ from pthserve.engines.base import Engine
 from pthserve.errors import PackError
 from pthserve.files import copies
 from pthserve.files.copies import Copy
+from pthserve.files.golden import Golden
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.loading import manifest
 from pthserve.loading.manifest import FORMAT
-from pthserve.loading.model import Golden, Model
-from pthserve.planning.agreement import Probabilities
+from pthserve.loading.model import Model
 from pthserve.planning.plan import Plan
+from pthserve.tasks.classification import Probabilities
 
 if TYPE_CHECKING:
     import openvino

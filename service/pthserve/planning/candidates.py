@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pthserve.engines.base import Engine
 from pthserve.errors import EngineError, RequestError
 from pthserve.files import regular_files
-from pthserve.images.preprocess import Pixels, crop, normalise
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, normalise
 from pthserve.images.spec import Spec
-from pthserve.planning.agreement import Probabilities, softmax
 from pthserve.settings import Settings
+from pthserve.tasks.base import Task
+from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +58,7 @@ class Sources:
     module: "nn.Module | None"
     spec: Spec
     settings: Settings
+    task: Task = CLASSIFICATION
     graph: Any = None
     quantized: Any = None
 
@@ -119,11 +122,11 @@ class Sources:
         cache = self.settings.cache_dir
         return OpenVINOEngine(graph, self.spec, precision=precision, threads=threads, cache_dir=cache)
 
-    def expected(self, images: Pixels) -> Probabilities:
+    def expected(self, images: Pixels) -> NDArray[np.float32]:
         """What every candidate must agree with: of PyTorch at fp32, or of OpenVINO without a module."""
         name = "torch" if self.module is not None else "openvino"
         engine = self.engine(Candidate(name, "fp32", "cpu", self.settings.cpus))
-        answers = np.concatenate([softmax(engine(image[None])) for image in images])
+        answers = np.concatenate([self.task.scores(engine(image[None])) for image in images])
         engine.close()
         return answers
 
@@ -134,7 +137,7 @@ class Sources:
             return "cpu"
         import torch
 
-        return "cuda" if torch_engine.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """The engines that can be made, and which of their precisions `auto` takes: int8 only from a pack."""
@@ -164,7 +167,9 @@ def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
     images: list[Pixels] = []
     for index in np.unique(np.linspace(0, len(found) - 1, CALIBRATION_IMAGES).astype(int)) if found else ():
         try:
-            images.append(crop(regular_files.read(found[index], regular_files.IMAGE), spec, max_pixels=2**30))
+            images.append(
+                crop(regular_files.read(found[index], regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
+            )
         except (RequestError, OSError):
             continue
     if not images:

@@ -1,40 +1,7 @@
 """Plan: which engine runs a model on this machine, and how. `tune` chooses it."""
 
-import functools
-import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-# The instructions that decide which precision is quick.
-_FLAGS = frozenset(
-    (
-        *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-        *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
-        *("asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve"),
-    )
-)
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets, of those that matter to a forward pass, that this CPU has; named as by Linux."""
-    return _FLAGS & set(" ".join(_cpuinfo("flags", "Features")).split())
-
-
-def cpu(cpus: int) -> str:
-    """This machine's processor, as far as a measurement on `cpus` of its CPUs depends on it."""
-    model = next(iter(_cpuinfo("model name")), platform.machine())
-    return f"{model}, {cpus} CPUs, {' '.join(sorted(cpu_flags()))}"
-
-
-def _cpuinfo(*keys: str) -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    pairs = (line.partition(":") for line in lines)
-    return [value.strip() for key, _, value in pairs if key.strip() in keys]
 
 
 @dataclass(frozen=True, slots=True)

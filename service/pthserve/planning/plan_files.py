@@ -1,13 +1,14 @@
-"""Plans: kept in files from one start to the next, and taken again where they fit."""
+"""Plans in files: kept from one start to the next, and used again where they fit."""
 
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.files import regular_files
-from pthserve.planning.plan import Plan, cpu
+from pthserve.planning.plan import Plan
 from pthserve.settings import Settings
 from pthserve.text import quoted
 

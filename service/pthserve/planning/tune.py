@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pthserve.engines.base import Engine
+from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
-from pthserve.planning.agreement import Probabilities, prove
+from pthserve.planning.agreement import prove
 from pthserve.planning.candidates import Candidate, Sources
-from pthserve.planning.plan import Plan, Trial, cpu
+from pthserve.planning.plan import Plan, Trial
 from pthserve.planning.plan_files import cache_file, fits, library, read, write
 from pthserve.settings import Settings
+from pthserve.tasks.classification import Probabilities
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,7 +133,7 @@ def tune(
     Raises:
         EngineError: nothing that the settings allow runs the model, or its answers disagree.
     """
-    sources = Sources(module, spec, settings, graph, quantized)
+    sources = Sources(module, spec, settings, graph=graph, quantized=quantized)
     cached = cache_file(digest, settings)
     for plan in (settings.plan and read(settings.plan), _if_readable(cached), known):
         if plan and fits(plan, digest, settings):
@@ -179,7 +181,7 @@ class Contest:
         except EngineError as error:
             self.failed.append(_failed(candidate, str(error)))
             return
-        proof = prove(engine, self.images, self.expected, settings.tolerance)
+        proof = prove(self.sources.task, engine, self.images, self.expected, settings.tolerance)
         if not proof.agrees:
             self.failed.append(_failed(candidate, proof.disagreements[0], proof.difference))
             engine.close()

@@ -1,0 +1,1 @@
+"""One image from bytes to answer: admission, batches, reload."""

@@ -1,4 +1,4 @@
-"""Busy: which share of the recent past a resource was in use."""
+"""Averages over the recent past: the share of time that a resource was in use, and seconds an image."""
 
 import math
 import threading

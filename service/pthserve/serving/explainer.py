@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from pthserve.engines.base import Explanation, Logits
-from pthserve.engines.heat_map import explain
+from pthserve.engines.heat_map import heat_map
 from pthserve.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from pthserve.images.preprocess import Pixels
 from pthserve.loading.model import Model
@@ -130,7 +130,9 @@ class _Work:
         index = self.class_index
         if index is None:
             index = int(self._forward(image[None])[0].argmax())
-        return Explained(model, image, index, explain(model, image, index, self._forward))
+        return Explained(
+            model, image, index, heat_map(model.forward, model.spec, image, index, self._forward)
+        )
 
     def _forward(self, images: Pixels) -> Logits:
         """Logits of `images`, which queue for the engine's threads like any others."""

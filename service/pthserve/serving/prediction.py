@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.errors import EngineFailed, MalformedRequest
 from pthserve.loading.model import Model
-from pthserve.planning.agreement import softmax
 from pthserve.serving.batcher import Inference
 from pthserve.tracing import Span
 
@@ -16,44 +16,23 @@ Input = bytes | NDArray[np.uint8] | NDArray[np.float32]
 """What a client may send as one image: an encoded image file; its pixels, uint8 RGB (height, width, 3), still
 to be preprocessed; or float32 (channels, height, width), preprocessed by the client."""
 
-FEW = 16
-"""So many best classes are sooner found one by one than by sorting all."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """The answer for one image.
+    """The answer for one image, and how it came about.
 
-    model: the one that gave it; logits, probabilities: float32 (classes,).
+    model: the one that gave it; answer: of the type of its task.
     decode, queue, infer: seconds spent in each stage; batch: images in the same forward pass.
     since: when `queue` began, on time.perf_counter()'s clock.
     """
 
     model: Model
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
+    answer: Any
     decode: float
     queue: float
     infer: float
     batch: int
     since: float
-
-    @property
-    def class_index(self) -> int:
-        """The most probable class; of equals the first."""
-        return int(self.probabilities.argmax())
-
-    def top(self, count: int) -> list[int]:
-        """The `count` most probable classes, or all there are, best first; of equals the first."""
-        if count > FEW:
-            order: list[int] = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
-            return order
-        best: list[int] = []
-        left = self.probabilities.copy()
-        for _ in range(min(count, len(left))):
-            best.append(int(left.argmax()))
-            left[best[-1]] = -1
-        return best
 
 
 def prediction_of(model: Model, image: Input, inference: Inference) -> Prediction:
@@ -66,8 +45,7 @@ def prediction_of(model: Model, image: Input, inference: Inference) -> Predictio
         raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
     return Prediction(
         model,
-        inference.logits,
-        softmax(inference.logits),
+        model.task.answer(inference.logits, model.labels),
         inference.decode,
         inference.queue,
         inference.infer,

@@ -24,7 +24,6 @@ from pthserve.metrics import (
     QUEUE_DEPTH,
     REJECTED,
     SATURATION,
-    count_prediction,
     timed_inference,
 )
 from pthserve.serving.admission import Admission
@@ -87,8 +86,7 @@ class Predictor:
         with timed_inference(), self.admission.admit(len(images), seconds):
             predictions = await self._answer(model, images, seconds)
         for prediction in predictions:
-            best = prediction.class_index
-            count_prediction(model.labels[best], prediction.probabilities[best])
+            model.task.count(prediction.answer)
         if self.observer is not None:
             self.observer(images, predictions)
         if (span := SPAN.get()) is not None:

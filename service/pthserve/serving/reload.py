@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pthserve.errors import EngineError, GoldenError, ModelError
 from pthserve.files.fingerprint import Fingerprint, fingerprint
+from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.model import Model
 from pthserve.metrics import MODEL_FILES_CHANGED, MODEL_LOAD_SECONDS, MODEL_LOADS
-from pthserve.planning import agreement
 from pthserve.serving.background import in_background
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.shadow import Shadow
@@ -152,7 +152,7 @@ class Reload:
         if self._predictor.current is None:
             self._predictor.unready = "the model is warming up"
         await self._predictor.warm_up(model)
-        golden = await in_background(partial(_check_golden, model, self._settings))
+        golden = await in_background(partial(apply_golden_policy, model, self._settings))
         return _Proved(model, golden, time.perf_counter() - began)
 
     def _adopt(self, proved: _Proved) -> None:
@@ -214,17 +214,3 @@ def _fields(proved: _Proved) -> dict[str, object]:
         "engine": model.forward.name,
         "seconds": proved.seconds,
     }
-
-
-def _check_golden(model: Model, settings: Settings) -> str:
-    """How `model` does on its golden images, in a word; raises GoldenError where that is to keep it out."""
-    if settings.golden == "off" or not model.golden:
-        return "unchecked"
-    proof = agreement.golden(model, settings.tolerance, settings.decode)
-    if proof.agrees:
-        return "agreed"
-    told = "; ".join(proof.disagreements)
-    if settings.golden == "gate":
-        raise GoldenError(f"the golden images disagree: {told}")
-    log.warning("the golden images disagree: %s", told)
-    return "disagreed"

@@ -67,7 +67,7 @@ class Shadow:
         for image, prediction in zip(images, predictions, strict=True):
             if random.random() < self._share:  # noqa: S311
                 with suppress(asyncio.QueueFull):
-                    self._waiting.put_nowait((image, prediction.class_index))
+                    self._waiting.put_nowait((image, prediction.answer.class_index))
 
     async def _agrees(self, image: Input, class_index: int) -> bool:
         """Whether the model gives `image` this class; one that cannot answer what the other can does not."""

@@ -1,0 +1,1 @@
+"""Where architectures come from: a state dict to an nn.Module."""

@@ -59,10 +59,8 @@ def build(
         return _own(state_dict, name, dict(kwargs or {}), allowed)
     if name and name not in torchvision_index.names():
         close = ", ".join(difflib.get_close_matches(name[:100], torchvision_index.names(), cutoff=0.5))
-        raise ArchitectureError(
-            f"torchvision has no architecture {quoted(repr(name))}; "
-            f"{f'did you mean {close}?' if close else fitting.ADVICE}"
-        )
+        advice = f"did you mean {close}?" if close else fitting.ADVICE
+        raise ArchitectureError(f"torchvision has no architecture {quoted(repr(name))}; {advice}")
     return _torchvision(state_dict, name, dict(kwargs or {}))
 
 

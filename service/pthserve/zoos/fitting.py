@@ -1,4 +1,4 @@
-"""Fit: a state dict put into one of torchvision's architectures, part by part."""
+"""A state dict put into one of torchvision's architectures, part by part."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Match: where in a state dict an architecture's body lies, and which one it is."""
+"""Where in a state dict an architecture's body lies, and which architecture it is."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Families: torchvision's classification models as data, and the index by which a state dict finds its own.
+"""Torchvision's classification models as data, and the index by which a state dict is recognised.
 
 `python -m pthserve.zoos.torchvision_index` writes the index again, for another torchvision.
 """

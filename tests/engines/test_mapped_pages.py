@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pthserve.engines.mapped_memory import give_back
+from pthserve.engines.openvino_engine import release_mapped_pages
 
 SIZE = 1024 * mmap.PAGESIZE
 
@@ -35,9 +35,9 @@ def test_what_is_only_read_leaves_the_memory_and_is_there_when_it_is_read_again(
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert bytes(mapped) == file.read_bytes()
         assert resident(file) == SIZE
-        give_back(".other")
+        release_mapped_pages(".other")
         assert resident(file) == SIZE
-        give_back(".other", ".bin")
+        release_mapped_pages(".other", ".bin")
         assert resident(file) == 0
         assert bytes(mapped) == file.read_bytes()
 
@@ -50,7 +50,7 @@ def test_a_file_without_a_name_counts_by_its_last_one(file: Path) -> None:
         assert bytes(mapped) == data
         gone = Path(f"{file} (deleted)")
         assert resident(gone) == SIZE
-        give_back(".bin")
+        release_mapped_pages(".bin")
         assert resident(gone) == 0
         assert bytes(mapped) == data
 
@@ -58,5 +58,5 @@ def test_a_file_without_a_name_counts_by_its_last_one(file: Path) -> None:
 def test_what_was_written_stays(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[:5] = b"mine!"
-        give_back(".bin")
+        release_mapped_pages(".bin")
         assert mapped[:5] == b"mine!"

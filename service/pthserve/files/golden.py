@@ -1,0 +1,27 @@
+"""Golden images: images whose right answers are known."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pthserve.errors import PackError
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A golden image: its file, the class it must be given, and (where known) with what probability.
+
+    sha256: of the file, where a packed model says so; None where any content counts.
+    """
+
+    image: Path
+    class_index: int
+    probability: float | None = None
+    sha256: str | None = field(default=None, compare=False)
+
+    def read(self) -> bytes:
+        """The file's bytes; raises OSError, and PackError where they are not those that were packed."""
+        data = self.image.read_bytes()
+        if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise PackError(f"{self.image}: was changed; copy the packed model again")
+        return data
