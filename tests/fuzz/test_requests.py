@@ -27,9 +27,10 @@ def trouble(sent: Sent, reply: Reply) -> str:
     code = reply.code
     if code <= 0:
         return "no answer" if sent.whole and code < 0 else "hung up" if sent.whole else ""
-    if code > 499 and code not in (503, 504):
+    spoilt = sent.kind == "wire" and code in (501, 505)  # another version of HTTP, or another transfer coding
+    if code > 499 and code not in (503, 504) and not spoilt:
         return f"{code}: {reply.body[:200]!r}"
-    if "x-request-id" not in reply.headers and code not in (400, 408, 431):
+    if "x-request-id" not in reply.headers and code not in (400, 408, 431, 501, 505):
         return f"{code} without an id"
     if code >= 400 and not sent.head:
         try:

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 from tests.images.pictures import bmp_rle, png_chunk, tiff
 
-from pthserve.errors import TooLarge
+from pthserve.errors import BrokenImage, TooLarge
 from pthserve.images.preprocess import pending
 from pthserve.images.spec import Spec
 from pthserve.serving import memory
@@ -290,7 +290,7 @@ def measured(data: bytes, spec: Spec) -> dict[str, object]:
         size, cost = image.size, image.cost
         image.pixels()
         del image
-    except TooLarge as error:
+    except (BrokenImage, TooLarge) as error:  # Pillow converts no LAB
         return {"refused": str(error), "seconds": time.process_time() - began}
     return {
         "pixels": size[0] * size[1],

@@ -1,6 +1,7 @@
 """Server: the Open Inference Protocol and grpc.health.v1, on the event loop that also serves HTTP."""
 
 import errno
+import logging
 import math
 from dataclasses import dataclass, field
 
@@ -70,6 +71,7 @@ class Server:
 
 async def listen(settings: Settings) -> Server:
     """Take `settings.grpc_port`, or a free one where that is 0; raises OSError where it cannot be had."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.max_body),
@@ -92,3 +94,8 @@ async def listen(settings: Settings) -> Server:
         return Server(server.add_insecure_port(address), server, settings)
     except RuntimeError as error:
         raise OSError(errno.EADDRINUSE, f"cannot listen for gRPC on {address}: the port is taken") from error
+
+
+def _is_not_of_a_client(record: logging.LogRecord) -> bool:
+    """Whether a log record of grpcio is worth writing: not the traceback of a call whose client has left."""
+    return not str(record.msg).startswith("ExecuteBatchError")
