@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from pthserve.engines.cpu import cpu, cpu_flags
-from pthserve.settings import cpu_quota
+from pthserve.options import cpu_quota
 
 LIBRARIES = ("torch", "torchvision", "openvino", "pillow", "fastapi", "uvicorn", "litserve")
 

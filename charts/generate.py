@@ -170,7 +170,8 @@ def _camel(name: str) -> str:
 def settings_schema() -> dict[str, Any]:
     """The service's own settings, in camel case, closed."""
     properties = {}
-    for name, field in Settings.model_json_schema()["properties"].items():
+    fields = Settings.model_json_schema()["properties"]
+    for name, field in ((name, fields[name]) for name in Settings.in_order()):
         kind = next((kind for kind in field.get("anyOf", ()) if kind["type"] != "null"), {})
         kept = {
             key: value for key, value in {**field, **kind}.items() if key not in {"anyOf", "title", "format"}

@@ -30,7 +30,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def table() -> str:
     """The whole page."""
-    return HEAD + "".join(_row(name, field) for name, field in Settings.model_fields.items())
+    return HEAD + "".join(_row(name, field) for name, field in Settings.in_order().items())
 
 
 if __name__ == "__main__":

@@ -56,9 +56,10 @@ class Service:
 def serving(load: Model | Callable[[], Model] | None = None, **settings: Any) -> Iterator[Service]:
     """A service that is ready; or, where `load` is a function, that is still loading."""
     chosen = {"port": 0, "drain_seconds": 0.0, "log_level": "error", **settings}
-    service = Service(Settings(**chosen), load if callable(load) else lambda: load or squares())
+    given = load or squares()
+    service = Service(Settings(**chosen), (lambda: given) if isinstance(given, Model) else given)
     try:
-        if not callable(load):
+        if isinstance(given, Model):
             service.wait_until_ready()
         yield service
     finally:

@@ -27,7 +27,7 @@ from .shared import refuses, until
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_port_answers_while_the_model_loads() -> None:

@@ -1,15 +1,12 @@
-"""Settings: one frozen object, from the environment, with a CPU default that follows the cgroup."""
+"""Settings: one frozen object, from the environment."""
 
 import math
-import os
-from pathlib import Path
 from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from pthserve import settings
-from pthserve.settings import Settings, cpu_quota
+from pthserve.settings import Settings
 
 
 def test_a_setting_is_read_from_its_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,36 +60,12 @@ def test_the_largest_number_that_is_allowed_is_in_the_schema_of_the_chart(name: 
     assert Settings(**{name: number["maximum"]})
 
 
+def test_the_order_of_the_table_has_every_setting_once() -> None:
+    assert sorted(Settings.in_order()) == sorted(Settings.model_fields)
+
+
 def test_every_setting_has_a_description() -> None:
     assert not [name for name, field in Settings.model_fields.items() if not field.description]
-
-
-def test_threads_beat_the_quota() -> None:
-    assert Settings(threads=7).cpus == 7
-
-
-@pytest.mark.parametrize(
-    ("files", "granted"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "20000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, 64),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
-        ({"cpu.max": "9900000 100000\n"}, 64),
-        ({}, 64),
-    ],
-    ids=["v2", "v2-under-one", "v2-unlimited", "v1", "v1-unlimited", "more-than-there-are", "no-cgroup"],
-)
-def test_the_quota_follows_the_cgroup(
-    files: dict[str, str], granted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(settings, "CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert cpu_quota() == granted
 
 
 def test_the_modules_whose_code_is_allowed_are_listed_with_commas() -> None:

@@ -79,11 +79,16 @@ class Server:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._limited = False
+        self._on_ready: Callable[[], object] = bool
         self._uvicorns: list[_Uvicorn] = []
         self._ending: asyncio.Task[None] | None = None
 
-    def run(self) -> None:
-        """Serve until told to stop. Raises the ModelError for which the model cannot be loaded."""
+    def run(self, on_ready: Callable[[], object] = bool) -> None:
+        """Serve until told to stop. Raises the ModelError for which the model cannot be loaded.
+
+        on_ready: called once a model is served.
+        """
+        self._on_ready = on_ready
         BUILD_INFO.info({"version": pthserve.__version__, "python": platform.python_version()})
         with (
             request_log.written(self._settings.log_format, self._settings.log_level),
@@ -137,7 +142,7 @@ class Server:
             await self._rpc.start(predictor, reload.again, self._guard, self._tracer, bodies)
             log.info("listening for gRPC on %s:%d", host, self._rpc.port)
         loading.add_done_callback(
-            lambda done: self._stop.set() if done.cancelled() or done.exception() else None
+            lambda done: self._stop.set() if done.cancelled() or done.exception() else self._on_ready()
         )
         await self._stop.wait()
         predictor.drain()

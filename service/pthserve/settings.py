@@ -10,44 +10,18 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
-from pthserve.text import whole
+from pthserve.options import ModelOptions
 
 VARIABLE = "PTHSERVE_{}"
 """A setting's environment variable, of its name in capitals."""
-CGROUP = Path("/sys/fs/cgroup")
 _ADDRESS = r"^https?://[^/\s]+"
 RATE = r"^([1-9]\d{0,8})\s*(?:/|\s+per\s+)\s*([1-9]\d{0,3})?\s*(second|minute|hour|day)s?$"
 """How a rate is written: requests, how many units of time (one where it is left out), and the unit."""
 _HOST = r"(\*|(\*\.)?[\w-]+(\.[\w-]+)*)"
 _ORIGIN = r"(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)"
-_MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
-
-
-def cpu_quota() -> int:
-    """Whole CPUs this process may use: the cgroup's quota rounded up (v2, then v1), or the affinity mask."""
-    affinity = len(os.sched_getaffinity(0))
-    for quota, period in (_cgroup_v2(), _cgroup_v1()):
-        if quota > 0 and period > 0:
-            return min(affinity, max(1, -(-quota // period)))
-    return affinity
-
-
-def _cgroup_v2() -> tuple[int, int]:
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-    except OSError:
-        return 0, 0
-    return (0 if quota == "max" else int(quota)), int(period)
-
-
-def _cgroup_v1() -> tuple[int, int]:
-    folder = CGROUP / "cpu"
-    try:
-        return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
-    except OSError:
-        return 0, 0
 
 
 def listed(text: str | None) -> tuple[str, ...]:
@@ -55,28 +29,10 @@ def listed(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",")) if text is not None else ()
 
 
-class Settings(BaseModel):
-    """The settings of the service. Sizes are in bytes, times in seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Settings(ModelOptions):
+    """The settings of the service: how its model is loaded, and how it is served."""
 
     model: str = Field("demo", description="weights file, folder with a model card, packed model, or `demo`")
-    sha256: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{64}$",
-        description="expected SHA-256 of the weights file; default: the one in the model card, if any",
-    )
-    name: str | None = Field(
-        None,
-        description="name of the model in responses and metrics; default: from the model card, else the "
-        "file name",
-    )
-    allow_code: str | None = Field(
-        None,
-        pattern=f"^{_MODULE}(,{_MODULE})*$",
-        description="comma-separated modules whose code a card may name as its architecture; none is allowed "
-        "when unset",
-    )
     host: str = Field(
         "127.0.0.1",
         min_length=1,
@@ -90,29 +46,6 @@ class Settings(BaseModel):
         description="separate port for /metrics; when unset, /metrics is on the main port",
     )
     grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; when unset, gRPC is off")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
-    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="number format of the computation; `auto` never selects int8"
-    )
-    calibration: Path | None = Field(None, description="folder of images for int8 calibration")
-    decode: Literal["exact", "fast"] = Field(
-        "exact",
-        description="image decoding: `exact` gives the same pixels as torchvision, bit for bit; `fast` "
-        "is faster for large photos and differs by at most 0.3 grey levels",
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        le=4096,
-        description="number of CPU threads; default: the CPU limit of the container or machine",
-    )
-    max_batch: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="maximum number of images in one batch; default: the value in the plan",
-    )
     max_inflight: int = Field(
         256, ge=1, le=100_000, description="maximum number of images accepted at the same time"
     )
@@ -121,34 +54,11 @@ class Settings(BaseModel):
         5.0, ge=0, le=3600, description="seconds to keep serving after SIGTERM, while reported as not ready"
     )
     max_body: int = Field(20 * 2**20, ge=1, le=2**30, description="maximum size of a request body in bytes")
-    max_pixels: int = Field(
-        50_000_000, ge=1, le=1_000_000_000, description="maximum size of an image in pixels"
-    )
     decode_memory: int = Field(
         768 * 2**20,
         ge=2**20,
         le=2**40,
         description="maximum memory in bytes for all images that are being decoded; further images wait",
-    )
-    tolerance: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="maximum difference of a probability from fp32 that is accepted for a plan or a "
-        "golden image",
-    )
-    tune_budget: float = Field(
-        10.0,
-        ge=0,
-        le=3600,
-        description="maximum tuning time in seconds when a model is loaded; 0 uses the default plan",
-    )
-    plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
-    cache_dir: Path | None = Field(None, description="folder in which compiled models and plans are cached")
-    golden: Literal["gate", "warn", "off"] = Field(
-        "gate",
-        description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "
-        "warning, `off` skips the check",
     )
     reload_interval: float = Field(
         0.0,
@@ -255,19 +165,50 @@ class Settings(BaseModel):
             raise ValueError("must be an http or https address, such as http://collector:4318")
         return value
 
-    @field_validator("name")
     @classmethod
-    def _is_text(cls, value: str | None) -> str | None:
-        if value is not None and not whole(value).isprintable():
-            raise ValueError("must be printable: it is part of URLs, metrics and the log")
-        return value
+    def in_order(cls) -> dict[str, FieldInfo]:
+        """The fields by name, in the order of docs/settings.md and of `pthserve serve --help`."""
+        return {name: cls.model_fields[name] for name in _ORDER}
 
-    @property
-    def code_modules(self) -> frozenset[str]:
-        """What `allow_code` lists."""
-        return frozenset(self.allow_code.split(",")) if self.allow_code else frozenset()
 
-    @property
-    def cpus(self) -> int:
-        """CPU threads to use: `threads`, or what the cgroup grants."""
-        return self.threads or cpu_quota()
+_ORDER = (
+    "model",
+    "sha256",
+    "name",
+    "allow_code",
+    "host",
+    "port",
+    "metrics_port",
+    "grpc_port",
+    "device",
+    "engine",
+    "precision",
+    "calibration",
+    "decode",
+    "threads",
+    "max_batch",
+    "max_inflight",
+    "deadline",
+    "drain_seconds",
+    "max_body",
+    "max_pixels",
+    "decode_memory",
+    "tolerance",
+    "tune_budget",
+    "plan",
+    "cache_dir",
+    "golden",
+    "reload_interval",
+    "shadow",
+    "shadow_agreement",
+    "api_keys",
+    "rate_limit",
+    "trusted_proxies",
+    "allowed_hosts",
+    "cors_origins",
+    "explain",
+    "otlp_endpoint",
+    "log_format",
+    "log_level",
+)
+"""One subject after the other; inheritance would put those of `ModelOptions` first."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pthserve.cli import bench, fetch, golden, inspect, pack, predict, serve, tune
+from pthserve.cli import bench, demo, fetch, golden, inspect, pack, predict, serve, tune
 from pthserve.errors import ArchitectureError
 from pthserve.loading.load import load
 from pthserve.settings import Settings
@@ -88,8 +88,9 @@ def test_a_model_of_a_users_own_is_served_where_its_module_is_allowed(tmp_path: 
 
 @pytest.mark.slow
 def test_the_demo_allows_its_own_package_and_only_for_itself(imagenet: Path, tmp_path: Path) -> None:
-    assert load("demo", QUICK).num_classes == 1000
-    assert load(str(imagenet), QUICK).num_classes == 1000
+    for name in ("demo", str(imagenet)):
+        settings = demo.resolved(QUICK.model_copy(update={"model": name}))
+        assert load(settings.model, settings).num_classes == 1000
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in ("model.yaml", "labels.txt", "efficientnet-lite0.pth", "golden"):

@@ -15,7 +15,7 @@ from pthserve.errors import EngineFailed
 from pthserve.images.preprocess import crop
 from pthserve.images.spec import Spec
 from pthserve.loading.load import build
-from pthserve.settings import Settings
+from pthserve.options import ModelOptions
 
 SPEC = Spec(resize=None, crop=(70, 84), mean=(0.0, 0.5, 1.0), std=(1.0, 1.0, 1.0))
 Pixels = NDArray[np.uint8]
@@ -103,7 +103,7 @@ def share(heat: NDArray[np.float32], box: tuple[int, int, int, int]) -> float:
 @pytest.fixture(scope="module")
 def demo(imagenet: Path) -> Any:
     """The demo's module, spec, and the crop of the cat's photo."""
-    built = build(str(imagenet), Settings())
+    built = build(str(imagenet), ModelOptions(allow_code="efficientnet_lite_pytorch"))
     photo = (imagenet / "golden" / "chelsea.jpg").read_bytes()
     return built.architecture.module, built.spec, crop(photo, built.spec, max_pixels=2**30)
 

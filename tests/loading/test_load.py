@@ -94,6 +94,6 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_demo_knows_an_espresso(imagenet: Path) -> None:
-    model = load("demo", QUICK)
+    model = load(str(imagenet), QUICK.model_copy(update={"allow_code": "efficientnet_lite_pytorch"}))
     assert check_golden(model, 0.02).agrees
     assert model.labels[model.golden[0].class_index] == "espresso"

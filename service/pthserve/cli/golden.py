@@ -42,9 +42,8 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
     """
     from pthserve.cli.local import loaded
     from pthserve.files import card
-    from pthserve.loading.load import locate
 
-    path = locate(settings.model)
+    path = Path(settings.model)
     folder = path if path.is_dir() else path.parent
     for image in images:
         if not image.resolve().is_relative_to(folder.resolve()):
@@ -56,16 +55,16 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
     if not images:
         _check(model, settings)
         return
-    golden = list(_answers(model, images, settings))
+    golden = list(_answers(model, images))
     _show(golden, model.labels)
     click.echo(f"Written into {card.write_golden(folder, golden)}")
 
 
-def _answers(model: "Model", images: Sequence[Path], settings: Settings) -> Iterator["Golden"]:
-    from pthserve.cli.local import answers
+def _answers(model: "Model", images: Sequence[Path]) -> Iterator["Golden"]:
     from pthserve.files.golden import Golden
 
-    for image, answer in zip(images, answers(model, images, settings), strict=True):
+    for image in images:
+        answer = model(image)
         best = answer.class_index
         yield Golden(image, best, round(float(answer.probabilities[best]), 6))
 
@@ -78,7 +77,7 @@ def _check(model: "Model", settings: Settings) -> None:
     proof = check_golden(model, settings.tolerance, settings.decode)
     if not proof.agrees:
         raise GoldenError("; ".join(proof.disagreements))
-    _show(list(_answers(model, [one.image for one in model.golden], settings)), model.labels)
+    _show(list(_answers(model, [one.image for one in model.golden])), model.labels)
     known = any(one.probability is not None for one in model.golden)
     difference = (
         f"the largest difference is {proof.difference:.2g}" if known else "the card states no probabilities"

@@ -28,9 +28,8 @@ def command(settings: Settings, as_json: bool) -> None:
     not run.
     """
     from pthserve.loading import packed
-    from pthserve.loading.load import locate
 
-    path = locate(settings.model)
+    path = Path(settings.model)
     found, in_words = (
         (_packed(path), _packed_in_words) if packed.is_packed(path) else (_inspect(settings), _in_words)
     )
@@ -50,11 +49,11 @@ def command(settings: Settings, as_json: bool) -> None:
 def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.cli.display import reading
     from pthserve.files import card, weights
-    from pthserve.loading.load import build, locate
+    from pthserve.loading.load import build
     from pthserve.zoos import code
 
     # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
-    described = card.read(locate(settings.model))
+    described = card.read(Path(settings.model))
     with reading(settings.model) as progress:
         if described.architecture and code.is_code(described.architecture):
             read = weights.read(described.weights, settings.sha256 or described.sha256, progress)

@@ -1,10 +1,7 @@
-"""Local: what a model says of image files, in the command's own process."""
+"""Local: a model that runs in the command's own process."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pthserve.errors import PthserveError, RequestError
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,17 +15,3 @@ def loaded(settings: Settings) -> "Model":
 
     with reading(settings.model) as progress:
         return load(settings.model, settings.model_copy(update={"tune_budget": 0.0}), progress)
-
-
-def answers(model: "Model", images: Sequence[Path], settings: Settings) -> "Iterator[Any]":
-    """What `model` says of each of `images`; raises PthserveError where one cannot be decoded."""
-    from pthserve.images.preprocess import crop
-
-    for image in images:
-        try:
-            pixels = crop(
-                image.read_bytes(), model.spec, decode=settings.decode, max_pixels=settings.max_pixels
-            )
-        except RequestError as error:
-            raise PthserveError(f"{image}: {error}") from error
-        yield model.task.answer(model.forward(pixels[None])[0], model.labels)

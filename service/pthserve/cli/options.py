@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import rich_click as click
 from pydantic import ValidationError
 
+from pthserve.cli import demo
 from pthserve.settings import VARIABLE, Settings
 
 Function = Callable[..., Any]
@@ -24,13 +25,16 @@ def takes_settings(*names: str, **own_defaults: Any) -> Callable[[Function], Fun
     names: of the settings; without any, all of them. `log_level` is always among them. own_defaults: where
     the command's default differs from the service's.
     """
-    chosen = [name for name in names or Settings.model_fields if name not in ("model", "log_level")]
+    chosen = [name for name in names or Settings.in_order() if name not in ("model", "log_level")]
 
     def decorate(command: Function) -> Function:
         @functools.wraps(command)
         def with_settings(**parameters: Any) -> Any:
             given = {name: parameters.pop(name) for name in Settings.model_fields if name in parameters}
-            return command(settings=_settings(given), **parameters)
+            settings = _settings(given)
+            if "model" in given:
+                settings = demo.resolved(settings)
+            return command(settings=settings, **parameters)
 
         decorated: Function = with_settings
         for name in reversed([*chosen, "log_level"]):

@@ -105,9 +105,10 @@ def _said(body: str) -> str:
 
 
 def _predict(source: str, images: Sequence[Path], top: int, settings: Settings) -> Iterator[dict[str, Any]]:
-    from pthserve.cli.local import answers, loaded
+    from pthserve.cli import demo
+    from pthserve.cli.local import loaded
 
-    model = loaded(settings.model_copy(update={"model": source}))
-    for answer in answers(model, images, settings):
-        fields = answer.to_dict(top)
+    model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
+    for image in images:
+        fields = model(image).to_dict(top)
         yield {**fields, "probabilities": fields["probabilities"].tolist()}

@@ -43,7 +43,8 @@ class Page:
         headers = {"ETag": f'W/"{self.version}"', "Cache-Control": "no-cache"}
         if f'"{self.version}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=HEADERS | headers)
-        return self._file(PAGES[request.url.path], request, headers)
+        path = request.url.path.removeprefix(request.scope.get("root_path", ""))  # where it is mounted
+        return self._file(PAGES[path], request, headers)
 
     async def file(self, request: Request) -> Response:
         """A file of the pages, which never changes under its version."""

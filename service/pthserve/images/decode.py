@@ -189,7 +189,7 @@ class Picture:
             if self._name == "WebP":
                 # Pillow's opening it would take half of the memory that its decoding takes.
                 self.size = _webp_size(data)
-                _check(self.size, min(max_pixels, WEBP_PIXELS))
+                check_size(self.size, min(max_pixels, WEBP_PIXELS))
                 self.box = (0.0, 0.0, float(self.size[0]), float(self.size[1]))
                 self.cost = cost.webp(self.size[0] * self.size[1], len(data))
             else:
@@ -213,7 +213,7 @@ class Picture:
         self.size = picture.size
         pixels = self.size[0] * self.size[1]
         slow = any(tile.codec_name == "bmp_rle" for tile in picture.tile)
-        _check(self.size, min(max_pixels, SLOW_PIXELS) if slow else max_pixels)
+        check_size(self.size, min(max_pixels, SLOW_PIXELS) if slow else max_pixels)
         several = isinstance(picture, _Jpeg) and picture.has_several_scans()
         if several and pixels * scans > SCANNED_PIXELS:
             raise TooLarge(f"the JPEG image has {scans} scans of {pixels} pixels each; save it anew")
@@ -272,7 +272,8 @@ def _faults(name: str) -> Iterator[None]:
         raise BrokenImage(f"the {name} image is broken: {reason[:200]}") from error
 
 
-def _check(size: tuple[int, int], limit: int) -> None:
+def check_size(size: tuple[int, int], limit: int) -> None:
+    """Raise TooLarge where an image of `size`, (width, height), has more than `limit` pixels."""
     if size[0] * size[1] > limit:
         raise TooLarge(f"the image has {size[0]} x {size[1]} pixels; at most {limit} are allowed")
 

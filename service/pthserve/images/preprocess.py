@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pthserve.errors import TooLarge
+from pthserve.errors import BrokenImage, TooLarge
 from pthserve.images.cost import Cost
-from pthserve.images.decode import Decoded, Picture
+from pthserve.images.decode import Decoded, Picture, check_size
 from pthserve.images.spec import Spec
 
 Decode = Literal["exact", "fast"]
@@ -82,9 +82,28 @@ def pending_pixels(pixels: Pixels, spec: Spec) -> Pending:
 
 def crop_pixels(pixels: Pixels, spec: Spec) -> Pixels:
     """`pixels`, uint8 RGB (height, width, 3), as `crop` has them: uint8 (height, width, channels), exact."""
-    image = Image.fromarray(pixels, "RGB").convert(_mode(spec))
+    return _cut_whole(Image.fromarray(pixels, "RGB").convert(_mode(spec)), spec, _ANY)
+
+
+def crop_image(image: Image.Image, spec: Spec, *, max_pixels: int) -> Pixels:
+    """A Pillow image as `crop` has it: uint8 (height, width, channels), exact.
+
+    Raises:
+        BrokenImage: it is read from a file only now, and cannot be decoded.
+        TooLarge: it has more than `max_pixels` pixels, before or after it is resized.
+    """
+    check_size(image.size, max_pixels)
+    try:
+        upright = ImageOps.exif_transpose(image) if spec.exif else image
+        converted = upright.convert(_mode(spec))
+    except OSError as error:
+        raise BrokenImage(f"the image is broken: {error}") from error
+    return _cut_whole(converted, spec, max_pixels)
+
+
+def _cut_whole(image: Image.Image, spec: Spec, max_pixels: int) -> Pixels:
     box = (0.0, 0.0, float(image.width), float(image.height))
-    return _cut(Decoded(image, box, image.size), spec, fast=False, max_pixels=_ANY)
+    return _cut(Decoded(image, box, image.size), spec, fast=False, max_pixels=max_pixels)
 
 
 def normalise(images: Pixels, spec: Spec) -> NDArray[np.float32]:

@@ -8,14 +8,14 @@ from pthserve.errors import GoldenError, PackError, RequestError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, crop
 from pthserve.loading.model import Model
-from pthserve.settings import Settings
+from pthserve.options import ModelOptions
 from pthserve.tasks.base import Agreement
 from pthserve.tasks.classification import softmax
 
 _log = logging.getLogger(__name__)
 
 
-def apply_golden_policy(model: Model, settings: Settings) -> str:
+def apply_golden_policy(model: Model, settings: ModelOptions) -> str:
     """How `model` does on its golden images: agreed, disagreed or unchecked.
 
     `settings.golden` is the policy: `gate` refuses a model that disagrees, `warn` logs it, `off` checks

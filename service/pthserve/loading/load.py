@@ -1,6 +1,5 @@
 """Load: anything that a user may name to a Model."""
 
-import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import pthserve
 from pthserve.errors import CardError, PackError, RequestError, WeightsError
 from pthserve.files import regular_files
 from pthserve.files.golden import Golden
@@ -17,21 +15,14 @@ from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
+from pthserve.options import ModelOptions
 from pthserve.planning import agreement
 from pthserve.planning.tune import tune
-from pthserve.settings import Settings
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
     from pthserve.files.weights import Progress, Weights
     from pthserve.zoos.architecture import Architecture
-
-DEMO = Path(pthserve.__file__).parents[2] / "weights" / "imagenet"
-"""The model called `demo`, where the repository is."""
-DEMO_IN_IMAGES = Path("/opt/demo")
-"""Where a container image has it; PTHSERVE_MODEL says so there."""
-DEMO_CODE = "efficientnet_lite_pytorch"
-"""The package that the demo's card names. Who asks for the demo allows it, for the demo alone."""
 
 _RESIZE, _CROP = 256, 224
 _GREY = ((0.449,), (0.226,))
@@ -49,16 +40,16 @@ class Built:
     spec: Spec
 
 
-def build(source: str, settings: Settings, progress: "Progress | None" = None) -> Built:
+def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
-    path = locate(source)
+    path = Path(source)
     if packed.is_packed(path):
         raise PackError(f"{path}: is packed already; name the weights that it was made from")
     from pthserve.files import card, weights
     from pthserve.zoos import code
 
     described = card.read(path)
-    allowed = settings.code_modules | ({DEMO_CODE} if _is_demo(path) else frozenset())
+    allowed = settings.code_modules
     if described.architecture and code.is_code(described.architecture):
         code.check(described.architecture, allowed)  # before the weights are read, which takes longer
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
@@ -70,15 +61,18 @@ def build(source: str, settings: Settings, progress: "Progress | None" = None) -
 
 
 def load(
-    source: str, settings: Settings, progress: "Progress | None" = None, *, measure: bool = False
+    source: str, settings: ModelOptions, progress: "Progress | None" = None, *, measure: bool = False
 ) -> Model:
-    """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or `demo`.
+    """The model that `source` names: a weights file, a folder with one and perhaps a card, or a pack.
 
-    progress: called as the weights are read.
-    measure: measure a packed model too, which else is run by a plan that fits, or by what is usual here.
-    Raises ModelError: the message says what is wrong, where, and what to do.
+    Args:
+        progress: called as the weights are read.
+        measure: measure a packed model too, which else is run by a plan that fits, or by what is usual here.
+
+    Raises:
+        ModelError: the message says what is wrong, where, and what to do.
     """
-    path = locate(source)
+    path = Path(source)
     if packed.is_packed(path):
         return _unpacked(packed.read(path), settings, measure)
     built = build(source, settings, progress)
@@ -96,29 +90,12 @@ def load(
         architecture=found.name,
         parameters=found.parameters,
         golden=described.golden,
+        source=path,
+        options=settings,
     )
 
 
-def locate(source: str) -> Path:
-    """The file or folder that `source` names; for `demo`, its folder, with its weights fetched.
-
-    Raises:
-        WeightsError: the demo model is asked for and not in this installation.
-    """
-    if source != "demo":
-        return Path(source)
-    if not DEMO.is_dir():
-        raise WeightsError("the demo model is not in this installation; name a weights file of your own")
-    if not (DEMO / "efficientnet-lite0.pth").exists():
-        runpy.run_path(str(DEMO / "make.py"), run_name="__main__")
-    return DEMO
-
-
-def _is_demo(path: Path) -> bool:
-    return any(demo.is_dir() and path.resolve() == demo.resolve() for demo in (DEMO, DEMO_IN_IMAGES))
-
-
-def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:
+def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
@@ -137,7 +114,7 @@ def _unpacked(model: Packed, settings: Settings, measure: bool) -> Model:
         expected=expected,
     )
     served = model.model(engine, plan)
-    return replace(served, name=settings.name) if settings.name else served
+    return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
 def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:

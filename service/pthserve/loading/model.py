@@ -1,23 +1,48 @@
-"""Model: what is served. Everything between a file and its first forward pass is in this package."""
+"""Model: what is served, and what a script calls with images."""
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from threading import BoundedSemaphore, Event
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from pthserve.engines.base import Engine
+from pthserve.errors import EngineFailed, RequestError, UnsupportedImage
 from pthserve.files.golden import Golden
+from pthserve.images.preprocess import Pixels, crop, crop_image
 from pthserve.images.spec import Spec
+from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
 from pthserve.tasks.base import Task
-from pthserve.tasks.classification import CLASSIFICATION
+from pthserve.tasks.classification import CLASSIFICATION, Classification
+
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+"""What a model can be called with: the path of an image file, the bytes of one, an image of Pillow's, or
+pixels, uint8 (height, width, 3) in RGB or (height, width) in grey."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
-    """A loaded model; each request holds the one it was admitted for.
+    """A loaded model. It is called with an image; a request to a service holds the one it was admitted for.
 
-    forward: uint8 (n, height, width, channels) or float32 (n, channels, height, width) to logits,
-    float32 (n, classes).
+    ```python
+    with pthserve.load("model.pth") as model:
+        print(model("cat.jpg").label)
+    ```
+
+    Any thread may call it. As a context manager, it is closed at the end of the block.
+
+    forward: the engine, which takes batches of preprocessed images: uint8 (n, height, width, channels) or
+    float32 (n, channels, height, width), to logits, float32 (n, classes).
     labels: one a class, in the order of the logits.
     digest: SHA-256 of the weights file, 64 hexadecimal digits.
+    source: what it was loaded from, where it was loaded; options: how.
     """
 
     forward: Engine
@@ -31,8 +56,108 @@ class Model:
     parameters: int
     golden: tuple[Golden, ...] = field(default=())
     task: Task = CLASSIFICATION
+    source: Path | None = None
+    options: ModelOptions = field(default=ModelOptions(), repr=False)
+    _turns: BoundedSemaphore = field(init=False, repr=False)
+    _closed: Event = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_turns", BoundedSemaphore(self.forward.lanes))
+        object.__setattr__(self, "_closed", Event())
 
     @property
     def num_classes(self) -> int:
         """How many classes the model tells apart."""
         return len(self.labels)
+
+    def __call__(self, image: ImageInput) -> Classification:
+        """The answer for one image.
+
+        ```python
+        answer = model("cat.jpg")
+        print(answer.label, answer.probabilities[answer.class_index])
+        ```
+
+        Args:
+            image: the path of an image file, the bytes of one, an image of Pillow's, or pixels, uint8
+                (height, width, 3) in RGB or (height, width) in grey.
+
+        Raises:
+            RequestError: it is not an image, it is broken, or it has more pixels than `max_pixels` allows.
+            OSError: the file cannot be read.
+            EngineFailed: the model's answer is not a number.
+        """
+        return self.batch([image])[0]
+
+    def batch(self, images: Iterable[ImageInput]) -> list[Classification]:
+        """One answer an image, in their order.
+
+        ```python
+        for answer in model.batch(["cat.jpg", "dog.jpg"]):
+            print(answer.label)
+        ```
+
+        Args:
+            images: any number of them; see `__call__`. As many as the option `max_batch`, or the plan, says
+                are in memory at once.
+
+        Raises: what `__call__` raises; then there is no answer for any image.
+        """
+        rest, most = iter(images), self.options.max_batch or self.plan.max_batch
+        answers: list[Classification] = []
+        while pixels := [self._preprocessed(image) for image in islice(rest, most)]:
+            with self._turns:
+                if self._closed.is_set():
+                    raise EngineFailed(f"the model {self.name} is closed; load it again")
+                outputs = self.forward(np.stack(pixels))
+            answers += [cast("Classification", self.answer(output)) for output in outputs]
+        return answers
+
+    def answer(self, output: NDArray[np.float32]) -> Any:
+        """The answer for one image, out of its row of the engine's outputs; see `Task.answer`.
+
+        Raises:
+            EngineFailed: the row is not finite.
+        """
+        if not np.isfinite(output).all():
+            raise EngineFailed(
+                "the model's answer is not a number; its weights, or its precision, are at fault"
+            )
+        return self.task.answer(output, self.labels)
+
+    def close(self) -> None:
+        """Give its memory back. A closed model answers nothing any more; closing it again does nothing."""
+        self._closed.set()
+        self.forward.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _preprocessed(self, image: ImageInput) -> Pixels:
+        decode, most = self.options.decode, self.options.max_pixels
+        match image:
+            case str() | os.PathLike():
+                try:
+                    return crop(Path(image).read_bytes(), self.spec, decode=decode, max_pixels=most)
+                except RequestError as error:
+                    raise type(error)(f"{image}: {error}") from error
+            case bytes():
+                return crop(image, self.spec, decode=decode, max_pixels=most)
+            case Image.Image():
+                return crop_image(image, self.spec, max_pixels=most)
+            case np.ndarray():
+                return crop_image(_as_image(image), self.spec, max_pixels=most)
+        raise TypeError(f"an image is a path, bytes, a Pillow image or an array, not {type(image).__name__}")
+
+
+def _as_image(pixels: NDArray[Any]) -> Image.Image:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not is_image or not pixels.size:
+        raise UnsupportedImage(
+            f"an array of {pixels.dtype} {pixels.shape} is not an image; pixels are uint8 (height, width, 3) "
+            "in RGB, or (height, width) in grey"
+        )
+    return Image.fromarray(pixels)

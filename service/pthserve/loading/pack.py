@@ -20,15 +20,15 @@ from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import Built, build, proof_images
 from pthserve.loading.packed import Packed
+from pthserve.options import ModelOptions
 from pthserve.planning.candidates import Candidate, Sources
 from pthserve.planning.tune import tune
-from pthserve.settings import Settings
 
 MAKERS = ("pthserve", "openvino", "torch", "torchvision", "nncf")
 """Whose versions decide what a pack's bytes are."""
 
 
-def pack(source: str, output: Path, settings: Settings, progress: Progress | None = None) -> Packed:
+def pack(source: str, output: Path, settings: ModelOptions, progress: Progress | None = None) -> Packed:
     """Build the model that `source` names and put it into `output`, a folder which appears when it is whole.
 
     A packed model that is there is replaced. int8 is packed where the settings ask for that precision.
@@ -55,7 +55,7 @@ def pack(source: str, output: Path, settings: Settings, progress: Progress | Non
     return replace(made, folder=output)
 
 
-def _write(built: Built, folder: Path, settings: Settings) -> Packed:
+def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
     sources = Sources(built.architecture.module, spec, settings)

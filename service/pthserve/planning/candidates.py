@@ -13,7 +13,7 @@ from pthserve.errors import EngineError, RequestError
 from pthserve.files import regular_files
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, normalise
 from pthserve.images.spec import Spec
-from pthserve.settings import Settings
+from pthserve.options import ModelOptions
 from pthserve.tasks.base import Task
 from pthserve.tasks.classification import CLASSIFICATION
 
@@ -57,7 +57,7 @@ class Sources:
 
     module: "nn.Module | None"
     spec: Spec
-    settings: Settings
+    settings: ModelOptions
     task: Task = CLASSIFICATION
     graph: Any = None
     quantized: Any = None

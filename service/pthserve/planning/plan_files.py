@@ -8,8 +8,8 @@ from pathlib import Path
 from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.files import regular_files
+from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
-from pthserve.settings import Settings
 from pthserve.text import quoted
 
 MOST = 2**20
@@ -40,7 +40,7 @@ def read(path: Path) -> Plan:
         ) from error
 
 
-def cache_file(digest: str, settings: Settings) -> Path | None:
+def cache_file(digest: str, settings: ModelOptions) -> Path | None:
     """Where the plan for these weights and settings is kept; None where they name no cache folder."""
     if settings.cache_dir is None:
         return None
@@ -49,7 +49,7 @@ def cache_file(digest: str, settings: Settings) -> Path | None:
     )
 
 
-def fits(plan: Plan, digest: str, settings: Settings) -> bool:
+def fits(plan: Plan, digest: str, settings: ModelOptions) -> bool:
     """Whether `plan` was measured with these weights on such a processor, and is what `settings` ask for."""
     return (
         plan.digest == digest

@@ -17,11 +17,11 @@ from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
+from pthserve.options import ModelOptions
 from pthserve.planning.agreement import prove
 from pthserve.planning.candidates import Candidate, Sources
 from pthserve.planning.plan import Plan, Trial
 from pthserve.planning.plan_files import cache_file, fits, library, read, write
-from pthserve.settings import Settings
 from pthserve.tasks.classification import Probabilities
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def tune(
     spec: Spec,
     digest: str,
     images: Pixels,
-    settings: Settings,
+    settings: ModelOptions,
     *,
     graph: Any = None,
     quantized: Any = None,
@@ -263,7 +263,7 @@ def _failed(candidate: Candidate, note: str, difference: float = 0.0) -> Trial:
     return Trial(engine, precision, threads, 1, 0.0, difference, agrees=False, note=note)
 
 
-def _sizes(sizes: Sequence[int], settings: Settings) -> list[int]:
+def _sizes(sizes: Sequence[int], settings: ModelOptions) -> list[int]:
     return [size for size in sizes if size <= (settings.max_batch or size)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pthserve.errors import EngineFailed, MalformedRequest
+from pthserve.errors import MalformedRequest
 from pthserve.loading.model import Model
 from pthserve.serving.batcher import Inference
 from pthserve.tracing import Span
@@ -37,15 +37,12 @@ class Prediction:
 
 def prediction_of(model: Model, image: Input, inference: Inference) -> Prediction:
     """What `model` found in `image`; raises MalformedRequest or EngineFailed where that is not a number."""
-    if not np.isfinite(inference.logits).all():
-        if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            raise MalformedRequest(
-                "the tensor holds values so large, or so undefined, that there is no answer"
-            )
-        raise EngineFailed("the model's answer is not a number; its weights, or its precision, are at fault")
+    is_tensor = isinstance(image, np.ndarray) and image.dtype == np.float32
+    if is_tensor and not np.isfinite(inference.logits).all():
+        raise MalformedRequest("the tensor holds values so large, or so undefined, that there is no answer")
     return Prediction(
         model,
-        model.task.answer(inference.logits, model.labels),
+        model.answer(inference.logits),
         inference.decode,
         inference.queue,
         inference.infer,

@@ -1,0 +1,130 @@
+"""Options: what loading a model needs to know, and nothing of the service that serves it."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pthserve.text import whole
+
+CGROUP = Path("/sys/fs/cgroup")
+_MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
+
+
+def cpu_quota() -> int:
+    """Whole CPUs this process may use: the cgroup's quota rounded up (v2, then v1), or the affinity mask."""
+    affinity = len(os.sched_getaffinity(0))
+    for quota, period in (_cgroup_v2(), _cgroup_v1()):
+        if quota > 0 and period > 0:
+            return min(affinity, max(1, -(-quota // period)))
+    return affinity
+
+
+def _cgroup_v2() -> tuple[int, int]:
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+    except OSError:
+        return 0, 0
+    return (0 if quota == "max" else int(quota)), int(period)
+
+
+def _cgroup_v1() -> tuple[int, int]:
+    folder = CGROUP / "cpu"
+    try:
+        return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
+    except OSError:
+        return 0, 0
+
+
+class ModelOptions(BaseModel):
+    """How a model is loaded. Sizes are in bytes, times in seconds.
+
+    Only what is given counts: the environment is read by `Settings`, which has these options too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="expected SHA-256 of the weights file; default: the one in the model card, if any",
+    )
+    name: str | None = Field(
+        None,
+        description="name of the model in responses and metrics; default: from the model card, else the "
+        "file name",
+    )
+    allow_code: str | None = Field(
+        None,
+        pattern=f"^{_MODULE}(,{_MODULE})*$",
+        description="comma-separated modules whose code a card may name as its architecture; none is allowed "
+        "when unset",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="number format of the computation; `auto` never selects int8"
+    )
+    calibration: Path | None = Field(None, description="folder of images for int8 calibration")
+    decode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="image decoding: `exact` gives the same pixels as torchvision, bit for bit; `fast` "
+        "is faster for large photos and differs by at most 0.3 grey levels",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="number of CPU threads; default: the CPU limit of the container or machine",
+    )
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="maximum number of images in one batch; default: the value in the plan",
+    )
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=1_000_000_000, description="maximum size of an image in pixels"
+    )
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="maximum difference of a probability from fp32 that is accepted for a plan or a "
+        "golden image",
+    )
+    tune_budget: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="maximum tuning time in seconds when a model is loaded; 0 uses the default plan",
+    )
+    plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
+    cache_dir: Path | None = Field(None, description="folder in which compiled models and plans are cached")
+    golden: Literal["gate", "warn", "off"] = Field(
+        "gate",
+        description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "
+        "warning, `off` skips the check",
+    )
+
+    def __init__(self, **given: Any) -> None:
+        """What is given, then the defaults; raises ValidationError."""
+        super().__init__(**given)
+
+    @field_validator("name")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if value is not None and not whole(value).isprintable():
+            raise ValueError("must be printable: it is part of URLs, metrics and the log")
+        return value
+
+    @property
+    def code_modules(self) -> frozenset[str]:
+        """What `allow_code` lists."""
+        return frozenset(self.allow_code.split(",")) if self.allow_code else frozenset()
+
+    @property
+    def cpus(self) -> int:
+        """CPU threads to use: `threads`, or what the cgroup grants."""
+        return self.threads or cpu_quota()
