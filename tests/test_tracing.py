@@ -314,7 +314,7 @@ import json, sys, threading
 import httpx
 from pthserve.server import Server
 from pthserve.settings import Settings
-from serving.squares import png, squares
+from tests.serving.squares import png, squares
 
 settings = Settings(port=0, grpc_port=0, drain_seconds=0, otlp_endpoint=json.loads(sys.argv[1]))
 server = Server(settings, squares)
@@ -326,7 +326,7 @@ while httpx.get(f"{url}/readyz").status_code != 200:
 assert httpx.post(f"{url}/predict", files={"image": png()}).status_code == 200
 server.stop()
 running.join()
-print(any(name.split(".")[0] in {"opentelemetry", "requests"} for name in sys.modules))
+print(any(name.startswith(("opentelemetry.sdk", "opentelemetry.exporter", "requests")) for name in sys.modules))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(endpoint)],

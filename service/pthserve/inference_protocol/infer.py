@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from pthserve.errors import MalformedRequest
 from pthserve.inference_protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
-from pthserve.inference_protocol.tensors import Form, Input, Output
+from pthserve.inference_protocol.tensors import Input, Output
+from pthserve.tasks.base import TensorForm
+from pthserve.tasks.classification import CLASSIFICATION
 
 Parameters = Mapping[str, object]
 """A request's, an input's or an output's parameters: whatever the protocol's extensions define, by name."""
@@ -67,14 +69,9 @@ class Response:
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
-def output_forms(classes: int) -> tuple[Form, ...]:
+def output_forms(classes: int) -> tuple[TensorForm, ...]:
     """The outputs of a model that tells `classes` classes apart."""
-    return (
-        Form("probabilities", "FP32", (-1, classes)),
-        Form("logits", "FP32", (-1, classes)),
-        Form("label", "BYTES", (-1,)),
-        Form("class_index", "INT64", (-1,)),
-    )
+    return CLASSIFICATION.tensor_forms(classes)
 
 
 def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:

@@ -8,10 +8,11 @@ import pthserve
 from pthserve.errors import MalformedRequest, NotFound, NotReady
 from pthserve.inference_protocol.infer import Request, Response, check, output_forms, outputs
 from pthserve.inference_protocol.statistics import statistics
-from pthserve.inference_protocol.tensors import Form, Image, Input, images, input_forms
+from pthserve.inference_protocol.tensors import Image, Input, images, input_forms
 from pthserve.loading.model import Model
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tasks.base import TensorForm
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "statistics")
 
@@ -151,7 +152,7 @@ class Service:
         )
 
 
-def _metadata(form: Form) -> dict[str, object]:
+def _metadata(form: TensorForm) -> dict[str, object]:
     return {"name": form.name, "datatype": form.datatype, "shape": list(form.shape)}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pthserve.errors import MalformedRequest, TooLarge
 from pthserve.images.spec import Spec
 from pthserve.inference_protocol.numbers import Kind, Text, read
+from pthserve.tasks.base import TensorForm
 
 Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
 """What the predictor takes: an encoded image; pixels, uint8 (H, W, 3); or a tensor, float32 (c, h, w)."""
@@ -29,15 +30,6 @@ Content = bytes | memoryview | Text | Sequence[Any]
 """An input's elements: bytes, laid out as the binary tensor extension says (row-major, little-endian, an
 element of BYTES behind its length in four bytes); numbers as JSON writes them; or a sequence, flat or nested
 as the shape says, where an element of BYTES is bytes, or base64 in a string."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A tensor that the model takes or gives: name, datatype, shape with -1 for what the request chooses."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +67,12 @@ class Output:
         return self.values.astype(self.values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def input_forms(spec: Spec) -> tuple[Form, ...]:
+def input_forms(spec: Spec) -> tuple[TensorForm, ...]:
     """The inputs of a model that is preprocessed as `spec` says; a request carries one of them."""
     return (
-        Form("image", "BYTES", (-1,)),
-        Form("pixels", "UINT8", (-1, -1, -1, 3)),
-        Form("tensor", "FP32", (-1, *spec.tensor_shape)),
+        TensorForm("image", "BYTES", (-1,)),
+        TensorForm("pixels", "UINT8", (-1, -1, -1, 3)),
+        TensorForm("tensor", "FP32", (-1, *spec.tensor_shape)),
     )
 
 
@@ -102,11 +94,11 @@ def images(tensor: Input, spec: Spec, *, max_images: int, max_pixels: int) -> li
     return list(values.reshape(tensor.shape))
 
 
-def _described(form: Form) -> str:
+def _described(form: TensorForm) -> str:
     return f"{form.datatype} [{', '.join(map(str, form.shape))}] ({form.name})"
 
 
-def _check(shape: tuple[int, ...], form: Form, max_images: int, max_pixels: int) -> None:
+def _check(shape: tuple[int, ...], form: TensorForm, max_images: int, max_pixels: int) -> None:
     if len(shape) > MAX_RANK:
         raise MalformedRequest(
             f"the input's shape has {len(shape)} dimensions, and should be {_described(form)}"
