@@ -133,10 +133,12 @@ def kubectl(kubeconfig: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def namespaces(api: client.ApiClient) -> Iterator[list[str]]:
+def namespaces(cluster: Cluster, api: client.ApiClient) -> Iterator[list[str]]:
     """Those that tests have used and told to go; all are gone at the end."""
     used: list[str] = []
     yield used
+    if cluster.local and run(LOCAL, "env", check=False).returncode:
+        return  # a test has taken the cluster down, and they went with it
     _until_deleted(api, used)
 
 
