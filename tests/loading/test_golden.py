@@ -1,5 +1,6 @@
 """Golden images: when a model agrees with its known answers, and what is said where it does not."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def test_a_golden_image_that_is_gone_or_broken_disagrees(picture: Path) -> None:
     gone, cut = check_golden(model(engine(), *known), TOLERANCE).disagreements
     assert gone.startswith("gone.jpg: cannot be read: ")
     assert cut.startswith("broken.jpg: cannot be read: the JPEG image is broken")
+
+
+def test_a_golden_image_that_became_a_pipe_disagrees_and_is_not_waited_for(picture: Path) -> None:
+    picture.unlink()
+    os.mkfifo(picture)
+    (words,) = check_golden(model(engine(), Golden(picture, 0)), TOLERANCE).disagreements
+    assert "is not a regular file" in words
 
 
 def test_a_golden_class_that_the_model_has_not_disagrees(picture: Path) -> None:

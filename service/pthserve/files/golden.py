@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pthserve.errors import PackError
+from pthserve.files import regular_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,11 @@ class Golden:
     sha256: str | None = field(default=None, compare=False)
 
     def read(self) -> bytes:
-        """The file's bytes; raises OSError, and PackError where they are not those that were packed."""
-        data = self.image.read_bytes()
+        """The file's bytes, within the bounds of `regular_files`.
+
+        Raises OSError, and PackError where they are not those that were packed.
+        """
+        data = regular_files.read(self.image, regular_files.IMAGE)
         if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:
             raise PackError(f"{self.image}: was changed; copy the packed model again")
         return data

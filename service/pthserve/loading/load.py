@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pthserve.errors import CardError, PackError, RequestError, WeightsError
-from pthserve.files import regular_files
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
@@ -153,9 +152,7 @@ def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
     images = []
     for one in golden:
         try:
-            images.append(
-                crop(regular_files.read(one.image, regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
-            )
+            images.append(crop(one.read(), spec, max_pixels=OWN_MAX_PIXELS))
         except (OSError, RequestError) as error:
             raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
     return np.stack(images)

@@ -13,7 +13,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from pthserve.errors import PackError
-from pthserve.files import regular_files
 from pthserve.files.golden import Golden
 from pthserve.files.weights import Progress
 from pthserve.loading import packed
@@ -94,7 +93,7 @@ def _copied(golden: Sequence[Golden], folder: Path) -> tuple[Golden, ...]:
     copies = []
     for number, one in enumerate(golden):
         image = into / f"{number}-{one.image.name}"
-        image.write_bytes(regular_files.read(one.image, regular_files.IMAGE))
+        image.write_bytes(one.read())
         copies.append(replace(one, image=image))
     return tuple(copies)
 
