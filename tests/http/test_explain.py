@@ -124,8 +124,11 @@ def test_more_at_once_than_may_be_are_turned_away_and_predictions_are_not() -> N
         statuses: list[int] = []
 
         def hold() -> None:
-            with httpx.Client(base_url=service.url, timeout=30) as other:
-                statuses.append(explain(other, png(), "?class=0").status_code)
+            # A probe below may hold a permit for a moment: then this one is refused, and asks again.
+            with httpx.Client(base_url=service.url, timeout=60) as other:
+                statuses.append(
+                    until(lambda: (answer := explain(other, png(), "?class=0").status_code) != 503 and answer)
+                )
 
         held = [threading.Thread(target=hold) for _ in range(PERMITS)]
         for thread in held:
