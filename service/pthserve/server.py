@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -22,11 +23,9 @@ from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
 from pthserve.errors import PthserveError
 from pthserve.http import connection
-from pthserve.http.app import create_app, create_metrics_app
-from pthserve.http.routes import metrics
-from pthserve.http.routing import plain, schema
 from pthserve.loading.model import Model
 from pthserve.metrics import BUILD_INFO
+from pthserve.serving.background import in_background
 from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
@@ -34,6 +33,8 @@ from pthserve.settings import Settings
 from pthserve.tracing import Tracer
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from pthserve.grpc.server import Server as Rpc
 
 log = logging.getLogger(__name__)
@@ -112,11 +113,9 @@ class Server:
         try:
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
-                importing = asyncio.create_task(_import_late(loading))
                 giving = asyncio.create_task(give_back_when(lambda: not predictor.admission.inflight))
                 await self._until_stopped(predictor, reload, loading)
                 giving.cancel()
-                importing.cancel()
         finally:
             predictor.close()
             reload.close()
@@ -127,11 +126,9 @@ class Server:
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
         bodies = Bodies(self._settings.max_body, self._settings.cpus)
-        apps: dict[str, ASGIApp] = {
-            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
-            "metrics": create_metrics_app(self._settings),
-        }
-        self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
+        apps = await in_background(partial(self._apps, predictor, reload, bodies))
+        importing = asyncio.create_task(_import_late(loading, apps["http"]))
+        self._uvicorns = [_Uvicorn(apps[name], self._settings) for name in self._sockets]
         serving = [
             asyncio.create_task(server.serve([listening]))
             for server, listening in zip(self._uvicorns, self._sockets.values(), strict=True)
@@ -154,6 +151,20 @@ class Server:
         if self._rpc is not None:
             await self._rpc.stop(self._settings.deadline)
         await asyncio.gather(*serving)
+        importing.cancel()
+
+    def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
+        """The applications by the name of their port.
+
+        FastAPI is imported here, in a thread beside the load: the import takes 0.2 s of CPU, and the load
+        spends as much where the interpreter is free for others.
+        """
+        from pthserve.http.app import create_app, create_metrics_app
+
+        return {
+            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
+            "metrics": create_metrics_app(self._settings),
+        }
 
     @contextmanager
     def _signals(self, reload: Reload) -> Iterator[None]:
@@ -209,7 +220,7 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """uvicorn, which leaves the signals to us: it would end the process by the signal, and not with 0."""
 
-    def __init__(self, app: ASGIApp, deadline: float) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -222,7 +233,8 @@ class _Uvicorn(uvicorn.Server):
                 server_header=False,
                 headers=[("x-content-type-options", "nosniff")],
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=math.ceil(deadline),
+                timeout_graceful_shutdown=math.ceil(settings.deadline),
+                root_path=settings.root_path or "",
             )
         )
 
@@ -253,14 +265,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _import_late(loading: "asyncio.Task[None]") -> None:
+async def _import_late(loading: "asyncio.Task[None]", app: "FastAPI") -> None:
     """Import what requests would: one that came when the process is out of descriptors could not.
 
-    A scrape runs in a thread, for which anyio imports its half of asyncio; a schema takes FastAPI.
+    A scrape runs in a thread, for which anyio imports its half of asyncio; so does the first schema.
     """
     await run_in_threadpool(bool)
     await asyncio.wait([loading])
-    await run_in_threadpool(schema, [plain("/livez", metrics)])
+    await run_in_threadpool(app.openapi)
     log.debug("imported what requests need")
 
 

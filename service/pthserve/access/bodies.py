@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pthserve.errors import DeadlineExceeded, Overloaded, PthserveError
-from pthserve.metrics import REJECTED
+from pthserve.metrics import Rejection, count_rejection
 
 BODIES = 16
 """How many bodies of the largest size may be held at once, however many requests they belong to."""
@@ -86,7 +86,7 @@ class Bodies:
         """Refuse the arriving request that holds the most; raises Overloaded where it asks itself."""
         arriving = (holding for holding in self._holdings if holding.arriving)
         largest = max(arriving, key=lambda holding: holding.size, default=asking)
-        REJECTED.labels("memory").inc()
+        count_rejection(Rejection.MEMORY)
         if largest is asking or largest.size <= asking.size or largest.refuse is None:
             raise no_room()
         largest.arriving = False
@@ -143,4 +143,4 @@ def bare(error: PthserveError) -> PthserveError:
 
 def no_room() -> Overloaded:
     """What a request is told for whose body there is no room."""
-    return Overloaded("the service holds as many bytes of other requests as it may; try again later")
+    return Overloaded("the service has no memory left for another request body; try again later")

@@ -56,6 +56,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server_state
         self._app_state = app_state
         self._keep_alive_seconds = config.timeout_keep_alive
+        self._root_path = config.root_path
         self._loop = _loop or asyncio.get_running_loop()
         self.parser = Parser()
         self.writable = asyncio.Event()
@@ -175,7 +176,7 @@ class Connection(asyncio.BufferedProtocol):
     def fail(self, exchange: Exchange) -> None:
         """The app ended without an answer."""
         if not exchange.started:
-            self._write_problem(500, "the service made a mistake")
+            self._write_problem(500, "internal error")
         self._hang_up()
 
     def proceed(self) -> None:
@@ -232,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
             "path": head.path,
             "raw_path": head.raw_path,
             "query_string": head.query,
-            "root_path": "",
+            "root_path": self._root_path,  # which may or may not be the beginning of the path
             "headers": head.headers,
             "client": self._client,
             "server": self._address,
