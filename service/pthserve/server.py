@@ -1,11 +1,13 @@
 """The service on its ports: wiring, signals and drain."""
 
 import asyncio
+import gc
 import logging
 import math
 import platform
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -42,6 +44,9 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than load balancers keep theirs (nginx and AWS' ALB 60), or
 they would now and then send a request down a connection that is just being closed."""
+
+TURN = 0.0005
+"""Seconds that a thread computes before another that waits is let in, while FastAPI is imported."""
 
 END_SECONDS = 3
 """What the process may take to end, once the drain and the deadline of its last request are over."""
@@ -159,12 +164,12 @@ class Server:
         FastAPI is imported here, in a thread beside the load: the import takes 0.2 s of CPU, and the load
         spends as much where the interpreter is free for others.
         """
-        from pthserve.http.app import create_app, create_metrics_app
+        with _short_turns():
+            from pthserve.http.app import create_app, create_metrics_app
 
-        return {
-            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
-            "metrics": create_metrics_app(self._settings),
-        }
+            app = create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies)
+            scraped = {"metrics": create_metrics_app(self._settings)} if "metrics" in self._sockets else {}
+            return {"http": app, **scraped}
 
     @contextmanager
     def _signals(self, reload: Reload) -> Iterator[None]:
@@ -263,6 +268,25 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {reason}") from error
     listening.setblocking(False)
     return listening
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """For the block, which imports a lot: threads take short turns, and no garbage is collected.
+
+    With turns of 5 ms, Python's default, the load would wait that long after each of its system calls. What
+    was made until the end of the block stays, and is left out of later collections.
+    """
+    interval, collecting = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(TURN)
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.freeze()  # until `Reload.close`
+        if collecting:
+            gc.enable()
 
 
 async def _import_late(loading: "asyncio.Task[None]", app: "FastAPI") -> None:

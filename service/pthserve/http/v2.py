@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import orjson
@@ -179,9 +179,7 @@ def _described(path: str, name: str) -> Mapping[str, Any]:
         ]
     }
     if name in _BODIES:
-        schema = _BODIES[name].model_json_schema()
-        schema = _inlined(schema, schema.pop("$defs", {}))
-        extra["requestBody"] = {"content": {JSON: {"schema": schema}}}
+        extra["requestBody"] = {"content": {JSON: {"schema": _body_schema(_BODIES[name])}}}
     return {
         "responses": {
             "4XX": described("the request is wrong, or names a model or version that does not exist"),
@@ -190,6 +188,12 @@ def _described(path: str, name: str) -> Mapping[str, Any]:
         "operation_id": f"v2_{name}{'_of_version' if path.startswith(_VERSION) else ''}",
         "openapi_extra": extra,
     }
+
+
+@cache
+def _body_schema(model: type[BaseModel]) -> Any:
+    schema = model.model_json_schema()
+    return _inlined(schema, schema.pop("$defs", {}))
 
 
 def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
