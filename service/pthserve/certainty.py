@@ -1,4 +1,4 @@
-"""Certainty: what was inferred about a model, what that rests on, and which line of a model card settles it."""
+"""Certainty: what was inferred about a model, what that rests on, and which line of a card settles it."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
