@@ -167,7 +167,7 @@ class TestCall:
 
     def test_a_file_that_is_no_image_is_named(self, model: pthserve.Model, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("not an image")
-        with pytest.raises(pthserve.UnsupportedImage, match=r"notes\.txt: the data is not an image"):
+        with pytest.raises(pthserve.UnsupportedImage, match=r"notes\.txt: the data is not a supported image"):
             model(tmp_path / "notes.txt")
         with pytest.raises(FileNotFoundError, match=r"none\.png"):
             model(tmp_path / "none.png")
@@ -333,7 +333,7 @@ class TestInstalled:
         )
         assert done.returncode == 3
         assert done.stderr == (
-            "pthserve: the demo model is not in this installation; name a model of your own, as in "
+            "pthserve: the demo model is not part of this installation; give a model of your own, such as "
             "`pthserve serve path/to/model.pth`\n"
         )
 

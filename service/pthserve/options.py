@@ -116,7 +116,7 @@ class ModelOptions(BaseModel):
     @classmethod
     def _is_text(cls, value: str | None) -> str | None:
         if value is not None and not whole(value).isprintable():
-            raise ValueError("must be printable: it is part of URLs, metrics and the log")
+            raise ValueError("must be printable text, since it is part of URLs, metrics and the log")
         return value
 
     @property

@@ -129,8 +129,7 @@ class Settings(ModelOptions):
     def _is_a_rate(cls, value: str | None) -> str | None:
         if value is not None and not re.match(RATE, value):
             raise ValueError(
-                "must be a number of requests and a time, such as 100/second; times are in seconds, minutes, "
-                "hours or days"
+                "must be a number of requests per second, minute, hour or day, such as 100/second"
             )
         return value
 
@@ -142,7 +141,7 @@ class Settings(ModelOptions):
                 ip_network(text)
             except ValueError as error:
                 raise ValueError(
-                    f"must be addresses or networks with a comma between them, such as 10.0.0.0/8: {error}"
+                    f"must be addresses or networks separated by commas, such as 10.0.0.0/8: {error}"
                 ) from None
         return value
 
@@ -155,7 +154,7 @@ class Settings(ModelOptions):
         }[str(info.field_name)]
         for text in listed(value):
             if not re.fullmatch(form, text):
-                raise ValueError(f"must be {example}, with a comma between them; {text!r} is not")
+                raise ValueError(f"must be {example}, separated by commas; {text!r} is not valid")
         return value
 
     @field_validator("otlp_endpoint")

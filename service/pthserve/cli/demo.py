@@ -34,9 +34,11 @@ def _folder() -> Path:
     folder = next((folder for folder in _FOLDERS if (folder / "model.yaml").exists()), FOLDER_IN_IMAGES)
     if not folder.is_dir():
         raise WeightsError(
-            "the demo model is not in this installation; name a model of your own, as in "
+            "the demo model is not part of this installation; give a model of your own, such as "
             "`pthserve serve path/to/model.pth`"
         )
     if folder == FOLDER and not (folder / "efficientnet-lite0.pth").exists():
-        raise WeightsError(f"{folder}: the demo has no weights yet; run `make weights` in the repository")
+        raise WeightsError(
+            f"{folder}: the weights of the demo model are missing; run `make weights` in the repository"
+        )
     return folder

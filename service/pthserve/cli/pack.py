@@ -1,4 +1,4 @@
-"""`pthserve pack`: a model as a folder that is served without torch."""
+"""`pthserve pack`: write a packed model, a folder that is served without PyTorch."""
 
 from pathlib import Path
 
@@ -47,8 +47,9 @@ def command(settings: Settings, output: Path) -> None:
 
     with reading(settings.model) as progress:
         made = pack(settings.model, output, settings, progress)
-    told = (
-        f"{output}: {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} classes, "
-        f"{made.size / 2**20:.1f} MiB; {made.plan.reason}"
+    summary = (
+        f"{output}: packed {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} "
+        "classes, "
+        f"{made.size / 2**20:.1f} MiB; plan: {made.plan.reason}"
     )
-    click.echo(quoted(told, MESSAGE))
+    click.echo(quoted(summary, MESSAGE))

@@ -1,4 +1,4 @@
-"""`pthserve tune`: what this machine can run a model with, measured."""
+"""`pthserve tune`: measure how fast this machine runs a model with each engine and precision."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
