@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
@@ -50,12 +51,12 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.cli.display import reading
     from pthserve.files import card, weights
     from pthserve.loading.load import build
-    from pthserve.zoos import code
+    from pthserve.zoos import own
 
     # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
     described = card.read(Path(settings.model))
     with reading(settings.model) as progress:
-        if described.architecture and code.is_code(described.architecture):
+        if described.architecture and own.is_code(described.architecture):
             read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
             return _told(described, read) | {"architecture": described.architecture, "sure": "code"}
         built = build(settings.model, settings, progress)
@@ -68,7 +69,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     return _told(built.card, built.weights) | {
         "architecture": architecture.name,
         "sure": architecture.sure,
-        "assumptions": list(architecture.assumptions),
+        "inferred": [inferred.to_dict() for inferred in built.inferred],
         "ignored": list(architecture.ignored),
         "prefix": architecture.prefix,
         "parameters": architecture.parameters,
@@ -90,7 +91,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "container": weights.container,
         "architecture": None,
         "sure": None,
-        "assumptions": [],
+        "inferred": [],
         "ignored": [],
         "prefix": None,
         "parameters": None,
@@ -165,13 +166,12 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
     sure = {
         "named": "named by the card",
         "exact": "by its names and shapes",
-        "assumed": "by its names and shapes, assuming:",
+        "assumed": "by its names and shapes, with assumptions",
     }[found["sure"]]
     ignored = found["ignored"]
     return {
         **rows,
-        "architecture": f"{found['architecture']} ({sure}{' ' if found['assumptions'] else ''}"
-        f"{'; '.join(found['assumptions'])})",
+        "architecture": f"{found['architecture']} ({sure})",
         "prefix": quoted(found["prefix"]) or "none",
         **(
             {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
@@ -183,4 +183,16 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "classes": f"{found['num_classes']}, {'without' if found['labels'] is None else 'with'} labels",
         "preprocessing": _preprocessing(found["preprocessing"]),
         "golden images": str(found["golden"]),
+        **_inferred(found["inferred"]),
     }
+
+
+def _inferred(values: list[dict[str, Any]]) -> dict[str, str]:
+    """A row for each subject of what was inferred."""
+    rows: dict[str, str] = {}
+    for value in values:
+        inferred = Inferred(**value)
+        row = f"inferred: {inferred.subject}"
+        text = str(inferred).partition(": ")[2]
+        rows[row] = f"{rows[row]}\n{text}" if row in rows else text
+    return rows

@@ -1,5 +1,6 @@
 """Spec: how an image is preprocessed, as it was in training."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -46,6 +47,26 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain values, ready for JSON or YAML."""
         return asdict(self)
+
+    def to_card(self) -> str:
+        """The spec as the value of `preprocessing` in a model card: YAML in one line, without defaults."""
+        standard, fields = Spec(), ["resize", "crop"]
+        fields += [
+            name
+            for name in ("interpolation", "antialias", "exif", "mean", "std")
+            if getattr(self, name) != getattr(standard, name)
+        ]
+        return "{" + ", ".join(f"{name}: {self._value(name)}" for name in fields) + "}"
+
+    def words(self) -> str:
+        """The sizes and the filter, for a log or a terminal."""
+        return f"resize {self._value('resize')}, crop {self._value('crop')}, {self.interpolation}"
+
+    def _value(self, name: str) -> str:
+        value = getattr(self, name)
+        if name == "crop" and value[0] == value[1]:
+            value = value[0]
+        return json.dumps(value)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pthserve.errors import CardError, PackError, RequestError, WeightsError
+from pthserve.certainty import Inferred, Origin
+from pthserve.errors import ArchitectureError, CardError, PackError, RequestError, WeightsError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
@@ -21,7 +22,7 @@ from pthserve.planning.tune import tune
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
     from pthserve.files.weights import Progress, Weights
-    from pthserve.zoos.architecture import Architecture
+    from pthserve.zoos.base import Architecture
 
 _RESIZE, _CROP = 256, 224
 _GREY = ((0.449,), (0.226,))
@@ -37,6 +38,7 @@ class Built:
     architecture: "Architecture"
     labels: tuple[str, ...]
     spec: Spec
+    inferred: tuple[Inferred, ...]
 
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
@@ -45,18 +47,30 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     if packed.is_packed(path):
         raise PackError(f"{path}: is packed already; name the weights that it was made from")
     from pthserve.files import card, weights
-    from pthserve.zoos import code
+    from pthserve.zoos import own
 
     described = card.read(path)
     allowed = settings.code_modules
-    if described.architecture and code.is_code(described.architecture):
-        code.check(described.architecture, allowed)  # before the weights are read, which takes longer
+    if described.architecture and own.is_code(described.architecture):
+        own.check(described.architecture, allowed)  # before the weights are read, which takes longer
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
 
     from pthserve.zoos import architecture
 
-    found = architecture.build(read.state_dict, described.architecture, described.kwargs, allowed)
-    return Built(described, read, found, _labels(described, found), _spec(described, found))
+    found = architecture.build(
+        read.state_dict, described.architecture, described.kwargs, allowed, path=described.weights
+    )
+    if found.num_classes < 2:
+        raise ArchitectureError(
+            f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
+        )
+    spec = _spec(described, found)
+    inferred = [*found.inferred]
+    if spec.assumed:
+        inferred.append(
+            Inferred("preprocessing", spec.words(), Origin.DEFAULT, f"preprocessing: {spec.to_card()}")
+        )
+    return Built(described, read, found, _labels(described, found), spec, tuple(inferred))
 
 
 def load(
@@ -89,6 +103,7 @@ def load(
         architecture=found.name,
         parameters=found.parameters,
         golden=described.golden,
+        inferred=built.inferred,
         source=path,
         options=settings,
     )
