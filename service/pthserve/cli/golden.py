@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from pthserve.cli.options import MODEL, takes_settings
+from pthserve.cli.options import MODEL, model_options, takes_settings
 from pthserve.errors import GoldenError, PthserveError
 from pthserve.settings import Settings
 
@@ -19,18 +19,7 @@ if TYPE_CHECKING:
 @MODEL
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @takes_settings(
-    *(
-        "sha256",
-        "allow_code",
-        "device",
-        "engine",
-        "precision",
-        "decode",
-        "threads",
-        "tolerance",
-        "plan",
-        "cache_dir",
-    ),
+    *model_options(without=("name", "calibration", "max_batch", "max_pixels", "tune_budget", "golden")),
     precision="fp32",
 )
 def command(images: tuple[Path, ...], settings: Settings) -> None:

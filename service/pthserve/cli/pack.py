@@ -4,7 +4,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from pthserve.cli.options import MODEL, takes_settings
+from pthserve.cli.options import MODEL, model_options, takes_settings
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -18,21 +18,7 @@ from pthserve.text import MESSAGE, quoted
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write; an existing packed model is replaced.",
 )
-@takes_settings(
-    *(
-        "sha256",
-        "allow_code",
-        "name",
-        "precision",
-        "calibration",
-        "decode",
-        "threads",
-        "max_batch",
-        "tolerance",
-    ),
-    *("tune_budget", "plan", "cache_dir", "golden"),
-    tune_budget=0.0,
-)
+@takes_settings(*model_options(without=("device", "engine", "max_pixels")), tune_budget=0.0)
 def command(settings: Settings, output: Path) -> None:
     """Write a packed model: a folder that is served without PyTorch.
 

@@ -9,7 +9,7 @@ import rich_click as click
 
 from pthserve.addresses import printable
 from pthserve.cli.headers import HEADERS, Header
-from pthserve.cli.options import takes_settings
+from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
 
@@ -29,16 +29,7 @@ from pthserve.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @HEADERS
 @takes_settings(
-    "sha256",
-    "allow_code",
-    "device",
-    "engine",
-    "precision",
-    "decode",
-    "threads",
-    "max_pixels",
-    "plan",
-    "cache_dir",
+    *model_options(without=("name", "calibration", "max_batch", "tolerance", "tune_budget", "golden"))
 )
 def command(
     source: str,
