@@ -236,7 +236,7 @@ def test_no_other_engine_runs_it(made: Path) -> None:
 
 
 def test_int8_where_it_was_not_packed_is_refused_with_what_to_do(made: Path) -> None:
-    with pytest.raises(EngineError, match="pack it anew with --precision int8 --calibration FOLDER"):
+    with pytest.raises(EngineError, match="pack it again with --precision int8 --calibration FOLDER"):
         load(str(made), asked(precision="int8"))
 
 
