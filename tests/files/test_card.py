@@ -241,6 +241,8 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
         ),
         ("preprocessing: {std: [0, 1, 1]}", "preprocessing.std[0]: should be greater than 0"),
         ("preprocessing: {antialias: no, interpolation: box}", "is defined for bilinear and bicubic only"),
+        ("preprocessing: {channel_order: gbr}", "preprocessing.channel_order: should be 'rgb' or 'bgr'"),
+        ("preprocessing: {channel_order: bgr, mean: 0.5, std: 0.5}", "`channel_order: bgr` is for colour"),
         ("preprocessing: 224", "preprocessing: must be a mapping of fields"),
         ("kwargs: 3", "kwargs: must be a mapping"),
         ("golden: 3", "golden: must be a list"),
@@ -371,7 +373,7 @@ def test_an_emoji_written_as_json_does_is_an_emoji(folder: Path) -> None:
 def test_half_of_a_surrogate_pair_is_refused(folder: Path, file: str) -> None:
     write(folder, "labels: labels.json")
     (folder / file).write_text('["\\ud83d", "b"]' if file == "labels.json" else 'labels: ["\\ud83d", "b"]')
-    with pytest.raises(CardError, match=r"\\ud83d is no text: it has half of a surrogate pair"):
+    with pytest.raises(CardError, match=r"\\ud83d is not valid text: it contains an unpaired surrogate"):
         card.read(folder)
 
 
@@ -458,6 +460,7 @@ def test_golden_answers_are_not_written_into_a_card_that_is_wrong(folder: Path) 
     [
         "",
         "preprocessing: {exif: true}",
+        "preprocessing: {channel_order: bgr, resize: 256, crop: 224}",
         "{name: Käse, version: '010', labels: ['no', '1', 'a: b'], kwargs: {a: [1, {b: null}]}}",
         "{preprocessing: {resize: null, crop: [28, 32], mean: 0.5, std: 0.5}, architecture: resnet18}",
         "{labels: [tom], golden: [{image: tom.jpg, label: tom, probability: 0.123456789}]}",
