@@ -231,7 +231,7 @@ def test_it_is_measured_when_that_is_asked_for_and_not_at_each_start(made: Path)
 
 
 def test_no_other_engine_runs_it(made: Path) -> None:
-    with pytest.raises(EngineError, match="with engine torch; there is openvino fp32"):
+    with pytest.raises(EngineError, match="with engine torch; available: openvino fp32"):
         load(str(made), asked(engine="torch"))
 
 
