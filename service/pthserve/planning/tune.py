@@ -114,9 +114,9 @@ def tune(
     """Choose a plan for a model on this machine, and make the engine that runs it.
 
     A plan from `options.plan`, from `options.cache_dir` or `known` is used if it was measured for these
-    weights on such a processor. Otherwise candidates are measured for `options.tune_budget` seconds, not counting
-    conversion and calibration. With a budget of 0, the first candidate that agrees with the reference is
-    chosen; for a packed model, the one with the fewest bits is tried first.
+    weights on such a processor. Otherwise candidates are measured for `options.tune_budget` seconds, not
+    counting conversion and calibration. With a budget of 0, the first candidate that agrees with the
+    reference is chosen; for a packed model, the one with the fewest bits is tried first.
 
     Args:
         engines: Makes the engines of the model.
