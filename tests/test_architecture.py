@@ -25,8 +25,7 @@ MAY_IMPORT_TORCH = {
     "engines.torch_engine",
     "files.checkpoint",
     "files.weights",
-    "planning.candidates",  # to ask for CUDA
-    "planning.tune",  # a type
+    "planning.candidates",  # to ask for CUDA, and a type
 }
 """Beside the zoos."""
 

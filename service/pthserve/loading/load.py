@@ -17,6 +17,7 @@ from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
+from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.tune import tune
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
@@ -101,7 +102,7 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    plan, engine = tune(EngineFactory(found.module, built.spec, settings), built.weights.digest, images)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -125,17 +126,11 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
             "pinned"
         )
-    images, expected = model.proof()
+    images, reference = model.proof()
+    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    engines = EngineFactory(None, model.spec, options, graph=model.graph(), quantized=model.quantized())
     plan, engine = tune(
-        None,
-        model.spec,
-        model.digest,
-        images,
-        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
-        graph=model.graph(),
-        quantized=model.quantized(),
-        known=None if measure else model.plan,
-        expected=expected,
+        engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
