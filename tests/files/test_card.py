@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
-from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing
 from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 
@@ -144,6 +144,7 @@ def test_a_card_says_it_all(folder: Path) -> None:
         kwargs={"depth": 3, "drop": 0.5, "wide": False},
         labels=("tom", "1"),
         spec=spec,
+        stated=frozenset({"resize", "crop", "interpolation", "antialias", "exif", "mean", "std"}),
         golden=(Golden(image, 1, 0.75), Golden(image, 0)),
     )
 
@@ -240,6 +241,8 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
         ),
         ("preprocessing: {std: [0, 1, 1]}", "preprocessing.std[0]: should be greater than 0"),
         ("preprocessing: {antialias: no, interpolation: box}", "is defined for bilinear and bicubic only"),
+        ("preprocessing: {channel_order: gbr}", "preprocessing.channel_order: should be 'rgb' or 'bgr'"),
+        ("preprocessing: {channel_order: bgr, mean: 0.5, std: 0.5}", "`channel_order: bgr` is for colour"),
         ("preprocessing: 224", "preprocessing: must be a mapping of fields"),
         ("kwargs: 3", "kwargs: must be a mapping"),
         ("golden: 3", "golden: must be a list"),
@@ -370,7 +373,7 @@ def test_an_emoji_written_as_json_does_is_an_emoji(folder: Path) -> None:
 def test_half_of_a_surrogate_pair_is_refused(folder: Path, file: str) -> None:
     write(folder, "labels: labels.json")
     (folder / file).write_text('["\\ud83d", "b"]' if file == "labels.json" else 'labels: ["\\ud83d", "b"]')
-    with pytest.raises(CardError, match=r"\\ud83d is no text: it has half of a surrogate pair"):
+    with pytest.raises(CardError, match=r"\\ud83d is not valid text: it contains an unpaired surrogate"):
         card.read(folder)
 
 
@@ -457,6 +460,7 @@ def test_golden_answers_are_not_written_into_a_card_that_is_wrong(folder: Path) 
     [
         "",
         "preprocessing: {exif: true}",
+        "preprocessing: {channel_order: bgr, resize: 256, crop: 224}",
         "{name: Käse, version: '010', labels: ['no', '1', 'a: b'], kwargs: {a: [1, {b: null}]}}",
         "{preprocessing: {resize: null, crop: [28, 32], mean: 0.5, std: 0.5}, architecture: resnet18}",
         "{labels: [tom], golden: [{image: tom.jpg, label: tom, probability: 0.123456789}]}",
@@ -482,8 +486,15 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
 
 def test_the_table_in_the_documentation_is_the_code() -> None:
     text = (ROOT / "docs" / "card.md").read_text()
+    text = text.partition("## ")[0]
     rows = re.findall(r"^\| (`[\w.\[\]]+`) \| (.*?) \| (.*?) ?\|$", text, re.MULTILINE)
-    parts = (*fields(Fields), *fields(Preprocessing, "preprocessing."), *fields(GoldenImage, "golden[]."))
+    parts = (
+        *fields(Fields),
+        *fields(FirstLayer, "first_layer."),
+        *fields(Head, "head."),
+        *fields(Preprocessing, "preprocessing."),
+        *fields(GoldenImage, "golden[]."),
+    )
     assert rows == list(parts)
 
 
