@@ -10,16 +10,15 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-import uvicorn
 import uvloop
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
 
 import pthserve
+from pthserve._compat import uvicorn
 from pthserve.access import request_log
 from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
@@ -40,10 +39,6 @@ if TYPE_CHECKING:
     from pthserve.grpc.server import Server as Rpc
 
 log = logging.getLogger(__name__)
-
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than load balancers keep theirs (nginx and AWS' ALB 60), or
-they would now and then send a request down a connection that is just being closed."""
 
 TURN = 0.0005
 """Seconds that a thread computes before another that waits is let in, while FastAPI is imported."""
@@ -86,7 +81,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._limited = False
         self._on_ready: Callable[[], object] = bool
-        self._uvicorns: list[_Uvicorn] = []
+        self._uvicorns: list[uvicorn.Server] = []
         self._ending: asyncio.Task[None] | None = None
 
     def run(self, on_ready: Callable[[], object] = bool) -> None:
@@ -133,7 +128,12 @@ class Server:
         bodies = Bodies(self._settings.max_body, self._settings.cpus)
         apps = await in_background(partial(self._apps, predictor, reload, bodies))
         importing = asyncio.create_task(_import_late(loading, apps["http"]))
-        self._uvicorns = [_Uvicorn(apps[name], self._settings) for name in self._sockets]
+        self._uvicorns = [
+            uvicorn.Server(
+                apps[name], connection.factory(self._settings.root_path or ""), self._settings.deadline
+            )
+            for name in self._sockets
+        ]
         serving = [
             asyncio.create_task(server.serve([listening]))
             for server, listening in zip(self._uvicorns, self._sockets.values(), strict=True)
@@ -222,38 +222,12 @@ class Server:
             signal.setitimer(signal.ITIMER_REAL, math.ceil(seconds) + END_SECONDS)
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn, which leaves the signals to us: it would end the process by the signal, and not with 0."""
-
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=connection.factory(),  # type: ignore[arg-type]
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                headers=[("x-content-type-options", "nosniff")],
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=math.ceil(settings.deadline),
-                root_path=settings.root_path or "",
-            )
-        )
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Capture none."""
-        return nullcontext()
-
-
 def _tracer(endpoint: str) -> Tracer:
     try:
         from pthserve.access.otlp import Otlp  # nobody else pays for the import
     except ModuleNotFoundError as error:
         raise PthserveError(
-            f"otlp_endpoint takes {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
+            f"otlp_endpoint needs {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
         ) from error
     return Otlp(endpoint)
 
@@ -297,7 +271,7 @@ async def _import_late(loading: "asyncio.Task[None]", app: "FastAPI") -> None:
     await run_in_threadpool(bool)
     await asyncio.wait([loading])
     await run_in_threadpool(app.openapi)
-    log.debug("imported what requests need")
+    log.debug("imported the modules that requests need")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -10,15 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
+import yaml
 from torch import Tensor, nn
+from torchvision import models
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files import weights
-from pthserve.zoos import architecture, torchvision_index
+from pthserve.zoos import architecture, torchvision
+from pthserve.zoos.base import Architecture
+from pthserve.zoos.first_layer import FirstLayer
+from pthserve.zoos.indexed import Indexed
+from pthserve.zoos.torchvision import TORCHVISION
 
 SEED = 11
-NAMES = torchvision_index.names()
+NAMES = TORCHVISION.names()
 # The smallest of each family: what a change must pass. `make test-all` takes them all.
 SMALL = (
     "alexnet",
@@ -70,7 +76,7 @@ def paced(names: Iterable[str]) -> list[Any]:
 
 def weightless(name: str, **kwargs: Any) -> dict[str, Tensor]:
     """A state dict of the right names and shapes, of any size in next to no memory."""
-    state_dict = torchvision_index.blank(name, **kwargs).state_dict()
+    state_dict = TORCHVISION.blank(name, **kwargs).state_dict()
     return {
         key: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for key, tensor in state_dict.items()
     }
@@ -79,11 +85,11 @@ def weightless(name: str, **kwargs: Any) -> dict[str, Tensor]:
 def make(name: str, **kwargs: Any) -> nn.Module:
     """A module with random weights and statistics, ready to run."""
     torch.manual_seed(SEED)
-    module: nn.Module = torchvision_index.blank(name, **kwargs).to_empty(device="cpu")
+    module: nn.Module = TORCHVISION.blank(name, **kwargs).to_empty(device="cpu")
     # Buffers that torchvision computes are right only in a module that was not built on meta.
     computed = {"swin": "relative", "maxvit": "relative"}.get(name.split("_")[0])
     if computed:
-        module = torchvision.models.get_model(name, weights=None, **kwargs)
+        module = models.get_model(name, weights=None, **kwargs)
     for key, tensor in module.state_dict().items():
         if not (computed and computed in key):
             randomise(key, tensor)
@@ -107,9 +113,7 @@ def image(size: int = 224, channels: int = 3) -> Tensor:
     return torch.rand(1, channels, size, size)
 
 
-def check_same(
-    built: architecture.Architecture, module: nn.Module, size: int = 224, channels: int = 3
-) -> None:
+def check_same(built: Architecture, module: nn.Module, size: int = 224, channels: int = 3) -> None:
     """Both give the same logits."""
     module.eval()
     with torch.inference_mode():
@@ -124,13 +128,12 @@ def check_same(
 @pytest.mark.parametrize("name", paced(NAMES))
 def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(name: str) -> None:
     bare = weightless(name, num_classes=7)
-    parameters = sum(
-        parameter.numel() for parameter in torchvision_index.blank(name, num_classes=7).parameters()
-    )
+    parameters = sum(parameter.numel() for parameter in TORCHVISION.blank(name, num_classes=7).parameters())
     for prefix in WRAPPINGS:
         built = architecture.build({prefix + key: tensor for key, tensor in bare.items()})
         assert (built.name, built.num_classes, built.prefix) == (name, 7, prefix)
-        assert (built.parameters, built.sure, built.ignored) == (parameters, "exact", ())
+        assert (built.parameters, built.ignored) == (parameters, ())
+        assert built.inferred == (Inferred("architecture", name, Origin.FILE, f"architecture: {name}"),)
         assert not any(tensor.is_meta for tensor in built.module.state_dict().values())
         assert not built.module.training
 
@@ -139,12 +142,12 @@ def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(na
 def test_inference_takes_less_than_a_fifth_of_a_second(
     record_property: Callable[[str, object], None],
 ) -> None:
-    torchvision_index.index()
+    TORCHVISION.index()
     seconds = []
     for name in NAMES:
         state_dict = {f"model.net.{key}": tensor for key, tensor in weightless(name, num_classes=7).items()}
         start = time.perf_counter()
-        assert architecture.infer(state_dict) == name
+        assert Indexed().infer(state_dict) == name
         seconds.append(time.perf_counter() - start)
     record_property("median_seconds", statistics.median(seconds))
     record_property("most_seconds", max(seconds))
@@ -154,24 +157,24 @@ def test_inference_takes_less_than_a_fifth_of_a_second(
 
 @pytest.mark.slow
 def test_the_index_is_that_of_the_installed_torchvision() -> None:
-    """Else: python -m pthserve.zoos.torchvision_index."""
-    assert torchvision_index.make_index() == torchvision_index.index()
+    """Else: python -m pthserve.zoos.torchvision."""
+    assert torchvision.make_index() == TORCHVISION.index()
 
 
 def test_the_index_has_every_architecture_and_tells_each_from_the_others() -> None:
-    assert list(torchvision_index.index()) == NAMES
-    assert len({entry.digest for entry in torchvision_index.index().values()}) == len(NAMES)
+    assert list(TORCHVISION.index()) == NAMES
+    assert len({entry.digest for entry in TORCHVISION.index().values()}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", paced(SMALL))
 def test_the_built_module_answers_as_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
-    module = make(name, num_classes=5, **torchvision_index.TRAINED.get(name, {}))
+    module = make(name, num_classes=5, **torchvision.PRETRAINED.get(name, {}))
     torch.save({"state_dict": module.state_dict()}, tmp_path / "model.pth")
 
     built = architecture.build(weights.read(tmp_path / "model.pth").state_dict)
 
     assert built.name == name
-    assert built.input_size == (299 if name == "inception_v3" else 224)
+    assert built.spec == TORCHVISION.spec(name)
     check_same(built, module, built.input_size)
 
 
@@ -196,13 +199,87 @@ def test_grey_images_are_a_matter_of_the_first_layer(name: str) -> None:
     module.set_submodule(path, grey)
     built = architecture.build(module.state_dict())
     assert (built.name, built.channels) == (name, 1)
+    assert [one.origin for one in built.inferred if one.subject == "first layer"] == [Origin.ASSUMED]
     check_same(built, module, channels=1)
+
+
+def replaced(name: str, conv: nn.Conv2d, *, pool: bool = True) -> nn.Module:
+    """A model of torchvision's with another first layer, and perhaps without the pooling behind it."""
+    module = make(name, num_classes=5)
+    torch.manual_seed(SEED)
+    for key, tensor in conv.state_dict().items():
+        randomise(key, tensor)
+    module.set_submodule(FirstLayer(module).path, conv)
+    if not pool:
+        module.maxpool = nn.Identity()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool", "setting"),
+    [
+        (nn.Conv2d(1, 64, 7, stride=2, padding=3), True, "first_layer: {stride: 2, padding: 3}"),
+        (nn.Conv2d(3, 64, 7, stride=2, padding=3), True, "first_layer: {stride: 2, padding: 3}"),
+        (
+            nn.Conv2d(3, 64, 3, padding=1, bias=False),
+            False,
+            "first_layer: {stride: 1, padding: 1, pool: false}",
+        ),
+        (nn.Conv2d(3, 64, 9, stride=2, padding=4), True, "first_layer: {stride: 2, padding: 4}"),
+    ],
+    ids=["grey with bias", "bias", "small images", "large kernel"],
+)
+def test_a_replaced_first_layer_is_built_and_its_stride_said_to_be_assumed(
+    conv: nn.Conv2d, pool: bool, setting: str
+) -> None:
+    module = replaced("resnet18", conv, pool=pool)
+    built = architecture.build({f"net.{key}": tensor for key, tensor in module.state_dict().items()})
+    assert (built.name, built.prefix, built.channels) == ("resnet18", "net.", conv.in_channels)
+    (inferred,) = (one for one in built.inferred if one.subject == "first layer")
+    assert (inferred.origin, inferred.setting) == (Origin.ASSUMED, setting)
+    check_same(built, module, 64, conv.in_channels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "convnext_tiny"])
+def test_a_replaced_first_layer_of_any_family_is_built(name: str) -> None:
+    first = FirstLayer(TORCHVISION.blank(name))
+    layer = TORCHVISION.blank(name).get_submodule(first.path)
+    assert isinstance(layer, nn.Conv2d)
+    conv = nn.Conv2d(
+        1, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, bias=layer.bias is None
+    )  # type: ignore[arg-type]
+    module = replaced(name, conv)
+    built = architecture.build(module.state_dict())
+    patches = layer.kernel_size == layer.stride
+    assert [one.origin for one in built.inferred if one.subject == "first layer"] == (
+        [] if patches else [Origin.ASSUMED]
+    )
+    check_same(built, module, channels=1)
+
+
+def test_a_card_states_what_a_first_layer_does_not_tell() -> None:
+    module = replaced("resnet18", nn.Conv2d(1, 64, 7, bias=False))
+    state_dict = module.state_dict()
+    built = architecture.build(state_dict, first_layer={"stride": 1, "padding": 0})
+    assert [one.origin for one in built.inferred] == [Origin.FILE, Origin.CARD]
+    check_same(built, module, 64, channels=1)
+
+
+def test_a_card_states_a_stride_that_leaves_no_trace_at_all() -> None:
+    module = replaced("resnet18", nn.Conv2d(3, 64, 7, padding=3, bias=False), pool=False)
+    built = architecture.build(module.state_dict(), first_layer={"stride": 1, "pool": False})
+    assert not any(one.uncertain for one in built.inferred)
+    check_same(built, module, 64)
 
 
 def test_more_channels_than_an_image_has_are_refused() -> None:
     state_dict = weightless("resnet18")
     state_dict["conv1.weight"] = torch.zeros(64, 4, 7, 7)
-    with pytest.raises(ArchitectureError, match="resnet18 takes 4 channels"):
+    with pytest.raises(ArchitectureError, match=r"resnet18 has 4 input channels.*package\.module:callable"):
+        architecture.build(state_dict)
+    state_dict["conv1.weight"] = torch.zeros(64, 12, 7, 7)
+    with pytest.raises(ArchitectureError, match="resnet18 has 12 input channels"):
         architecture.build(state_dict)
 
 
@@ -271,11 +348,11 @@ def test_a_trained_inception_is_taken_to_descend_from_pretrained_weights_and_say
     state_dict["Mixed_5b.branch1x1.bn.running_mean"] = torch.ones(64)
     built = architecture.build(state_dict)
     assert built.module.transform_input
-    assert built.sure == "assumed"
-    assert "transform_input" in built.assumptions[0]
+    assert "transform_input" in built.inferred[1].value
+    assert built.inferred[1].uncertain
     other = architecture.build(state_dict, "inception_v3", {"transform_input": False})
     assert not other.module.transform_input
-    assert other.sure == "named"
+    assert [one.origin for one in other.inferred] == [Origin.CARD]
 
 
 # --- heads of the user's own -----------------------------------------------------------------------
@@ -362,14 +439,76 @@ def randomised(head: nn.Module) -> nn.Module:
 def test_a_head_of_the_users_own_is_rebuilt(
     name: str, path: str, head: Callable[[int], nn.Module], width: int
 ) -> None:
-    module = make(name, **torchvision_index.TRAINED.get(name, {}))
+    module = make(name, **torchvision.PRETRAINED.get(name, {}))
     module.set_submodule(path, randomised(head(width)))
 
     built = architecture.build({f"net.{key}": tensor for key, tensor in module.state_dict().items()})
 
     assert (built.name, built.num_classes, built.prefix) == (name, 5, "net.")
-    assert any("ReLU" in text for text in built.assumptions) == (head in (mlp, normed, named))
+    assert any("ReLU" in one.value for one in built.inferred) == (head in (mlp, normed, named))
     check_same(built, module)
+
+
+@pytest.mark.parametrize(
+    ("activation", "stated"),
+    [
+        (nn.GELU(), {"activation": "gelu"}),
+        (nn.Tanh(), {"activation": "tanh"}),
+        (nn.SiLU(), {"activation": "silu"}),
+        (nn.LeakyReLU(), {"activation": "leaky_relu"}),
+        (nn.LeakyReLU(0.2), {"activation": "leaky_relu", "slope": 0.2}),
+        (nn.ELU(), {"activation": "elu"}),
+        (nn.Hardswish(), {"activation": "hardswish"}),
+        (nn.Sigmoid(), {"activation": "sigmoid"}),
+        (nn.Dropout(), {"activation": "none"}),
+    ],
+    ids=str,
+)
+def test_a_card_states_the_activation_that_the_file_does_not_tell(
+    activation: nn.Module, stated: dict[str, Any]
+) -> None:
+    module = make("resnet18")
+    module.fc = randomised(nn.Sequential(nn.Linear(512, 16), activation, nn.Linear(16, 5)))
+    assumed = architecture.build(module.state_dict())
+    (inferred,) = (one for one in assumed.inferred if one.subject == "activation")
+    assert (inferred.origin, inferred.setting) == (Origin.ASSUMED, "head: {activation: relu}")
+    built = architecture.build(module.state_dict(), head=stated)
+    assert [one.origin for one in built.inferred] == [Origin.FILE, Origin.CARD]
+    check_same(built, module)
+    (settled,) = (one for one in built.inferred if one.subject == "activation")
+    assert yaml.safe_load(settled.setting)["head"].items() >= stated.items()
+
+
+def test_neighbours_in_a_head_have_nothing_between_them() -> None:
+    module = make("resnet18")
+    module.fc = randomised(nn.Sequential(nn.Linear(512, 16), nn.Linear(16, 5)))
+    built = architecture.build(module.state_dict())
+    assert not any(one.uncertain for one in built.inferred)
+    check_same(built, module)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"head": {"activation": "gelu"}}, {"first_layer": {"stride": 1}}], ids=str
+)
+def test_what_a_card_states_of_a_part_that_is_not_there_is_refused(
+    stated: dict[str, Any], own: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ArchitectureError, match=next(iter(stated))):
+        architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED, **stated)
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(1)], ids=str)
+def test_a_lone_wrapped_layer_hints_at_another_task(end: nn.Module) -> None:
+    module = make("resnet18")
+    module.fc = nn.Sequential(nn.Linear(512, 5), end)
+    assert "Sigmoid" in architecture.build(module.state_dict()).task_hint
+
+
+@pytest.mark.parametrize("head", [plain, dropped, mlp, named])
+def test_what_people_wrap_for_another_reason_does_not(head: Callable[[int], nn.Module]) -> None:
+    module = make("resnet18")
+    module.fc = head(512)
+    assert not architecture.build(module.state_dict()).task_hint
 
 
 def test_a_squeezenets_convolution_is_its_head() -> None:
@@ -398,7 +537,7 @@ def test_a_head_beside_the_body_is_found(head: Callable[[int], nn.Module]) -> No
     module = Custom(head(512))
     built = architecture.build(module.state_dict())
     assert (built.name, built.num_classes, built.prefix) == ("resnet18", 5, "backbone.")
-    assert built.assumptions[0] == "the layers beside the body are its head"
+    assert built.inferred[1].value == "the layers beside the body are its head"
     check_same(built, module)
 
 
@@ -417,7 +556,7 @@ class Stacked(nn.Module):
 def test_layers_on_top_of_the_classes_are_kept() -> None:
     module = Stacked()
     built = architecture.build(module.state_dict())
-    assert built.assumptions == ("the layers beside the model run on its classes",)
+    assert [one.value for one in built.inferred[1:]] == ["the layers beside the model run on its classes"]
     assert (built.name, built.num_classes) == ("resnet18", 5)
     check_same(built, module)
 
@@ -590,9 +729,8 @@ def test_a_head_that_cannot_be_rebuilt_is_told_with_what_it_needs() -> None:
         architecture.build(state_dict)
 
 
-def test_one_output_is_no_classifier() -> None:
-    with pytest.raises(ArchitectureError, match="resnet18 has one output"):
-        architecture.build(weightless("resnet18", num_classes=1))
+def test_one_output_is_left_to_the_task_to_judge() -> None:
+    assert architecture.build(weightless("resnet18", num_classes=1)).num_classes == 1
 
 
 # --- a named architecture --------------------------------------------------------------------------
@@ -600,7 +738,7 @@ def test_one_output_is_no_classifier() -> None:
 
 def test_a_name_overrides_inference() -> None:
     built = architecture.build(weightless("resnet18", num_classes=5), "resnet18")
-    assert (built.name, built.sure) == ("resnet18", "named")
+    assert [(one.value, one.origin) for one in built.inferred] == [("resnet18", Origin.CARD)]
     with pytest.raises(ArchitectureError, match=r"this is no resnet34: missing layer1\.2\.conv1\.weight"):
         architecture.build(weightless("resnet18"), "resnet34")
 
@@ -676,7 +814,8 @@ def test_the_users_own_model_is_built_by_its_callable(own: dict[str, Tensor]) ->
         ALLOWED,
     )
     assert (built.name, built.num_classes, built.channels) == ("their_own_net:Net.from_name", 6, 1)
-    assert (built.prefix, built.sure, built.module.training) == ("module.", "named", False)
+    assert (built.prefix, built.module.training) == ("module.", False)
+    assert [one.origin for one in built.inferred] == [Origin.CARD]
     assert all(torch.equal(built.module.state_dict()[key], tensor) for key, tensor in own.items())
 
 
@@ -750,5 +889,5 @@ def test_flops_are_two_for_each_multiply_and_add() -> None:
 
 def test_flops_of_a_resnet18_are_those_that_are_published() -> None:
     """1.814 billion multiply-adds, says torchvision of its weights."""
-    published = torchvision.models.ResNet18_Weights.DEFAULT.meta["_ops"] * 1e9
+    published = models.ResNet18_Weights.DEFAULT.meta["_ops"] * 1e9
     assert architecture.flops(make("resnet18"), (1, 3, 224, 224)) == pytest.approx(2 * published, rel=0.01)

@@ -69,12 +69,12 @@ class Logged:
         finally:
             method, template = scope["method"], route(scope)
             if span is not None:
-                said = {
+                attributes = {
                     "http.request.method": method,
                     "http.route": template,
                     "http.response.status_code": code,
                 }
-                span.end(f"{method} {template}", said, str(code) if code >= 500 else "")
+                span.end(f"{method} {template}", attributes, str(code) if code >= 500 else "")
             record(method, template, code, time.perf_counter() - began, _notes(scope))
 
 
@@ -142,8 +142,8 @@ def record(method: str, template: str, code: int, seconds: float, notes: Mapping
     if log.isEnabledFor(level):
         fields = {"method": method, "route": template, "code": code, "duration": round(seconds, 6), **notes}
         # As `log.log` does, but without a walk up the stack for a line number that no line has.
-        message, told = "%s %s %d", (method, template, code)
-        log.handle(log.makeRecord(log.name, level, "", 0, message, told, None, extra={"fields": fields}))
+        message, values = "%s %s %d", (method, template, code)
+        log.handle(log.makeRecord(log.name, level, "", 0, message, values, None, extra={"fields": fields}))
 
 
 class _Lines(logging.Handler):
@@ -214,15 +214,13 @@ class _Lines(logging.Handler):
         except Exception as error:
             lost = logging.LogRecord(
                 *(record.name, logging.ERROR, record.pathname, record.lineno),
-                *("a line of the log could not be written: %s", (f"{type(error).__name__}: {error}",), None),
+                *("a log line could not be formatted: %s", (f"{type(error).__name__}: {error}",), None),
             )
             return super().format(lost)
 
 
 def _notice(dropped: int) -> logging.LogRecord:
-    message = (
-        "%d lines of the log were dropped: they could not be written as fast as they came, or not at all"
-    )
+    message = "%d log lines were dropped: standard error could not be written, or not fast enough"
     return log.makeRecord(log.name, logging.WARNING, "", 0, message, (dropped,), None)
 
 
@@ -253,8 +251,8 @@ class _Text(logging.Formatter):
             for name, value in getattr(record, "fields", {}).items()
             if name not in ("method", "route", "code")  # the message has them
         )
-        told = quoted(record.getMessage(), MESSAGE)
-        line = f"{clock} {record.levelname.lower():7} {told} {fields}".rstrip()
+        message = quoted(record.getMessage(), MESSAGE)
+        line = f"{clock} {record.levelname.lower():7} {message} {fields}".rstrip()
         if not record.exc_info:
             return line
         # Indented, so that no line of an exception's message can pass for a line of the log.

@@ -1,18 +1,25 @@
 """`pthserve inspect`: what is in this file, and how that was found out."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
+from pthserve.images.spec import Spec
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
 if TYPE_CHECKING:
     from pthserve.files.card import Card
     from pthserve.files.weights import Weights
+
+
+_METADATA = 20
+"""Keys of a checkpoint's metadata that are shown."""
 
 
 @click.command("inspect")
@@ -42,7 +49,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
     table = Table.grid("", "", padding=(0, 2))
     for name, value in in_words(found).items():
-        table.add_row(name, quoted(value, MESSAGE))
+        table.add_row(name, "\n".join(quoted(line, MESSAGE) for line in value.split("\n")))
     show(table)
 
 
@@ -50,14 +57,15 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.cli.display import reading
     from pthserve.files import card, weights
     from pthserve.loading.load import build
-    from pthserve.zoos import code
+    from pthserve.zoos import own
 
     # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
     described = card.read(Path(settings.model))
     with reading(settings.model) as progress:
-        if described.architecture and code.is_code(described.architecture):
-            read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
-            return _told(described, read) | {"architecture": described.architecture, "sure": "code"}
+        if described.architecture and own.is_code(described.architecture):
+            sha256 = settings.sha256 or described.sha256
+            read = weights.read(described.weights, sha256, progress, described.container)
+            return _told(described, read) | {"architecture": described.architecture}
         built = build(settings.model, settings, progress)
 
     from pthserve.zoos.architecture import (
@@ -67,13 +75,13 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     architecture, spec = built.architecture, built.spec
     return _told(built.card, built.weights) | {
         "architecture": architecture.name,
-        "sure": architecture.sure,
-        "assumptions": list(architecture.assumptions),
+        "inferred": [inferred.to_dict() for inferred in built.inferred],
         "ignored": list(architecture.ignored),
         "prefix": architecture.prefix,
         "parameters": architecture.parameters,
         "flops": flops(architecture.module, (1, *spec.tensor_shape)),
         "num_classes": architecture.num_classes,
+        "labels": None if built.labels_assumed else list(built.labels),
         "preprocessing": spec.to_dict(),
     }
 
@@ -88,9 +96,9 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "bytes": weights.size,
         "format": weights.format,
         "container": weights.container,
+        "metadata": dict(weights.metadata),
         "architecture": None,
-        "sure": None,
-        "assumptions": [],
+        "inferred": [],
         "ignored": [],
         "prefix": None,
         "parameters": None,
@@ -128,50 +136,41 @@ def _packed(folder: Path) -> dict[str, Any]:
 def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
     plan = found["plan"]
     return {
-        "model": f"{found['name']}, version {found['version']}",
+        "model": f"{quoted(found['name'])}, version {found['version']}",
         "packed": f"{found['packed']}, {found['bytes']:,} bytes, no byte of it changed",
         "made with": ", ".join(f"{name} {version}" for name, version in found["made_with"].items()),
         "SHA-256": f"{found['sha256']} (of the weights that it was made from)",
         "architecture": found["architecture"],
         "parameters": f"{found['parameters']:,}",
         "classes": str(found["num_classes"]),
-        "preprocessing": _preprocessing(found["preprocessing"]),
+        "preprocessing": Spec.from_dict(found["preprocessing"]).words(),
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
         "plan": plan["reason"],
     }
 
 
-def _preprocessing(spec: dict[str, Any]) -> str:
-    height, width = spec["crop"]
-    given = "assumed; a model.yaml can say otherwise" if spec["assumed"] else "as the card says"
-    return f"resize {spec['resize']}, crop {height}x{width}, {spec['interpolation']} ({given})"
-
-
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
     rows = {
-        "model": f"{found['name']}, version {found['version']}",
+        "model": f"{quoted(found['name'])}, version {found['version']}",
         "file": f"{quoted(found['weights'])}, {found['bytes']:,} bytes, {found['format']}"
         + (f", under `{quoted(found['container'])}`" if found["container"] else ""),
         "SHA-256": found["sha256"],
+        **({"metadata": _metadata(found["metadata"])} if found["metadata"] else {}),
     }
-    if found["sure"] == "code":
+    if found["parameters"] is None:
         return rows | {
             "architecture": f"names code: {quoted(found['architecture'])}, which inspect does not run",
             "labels": "none" if found["labels"] is None else str(found["num_classes"]),
-            "preprocessing": _preprocessing(found["preprocessing"]) if found["preprocessing"] else "not said",
+            "preprocessing": Spec.from_dict(found["preprocessing"]).words()
+            if found["preprocessing"]
+            else "not stated",
             "golden images": str(found["golden"]),
         }
-    sure = {
-        "named": "named by the card",
-        "exact": "by its names and shapes",
-        "assumed": "by its names and shapes, assuming:",
-    }[found["sure"]]
     ignored = found["ignored"]
     return {
         **rows,
-        "architecture": f"{found['architecture']} ({sure}{' ' if found['assumptions'] else ''}"
-        f"{'; '.join(found['assumptions'])})",
+        **_inferred(found["inferred"]),
         "prefix": quoted(found["prefix"]) or "none",
         **(
             {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
@@ -180,7 +179,28 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         ),
         "parameters": f"{found['parameters']:,}",
         "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
-        "classes": f"{found['num_classes']}, {'without' if found['labels'] is None else 'with'} labels",
-        "preprocessing": _preprocessing(found["preprocessing"]),
+        "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
     }
+
+
+def _metadata(values: dict[str, Any]) -> str:
+    """What lies beside the weights, a line for each key, cut where it is long."""
+    shown = [f"{quoted(key)}: {quoted(_short(value))}" for key, value in islice(values.items(), _METADATA)]
+    more = len(values) - len(shown)
+    return "\n".join(shown + ([f"and {more} more, which --json prints"] if more else []))
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _inferred(values: list[dict[str, Any]]) -> dict[str, str]:
+    """A row for each subject: what was found, and what that rests on."""
+    rows: dict[str, str] = {}
+    for value in values:
+        inferred = Inferred(**value)
+        text = str(inferred).partition(": ")[2]
+        row = inferred.subject
+        rows[row] = f"{rows[row]}\n{text}" if row in rows else text
+    return rows

@@ -1,4 +1,4 @@
-"""The command line: one module a command, imported when the command is called and no sooner."""
+"""The command line: one module per command, imported only when the command is called."""
 
 import importlib
 import logging
@@ -18,21 +18,22 @@ COMMANDS = {
     "tune": "Find the fastest way to run a model on this machine.",
     "pack": "Write a packed model: a folder that is served without PyTorch.",
     "golden": "Record or check the expected results for golden images.",
+    "compare": "Compare the preprocessing and results of your training script with those of a model.",
     "bench": "Measure the latency and throughput of a service.",
     "fetch": "Download a weights file and verify its SHA-256.",
 }
-"""Name to what it does; `commands/<name>.py` holds it as `command`."""
+"""Command name to summary; each is the function `command` in `cli/<name>.py`."""
 
 NOT_IN_EVERY_INSTALLATION = {"torch", "torchvision", "nncf", "safetensors"}
 
 
 class Lazy(click.RichCommand):
-    """A command by name and summary, which is imported when it is called."""
+    """A command, known by name and summary, whose module is imported when it is called."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """The context of the command itself."""
+        """Import the command and make its context."""
         command: click.RichCommand = importlib.import_module(f"pthserve.cli.{self.name}").command
         return command.make_context(info_name, args, parent, **extra)
 
@@ -42,7 +43,7 @@ class Lazy(click.RichCommand):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 other errors, 2 wrong usage, 3 the model cannot be loaded, 4 a "
     "golden image "
-    "failed.",
+    "failed, 5 `compare` found a difference.",
 )
 @click.version_option(pthserve.__version__, prog_name="pthserve")
 def app() -> None:
@@ -50,7 +51,7 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run the command line, and exit."""
+    """Run the command line and exit."""
     try:
         app(prog_name="pthserve")
     except PthserveError as error:

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import stat
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pthserve._compat.openvino import fold_constants, graph_of, runtime, supported_operators
 from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
@@ -40,19 +40,6 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 MADV_DONTNEED = 4
 """Of Linux' <asm-generic/mman-common.h>: the pages leave the process, and come back when they are touched."""
-
-
-def runtime() -> Any:
-    """The `openvino` module, without its conversion tools.
-
-    The tools take half of the import, write into ~/intel, report each import to Google Analytics and set the
-    root logger to ERROR; `import openvino` does without them when they cannot be imported.
-    """
-    for module in ("openvino.tools.ovc", "openvino_telemetry"):
-        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
 
 
 @functools.cache
@@ -79,11 +66,6 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     """
     import torch
 
-    ov = runtime()
-    from openvino._offline_transformations import apply_moc_transformations
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
-    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
-
     # Two images: export takes a dimension of 1 for a constant.
     example = torch.zeros(2, *spec.tensor_shape)
     try:
@@ -91,19 +73,16 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
             exported = torch.export.export(
                 module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
             )
-            # As TorchFXPythonDecoder.from_exported_program, which logs each operator not in the table.
             table: Any = torch.export.default_decompositions()
-            for operator in ops_to_not_decompose():
+            for operator in supported_operators():
                 table.pop(operator, None)
-            decoder = TorchFXPythonDecoder(exported.run_decompositions(table).module(), dynamic_shapes=True)
-            frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
-            graph = frontend.convert(frontend.load(decoder))
+            graph = graph_of(exported.run_decompositions(table).module())
     except Exception as error:
         raise EngineError(
             f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
         ) from error
-    graph.reshape(ov.PartialShape([-1, *spec.tensor_shape]))
-    apply_moc_transformations(graph, cf=True)
+    graph.reshape(runtime().PartialShape([-1, *spec.tensor_shape]))
+    fold_constants(graph)
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph
@@ -149,10 +128,10 @@ def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -
             "rb"
         ) as file:  # what is none, OpenVINO takes for a file of each framework that it knows
             if not _GRAPH.search(file.read(4096)):
-                raise EngineError(f"{name}: is no OpenVINO graph; {_PACK_ANEW}")
+                raise EngineError(f"{name}: is not an OpenVINO graph; {_PACK_AGAIN}")
     except OSError as error:
-        raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_ANEW}") from error
-    with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_ANEW):
+        raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_AGAIN}") from error
+    with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_AGAIN):
         return _core().read_model(path, weights or path.with_suffix(".bin"))
 
 
@@ -170,8 +149,8 @@ def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> N
     ):
         takes, gives = (" and ".join(map(str, each)) or "nothing" for each in found)
         raise EngineError(
-            f"{name}: takes {takes} and gives {gives}, and the manifest makes it {wanted[0]} and "
-            f"{wanted[1]}, both f32; {_PACK_ANEW}"
+            f"{name}: the graph has the input {takes} and the output {gives}, but the manifest needs "
+            f"{wanted[0]} and {wanted[1]}, both f32; {_PACK_AGAIN}"
         )
 
 
@@ -200,7 +179,7 @@ class OpenVINOEngine:
     ) -> None:
         if precision not in precisions():
             needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
-            raise EngineError(f"this CPU does not compute {precision}{needs}; use {', '.join(precisions())}")
+            raise EngineError(f"this CPU does not support {precision}{needs}; use {', '.join(precisions())}")
         self.precision = precision
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
@@ -298,12 +277,12 @@ def _kept(cache_dir: Path | None) -> Path | None:
         folder.mkdir(0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        _log.warning("%s: compiled models are not kept: %s", folder, error.strerror)
+        _log.warning("%s: compiled models are not cached: %s", folder, error.strerror)
         return None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         _log.warning(
-            "%s: compiled models are not kept, since others than user %d may write to the folder; remove it, "
-            "or set its mode to 700",
+            "%s: compiled models are not cached, because users other than %d may write to the folder; remove "
+            "it, or set its mode to 700",
             folder,
             os.geteuid(),
         )
@@ -330,7 +309,7 @@ def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model"
 
 
 _GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
-_PACK_ANEW = "pack the weights anew"
+_PACK_AGAIN = "pack the weights again"
 _ANOTHER = "try another --precision, or serve the weights with --engine torch"
 _PLACES = re.compile(r"(Exception from |Check '.*' failed at |FrontEnd API failed with ).*:\d*:?$")
 """Lines of OpenVINO's messages that say where in its source they are from."""
@@ -352,7 +331,7 @@ def reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not _PLACES.match(line)]
     if not told:
-        return "no reason is given"
+        return "no reason given"
     return told[-1 if len(told) < len(lines) else 0][:_LONGEST].rstrip(".!")
 
 

@@ -188,13 +188,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     ),
     415: described(
         "not an image of an allowed format",
-        "the data is not an image; send one of JPEG, PNG, WebP, BMP, GIF, TIFF",
+        "the data is not a supported image; send one of JPEG, PNG, WebP, BMP, GIF, TIFF",
     ),
     422: described("an image that is broken", "the PNG image is broken: image file is truncated"),
     503: described(
         "overloaded, draining or not ready; `Retry-After` says when to try again",
         "the service is not ready: the model is loading",
     ),
-    504: described("the deadline passed", "there was no answer within the deadline"),
+    504: described("the deadline passed", "the deadline passed before the answer was ready"),
 }
 """Of every route that receives an image."""

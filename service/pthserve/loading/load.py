@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pthserve.errors import CardError, PackError, RequestError, WeightsError
+from pthserve.certainty import Inferred, Origin
+from pthserve.errors import ArchitectureError, CardError, PackError, RequestError, WeightsError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
@@ -16,16 +17,13 @@ from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
+from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.tune import tune
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
     from pthserve.files.weights import Progress, Weights
-    from pthserve.zoos.architecture import Architecture
-
-_RESIZE, _CROP = 256, 224
-_GREY = ((0.449,), (0.226,))
-"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
+    from pthserve.zoos.base import Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,12 @@ class Built:
     architecture: "Architecture"
     labels: tuple[str, ...]
     spec: Spec
+    inferred: tuple[Inferred, ...]
+
+    @property
+    def labels_assumed(self) -> bool:
+        """Whether nobody named the classes, so that the labels are their indices."""
+        return any(one.subject == "labels" and one.origin is Origin.ASSUMED for one in self.inferred)
 
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
@@ -45,18 +49,33 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     if packed.is_packed(path):
         raise PackError(f"{path}: is packed already; name the weights that it was made from")
     from pthserve.files import card, weights
-    from pthserve.zoos import code
+    from pthserve.zoos import own
 
     described = card.read(path)
     allowed = settings.code_modules
-    if described.architecture and code.is_code(described.architecture):
-        code.check(described.architecture, allowed)  # before the weights are read, which takes longer
-    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+    if described.architecture and own.is_code(described.architecture):
+        own.check(described.architecture, allowed)  # before the weights are read, which takes longer
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
     from pthserve.zoos import architecture
 
-    found = architecture.build(read.state_dict, described.architecture, described.kwargs, allowed)
-    return Built(described, read, found, _labels(described, found), _spec(described, found))
+    found = architecture.build(
+        read.state_dict,
+        described.architecture,
+        described.kwargs,
+        allowed,
+        first_layer=described.first_layer,
+        head=described.head,
+        path=described.weights,
+    )
+    if found.num_classes < 2:
+        raise ArchitectureError(
+            f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
+        )
+    spec = _spec(described, found)
+    labels, inferred_labels = _labels(described, read, found)
+    inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
+    return Built(described, read, found, labels, spec, inferred)
 
 
 def load(
@@ -77,7 +96,7 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    plan, engine = tune(EngineFactory(found.module, built.spec, settings), built.weights.digest, images)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -89,6 +108,7 @@ def load(
         architecture=found.name,
         parameters=found.parameters,
         golden=described.golden,
+        inferred=built.inferred,
         source=path,
         options=settings,
     )
@@ -100,49 +120,76 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
             "pinned"
         )
-    images, expected = model.proof()
+    images, reference = model.proof()
+    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    engines = EngineFactory(None, model.spec, options, graph=model.graph(), quantized=model.quantized())
     plan, engine = tune(
-        None,
-        model.spec,
-        model.digest,
-        images,
-        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
-        graph=model.graph(),
-        quantized=model.quantized(),
-        known=None if measure else model.plan,
-        expected=expected,
+        engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
-def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, or the classes' numbers."""
-    if described.labels is None:
-        return tuple(map(str, range(found.num_classes)))
-    if len(described.labels) != found.num_classes:
-        raise CardError(
-            f"{described.file}: there are {len(described.labels)} labels, and the model tells "
-            f"{found.num_classes} classes apart"
-        )
-    return described.labels
+def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[tuple[str, ...], Inferred]:
+    """The card's labels; or those that lie beside the weights; or the classes' numbers."""
+    from pthserve.files import labels
+
+    setting, count = "labels: labels.txt", found.num_classes
+    if described.labels is not None:
+        if len(described.labels) != count:
+            raise CardError(
+                f"{described.file}: there are {len(described.labels)} labels, and the model tells "
+                f"{count} classes apart"
+            )
+        return described.labels, Inferred("labels", f"{count} of the card", Origin.CARD, setting)
+    if beside := labels.of_metadata(read.metadata, count):
+        names, key = beside
+        return names, Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting)
+    value = f"the class indices, 0 to {count - 1}"
+    return tuple(map(str, range(count))), Inferred("labels", value, Origin.ASSUMED, setting)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
-    """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
-    spec = described.spec or Spec(assumed=True)
-    if described.spec is None and found.channels == 1:
-        mean, std = _GREY
-        spec = replace(spec, mean=mean, std=std)
+    """The card's spec; where it leaves out the sizes, it and what else is left out are the architecture's."""
+    spec = described.spec
+    if spec is None or spec.assumed:
+        stated = {name: getattr(spec, name) for name in described.stated}
+        spec = replace(_usual(found), **stated, assumed=True)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
             f"the model takes {found.channels}"
         )
-    if spec.assumed:
-        size = found.input_size
-        spec = replace(spec, resize=round(size * _RESIZE / _CROP), crop=(size, size))
     return spec
+
+
+def _usual(found: "Architecture") -> Spec:
+    """The preprocessing that the architecture is trained with by default, in its size and channels."""
+    preset, size = found.spec or Spec(), found.input_size
+    if preset.crop != (size, size):
+        preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
+    if preset.channels > found.channels:
+        mean, std = (round(sum(values) / len(values), 3) for values in (preset.mean, preset.std))
+        preset = replace(preset, mean=(mean,), std=(std,))
+    return preset
+
+
+def _scaled(preset: Spec, size: int) -> int | tuple[int, int] | None:
+    """The preset's `resize`, for a crop of `size` pixels instead of the preset's."""
+    match preset.resize:
+        case None:
+            return None
+        case int(side):
+            return round(size * side / min(preset.crop))
+        case height, width:
+            return round(size * height / preset.crop[0]), round(size * width / preset.crop[1])
+
+
+def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
+    preset, size = found.spec, found.input_size
+    usual = preset is not None and preset.crop == (size, size) and preset.channels == spec.channels
+    origin = Origin.CARD if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
+    return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
 
 
 def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pthserve.certainty import Inferred
 from pthserve.engines.base import Engine
 from pthserve.errors import EngineFailed, RequestError, UnsupportedImage
 from pthserve.files.golden import Golden
@@ -41,6 +42,7 @@ class Model:
     forward: the engine, which takes batches of preprocessed images: uint8 (n, height, width, channels) or
     float32 (n, channels, height, width), to logits, float32 (n, classes).
     labels: one a class, in the order of the logits.
+    inferred: what was found out about it that nobody stated; see `Inferred.uncertain`.
     digest: SHA-256 of the weights file, 64 hexadecimal digits.
     source: what it was loaded from, where it was loaded; options: how.
     """
@@ -55,6 +57,7 @@ class Model:
     architecture: str
     parameters: int
     golden: tuple[Golden, ...] = field(default=())
+    inferred: tuple[Inferred, ...] = ()
     task: Task = CLASSIFICATION
     source: Path | None = None
     options: ModelOptions = field(default=ModelOptions(), repr=False)

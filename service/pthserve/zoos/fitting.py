@@ -1,31 +1,40 @@
-"""A state dict put into one of torchvision's architectures, part by part."""
+"""A state dict put into one of a catalogue's architectures, part by part."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files import checkpoint
 from pthserve.text import quoted
-from pthserve.zoos import heads, torchvision_index
-from pthserve.zoos.layout import Layout, Shape, compare, loose, some, words
+from pthserve.zoos import heads
+from pthserve.zoos.base import Choice, Source, shapes
+from pthserve.zoos.catalogue import Catalogue, Entry
+from pthserve.zoos.first_layer import FirstLayer
+from pthserve.zoos.layout import Layout, Part, Shape, compare, loose, some, words
 from pthserve.zoos.search import Match, find, nearest
-from pthserve.zoos.torchvision_index import Entry
 
 ADVICE = (
     "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
 )
 
+OWN = "architecture: package.module:callable"
+"""The line of a card that states all of a network: code of the user's own."""
+
+_COLOUR = 3
+"""Channels of an RGB image."""
+
 # Below this, "the nearest" would say nothing.
 _RESEMBLES = 0.2
 
 
-def match(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> Match:
+def match(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> Match:
     """The one network in `layout`; of several the moving average. name: the user's, for the message."""
-    found = find(layout, entries)
+    found = find(layout, entries) or _with_another_first_layer(layout, catalogue, entries)
     if not found:
-        raise ArchitectureError(_misfit(layout, entries, name))
+        raise ArchitectureError(_misfit(layout, catalogue, entries, name))
     means = [one for one in found if averaged(one)]
     if len(found) > 1 and len(means) != 1:
         places = " and ".join(f"`{quoted(one.prefix) or '(top)'}`" for one in found)
@@ -33,6 +42,39 @@ def match(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> Mat
             f"the state dict holds several networks, under {places}; save only the names of the one to serve"
         )
     return (means if len(found) > 1 else found)[0]
+
+
+def _with_another_first_layer(
+    layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]
+) -> list[Match]:
+    """The network that the nearest architecture becomes with another kernel, or bias, in its first layer."""
+    close, alike = nearest(layout, entries)
+    if close is None or alike < _RESEMBLES:
+        return []
+    module = blank(catalogue, close.name, {})
+    reference = Layout(shapes(module.state_dict()))
+    body = reference.part((), {top: top for top in entries[close.name].tops})
+    path = FirstLayer(module).path
+    weight = next((short for short, name in body.names.items() if name == f"{path}.weight"), "")
+    if weight not in close.body.names or not _same_width(body.shapes[weight], close.body.shapes[weight]):
+        return []
+    bias = weight.removesuffix("weight") + "bias"
+    full = close.body.names[weight]
+    full_bias = full.removesuffix("weight") + "bias"
+    as_known = {**layout.shapes, full: body.shapes[weight], full_bias: body.shapes.get(bias, ())}
+    if bias not in body.shapes:
+        del as_known[full_bias]
+    matches = []
+    for one in find(Layout(as_known), {close.name: entries[close.name]}):
+        names = {**one.body.names, bias: full_bias}
+        theirs = {short: layout.shapes[name] for short, name in names.items() if name in layout.shapes}
+        matches.append(Match(one.name, one.node, Part({short: names[short] for short in theirs}, theirs)))
+    return matches
+
+
+def _same_width(ours: Shape, theirs: Shape) -> bool:
+    """Whether both are weights of convolutions to as many channels."""
+    return len(ours) == len(theirs) == len(("out", "in", "height", "width")) and ours[0] == theirs[0]
 
 
 def averaged(one: Match) -> bool:
@@ -43,55 +85,82 @@ def averaged(one: Match) -> bool:
 class Fit:
     """A module on the meta device, and where the state dict has each of its tensors.
 
-    module: torchvision's, changed where the file is (first layer, head). names: a tensor's name in the module
-    to that in the state dict. outputs: how many classes. input_size: side of the square image in pixels.
-    assumptions: what no file tells, in words. ignored: names in the state dict that no inference uses.
+    module: the catalogue's, changed where the file is (first layer, head). names: a tensor's name in the
+    module to that in the state dict. outputs: how many numbers for an image. input_size: side of the square
+    image in pixels. inferred: what was found out beside the architecture. ignored: names in the state dict
+    that no inference uses. task_hint, choices: see `Architecture`.
     Raises ArchitectureError where something is left that has no place.
     """
 
     def __init__(
-        self, layout: Layout, entry: Entry, match: Match, kwargs: dict[str, Any], *, trained: bool
+        self,
+        layout: Layout,
+        catalogue: Catalogue,
+        entry: Entry,
+        match: Match,
+        source: Source,
     ) -> None:
-        """kwargs: for torchvision's builder. trained: whether the statistics show that it saw images."""
-        self.layout, self.entry, self.match = layout, entry, match
+        """source: what the card states beside the architecture counts."""
+        kwargs = dict(source.kwargs)
+        self.source = source
+        self.layout, self.catalogue, self.entry, self.match = layout, catalogue, entry, match
         self.names: dict[str, str] = {}
-        self.assumptions: list[str] = []
+        self.inferred: list[Inferred] = []
+        self.task_hint = ""
+        self.choices: list[Choice] = []
         last = layout.shapes.get(f"{match.prefix}{entry.last}.weight")
         self.outputs = last[0] if last else 1000
-        pretrained = torchvision_index.TRAINED.get(match.name, {}) if trained else {}
+        pretrained = self._pretrained()
         if pretrained.keys() - kwargs.keys():
-            self.assumptions.append(
-                f"{', '.join(pretrained)} as in torchvision's pretrained weights; "
-                "kwargs in model.yaml may say otherwise"
+            stated = ", ".join(f"{key}: {str(value).lower()}" for key, value in pretrained.items())
+            self._infer(
+                "architecture",
+                f"{', '.join(pretrained)} as in {catalogue.name}'s pretrained weights",
+                f"kwargs: {{{stated}}}",
+                Origin.DEFAULT,
             )
         arguments = {
             "num_classes": self.outputs,
-            **torchvision_index.implied(match.name, match.body),
+            **catalogue.implied(match.name, match.body),
             **pretrained,
             **kwargs,
         }
-        self.input_size = arguments.get(
-            "image_size", torchvision_index.INPUT_SIZE.get(match.name, torchvision_index.DEFAULT_SIZE)
-        )
+        self.input_size = arguments.get(catalogue.size_argument, catalogue.spec(match.name).crop[0])
         unused = self._build(arguments)
         self._fit_body()
         self._fit_head(unused)
         self.ignored = (*self._fit_rest(unused), *unused)
-        if self.outputs < 2:
-            raise ArchitectureError(
-                f"this {match.name} has one output, as for a sigmoid; probabilities need two classes or more"
-            )
+
+    def _pretrained(self) -> dict[str, Any]:
+        """What the library sets with its pretrained weights, where the model seems to descend from them."""
+        values = self.catalogue.pretrained(self.match.name)
+        if not values or not trained(self.source.state_dict):
+            return {}
+        self.module = blank(self.catalogue, self.match.name, values)
+        _, weight = self._first_layer(self._body())
+        theirs = self.match.body.shapes.get(weight, ())
+        return values if theirs[1:2] == (_COLOUR,) else {}
+
+    def _first_layer(self, body: Part) -> tuple[FirstLayer, str]:
+        """The module's first layer, and the short name of its weight in `body`."""
+        first = FirstLayer(self.module)
+        return first, next(
+            (short for short, name in body.names.items() if name == f"{first.path}.weight"), ""
+        )
+
+    def _infer(self, subject: str, value: str, setting: str = "", origin: Origin = Origin.ASSUMED) -> None:
+        self.inferred.append(Inferred(subject, value, origin, setting))
 
     def _build(self, arguments: dict[str, Any]) -> list[str]:
         """Build the module, with auxiliary heads if the file has the whole of them; else their names."""
         name, prefix = self.match.name, self.match.prefix
-        parts = torchvision_index.AUXILIARY.get(name, ())
+        parts = self.catalogue.auxiliary(name)
         if not parts:
-            self.module = blank(name, arguments)
+            self.module = blank(self.catalogue, name, arguments)
             return []
         found = [full for part in parts for full in self.layout.names.get((*self.match.node, part), ())]
-        self.module = blank(name, {"aux_logits": bool(found), **arguments})
-        expected = torchvision_index.shapes(self.module.state_dict())
+        self.module = blank(self.catalogue, name, {"aux_logits": bool(found), **arguments})
+        expected = shapes(self.module.state_dict())
         auxiliary = {
             prefix + key: shape
             for key, shape in expected.items()
@@ -100,22 +169,40 @@ class Fit:
         if auxiliary == {full: self.layout.shapes[full] for full in found}:
             self.names |= {full.removeprefix(prefix): full for full in found}
             return []
-        self.module = blank(name, {**arguments, "aux_logits": False})
+        self.module = blank(self.catalogue, name, {**arguments, "aux_logits": False})
         return found
 
     def _fit_body(self) -> None:
-        reference = Layout(torchvision_index.shapes(self.module.state_dict()))
-        body = reference.part((), {top: top for top in self.entry.tops})
+        theirs = self.match.body.shapes
+        body = self._body()
+        self._fit_first_layer(body)
         for short, name in body.names.items():
-            self._widen(name, body.shapes[short], self.match.body.shapes.get(short, ()))
-        body = Layout(torchvision_index.shapes(self.module.state_dict())).part(
-            (), {top: top for top in self.entry.tops}
-        )
+            self._widen(name, body.shapes[short], theirs.get(short, ()))
+        body = self._body()
         if body.shapes != self.match.body.shapes:
             raise ArchitectureError(
                 f"this is no {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
             )
         self.names |= {name: self.match.body.names[short] for short, name in body.names.items()}
+
+    def _body(self) -> Part:
+        return Layout(shapes(self.module.state_dict())).part((), {top: top for top in self.entry.tops})
+
+    def _fit_first_layer(self, body: Part) -> None:
+        first, weight = self._first_layer(body)
+        theirs = self.match.body.shapes
+        assumed = None
+        if _same_width(body.shapes.get(weight, ()), theirs.get(weight, ())):
+            assumed = first.fit(theirs[weight], bias=weight.removesuffix("weight") + "bias" in theirs)
+        if stated := self.source.first_layer:
+            option = first.state(stated)
+            self._infer("first layer", option.value, option.setting, Origin.CARD)
+        elif assumed:
+            self._assume(assumed)
+
+    def _assume(self, choice: Choice) -> None:
+        self.choices.append(choice)
+        self.inferred.append(choice.inferred)
 
     def _widen(self, name: str, ours: Shape, theirs: Shape) -> None:
         """Rebuild the convolution that the tensor is of, if it differs in channels of the image alone."""
@@ -130,9 +217,9 @@ class Fit:
             self.module.set_submodule(path, heads.widen(layer, theirs[1]))
 
     def _fit_head(self, unused: list[str]) -> None:
-        """Give the module the file's head: torchvision's own; with its last layer replaced; or all of it."""
+        """Give the module the file's head: the library's own; with its last layer replaced; or all of it."""
         path, last, prefix = self.entry.head, self.entry.last, self.match.prefix
-        ours = _under(path, torchvision_index.shapes(self.module.state_dict()))
+        ours = _under(path, shapes(self.module.state_dict()))
         theirs = {
             full.removeprefix(prefix): self.layout.shapes[full]
             for full in self.layout.names.get((*self.match.node, path), ())
@@ -151,14 +238,14 @@ class Fit:
         tensors = {prefix + key: shape for key, shape in new.items()}
         if not tensors:
             tensors = self._layers(unused)
-            self.assumptions.append("the layers beside the body are its head")
+            self._infer("head", "the layers beside the body are its head", OWN)
         if not tensors:
             raise ArchitectureError(
                 f"this is the body of {self.match.name} without a head: it gives features and no classes; "
                 "save the whole model's state dict"
             )
         width = heads.features(head)
-        takes = f"linear layers and norms on {width} features" if width else "torchvision's own"
+        takes = f"linear layers and norms on {width} features" if width else "the library's own"
         made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
         if made is None:
             raise ArchitectureError(
@@ -178,7 +265,7 @@ class Fit:
             made = heads.rebuild(behind, self.outputs)
             if made is None:
                 raise ArchitectureError(f"{where}, but nothing takes {some(behind)}. {ADVICE}")
-            self.assumptions.append("the layers beside the model run on its classes")
+            self._infer("head", "the layers beside the model run on its classes", OWN)
             self.module = nn.Sequential(self.module, made.module)
             self.names = {f"0.{key}": full for key, full in self.names.items()}
             self._adopt(made, "1.")
@@ -191,8 +278,16 @@ class Fit:
     def _adopt(self, made: heads.Head, prefix: str) -> None:
         self.names |= {prefix + key: full for key, full in made.names.items()}
         self.outputs = made.outputs
-        if made.assumed:
-            self.assumptions.append("ReLU between the linear layers of the head")
+        if made.gaps and self.source.head:
+            option = made.activate(**{"activation": "relu", **self.source.head})
+            option.apply()
+            self._infer("activation", option.value, option.setting, Origin.CARD)
+        elif made.gaps:
+            self._assume(made.activations)
+        if made.alone:
+            self.task_hint = (
+                "its last layer is wrapped in an nn.Sequential, as with a Sigmoid or Softmax behind it"
+            )
 
     def _left(self, unused: list[str]) -> list[str]:
         taken = {*self.names.values(), *unused}
@@ -211,11 +306,11 @@ class Fit:
         return not node or len(self.layout.children[node]) == 1
 
 
-def blank(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """torchvision's module on the meta device; ArchitectureError where `kwargs` are none of its."""
+def blank(catalogue: Catalogue, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The catalogue's module without weights; ArchitectureError where it cannot use `kwargs`."""
     try:
-        return torchvision_index.blank(name, **kwargs)
-    except Exception as error:  # torchvision checks few of its arguments, and fails on others as it may
+        return catalogue.blank(name, **kwargs)
+    except Exception as error:  # libraries check few of their arguments, and fail on others as they may
         raise ArchitectureError(
             f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
         ) from error
@@ -226,15 +321,17 @@ def trained(state_dict: Mapping[str, Tensor]) -> bool:
     return any(bool(tensor.any()) for name, tensor in state_dict.items() if name.endswith("running_mean"))
 
 
-def _misfit(layout: Layout, entries: Mapping[str, Entry], name: str | None) -> str:
+def _misfit(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> str:
     """Why no entry fits: the nearest, and what differs."""
     close, alike = nearest(layout, entries)
     if close is None or (alike < _RESEMBLES and not name):
-        return f"no architecture of torchvision has keys like {some(layout.shapes)}. {ADVICE}"
-    reference = Layout(torchvision_index.shapes(torchvision_index.blank(close.name).state_dict()))
+        return f"no architecture of {catalogue.name} has keys like {some(layout.shapes)}. {ADVICE}"
+    reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
     body = reference.part((), {top: top for top in entries[close.name].tops})
     which = (
-        f"this is no {name}" if name else f"no architecture of torchvision fits; the nearest is {close.name}"
+        f"this is no {name}"
+        if name
+        else f"no architecture of {catalogue.name} fits; the nearest is {close.name}"
     )
     under = f" under `{quoted(close.prefix)}`" if close.prefix else ""
     return f"{which}{under}: {compare(body, close.body) or 'its layers are nested in another way'}. {ADVICE}"

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pthserve.zoos.catalogue import Entry
 from pthserve.zoos.layout import Layout, Part, Path, resemblance
-from pthserve.zoos.torchvision_index import Entry
 
 
 @dataclass(frozen=True, slots=True)

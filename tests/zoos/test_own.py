@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pthserve.errors import ArchitectureError
-from pthserve.zoos import code
+from pthserve.zoos import own
 
 PACKAGE = """
 import os, subprocess, functools
@@ -62,7 +62,7 @@ def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_an_allowed_package_defines_is_found(name: str) -> None:
-    assert callable(code.resolve(name, {"theirs"}))
+    assert callable(own.resolve(name, {"theirs"}))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_an_allowed_package_defines_is_found(name: str) -> None:
 )
 def test_what_it_imports_or_holds_is_refused(name: str, message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):
-        code.resolve(name, {"theirs"})
+        own.resolve(name, {"theirs"})
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_what_it_imports_or_holds_is_refused(name: str, message: str) -> None:
 def test_nothing_is_imported_that_is_not_allowed(name: str) -> None:
     module = name.partition(":")[0]
     with pytest.raises(ArchitectureError, match=f"add --allow-code {module}"):
-        code.resolve(name, {"theirs.inner", "the"})
+        own.resolve(name, {"theirs.inner", "the"})
     assert "theirs" not in sys.modules
     assert "theirs_too" not in sys.modules
 
 
 def test_a_module_is_allowed_without_the_rest_of_its_package() -> None:
-    assert callable(code.resolve("theirs.inner:make", {"theirs.inner"}))
+    assert callable(own.resolve("theirs.inner:make", {"theirs.inner"}))
     with pytest.raises(ArchitectureError, match="add --allow-code theirs "):
-        code.resolve("theirs:make", {"theirs.inner"})
+        own.resolve("theirs:make", {"theirs.inner"})

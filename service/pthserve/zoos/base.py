@@ -1,0 +1,178 @@
+"""The protocol of a zoo: where architectures come from. A new zoo is one module that implements it."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pthserve.certainty import Inferred, Origin
+from pthserve.errors import ArchitectureError
+from pthserve.images.spec import Spec
+from pthserve.zoos.layout import Shape, some
+
+DEFAULT_SIZE = 224
+"""Side of the square image in pixels, where an architecture has no other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """What a zoo makes an architecture from.
+
+    state_dict: name to CPU tensor, names as in the file; empty where the file has none, as an ONNX graph.
+    architecture: what the card or an option names, if anything; kwargs: its arguments.
+    first_layer, head: what the card states of them, as `card_fields.FirstLayer` and `Head` have it.
+    path: the weights file, beside which others may lie; None where there is no file.
+    metadata: plain values that the checkpoint holds beside its tensors.
+    allowed: modules whose code may be imported and called.
+    """
+
+    state_dict: Mapping[str, Tensor]
+    architecture: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    first_layer: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    allowed: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Option:
+    """A value that a part of a module may have been trained with.
+
+    value, setting: as in `Inferred`. apply: gives the part this value.
+    """
+
+    value: str
+    setting: str
+    apply: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What the file does not tell of `subject`: one of `options`. The first was assumed, and is applied."""
+
+    subject: str
+    options: tuple[Option, ...]
+
+    @property
+    def inferred(self) -> Inferred:
+        """The assumption."""
+        return Inferred(self.subject, self.options[0].value, Origin.ASSUMED, self.options[0].setting)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Architecture:
+    """A module with its weights, float32, in eval mode, and how it was found.
+
+    name: the zoo's, such as `resnet50` or `package.module:callable`.
+    num_classes: how many numbers it gives for an image.
+    prefix: what stood before each name in the file, with its dot. parameters: how many.
+    input_size: side of the square image in pixels. channels: 1 or 3 of them.
+    inferred: what was found out about it: the architecture first. spec: the preprocessing that the
+    architecture was trained with by default, None where it has none. ignored: names in the file that no
+    inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
+    nothing says so. choices: what was assumed of `module`, and might have been otherwise.
+    """
+
+    name: str
+    module: nn.Module
+    num_classes: int
+    prefix: str
+    parameters: int
+    input_size: int
+    channels: int
+    inferred: tuple[Inferred, ...]
+    spec: Spec | None = None
+    ignored: tuple[str, ...] = ()
+    task_hint: str = ""
+    choices: tuple[Choice, ...] = ()
+
+
+class Zoo(Protocol):
+    """Where architectures come from."""
+
+    def claims(self, source: Source) -> bool:
+        """Whether this zoo is the one that builds `source`: by its name, or by the kind of its file."""
+
+    def build(self, source: Source) -> Architecture:
+        """The architecture that `source` fits, with its weights.
+
+        Raises:
+            ArchitectureError: none fits, or several that compute differently; the message says what to do.
+        """
+
+
+def shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Name to shape, without the counters that files of before PyTorch 0.4.1 lack."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in state_dict.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> None:
+    """Put the state dict's tensors into the module, without a copy of what is float32 already.
+
+    Args:
+        names: the module's name of each tensor to the state dict's.
+
+    Raises:
+        ArchitectureError: a tensor is missing, has another shape, or is not of floating-point numbers.
+    """
+    expected = module.state_dict()
+    _check_dtypes(expected, names, state_dict)
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for key, tensor in expected.items():
+        if key.endswith("num_batches_tracked"):
+            mean = names.get(key.replace("num_batches_tracked", "running_mean"), key)
+            tensors[key] = state_dict.get(
+                mean.replace("running_mean", "num_batches_tracked"), torch.tensor(0)
+            )
+        elif key in names:
+            tensors[key] = state_dict[names[key]].to(tensor.dtype)
+    # Some modules read their version from here, and refuse to load without it.
+    tensors._metadata = expected._metadata  # type: ignore[attr-defined]
+    try:
+        module.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ArchitectureError(f"the weights do not fit: {' '.join(str(error).split())[:500]}") from error
+
+
+def _check_dtypes(
+    expected: Mapping[str, Tensor], names: Mapping[str, str], state_dict: Mapping[str, Tensor]
+) -> None:
+    """Raise where the file has integers and the module computes with fractions: those are not weights."""
+    strange = [
+        f"{names[key]} ({str(state_dict[names[key]].dtype).removeprefix('torch.')})"
+        for key, tensor in expected.items()
+        if key in names and tensor.is_floating_point() and not state_dict[names[key]].is_floating_point()
+    ]
+    if strange:
+        raise ArchitectureError(
+            f"weights must be floating-point numbers, and these are not: {some(strange)}; save the state "
+            "dict of the model as it was trained, not quantised"
+        )
+
+
+def described(name: str, module: nn.Module, **rest: Any) -> Architecture:
+    """The architecture called `name`: `module` in eval mode; rest: the other fields.
+
+    Raises:
+        ArchitectureError: its images have neither 1 nor 3 channels.
+    """
+    module.eval()
+    convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    channels = next((layer.in_channels for layer in convolutions), 3)
+    if channels not in (1, 3):
+        raise ArchitectureError(
+            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB) of them. Code of your "
+            "own can make the others of these: name it in model.yaml, `architecture: package.module:callable`"
+        )
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Architecture(name, module, parameters=parameters, channels=channels, **rest)

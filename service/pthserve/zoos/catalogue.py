@@ -1,0 +1,96 @@
+"""The protocol of a catalogue: a library's architectures as data, by which a state dict is recognised.
+
+torchvision's is one; what is not data, such as how a body is found and a head rebuilt, is the same for all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from pthserve.images.spec import Spec
+from pthserve.zoos.base import shapes
+from pthserve.zoos.layout import Layout, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the index keeps of an architecture, whose body is all but its head and its auxiliary heads.
+
+    last: path of the layer that gives the classes. tops: the body's top-level names, each with its number
+    among the module's children (None: a parameter). count: names in the body. digest, sketch: as in
+    `layout.Part`.
+    """
+
+    last: str
+    tops: dict[str, int | None]
+    count: int
+    digest: str
+    sketch: list[int]
+
+    @property
+    def head(self) -> str:
+        """Top-level name of the head."""
+        return self.last.partition(".")[0]
+
+    @property
+    def spellings(self) -> list[dict[str, str]]:
+        """Ways in which a file may call the body's top-level names: as they are, and by number, as in
+        `nn.Sequential(*model.children())`."""
+        named = {top: top for top in self.tops}
+        numbered = {str(number): top for top, number in self.tops.items()}
+        return [named] if None in self.tops.values() else [named, numbered]
+
+
+class Catalogue(Protocol):
+    """The image classifiers of one library."""
+
+    name: str
+    """The library's, as in `torchvision/resnet50`."""
+
+    size_argument: str
+    """The argument of its builders that is the side of the square image in pixels."""
+
+    def names(self) -> Sequence[str]:
+        """Every architecture that the library has."""
+
+    def index(self) -> Mapping[str, Entry]:
+        """Name to entry, as it ships."""
+
+    def modern(self, key: str) -> str:
+        """The present spelling of a tensor's name that an older version of the library saved."""
+
+    def blank(self, name: str, **kwargs: Any) -> nn.Module:
+        """The architecture without weights, such as on the meta device.
+
+        Raises:
+            Exception: whatever the library raises for arguments that it cannot use.
+        """
+
+    def auxiliary(self, name: str) -> tuple[str, ...]:
+        """Top-level names of the heads that only training runs; a file may lack them."""
+
+    def implied(self, name: str, body: Part) -> dict[str, Any]:
+        """The arguments of the builder that the shapes of the body tell, such as the image's size."""
+
+    def pretrained(self, name: str) -> dict[str, Any]:
+        """Arguments that the library sets with its pretrained weights and that no key tells."""
+
+    def spec(self, name: str) -> Spec:
+        """The preprocessing that the architecture was trained with by default."""
+
+
+def describe(module: nn.Module, last: str, auxiliary: Sequence[str] = ()) -> Entry:
+    """The entry of an architecture, as `module` is built.
+
+    Args:
+        last: path of the layer that gives the classes.
+        auxiliary: top-level names of heads that only training runs.
+    """
+    layout = Layout(shapes(module.state_dict()))
+    numbers = {child: number for number, (child, _) in enumerate(module.named_children())}
+    skipped = {last.partition(".")[0], *auxiliary}
+    tops = {top: numbers.get(top) for top in layout.children[()] if top not in skipped}
+    body = layout.part((), {top: top for top in tops})
+    return Entry(last, tops, len(body.shapes), body.digest, body.sketch)
