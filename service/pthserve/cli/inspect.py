@@ -44,7 +44,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
     table = Table.grid("", "", padding=(0, 2))
     for name, value in in_words(found).items():
-        table.add_row(name, quoted(value, MESSAGE))
+        table.add_row(name, "\n".join(quoted(line, MESSAGE) for line in value.split("\n")))
     show(table)
 
 

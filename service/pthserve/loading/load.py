@@ -60,6 +60,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         allowed,
         first_layer=described.first_layer,
         head=described.head,
+        spec=described.spec,
         path=described.weights,
     )
     if found.num_classes < 2:
