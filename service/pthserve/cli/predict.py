@@ -12,6 +12,7 @@ from pthserve.cli.headers import HEADERS, Header
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
 
 
 @click.command("predict")
@@ -108,6 +109,9 @@ def _predict_locally(
     from pthserve.cli.local import loaded
 
     model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
+    for inferred in model.inferred:
+        if inferred.uncertain:
+            click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
     for image in images:
         fields = model(image).to_dict(top)
         yield {**fields, "probabilities": fields["probabilities"].tolist()}

@@ -331,9 +331,9 @@ def _misfit(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], 
         if same := next(variants.namesakes(layout, catalogue, entries), None):
             one, body = same
             return (
-                f"no architecture of {catalogue.name} fits; the nearest is {one.name}, which has the same names "
-                f"and {compare(body, one.body)}. Where arguments of its builder make these shapes, state them in "
-                f"model.yaml: `architecture: {one.name}` and `kwargs: {{...}}`. {ADVICE}"
+                f"no architecture of {catalogue.name} fits; the nearest is {one.name}, which has the same "
+                f"names and {compare(body, one.body)}. Where arguments of its builder make these shapes, "
+                f"state them in model.yaml: `architecture: {one.name}` and `kwargs: {{...}}`. {ADVICE}"
             )
         return f"no architecture of {catalogue.name} has keys like {some(layout.shapes)}. {ADVICE}"
     reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
