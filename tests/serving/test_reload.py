@@ -75,7 +75,7 @@ async def test_what_is_uncertain_about_a_model_is_a_warning_with_the_line_that_s
         Inferred("activation", "ReLU", Origin.ASSUMED, "head: {activation: relu}"),
     )
     async with served() as (_, reload, source):
-        caplog.clear()
+        caplog.set_level(logging.WARNING, "pthserve")  # whatever level other tests left
         source.model = lambda: replace(squares(digest=NEW), inferred=told)
         await reload.again()
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
