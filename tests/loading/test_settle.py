@@ -21,13 +21,13 @@ SPEC = Spec(80, (64, 64))
 OPTIONS = ModelOptions(engine="torch", precision="fp32")
 
 
-def resnet(*, fc: nn.Module | None = None, conv: nn.Conv2d | None = None) -> nn.Module:
-    """A ResNet-18 whose answers differ from image to image."""
+def network(*, fc: nn.Module | None = None, conv: nn.Conv2d | None = None) -> nn.Module:
+    """A small ShuffleNet whose answers differ from image to image."""
     torch.manual_seed(3)
-    module = torchvision.models.resnet18(num_classes=4)
-    module.conv1 = conv or module.conv1
+    module = torchvision.models.shufflenet_v2_x0_5(num_classes=4)
+    module.conv1[0] = conv or module.conv1[0]
     module.fc = fc or module.fc
-    spec = Spec(80, (64, 64), mean=(0.5,), std=(0.5,)) if module.conv1.in_channels == 1 else SPEC
+    spec = Spec(80, (64, 64), mean=(0.5,), std=(0.5,)) if conv else SPEC
     images = [crop(data, spec, max_pixels=2**30) for data in agreement.samples()[:8]]
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -70,7 +70,7 @@ STATED = {"preprocessing": {"resize": 80, "crop": 64}}
 
 
 def two_layers(activation: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Linear(512, 32), activation, nn.Linear(32, 4))
+    return nn.Sequential(nn.Linear(1024, 32), activation, nn.Linear(32, 4))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def two_layers(activation: nn.Module) -> nn.Module:
     ids=str,
 )
 def test_they_settle_the_activation_of_a_head(tmp_path: Path, activation: nn.Module, setting: str) -> None:
-    module = resnet(fc=two_layers(activation))
+    module = network(fc=two_layers(activation))
     built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
     settled = about(built, "activation")
     assert (settled.origin, settled.setting) == (Origin.GOLDEN, setting)
@@ -95,7 +95,7 @@ def test_they_settle_the_activation_of_a_head(tmp_path: Path, activation: nn.Mod
 
 def test_they_settle_the_stride_of_a_first_layer(tmp_path: Path) -> None:
     grey = Spec(80, (64, 64), mean=(0.5,), std=(0.5,))
-    module = resnet(conv=nn.Conv2d(1, 64, 7, bias=False))
+    module = network(conv=nn.Conv2d(1, 24, 3, bias=False))
     card = {"preprocessing": {"resize": 80, "crop": 64, "mean": 0.5, "std": 0.5}}
     built = build(str(folder(tmp_path, module, grey, **card)), OPTIONS)
     settled = about(built, "first layer")
@@ -106,32 +106,32 @@ def test_they_settle_the_stride_of_a_first_layer(tmp_path: Path) -> None:
     "spec", [Spec(256, (224, 224)), Spec((224, 224), (224, 224))], ids=["the preset", "squashed"]
 )
 def test_they_settle_the_preprocessing(tmp_path: Path, spec: Spec) -> None:
-    built = build(str(folder(tmp_path, resnet(), spec)), OPTIONS)
+    built = build(str(folder(tmp_path, network(), spec)), OPTIONS)
     assert built.spec == spec
     assert about(built, "preprocessing").origin is Origin.GOLDEN
 
 
 def test_answers_that_nothing_gives_settle_nothing(tmp_path: Path) -> None:
-    module = resnet(fc=two_layers(nn.Softsign()))
+    module = network(fc=two_layers(nn.Softsign()))
     built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
     assert about(built, "activation").origin is Origin.ASSUMED
     assert isinstance(built.architecture.module.fc[2], nn.ReLU)
 
 
 def test_one_image_is_too_few_to_prefer_what_was_not_assumed(tmp_path: Path) -> None:
-    module = resnet(fc=two_layers(nn.Tanh()))
+    module = network(fc=two_layers(nn.Tanh()))
     built = build(str(folder(tmp_path, module, SPEC, 1, **STATED)), OPTIONS)
     assert about(built, "activation").origin is Origin.ASSUMED
 
 
 def test_what_the_model_itself_answered_is_no_evidence(tmp_path: Path) -> None:
-    module = resnet(fc=two_layers(nn.ReLU()))
+    module = network(fc=two_layers(nn.ReLU()))
     built = build(str(folder(tmp_path, module, SPEC, recorded=True, **STATED)), OPTIONS)
     assert about(built, "activation").origin is Origin.ASSUMED
 
 
 def test_classes_without_probabilities_are_no_evidence(tmp_path: Path) -> None:
-    path = folder(tmp_path, resnet(fc=two_layers(nn.ReLU())), SPEC, **STATED)
+    path = folder(tmp_path, network(fc=two_layers(nn.ReLU())), SPEC, **STATED)
     card = yaml.safe_load((path / "model.yaml").read_text())
     for one in card["golden"]:
         del one["probability"]
@@ -144,14 +144,14 @@ def test_what_would_take_too_long_is_left_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, float]
 ) -> None:
     monkeypatch.setattr(settle, *change)
-    module = resnet(fc=two_layers(nn.Tanh()))
+    module = network(fc=two_layers(nn.Tanh()))
     built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
     assert about(built, "activation").origin is Origin.ASSUMED
     assert isinstance(built.architecture.module.fc[2], nn.ReLU)
 
 
 def test_golden_images_that_are_not_checked_settle_nothing(tmp_path: Path) -> None:
-    module = resnet(fc=two_layers(nn.Tanh()))
+    module = network(fc=two_layers(nn.Tanh()))
     off = OPTIONS.model_copy(update={"golden": "off"})
     built = build(str(folder(tmp_path, module, SPEC, **STATED)), off)
     assert about(built, "activation").origin is Origin.ASSUMED

@@ -150,8 +150,8 @@ class Fit:
 
     def _fit_body(self) -> None:
         theirs = self.match.body.shapes
+        self._fit_first_layer(self._body())
         body = self._body()
-        self._fit_first_layer(body)
         for short, name in body.names.items():
             self._widen(name, body.shapes[short], theirs.get(short, ()))
         body = self._body()
