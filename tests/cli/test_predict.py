@@ -63,3 +63,21 @@ def test_a_service_that_is_not_there_is_said_in_one_line(digits: Path) -> None:
     assert done.returncode == 1
     assert "does not respond" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_broken_image_keeps_no_other_from_being_shown(
+    served_digits: str, digits: Path, tmp_path: Path, remote: bool
+) -> None:
+    broken, gone = tmp_path / "text.png", tmp_path / "more.png"
+    broken.write_text("no image")
+    gone.write_text("none either")
+    images = (broken, digits / "golden" / "7.png", gone, digits / "golden" / "2.png")
+    source = served_digits if remote else digits
+    done = predict(source, *images, "--top", "1")
+    assert done.returncode == 1
+    assert done.stdout.count("%") == 2
+    assert [str(image) in line for image, line in zip((broken, gone), done.stderr.splitlines(), strict=True)]
+    answers = json.loads(predict(source, *images, "--json").stdout)
+    assert [answer.get("class_index") for answer in answers] == [None, 7, None, 2]
+    assert "not a supported image" in answers[0]["error"]
