@@ -178,6 +178,6 @@ def test_an_image_of_one_colour_has_no_slope_and_fits_a_tensor_of_one_value() ->
 
 def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("text")
-    for path, words in ((tmp_path / "x.jpg", "not an image"), (tmp_path / "gone.jpg", "No such file")):
+    for path, words in ((tmp_path / "x.jpg", "send one of"), (tmp_path / "gone.jpg", "No such file")):
         with pytest.raises(PthserveError, match=f"{path}.*{words}"):
             sample(path, CARD)
