@@ -54,7 +54,13 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     from pthserve.zoos import architecture
 
     found = architecture.build(
-        read.state_dict, described.architecture, described.kwargs, allowed, path=described.weights
+        read.state_dict,
+        described.architecture,
+        described.kwargs,
+        allowed,
+        first_layer=described.first_layer,
+        head=described.head,
+        path=described.weights,
     )
     if found.num_classes < 2:
         raise ArchitectureError(
