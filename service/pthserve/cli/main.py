@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": "Find the fastest way to run a model on this machine.",
     "pack": "Write a packed model: a folder that is served without PyTorch.",
     "golden": "Record or check the expected results for golden images.",
+    "init": "Write a `model.yaml` with everything that was inferred about a model.",
     "import": "Import a model archive of TorchServe.",
     "compare": "Compare the preprocessing and results of your training script with those of a model.",
     "bench": "Measure the latency and throughput of a service.",

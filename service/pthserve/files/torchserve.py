@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from pthserve.errors import WeightsError
 from pthserve.files import documents, formats, regular_files
+from pthserve.files.card_fields import MAX_WORD
 from pthserve.text import quoted, whole
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -133,6 +134,8 @@ class Archive:
             value = model.get(key)
             if value is not None and not (isinstance(value, str) and value and value.isprintable()):
                 raise WeightsError(f"{where}: model.{key} must be text, and not {quoted(repr(value))}")
+            if value is not None and len(value) > MAX_WORD:
+                raise WeightsError(f"{where}: model.{key} has more than {MAX_WORD} characters")
             return value
 
         def file(key: str) -> str | None:

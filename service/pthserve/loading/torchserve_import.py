@@ -13,6 +13,7 @@ import yaml
 
 from pthserve.errors import ArchitectureError, CardError, ModelError, WeightsError
 from pthserve.files import card, formats, torchserve
+from pthserve.files.card_fields import preprocessing_fields
 from pthserve.files.torchserve import Archive, Manifest
 from pthserve.images.spec import Spec
 from pthserve.loading.load import build
@@ -110,7 +111,7 @@ def _write(archive: Archive, manifest: Manifest, source: Path, folder: Path) -> 
     formats.detect(folder / weights)
     notes = list(_not_imported(manifest))
     fields: dict[str, object] = {
-        "name": manifest.name or None,
+        "name": manifest.name if manifest.name and "/" not in manifest.name else None,
         "version": manifest.version,
         "weights": weights,
     }
@@ -123,7 +124,7 @@ def _write(archive: Archive, manifest: Manifest, source: Path, folder: Path) -> 
             notes.append(f"{torchserve.LABELS} has no label for {shown}: these classes have their index.")
     lines = [
         f"# From {_printable(source.name)}, a model archive of TorchServe.",
-        _yaml({key: value for key, value in fields.items() if value is not None}),
+        *(_yaml({key: value}, flow=False) for key, value in fields.items() if value is not None),
         *_preprocessing(manifest),
         *_architecture(archive, manifest),
     ]
@@ -139,16 +140,7 @@ def _preprocessing(manifest: Manifest) -> Iterator[str]:
         return
     yield f"# As TorchServe's handler {IMAGE_CLASSIFIER} does it, whatever the model was trained with."
     yield f"# It answers with the {TOPK} most probable classes, as /predict does; `?top=` asks for more."
-    spec = PREPROCESSING
-    values = {
-        "resize": spec.resize,
-        "crop": spec.crop[0],
-        "interpolation": spec.interpolation,
-        "antialias": spec.antialias,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-    }
-    yield _yaml({"preprocessing": values})
+    yield _yaml({"preprocessing": preprocessing_fields(PREPROCESSING)})
 
 
 def _architecture(archive: Archive, manifest: Manifest) -> Iterator[str]:
@@ -226,8 +218,8 @@ def _recognised(folder: Path, manifest: Manifest, archive: Archive) -> tuple[str
     return built.architecture.name, len(built.labels), ""
 
 
-def _yaml(values: dict[str, object]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+def _yaml(values: dict[str, object], *, flow: bool | None = None) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=flow)
 
 
 def _printable(text: str) -> str:
