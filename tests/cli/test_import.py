@@ -115,7 +115,8 @@ def test_what_classifies_no_images_is_refused(files: dict[str, bytes], tmp_path:
 
 def test_a_torchscript_file_is_refused_with_the_usual_message(tmp_path: Path) -> None:
     scripted = io.BytesIO()
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), scripted)
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, scripted)
     source = archive(tmp_path, {"pets.pt": scripted.getvalue()}, serializedFile="pets.pt")
     done = called("import", source, "-o", tmp_path / "out")
     assert done.returncode == 3

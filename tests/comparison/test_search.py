@@ -48,7 +48,7 @@ def usual(*before: Any, normalise: Any = IMAGENET) -> Any:
 
 def caffe(image: Image.Image) -> np.ndarray:
     bgr = np.asarray(image.resize((112, 112), BILINEAR), np.float32)[..., ::-1]
-    return (bgr - np.float32([103.939, 116.779, 123.68])).transpose(2, 0, 1)
+    return (bgr - np.array([103.939, 116.779, 123.68], np.float32)).transpose(2, 0, 1)
 
 
 def values_to_255(image: Image.Image) -> np.ndarray:

@@ -9,6 +9,7 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_labels_that_cannot_be_are_refused(tmp_path: Path, text: bytes, words: s
         ({"modelFile": "a/b.py"}, "model.modelFile must be the name of a file"),
     ],
 )
-def test_a_manifest_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, object], words: str) -> None:
+def test_a_manifest_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, Any], words: str) -> None:
     with (
         opened(archive(tmp_path, FILES, **model)) as found,
         pytest.raises(WeightsError, match=f"MANIFEST.json: .*{words}"),

@@ -63,7 +63,8 @@ def write(built: Built, output: Path | None, *, force: bool) -> Path:
             written.
     """
     file = output or built.card.file
-    text, stated = "", {}
+    text = ""
+    stated: Mapping[str, Any] = {}
     if file.exists() or file.is_symlink():
         if not force:
             raise CardError(
