@@ -113,6 +113,7 @@ def test_what_classifies_no_images_is_refused(files: dict[str, bytes], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_torchscript_file_is_refused_with_the_usual_message(tmp_path: Path) -> None:
     scripted = io.BytesIO()
     traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))  # type: ignore[no-untyped-call]

@@ -25,6 +25,8 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 LABELS = "index_to_name.json"
 ENTRIES = 10_000
 """Most files in an archive."""
+DIRECTORY = 8 * 2**20
+"""Most bytes of the list of files in a zip archive, which zipfile holds in memory."""
 SMALL = 4 * 2**20
 """Most bytes of a manifest, of labels, and of a script that is searched for a class."""
 RATIO = 50
@@ -237,7 +239,7 @@ def _checked(path: Path, name: str) -> str:
 
 
 def _zip(path: Path, file: IO[bytes], most: float) -> Archive:
-    if formats.directory_size(file) > formats.HEADER:
+    if formats.directory_size(file) > DIRECTORY:
         raise WeightsError(f"{path}: has more than {ENTRIES} files")
     try:
         archive = zipfile.ZipFile(file)
