@@ -152,6 +152,10 @@ class GoldenImage(_Fields):
     label: Text | None = Field(None, description="or the label of that class")
     probability: Share | None = Field(None, description="with what probability; unchecked where left out")
 
+    recorded: Annotated[bool, Field(strict=True)] = Field(
+        False, description="`true`: `pthserve golden` recorded the answer; it settles nothing that is assumed"
+    )
+
     @model_validator(mode="after")
     def _one_class(self) -> Self:
         if (self.class_index is None) == (self.label is None):
