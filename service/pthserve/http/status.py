@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pthserve.certainty import Origin
 from pthserve.http.problems import JSON, described, problem
 from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
@@ -31,6 +32,15 @@ class Golden(BaseModel):
     result: str = Field(description="agreed, disagreed, or unchecked")
 
 
+class Fact(BaseModel):
+    """One thing that was found out about the model; see docs/card.md."""
+
+    subject: str
+    value: str
+    origin: Origin
+    setting: str = Field(description="the line of model.yaml that states it")
+
+
 class Info(BaseModel):
     """What is served, and how."""
 
@@ -44,6 +54,7 @@ class Info(BaseModel):
     engine: str
     precision: str
     preprocess: dict[str, Any] = Field(description="of an image; `assumed` if nobody said")
+    inferred: list[Fact] = Field(description="what was found out about the model, and what that rests on")
     plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="the result of the latest reload")
@@ -92,6 +103,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             engine=model.forward.name,
             precision=model.forward.precision,
             preprocess=model.spec.to_dict(),
+            inferred=[Fact.model_validate(one.to_dict()) for one in model.inferred],
             plan=model.plan.to_dict(),
             golden=_golden(predictor, model),
             last_reload=dict(predictor.last_reload) if predictor.last_reload is not None else None,
