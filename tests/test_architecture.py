@@ -26,8 +26,7 @@ MAY_IMPORT_TORCH = {
     "files.checkpoint",
     "files.tensors",
     "files.weights",
-    "planning.candidates",  # to ask for CUDA
-    "planning.tune",  # a type
+    "planning.candidates",  # to ask for CUDA, and a type
 }
 """Beside the zoos."""
 

@@ -27,6 +27,15 @@ def test_a_model_here_and_a_service_give_the_same_answers(served_digits: str, di
         assert [best["label"] for best in one["top"]] == [best["label"] for best in other["top"]]
 
 
+def test_what_the_answers_of_a_model_here_rest_on_is_noted_beside_them(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.pth").symlink_to(digits / "digits.pth")
+    done = predict(tmp_path / "bare.pth", digits / "golden" / "7.png", "--json")
+    assert json.loads(done.stdout)
+    assert "Note: preprocessing: " in done.stderr
+    assert "`preprocessing: {resize: 256, crop: 224}`" in done.stderr
+    assert "Note" not in predict(digits, digits / "golden" / "7.png").stderr
+
+
 def test_the_table_shows_as_many_classes_as_asked_for(served_digits: str, digits: Path) -> None:
     done = predict(served_digits, digits / "golden" / "7.png", "--top", "3")
     assert done.stdout.count("%") == 3

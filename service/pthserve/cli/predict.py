@@ -12,6 +12,7 @@ from pthserve.cli.headers import HEADERS, Header
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError, RequestError
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
 
 _OF_THE_IMAGE = (400, 413, 415, 422)
 """Statuses by which a service refuses one image; others follow whatever the image."""
@@ -135,6 +136,9 @@ def _predict_locally(
     from pthserve.cli.local import loaded
 
     model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
+    for inferred in model.inferred:
+        if inferred.uncertain:
+            click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
     for image in images:
         try:
             fields = model(image).to_dict(top)

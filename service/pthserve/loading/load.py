@@ -15,8 +15,10 @@ from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
+from pthserve.loading.settle import settle
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
+from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.tune import tune
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
@@ -65,6 +67,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         allowed,
         first_layer=described.first_layer,
         head=described.head,
+        spec=described.spec,
         path=described.weights,
     )
     if found.num_classes < 2:
@@ -74,6 +77,9 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     spec = _spec(described, found)
     labels, inferred_labels = _labels(described, read, found)
     inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
+    if settings.golden != "off":
+        spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
+        inferred = tuple(settled.get(one.subject, one) for one in inferred)
     return Built(described, read, found, labels, spec, inferred)
 
 
@@ -95,7 +101,7 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    plan, engine = tune(EngineFactory(found.module, built.spec, settings), built.weights.digest, images)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -119,17 +125,11 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
             "pinned"
         )
-    images, expected = model.proof()
+    images, reference = model.proof()
+    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    engines = EngineFactory(None, model.spec, options, graph=model.graph(), quantized=model.quantized())
     plan, engine = tune(
-        None,
-        model.spec,
-        model.digest,
-        images,
-        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
-        graph=model.graph(),
-        quantized=model.quantized(),
-        known=None if measure else model.plan,
-        expected=expected,
+        engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
@@ -166,6 +166,19 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
             f"the model takes {found.channels}"
         )
     return spec
+
+
+def _specs(described: "Card", spec: Spec) -> list[Spec]:
+    """`spec`, and what else images may have been preprocessed with where the card does not say."""
+    if not spec.assumed:
+        return [spec]
+    size = min(spec.crop)
+    common = replace(spec, resize=round(size * 256 / 224), interpolation=Spec().interpolation)
+    if spec.channels == Spec().channels:
+        common = replace(common, mean=Spec().mean, std=Spec().std)
+    squashed = replace(spec, resize=spec.crop)
+    stated = {name: getattr(spec, name) for name in described.stated}
+    return list(dict.fromkeys(replace(one, **stated) for one in (spec, common, squashed)))
 
 
 def _usual(found: "Architecture") -> Spec:
