@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -115,11 +114,13 @@ def _read(path: Path, copy: "_Copy", container: str | None) -> Weights:
 def _check_readable(form: str) -> None:
     if form in (formats.PT2, formats.ONNX):
         raise WeightsError("is an exported model and not a state dict; no weights are read from it")
-    if find_spec("torch") is None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
         raise WeightsError(
             "reading weights needs PyTorch, which is not installed; "
             "install pthserve[build], or serve a model packed by `pthserve pack`"
-        )
+        ) from None
 
 
 def _safetensors(path: Path, copy: "_Copy", form: str, container: str | None) -> Weights:
