@@ -93,7 +93,7 @@ def test_a_format_is_told_by_the_bytes_whatever_the_name_says(
 FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "is empty"),
     "Git LFS": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "a web page": (lambda: b"\n<!DOCTYPE html><html>Sign in</html>", "web page.*fetch it again"),
+    "a web page": (lambda: b"\n<!DOCTYPE html><html>Sign in</html>", "web page.*download it again"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(60), "compressed by gzip; unpack it"),
     "Keras, HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(60), "Keras writes.*tf2onnx"),
     "Keras, zip": (
@@ -114,7 +114,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "ONNX cut short": (lambda: ONNX[:-6], "truncated or damaged"),
     "GGUF": (lambda: b"GGUF" + bytes(60), "GGUF"),
     "OpenVINO": (lambda: b'<?xml version="1.0"?>\n<net name="m" version="11">', "OpenVINO model"),
-    "text": (lambda: b"hello world, these are no weights", "neither a file of torch.save nor safetensors"),
+    "text": (lambda: b"hello world, these are no weights", "neither a torch.save file nor safetensors"),
     "a truncated zip": (lambda: saved()[:300], "truncated or damaged"),
 }
 
@@ -142,7 +142,7 @@ def test_a_directory_of_millions_of_parts_is_refused_before_it_is_read(tmp_path:
     data = saved()
     end = data.rindex(b"PK\x05\x06")
     path.write_bytes(data[: end + 12] + struct.pack("<I", 2**31) + data[end + 16 :])
-    with pytest.raises(WeightsError, match="lists its tensors in 2147483648 bytes"):
+    with pytest.raises(WeightsError, match="has a header of 2147483648 bytes"):
         formats.detect(path)
 
 
@@ -150,7 +150,7 @@ def test_a_header_of_safetensors_is_bounded(tmp_path: Path) -> None:
     header = json.dumps({f"{n}.w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(2)})
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", formats.HEADER + 1) + header.encode().ljust(formats.HEADER + 1))
-    with pytest.raises(WeightsError, match="lists its tensors in 8388609 bytes"):
+    with pytest.raises(WeightsError, match="has a header of 8388609 bytes"):
         formats.detect(path)
     save_file(STATE, path)
     assert formats.detect(path) == formats.SAFETENSORS

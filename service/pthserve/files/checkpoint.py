@@ -39,7 +39,7 @@ def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
         held = (
             f"keys are {some(map(str, root))}" if isinstance(root, Mapping) else f"content is a {_type(root)}"
         )
-        raise WeightsError(f"has no state dict in it; its {held}. Save `model.state_dict()` with torch.save")
+        raise WeightsError(f"contains no state dict; its {held}. Save `model.state_dict()` with torch.save")
     if len(found) == 1:
         return next(iter(found.items()))
     named = [key for wrapper in pickles.WRAPPERS for key in found if key.split(".")[-1] == wrapper]
@@ -50,8 +50,8 @@ def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
     if chosen is None:
         part = "LOADED" + "".join(f'["{part}"]' for part in next(iter(found)).split("."))
         raise WeightsError(
-            f"holds several state dicts ({some(found)}) and none by a usual name. "
-            f"Save the one to serve on its own: {pickles.resave(name, part)}"
+            f"holds several state dicts ({some(found)}), none of which has a common name. "
+            f"Save the one to serve in its own file: {pickles.resave(name, part)}"
         )
     return chosen, found[chosen]
 
@@ -81,17 +81,17 @@ def _state_dicts(
 def check(state_dict: "dict[str, Tensor]", size: int) -> None:
     """Raise WeightsError unless every tensor is plain and finite, and all fit into a file of `size` bytes."""
     if len(state_dict) > TENSORS:
-        raise WeightsError(f"holds {len(state_dict)} tensors; at most {TENSORS} are taken")
+        raise WeightsError(f"holds {len(state_dict)} tensors; the limit is {TENSORS}")
     if odd_name := next((n for n in state_dict if len(n) > NAME or n.count(".") >= PARTS), None):
         raise WeightsError(
             f"holds a tensor whose name has {len(odd_name)} characters in {odd_name.count('.') + 1} parts: "
-            f"{quoted(odd_name)}; at most {NAME} and {PARTS} are taken"
+            f"{quoted(odd_name)}; the limits are {NAME} and {PARTS}"
         )
     if (parts := sum(name.count(".") + 1 for name in state_dict)) > NODES:
         deepest = max(state_dict, key=lambda name: name.count("."))
         raise WeightsError(
-            f"holds tensors whose names have {parts} parts in all, such as {quoted(deepest)}; at most "
-            f"{NODES} are taken"
+            f"holds tensors whose names have {parts} parts in all, such as {quoted(deepest)}; the "
+            f"limit is {NODES}"
         )
     storages: dict[int, int] = {}
     for name, tensor in state_dict.items():
@@ -103,13 +103,16 @@ def check(state_dict: "dict[str, Tensor]", size: int) -> None:
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.nbytes > storage.nbytes():
             raise WeightsError(
-                f"{quoted(name)} claims more values than the file holds; save or download it again"
+                f"{quoted(name)} declares more values than the file contains; save or download it again"
             )
     if sum(storages.values()) > size:
-        raise WeightsError("the tensors claim more values than the file holds; save or download it again")
+        raise WeightsError(
+            "the tensors declare more values than the file contains; save or download it again"
+        )
     if bad := [name for name, tensor in state_dict.items() if not _finite(tensor)]:
         raise WeightsError(
-            f"NaN or infinity in {some(bad)}; the training diverged, so take an earlier checkpoint"
+            f"{some(bad)} contains NaN or infinity, so the training probably diverged; use an earlier "
+            "checkpoint"
         )
 
 

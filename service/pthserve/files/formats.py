@@ -101,7 +101,7 @@ def of(file: IO[bytes]) -> str:
     # Protocol 2, which torch.save writes, begins with this byte; older protocols with anything.
     if head[0] != 0x80 and not pickles.scan(file).names:
         raise WeightsError(
-            f"is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
+            f"is neither a torch.save file nor safetensors; it starts with {bytes(head[:12])!r}"
         )
     file.seek(0)
     check_header(pickles.length(file, HEADER + 1))
@@ -117,16 +117,14 @@ def _refuse_foreign(head: bytes) -> None:
         raise WeightsError("is an OpenVINO model; serve the PyTorch or ONNX model that it was made from")
     if head.lstrip().lower().startswith(_PAGES):
         raise WeightsError(
-            "is a web page and not the weights; the download met a login or an error page, so fetch it again"
+            "is a web page, not a weights file (probably a login or error page); download it again"
         )
 
 
 def check_header(size: int) -> None:
     """Refuse what would be parsed for minutes: thousands of tensors take a hundredth of HEADER."""
     if size > HEADER:
-        raise WeightsError(
-            f"lists its tensors in {size} bytes, and at most {HEADER} are read; save the state dict alone"
-        )
+        raise WeightsError(f"has a header of {size} bytes; the limit is {HEADER}; save only the state dict")
 
 
 def _of_archive(file: IO[bytes]) -> str:
