@@ -24,6 +24,7 @@ MAY_IMPORT_TORCH = {
     "engines.openvino_engine",  # to convert a module
     "engines.torch_engine",
     "files.checkpoint",
+    "files.tensors",
     "files.weights",
     "planning.candidates",  # to ask for CUDA, and a type
 }

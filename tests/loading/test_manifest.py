@@ -165,7 +165,7 @@ def test_a_proof_that_is_no_array_of_the_right_kind_is_refused(
 def test_a_part_that_is_neither_there_nor_in_the_sums_is_refused_by_name(pack: Path) -> None:
     (pack / "model.bin").unlink()
     rewritten(pack, packed.MANIFEST, (pack / packed.MANIFEST).read_bytes())
-    with pytest.raises(PackError, match=r"model\.bin is not in it"):
+    with pytest.raises(PackError, match=r"model\.bin is missing"):
         packed.read(pack)
 
 

@@ -37,6 +37,11 @@ class Built:
     spec: Spec
     inferred: tuple[Inferred, ...]
 
+    @property
+    def labels_assumed(self) -> bool:
+        """Whether nobody named the classes, so that the labels are their indices."""
+        return any(one.subject == "labels" and one.origin is Origin.ASSUMED for one in self.inferred)
+
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
@@ -50,7 +55,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     allowed = settings.code_modules
     if described.architecture and own.is_code(described.architecture):
         own.check(described.architecture, allowed)  # before the weights are read, which takes longer
-    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
     from pthserve.zoos import architecture
 
@@ -68,19 +73,8 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
             f"this {found.name} has one output (sigmoid); pthserve needs two or more classes"
         )
     spec = _spec(described, found)
-    labels = _labels(described, found)
-    inferred = (
-        *found.inferred,
-        _inferred_spec(spec, found),
-        Inferred(
-            "labels",
-            f"{len(labels)} of the card"
-            if described.labels
-            else f"the class indices, 0 to {len(labels) - 1}",
-            Origin.CARD if described.labels else Origin.ASSUMED,
-            "labels: labels.txt",
-        ),
-    )
+    labels, inferred_labels = _labels(described, read, found)
+    inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
     return Built(described, read, found, labels, spec, inferred)
 
 
@@ -136,16 +130,23 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
-def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, or the classes' numbers."""
-    if described.labels is None:
-        return tuple(map(str, range(found.num_classes)))
-    if len(described.labels) != found.num_classes:
-        raise CardError(
-            f"{described.file}: there are {len(described.labels)} labels, but the model has "
-            f"{found.num_classes} classes"
-        )
-    return described.labels
+def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[tuple[str, ...], Inferred]:
+    """The card's labels; or those that lie beside the weights; or the classes' numbers."""
+    from pthserve.files import labels
+
+    setting, count = "labels: labels.txt", found.num_classes
+    if described.labels is not None:
+        if len(described.labels) != count:
+            raise CardError(
+                f"{described.file}: there are {len(described.labels)} labels, but the model has "
+                f"{count} classes"
+            )
+        return described.labels, Inferred("labels", f"{count} of the card", Origin.CARD, setting)
+    if beside := labels.of_metadata(read.metadata, count):
+        names, key = beside
+        return names, Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting)
+    value = f"the class indices, 0 to {count - 1}"
+    return tuple(map(str, range(count))), Inferred("labels", value, Origin.ASSUMED, setting)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
