@@ -56,13 +56,14 @@ def runtime() -> Any:
 
 
 @functools.cache
-def _core() -> Any:
+def core() -> Any:
+    """OpenVINO's runtime, one for the process."""
     return runtime().Core()
 
 
 def precisions() -> tuple[str, ...]:
     """The precisions that this CPU computes natively, fp32 first; int8 runs everywhere."""
-    capable = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for name in PRECISIONS if name in {"fp32", "int8"} or name.upper() in capable)
 
 
@@ -153,7 +154,7 @@ def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -
     except OSError as error:
         raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_ANEW}") from error
     with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_ANEW):
-        return _core().read_model(path, weights or path.with_suffix(".bin"))
+        return core().read_model(path, weights or path.with_suffix(".bin"))
 
 
 def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> None:
@@ -276,7 +277,7 @@ class OpenVINOEngine:
 
     def _compile(self, graph: "openvino.Model", streams: int) -> Any:
         with _explained("OpenVINO cannot compile the model", _ANOTHER):
-            return _core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
+            return core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
 
 
 _NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}

@@ -18,7 +18,7 @@ from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
 
 FILE = "model.yaml"
-SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".pt2", ".onnx")
 """What the name of a weights file ends in, where a folder does not say which it is."""
 BYTES = 4 * 2**20
 """Most bytes of a card, and of a file of labels."""

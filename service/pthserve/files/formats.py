@@ -15,6 +15,8 @@ from pthserve.text import quoted
 
 ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "onnx"
 """The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
+EXPORTED = (PT2, ONNX)
+"""Those that hold a computation beside its weights."""
 
 HEADER = 8 * 2**20
 """Most bytes of what lists a file's tensors: the header of safetensors, the pickles of `torch.save`, the

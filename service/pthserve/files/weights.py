@@ -4,6 +4,7 @@ The file is copied once into memory of our own, hashed on the way, and everythin
 what was hashed is what is parsed, whoever writes to the file meanwhile. Tensors are views of the copy where
 the format allows it (zip, safetensors), so that a large file is in memory once.
 Pickles go through `torch.load(weights_only=True)`, whatever the file's name says; there is no other way in.
+An exported model (.pt2, .onnx) is copied and hashed here, and read by `zoos.exported`.
 """
 
 import hashlib
@@ -13,13 +14,13 @@ import pickle
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.errors import WeightsError
-from pthserve.files import checkpoint, formats, pickles, regular_files
+from pthserve.files import checkpoint, formats, onnx_files, pickles, regular_files
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Weights:
     state_dict: name to CPU tensor, dtypes as in the file; names are as in the file too, prefixes and all.
     digest: SHA-256 of the file, 64 hexadecimal digits. size: of the file, in bytes.
     container: the key under which the state dict lay, dotted where nested; "" if it was the whole file.
-    format: `zip` or `legacy` (two of `torch.save`), or `safetensors`.
+    format: `zip` or `legacy` (two of `torch.save`), `safetensors`, `pt2` or `onnx`.
+    content: the copy of an exported model, which has no state dict. beside: copies of the files in which an
+    ONNX model keeps its weights, by the path that it names. They count in `digest` and `size`.
     """
 
     state_dict: "dict[str, Tensor]"
@@ -46,6 +49,8 @@ class Weights:
     size: int
     container: str
     format: str
+    content: IO[bytes] | None = None
+    beside: Mapping[str, IO[bytes]] = field(default_factory=dict)
 
 
 def read(path: Path, sha256: str | None = None, progress: Progress | None = None) -> Weights:
@@ -56,12 +61,17 @@ def read(path: Path, sha256: str | None = None, progress: Progress | None = None
     """
     with _Copy() as copy:
         digest, size = _fill(copy, path, progress)
+        beside: dict[str, IO[bytes]] = {}
+        if onnx_files.may_be(path):
+            digest, size, beside = _with_external(copy, path, digest, size, progress)
         if sha256 is not None and digest != sha256.lower():
             raise WeightsError(
                 f"{path}: its SHA-256 is {digest}, but {sha256} is pinned; "
                 "this is not the file that was meant, or it was changed"
             )
         form = _format(path, copy)
+        if form in formats.EXPORTED:
+            return Weights({}, digest, size, "", form, copy.kept(), beside)
         root = _parse(path, copy, form)
     try:
         container, state_dict = checkpoint.unwrap(root, path.name)
@@ -85,6 +95,34 @@ class _Copy:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+    def kept(self) -> IO[bytes]:
+        """The file, which stays when this copy is left."""
+        return os.fdopen(os.dup(self.file.fileno()), "rb")
+
+
+def _with_external(
+    copy: _Copy, path: Path, digest: str, size: int, progress: Progress | None
+) -> tuple[str, int, dict[str, IO[bytes]]]:
+    """SHA-256 and size of an ONNX model with the files that it names, and copies of those.
+
+    The SHA-256 is that of the lines that `sha256sum` writes of all of them, in the order of their names, so
+    that no file can be changed without it. A model in one file has its own.
+    """
+    try:
+        names = onnx_files.external(copy.file)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    digests, beside = {path.name: digest}, {}
+    for name in names:
+        with _Copy() as other:
+            digests[name], more = _fill(other, path.parent / name, progress)
+            size += more
+            beside[name] = other.kept()
+    if not beside:
+        return digest, size, {}
+    listed = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(listed.encode()).hexdigest(), size, beside
 
 
 def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]:
@@ -111,14 +149,14 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise WeightsError(f"{path}: is a folder; name the .pth, .pt or .safetensors file in it") from None
+        raise WeightsError(f"{path}: is a folder; name the weights file in it") from None
     except PermissionError:
         raise WeightsError(
             f"{path}: may not be read by user {os.getuid()}; give it read permission"
         ) from None
     except OSError as error:
         raise WeightsError(
-            f"{path}: cannot be read: {error.strerror}; name a .pth, .pt or .safetensors file"
+            f"{path}: cannot be read: {error.strerror}; name a weights file"
         ) from error
     if (done, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
         raise WeightsError(
@@ -128,14 +166,11 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
 
 
 def _format(path: Path, copy: _Copy) -> str:
-    """The format of the copy; WeightsError unless a state dict can be in it."""
+    """The format of the copy; WeightsError where it is none that is read."""
     try:
-        form = formats.of(copy.file)
+        return formats.of(copy.file)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    if form in (formats.PT2, formats.ONNX):
-        raise WeightsError(f"{path}: is an exported model and not a state dict; no weights are read from it")
-    return form
 
 
 def _parse(path: Path, copy: _Copy, form: str) -> Any:

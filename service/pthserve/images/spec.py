@@ -7,6 +7,9 @@ from typing import Any, Literal
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 ChannelOrder = Literal["rgb", "bgr"]
 
+GREY = ((0.449,), (0.226,))
+"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:

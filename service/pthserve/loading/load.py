@@ -11,7 +11,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, CardError, PackError, RequestError, WeightsError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
-from pthserve.images.spec import Spec
+from pthserve.images.spec import GREY, Spec
 from pthserve.loading import packed
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.zoos.base import Architecture
 
 _RESIZE, _CROP = 256, 224
-_GREY = ((0.449,), (0.226,))
-"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,15 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     from pthserve.zoos import architecture
 
     found = architecture.build(
-        read.state_dict, described.architecture, described.kwargs, allowed, path=described.weights
+        read.state_dict,
+        described.architecture,
+        described.kwargs,
+        allowed,
+        path=described.weights,
+        spec=described.spec,
+        format=read.format,
+        content=read.content,
+        beside=read.beside,
     )
     if found.num_classes < 2:
         raise ArchitectureError(
@@ -66,7 +72,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         )
     spec = _spec(described, found)
     inferred = [*found.inferred]
-    if spec.assumed:
+    if spec.assumed and not any(one.subject == "preprocessing" for one in inferred):
         inferred.append(
             Inferred("preprocessing", spec.words(), Origin.DEFAULT, f"preprocessing: {spec.to_card()}")
         )
@@ -91,7 +97,9 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    plan, engine = tune(
+        found.module, built.spec, built.weights.digest, images, settings, graph=found.graph
+    )
     return Model(
         forward=engine,
         labels=built.labels,
@@ -132,9 +140,9 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
 
 
 def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, or the classes' numbers."""
+    """The card's labels, those of a file beside the weights, or the classes' numbers."""
     if described.labels is None:
-        return tuple(map(str, range(found.num_classes)))
+        return found.labels or tuple(map(str, range(found.num_classes)))
     if len(described.labels) != found.num_classes:
         raise CardError(
             f"{described.file}: there are {len(described.labels)} labels, and the model tells "
@@ -145,16 +153,20 @@ def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
     """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
+    if described.spec is None and found.spec is not None and found.sure in ("exported", "config"):
+        return found.spec
     spec = described.spec or Spec(assumed=True)
     if described.spec is None and found.channels == 1:
-        mean, std = _GREY
+        mean, std = GREY
         spec = replace(spec, mean=mean, std=std)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
             f"the model takes {found.channels}"
         )
-    if spec.assumed:
+    if spec.assumed and found.spec is not None and found.sure in ("exported", "config"):
+        spec = replace(spec, resize=found.spec.resize, crop=found.spec.crop)
+    elif spec.assumed:
         size = found.input_size
         spec = replace(spec, resize=round(size * _RESIZE / _CROP), crop=(size, size))
     return spec

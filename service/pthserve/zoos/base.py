@@ -4,15 +4,15 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from pthserve.certainty import Inferred
 from pthserve.errors import ArchitectureError
 from pthserve.images.spec import Spec
 from pthserve.zoos.layout import Shape, some
+
+if TYPE_CHECKING:  # an ONNX file is served without torch
+    from torch import Tensor, nn
 
 DEFAULT_SIZE = 224
 """Side of the square image in pixels, where an architecture has no other."""
@@ -25,22 +25,31 @@ class Source:
     state_dict: name to CPU tensor, names as in the file; empty where the file has none, as an ONNX graph.
     architecture: what the card or an option names, if anything; kwargs: its arguments.
     path: the weights file, beside which others may lie; None where there is no file.
+    spec: the preprocessing that the card states, if any.
+    format, content, beside: of an exported model, as in `files.weights.Weights`.
     metadata: plain values that the checkpoint holds beside its tensors.
     allowed: modules whose code may be imported and called.
     """
 
-    state_dict: Mapping[str, Tensor]
+    state_dict: "Mapping[str, Tensor]"
     architecture: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     allowed: Collection[str] = ()
+    spec: Spec | None = None
+    format: str = ""
+    content: IO[bytes] | None = None
+    beside: Mapping[str, IO[bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Architecture:
     """A module with its weights, float32, in eval mode, and how it was found.
 
+    module: None where there is only a graph, as of an ONNX file.
+    graph: OpenVINO's, where the zoo has made it already: float32 (n, channels, height, width), normalised, to
+    float32 (n, outputs).
     name: the zoo's, such as `resnet50` or `package.module:callable`.
     num_classes: how many numbers it gives for an image.
     prefix: what stood before each name in the file, with its dot. parameters: how many.
@@ -48,10 +57,15 @@ class Architecture:
     sure: `named` by the user; `exact` by names and shapes; or `assumed`, where `inferred` says what no file
     states. spec: the preprocessing that the architecture was trained with by default, None where it has none.
     ignored: names in the file that no inference uses.
+    labels: one a class, where a file beside the weights names them.
+    activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out; "" else.
+    multilabel: whether a file beside the weights says that several labels may apply to an image.
+    fixed_size: (height, width) in pixels, where the model takes images of no other size.
+    ends: the inputs and outputs of an exported model, in words.
     """
 
     name: str
-    module: nn.Module
+    module: "nn.Module | None"
     num_classes: int
     prefix: str
     parameters: int
@@ -61,6 +75,12 @@ class Architecture:
     inferred: tuple[Inferred, ...] = ()
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
+    graph: Any = None
+    labels: tuple[str, ...] | None = None
+    activation: str = ""
+    multilabel: bool = False
+    fixed_size: tuple[int, int] | None = None
+    ends: tuple[str, ...] = ()
 
 
 class Zoo(Protocol):
@@ -77,7 +97,7 @@ class Zoo(Protocol):
         """
 
 
-def shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Shape]:
+def shapes(state_dict: "Mapping[str, Tensor]") -> dict[str, Shape]:
     """Name to shape, without the counters that files of before PyTorch 0.4.1 lack."""
     return {
         name: tuple(tensor.shape)
@@ -86,7 +106,7 @@ def shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Shape]:
     }
 
 
-def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> None:
+def put(module: "nn.Module", names: Mapping[str, str], state_dict: "Mapping[str, Tensor]") -> None:
     """Put the state dict's tensors into the module, without a copy of what is float32 already.
 
     Args:
@@ -95,6 +115,8 @@ def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Te
     Raises:
         ArchitectureError: a tensor is missing, has another shape, or is not of floating-point numbers.
     """
+    import torch
+
     expected = module.state_dict()
     _check_dtypes(expected, names, state_dict)
     tensors: OrderedDict[str, Tensor] = OrderedDict()
@@ -115,7 +137,7 @@ def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Te
 
 
 def _check_dtypes(
-    expected: Mapping[str, Tensor], names: Mapping[str, str], state_dict: Mapping[str, Tensor]
+    expected: "Mapping[str, Tensor]", names: Mapping[str, str], state_dict: "Mapping[str, Tensor]"
 ) -> None:
     """Raise where the file has integers and the module computes with fractions: those are not weights."""
     strange = [
@@ -130,12 +152,14 @@ def _check_dtypes(
         )
 
 
-def described(name: str, module: nn.Module, **rest: Any) -> Architecture:
+def described(name: str, module: "nn.Module", **rest: Any) -> Architecture:
     """The architecture called `name`: `module` in eval mode; rest: the other fields.
 
     Raises:
         ArchitectureError: its images have neither 1 nor 3 channels.
     """
+    from torch import nn
+
     module.eval()
     convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     channels = next((layer.in_channels for layer in convolutions), 3)

@@ -1,0 +1,250 @@
+"""Exported models: `.onnx`, and `.pt2` of `torch.export.save`. They bring their computation, so no class is needed.
+
+An ONNX file is read by OpenVINO and never by torch. What an exported model does not tell is what was done with
+an image before it, unless its sizes are fixed or its first operations normalise it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+from pthserve.certainty import Inferred, Origin
+from pthserve.errors import ArchitectureError, WeightsError
+from pthserve.files import formats, onnx_files
+from pthserve.images.spec import GREY, Spec
+from pthserve.text import quoted
+from pthserve.zoos.base import DEFAULT_SIZE, Architecture, Source
+from pthserve.zoos.layout import some
+
+DOMAINS = ("com.microsoft", "org.openvinotoolkit")
+"""Of operators beside ONNX's own, of which OpenVINO knows some."""
+REFUSED = {"Loop", "Scan", "SequenceMap", "Optional"}
+"""Operators of ONNX that a file could keep a processor busy with for ever, or that no classifier has."""
+LOGITS = "logits"
+"""The name of the output that counts where there are several."""
+_RESIZE = 256 / 224
+
+Form = tuple[int | None, ...]
+"""A shape; None where the size is any."""
+
+
+class Exported:
+    """Exported models; see `Zoo`."""
+
+    def claims(self, source: Source) -> bool:
+        """Whether the file is an exported model."""
+        return source.format in formats.EXPORTED
+
+    def build(self, source: Source) -> Architecture:
+        """The exported model; see `Zoo`."""
+        if source.architecture:
+            raise ArchitectureError(
+                f"an exported model brings its architecture; leave `architecture: {quoted(source.architecture)}` "
+                "out of model.yaml"
+            )
+        if unknown := source.kwargs.keys() - {"output"}:
+            raise ArchitectureError(
+                f"kwargs: an exported model has `output`, the name of the output to serve, and not {some(unknown)}"
+            )
+        assert source.content is not None
+        if source.format == formats.ONNX:
+            return _onnx(source, source.content)
+        from pthserve.zoos.program import build  # with torch
+
+        return build(source, source.content)
+
+
+def _onnx(source: Source, content: IO[bytes]) -> Architecture:
+    from pthserve.engines import exported_graph
+
+    file = source.path.name if source.path else "the model"
+    _check_operators(content, file)
+    graph = exported_graph.read(content, source.beside, file)
+    ends = tuple(exported_graph.ends(graph))
+    if len(graph.inputs) != 1:
+        raise ArchitectureError(
+            f"{file}: takes {len(graph.inputs)} inputs ({'; '.join(ends)}), and an image is one; export the "
+            "model with the image alone"
+        )
+    names = [exported_graph.name(end) for end in graph.outputs]
+    forms = [_form(end) for end in graph.outputs]
+    output = chosen(names, forms, source.kwargs.get("output"), file)
+    image = ImageInput.of(_form(graph.input(0)), file)
+    kind = graph.input(0).element_type
+    scale = (1 / 255, 0.0) if kind.is_integral() else exported_graph.first_scale(graph)
+    size = image.size(source.spec, file)
+    adapted = exported_graph.adapt(
+        graph, output, (image.channels, *size), channels_last=image.channels_last
+    )
+    spec, inferred = image.preprocessing(source.spec, size, scale, whole=kind.is_integral())
+    return Architecture(
+        "onnx",
+        None,
+        num_classes=adapted.outputs,
+        prefix="",
+        parameters=adapted.parameters,
+        input_size=size[0],
+        channels=image.channels,
+        sure="exported",
+        inferred=(*inferred, *told(adapted.activation, adapted.alone)),
+        spec=spec,
+        graph=adapted.graph,
+        activation=adapted.activation,
+        fixed_size=image.fixed,
+        ends=ends,
+    )
+
+
+def _check_operators(content: IO[bytes], file: str) -> None:
+    try:
+        operators = onnx_files.operators(content)
+    except WeightsError as error:
+        raise ArchitectureError(f"{file}: {error}") from error
+    custom = [name for name in operators if "::" in name and name.partition("::")[0] not in DOMAINS]
+    if custom:
+        raise ArchitectureError(
+            f"{file}: needs {some(sorted(custom))}, which ONNX does not define; export the model without "
+            "operators of its own"
+        )
+    if refused := operators & REFUSED:
+        raise ArchitectureError(
+            f"{file}: computes in a loop ({some(sorted(refused))}), which an image classifier does not need "
+            "and is not run"
+        )
+
+
+def _form(end: Any) -> Form:
+    shape = end.partial_shape
+    if shape.rank.is_dynamic:
+        return ()
+    return tuple(side.get_length() if side.is_static else None for side in shape)
+
+
+def chosen(names: Sequence[str], forms: Sequence[Form], asked: object, file: str) -> int:
+    """Which output counts: the one that is asked for, `logits`, or the only one with a row for each image."""
+    if asked is not None:
+        if asked not in names:
+            raise ArchitectureError(
+                f"{file}: has no output {quoted(repr(asked))}; there are {some(names, 10)}"
+            )
+        return names.index(str(asked))
+    if len(names) == 1:
+        return 0
+    if LOGITS in names:
+        return names.index(LOGITS)
+    rows = [number for number, form in enumerate(forms) if len(form) == 2]
+    if len(rows) != 1:
+        raise ArchitectureError(
+            f"{file}: has {len(names)} outputs ({some(names, 10)}); say which to serve in model.yaml: "
+            f"`kwargs: {{output: {names[rows[0]] if rows else names[0]}}}`"
+        )
+    return rows[0]
+
+
+def told(activation: str, alone: bool) -> list[Inferred]:
+    """What is worth saying of an exported model beside its preprocessing."""
+    found = []
+    if activation:
+        found.append(
+            Inferred(
+                "activation",
+                f"the model ends in a {activation}, which was taken out: it is applied to the logits once",
+                Origin.FILE,
+            )
+        )
+    if alone:
+        found.append(
+            Inferred(
+                "architecture",
+                "it was exported for a fixed number of images and computes them one after the other; export it "
+                "with a dynamic batch to have batches computed at once",
+                Origin.FILE,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The input that takes an image. height, width: None where any is taken."""
+
+    channels: int
+    height: int | None
+    width: int | None
+    channels_last: bool
+
+    @classmethod
+    def of(cls, form: Form, file: str) -> "ImageInput":
+        """The image that an input of this shape takes; raises ArchitectureError where it takes none."""
+        if len(form) == 4:
+            _, first, middle, last = form
+            if first in (1, 3):
+                return cls(first, middle, last, channels_last=False)
+            if last in (1, 3):
+                return cls(last, first, middle, channels_last=True)
+        words = " x ".join("any" if side is None else str(side) for side in form) or "any"
+        raise ArchitectureError(
+            f"{file}: its input has the shape {words}; an image is (n, channels, height, width) or (n, "
+            "height, width, channels), with 1 (grey) or 3 (RGB) channels that are fixed in the file"
+        )
+
+    @property
+    def fixed(self) -> tuple[int, int] | None:
+        """(height, width), where the file says both."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+    def size(self, stated: Spec | None, file: str) -> tuple[int, int]:
+        """(height, width) of the images to make; stated: the card's preprocessing.
+
+        Raises:
+            ArchitectureError: the card's size is another than the file's.
+        """
+        if stated is None or stated.assumed:
+            return self.height or DEFAULT_SIZE, self.width or DEFAULT_SIZE
+        wanted = (self.height or stated.crop[0], self.width or stated.crop[1])
+        if wanted != stated.crop:
+            raise ArchitectureError(
+                f"{file}: takes images of {wanted[0]} x {wanted[1]} pixels (height x width), and the card's "
+                f"preprocessing crops to {stated.crop[0]} x {stated.crop[1]}"
+            )
+        return wanted
+
+    def preprocessing(
+        self, stated: Spec | None, size: tuple[int, int], scale: tuple[float, float] | None, *, whole: bool
+    ) -> tuple[Spec, list[Inferred]]:
+        """The preprocessing where the card states none, and what that rests on.
+
+        Args:
+            scale: the factor and offset that the model applies to its input first.
+            whole: whether the input takes whole numbers, 0 to 255.
+        """
+        resize = tuple(round(side * _RESIZE) for side in size)
+        spec = Spec(
+            resize=resize[0] if size[0] == size[1] else resize,  # type: ignore[arg-type]
+            crop=size,
+            assumed=True,
+        )
+        if self.channels == 1:
+            spec = replace(spec, mean=GREY[0], std=GREY[1])
+        if whole and stated is not None and (set(stated.mean), set(stated.std)) != ({0.0}, {1.0}):
+            raise ArchitectureError(
+                "the model takes whole numbers of 0 to 255, so it normalises them itself; state "
+                f"`mean: {[0] * self.channels}, std: {[1] * self.channels}` in the card's preprocessing"
+            )
+        plain = replace(spec, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
+        reason = "the mean and standard deviation of ImageNet; nothing in the file states them"
+        if whole:
+            spec, reason = plain, "the model takes whole numbers of 0 to 255"
+        elif scale is not None and scale[0] > 1.5:
+            spec, reason = plain, "the model normalises values of 0 to 1 itself"
+        elif scale is not None and scale[0] < 0.05:
+            spec = replace(plain, std=(1 / 255,) * self.channels)
+            reason = "the model normalises values of 0 to 255 itself"
+        sizes = "the size that the file fixes" if self.fixed else "a size that nothing states"
+        inferred = Inferred(
+            "preprocessing",
+            f"{spec.words()} ({sizes}), {reason}",
+            Origin.ASSUMED,
+            f"preprocessing: {spec.to_card()}",
+        )
+        return spec, [] if stated is not None and not stated.assumed else [inferred]
