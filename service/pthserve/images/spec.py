@@ -7,9 +7,6 @@ from typing import Any, Literal
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 ChannelOrder = Literal["rgb", "bgr"]
 
-GREY = ((0.449,), (0.226,))
-"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
-
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -66,8 +63,24 @@ class Spec:
         return "{" + ", ".join(f"{name}: {self._value(name)}" for name in fields) + "}"
 
     def words(self) -> str:
-        """The sizes and the filter, for a log or a terminal."""
-        return f"resize {self._value('resize')}, crop {self._value('crop')}, {self.interpolation}"
+        """All of it, for a log or a terminal."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{self._resizing()}, crop {self.crop[0]}x{self.crop[1]}, "
+            f"{'RGB' if self.channels == 3 else 'grey'}, mean {mean}, std {std}"
+            + ", upright by EXIF"
+            * self.exif
+        )
+
+    def _resizing(self) -> str:
+        if self.resize is None:
+            return "no resize"
+        size = (
+            f"the shorter side to {self.resize}"
+            if isinstance(self.resize, int)
+            else f"to {self.resize[0]}x{self.resize[1]}"
+        )
+        return f"resize {size}, {self.interpolation}" + " without antialias" * (not self.antialias)
 
     def _value(self, name: str) -> str:
         value = getattr(self, name)

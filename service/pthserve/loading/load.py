@@ -11,7 +11,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, CardError, PackError, RequestError, WeightsError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
-from pthserve.images.spec import GREY, Spec
+from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
     from pthserve.files.weights import Progress, Weights
     from pthserve.zoos.base import Architecture
-
-_RESIZE, _CROP = 256, 224
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +69,22 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
             f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
         )
     spec = _spec(described, found)
-    inferred = [*found.inferred]
-    if spec.assumed and not any(one.subject == "preprocessing" for one in inferred):
-        inferred.append(
-            Inferred("preprocessing", spec.words(), Origin.DEFAULT, f"preprocessing: {spec.to_card()}")
-        )
-    return Built(described, read, found, _labels(described, found), spec, tuple(inferred))
+    labels = _labels(described, found)
+    inferred = (
+        *found.inferred,
+        _inferred_spec(spec, found),
+        Inferred(
+            "labels",
+            f"{len(labels)} of the card"
+            if described.labels
+            else f"{len(labels)} of the file beside the weights"
+            if found.labels
+            else f"the class indices, 0 to {len(labels) - 1}",
+            Origin.CARD if described.labels else Origin.FILE if found.labels else Origin.ASSUMED,
+            "labels: labels.txt",
+        ),
+    )
+    return Built(described, read, found, labels, spec, inferred)
 
 
 def load(
@@ -152,24 +160,51 @@ def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
-    """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
-    if described.spec is None and found.spec is not None and found.sure in ("exported", "config"):
-        return found.spec
-    spec = described.spec or Spec(assumed=True)
-    if described.spec is None and found.channels == 1:
-        mean, std = GREY
-        spec = replace(spec, mean=mean, std=std)
+    """The card's spec; where it leaves out the sizes, it and what else is left out are the architecture's."""
+    spec = described.spec
+    if spec is None or spec.assumed:
+        stated = {name: getattr(spec, name) for name in described.stated}
+        usual = _usual(found)
+        spec = replace(usual, **stated, assumed=usual.assumed or not found.preprocessing)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
             f"the model takes {found.channels}"
         )
-    if spec.assumed and found.spec is not None and found.sure in ("exported", "config"):
-        spec = replace(spec, resize=found.spec.resize, crop=found.spec.crop)
-    elif spec.assumed:
-        size = found.input_size
-        spec = replace(spec, resize=round(size * _RESIZE / _CROP), crop=(size, size))
     return spec
+
+
+def _usual(found: "Architecture") -> Spec:
+    """The preprocessing that the architecture is trained with by default, in its size and channels."""
+    preset, size = found.spec or Spec(), found.input_size
+    if found.preprocessing:
+        return preset
+    if preset.crop != (size, size):
+        preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
+    if preset.channels > found.channels:
+        mean, std = (round(sum(values) / len(values), 3) for values in (preset.mean, preset.std))
+        preset = replace(preset, mean=(mean,), std=(std,))
+    return preset
+
+
+def _scaled(preset: Spec, size: int) -> int | tuple[int, int] | None:
+    """The preset's `resize`, for a crop of `size` pixels instead of the preset's."""
+    match preset.resize:
+        case None:
+            return None
+        case int(side):
+            return round(size * side / min(preset.crop))
+        case height, width:
+            return round(size * height / preset.crop[0]), round(size * width / preset.crop[1])
+
+
+def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
+    preset, size = found.spec, found.input_size
+    if found.preprocessing and spec == preset:
+        return found.preprocessing
+    usual = preset is not None and preset.crop == (size, size) and preset.channels == spec.channels
+    origin = Origin.CARD if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
+    return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
 
 
 def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:

@@ -54,13 +54,13 @@ class Architecture:
     num_classes: how many numbers it gives for an image.
     prefix: what stood before each name in the file, with its dot. parameters: how many.
     input_size: side of the square image in pixels. channels: 1 or 3 of them.
-    sure: `named` by the user; `exact` by names and shapes; or `assumed`, where `inferred` says what no file
-    states. spec: the preprocessing that the architecture was trained with by default, None where it has none.
-    ignored: names in the file that no inference uses.
+    inferred: what was found out about it: the architecture first. spec: the preprocessing that the
+    architecture was trained with by default, None where it has none. ignored: names in the file that no
+    inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
+    nothing says so.
+    preprocessing: what `spec` rests on, where it is not the architecture's default alone: it counts as it is.
     labels: one a class, where a file beside the weights names them.
     activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out; "" else.
-    multilabel: whether a file beside the weights says that several labels may apply to an image.
-    fixed_size: (height, width) in pixels, where the model takes images of no other size.
     ends: the inputs and outputs of an exported model, in words.
     """
 
@@ -71,15 +71,14 @@ class Architecture:
     parameters: int
     input_size: int
     channels: int
-    sure: str
-    inferred: tuple[Inferred, ...] = ()
+    inferred: tuple[Inferred, ...]
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
+    task_hint: str = ""
     graph: Any = None
+    preprocessing: Inferred | None = None
     labels: tuple[str, ...] | None = None
     activation: str = ""
-    multilabel: bool = False
-    fixed_size: tuple[int, int] | None = None
     ends: tuple[str, ...] = ()
 
 

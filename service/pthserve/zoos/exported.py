@@ -11,7 +11,7 @@ from typing import IO, Any
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, WeightsError
 from pthserve.files import formats, onnx_files
-from pthserve.images.spec import GREY, Spec
+from pthserve.images.spec import Spec
 from pthserve.text import quoted
 from pthserve.zoos.base import DEFAULT_SIZE, Architecture, Source
 from pthserve.zoos.layout import some
@@ -85,12 +85,12 @@ def _onnx(source: Source, content: IO[bytes]) -> Architecture:
         parameters=adapted.parameters,
         input_size=size[0],
         channels=image.channels,
-        sure="exported",
-        inferred=(*inferred, *told(adapted.activation, adapted.alone)),
+        inferred=told("an ONNX model", adapted.activation, adapted.alone),
         spec=spec,
+        task_hint=hint(adapted.activation),
         graph=adapted.graph,
+        preprocessing=inferred,
         activation=adapted.activation,
-        fixed_size=image.fixed,
         ends=ends,
     )
 
@@ -141,27 +141,22 @@ def chosen(names: Sequence[str], forms: Sequence[Form], asked: object, file: str
     return rows[0]
 
 
-def told(activation: str, alone: bool) -> list[Inferred]:
-    """What is worth saying of an exported model beside its preprocessing."""
-    found = []
+def told(kind: str, activation: str, alone: bool) -> tuple[Inferred, ...]:
+    """What was found out about an exported model: the architecture first."""
+    pace = (
+        ", exported for a fixed number of images, which it computes one after the other; export it with a "
+        "dynamic batch to have several computed at once"
+    )
+    found = [Inferred("architecture", kind + pace * alone, Origin.FILE)]
     if activation:
-        found.append(
-            Inferred(
-                "activation",
-                f"the model ends in a {activation}, which was taken out: it is applied to the logits once",
-                Origin.FILE,
-            )
-        )
-    if alone:
-        found.append(
-            Inferred(
-                "architecture",
-                "it was exported for a fixed number of images and computes them one after the other; export it "
-                "with a dynamic batch to have batches computed at once",
-                Origin.FILE,
-            )
-        )
-    return found
+        value = f"the model ends in a {activation}, which is applied to its logits here"
+        found.append(Inferred("activation", value, Origin.FILE))
+    return tuple(found)
+
+
+def hint(activation: str) -> str:
+    """Why the model may be for another task than classification; see `Architecture.task_hint`."""
+    return "the exported model ends in a sigmoid" if activation == "sigmoid" else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +206,7 @@ class ImageInput:
 
     def preprocessing(
         self, stated: Spec | None, size: tuple[int, int], scale: tuple[float, float] | None, *, whole: bool
-    ) -> tuple[Spec, list[Inferred]]:
+    ) -> tuple[Spec, Inferred]:
         """The preprocessing where the card states none, and what that rests on.
 
         Args:
@@ -225,7 +220,8 @@ class ImageInput:
             assumed=True,
         )
         if self.channels == 1:
-            spec = replace(spec, mean=GREY[0], std=GREY[1])
+            mean, std = (round(sum(values) / 3, 3) for values in (spec.mean, spec.std))
+            spec = replace(spec, mean=(mean,), std=(std,))
         if whole and stated is not None and (set(stated.mean), set(stated.std)) != ({0.0}, {1.0}):
             raise ArchitectureError(
                 "the model takes whole numbers of 0 to 255, so it normalises them itself; state "
@@ -247,4 +243,4 @@ class ImageInput:
             Origin.ASSUMED,
             f"preprocessing: {spec.to_card()}",
         )
-        return spec, [] if stated is not None and not stated.assumed else [inferred]
+        return spec, inferred
