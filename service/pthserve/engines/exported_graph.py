@@ -1,7 +1,7 @@
 """Exported graphs: an ONNX model as OpenVINO reads it, brought into the one form that engines run.
 
-That form is float32 (n, channels, height, width), normalised, to float32 (n, outputs), which are logits. What
-an exporter fixed or added is found in the graph and undone: a layout, a number type, a batch of one, a softmax.
+That form is float32 (n, channels, height, width), normalised, to float32 (n, outputs), which are logits.
+What an exporter fixed or added is undone: a layout, a number type, a batch of one, a softmax.
 """
 
 import shutil
@@ -26,7 +26,7 @@ VALUES = 2**31
 SMALLEST = 1e-30
 """What a probability of zero counts as, where logits are the logarithms of probabilities."""
 
-_SHAPING = {"Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
+_SHAPING = {"Convert", "Reshape", "Squeeze", "Unsqueeze", "Identity"}
 """Operations that leave the values of a result as they are."""
 _ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
 _SAME = 1e-3
@@ -99,7 +99,7 @@ def adapt(
         _check_size(single, shape)
         fixed = _framed(single, shape, channels_last)
         free = _freed(fixed, shape)
-        pair = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+        pair = np.random.default_rng(0).random((2, *shape), np.float32)  # as whole numbers, 0 to 255
         expected = np.concatenate([_run(fixed, one[None], batch or 1) for one in pair])
         alone = free is None or not _agree(free, pair, expected)
         adapted = _looped(fixed, shape, batch or 1) if alone or free is None else free
@@ -187,8 +187,8 @@ def _check_size(graph: "openvino.Model", shape: Sequence[int]) -> None:
                 size = int(np.prod(form.to_shape(), dtype=object)) * output.get_element_type().size
                 if size > VALUES:
                     raise ArchitectureError(
-                        f"the operation {quoted(node.get_friendly_name())} computes {size} bytes for an image "
-                        f"of {shape[1]} x {shape[2]} pixels; at most {VALUES} are allowed"
+                        f"the operation {quoted(node.get_friendly_name())} computes {size} bytes for an "
+                        f"image of {shape[1]} x {shape[2]} pixels; at most {VALUES} are allowed"
                     )
 
 

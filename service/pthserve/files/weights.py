@@ -98,7 +98,14 @@ class _Copy:
 
     def kept(self) -> IO[bytes]:
         """The file, which stays when this copy is left."""
-        return os.fdopen(os.dup(self.file.fileno()), "rb")
+        return _Kept(os.dup(self.file.fileno()))
+
+
+class _Kept(io.FileIO):
+    """A file that is closed when nobody refers to it any more."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _with_external(
@@ -155,9 +162,7 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
             f"{path}: may not be read by user {os.getuid()}; give it read permission"
         ) from None
     except OSError as error:
-        raise WeightsError(
-            f"{path}: cannot be read: {error.strerror}; name a weights file"
-        ) from error
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}; name a weights file") from error
     if (done, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
         raise WeightsError(
             f"{path}: changed while it was read; write a new file beside it and rename that over this one"

@@ -105,9 +105,7 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(
-        found.module, built.spec, built.weights.digest, images, settings, graph=found.graph
-    )
+    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings, graph=found.graph)
     return Model(
         forward=engine,
         labels=built.labels,

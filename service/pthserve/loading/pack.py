@@ -57,7 +57,7 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
 def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
-    sources = Sources(built.architecture.module, spec, settings)
+    sources = Sources(built.architecture.module, spec, settings, graph=built.architecture.graph)
     expected = sources.expected(images)
     int8 = settings.precision == "int8"
     sources.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])

@@ -48,7 +48,12 @@ class Exported:
             )
         assert source.content is not None
         if source.format == formats.ONNX:
-            return _onnx(source, source.content)
+            try:
+                return _onnx(source, source.content)
+            except UnicodeDecodeError as error:
+                raise ArchitectureError(
+                    "the ONNX model has names that are not text; export it again"
+                ) from error
         from pthserve.zoos.program import build  # with torch
 
         return build(source, source.content)
@@ -73,9 +78,7 @@ def _onnx(source: Source, content: IO[bytes]) -> Architecture:
     kind = graph.input(0).element_type
     scale = (1 / 255, 0.0) if kind.is_integral() else exported_graph.first_scale(graph)
     size = image.size(source.spec, file)
-    adapted = exported_graph.adapt(
-        graph, output, (image.channels, *size), channels_last=image.channels_last
-    )
+    adapted = exported_graph.adapt(graph, output, (image.channels, *size), channels_last=image.channels_last)
     spec, inferred = image.preprocessing(source.spec, size, scale, whole=kind.is_integral())
     return Architecture(
         "onnx",

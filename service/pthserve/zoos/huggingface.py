@@ -1,4 +1,5 @@
 """Hugging Face."""
+
 from pthserve.zoos.base import Architecture, Source
 
 
