@@ -68,6 +68,11 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         raise ArchitectureError(
             f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
         )
+    if found.activation == "sigmoid":
+        raise ArchitectureError(
+            f"{found.task_hint}, so that several labels may apply to an image, and one class of several is "
+            "served; export the model without the sigmoid where one class applies"
+        )
     spec = _spec(described, found)
     labels = _labels(described, found)
     inferred = (

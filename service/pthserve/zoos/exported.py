@@ -1,7 +1,7 @@
-"""Exported models: `.onnx`, and `.pt2` of `torch.export.save`. They bring their computation, so no class is needed.
+"""Exported models: `.onnx`, and `.pt2` of `torch.export.save`. They bring their computation: no class is needed.
 
-An ONNX file is read by OpenVINO and never by torch. What an exported model does not tell is what was done with
-an image before it, unless its sizes are fixed or its first operations normalise it.
+An ONNX file is read by OpenVINO and never by torch. What an exported model does not tell is what was done
+with an image before it, unless its sizes are fixed or its first operations normalise it.
 """
 
 from collections.abc import Sequence
@@ -39,21 +39,20 @@ class Exported:
         """The exported model; see `Zoo`."""
         if source.architecture:
             raise ArchitectureError(
-                f"an exported model brings its architecture; leave `architecture: {quoted(source.architecture)}` "
-                "out of model.yaml"
+                "an exported model brings its architecture; leave "
+                f"`architecture: {quoted(source.architecture)}` out of model.yaml"
             )
         if unknown := source.kwargs.keys() - {"output"}:
             raise ArchitectureError(
-                f"kwargs: an exported model has `output`, the name of the output to serve, and not {some(unknown)}"
+                "kwargs: an exported model has `output`, the name of the output to serve, and not "
+                f"{some(unknown)}"
             )
         assert source.content is not None
         if source.format == formats.ONNX:
             try:
                 return _onnx(source, source.content)
             except UnicodeDecodeError as error:
-                raise ArchitectureError(
-                    "the ONNX model has names that are not text; export it again"
-                ) from error
+                raise ArchitectureError("it has names that are not text; export it again") from error
         from pthserve.zoos.program import build  # with torch
 
         return build(source, source.content)
