@@ -1,4 +1,4 @@
-"""Exported models: `.onnx`, and `.pt2` of `torch.export.save`. They bring their computation: no class is needed.
+"""Exported models: `.onnx`, and `.pt2` of `torch.export.save`. They bring their computation.
 
 An ONNX file is read by OpenVINO and never by torch. What an exported model does not tell is what was done
 with an image before it, unless its sizes are fixed or its first operations normalise it.
