@@ -14,6 +14,8 @@ EXIT_CODES: tuple[tuple[type[PthserveError], int], ...] = (
     (PthserveError, 1),
 )
 """The first that fits counts. click exits with 2 on wrong usage, and with 1 on what a command cannot do."""
+DIFFERENT = 5
+"""What `pthserve compare` exits with where the user's function and the model differ."""
 FLUSH_SECONDS = 1.0
 """How long the last message may take: standard error may be a pipe that nobody reads."""
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
-from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing
 from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 
@@ -486,8 +486,15 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
 
 def test_the_table_in_the_documentation_is_the_code() -> None:
     text = (ROOT / "docs" / "card.md").read_text()
+    text = text.partition("## ")[0]
     rows = re.findall(r"^\| (`[\w.\[\]]+`) \| (.*?) \| (.*?) ?\|$", text, re.MULTILINE)
-    parts = (*fields(Fields), *fields(Preprocessing, "preprocessing."), *fields(GoldenImage, "golden[]."))
+    parts = (
+        *fields(Fields),
+        *fields(FirstLayer, "first_layer."),
+        *fields(Head, "head."),
+        *fields(Preprocessing, "preprocessing."),
+        *fields(GoldenImage, "golden[]."),
+    )
     assert rows == list(parts)
 
 

@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pthserve.engines.openvino_engine import core, reason, runtime
+from pthserve._compat.openvino import runtime
+from pthserve.engines.openvino_engine import core, reason
 from pthserve.errors import ArchitectureError, EngineError
 from pthserve.text import quoted
 

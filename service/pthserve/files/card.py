@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import documents, regular_files
-from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing, labels
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing, labels
 from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
@@ -23,7 +23,12 @@ SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".pt2", ".onnx")
 BYTES = 4 * 2**20
 """Most bytes of a card, and of a file of labels."""
 
-_PARTS: dict[str, type[BaseModel]] = {"preprocessing": Preprocessing, "golden": GoldenImage}
+_PARTS: dict[str, type[BaseModel]] = {
+    "first_layer": FirstLayer,
+    "head": Head,
+    "preprocessing": Preprocessing,
+    "golden": GoldenImage,
+}
 _WRONG_TYPE = {
     "missing": "must be given",
     "model_type": "must be a mapping of fields",
@@ -39,8 +44,9 @@ class Card:
 
     folder: where the card lies, or would.
     sha256: what the weights must hash to, in lower case. architecture: a name, or `package.module:callable`;
-    kwargs: for it. labels: one a class. spec: None where the card says nothing of preprocessing; `assumed`
-    where it leaves out the sizes. stated: the fields of `spec` that the card states.
+    kwargs: for it. first_layer, head: what the card states of them, by field. labels: one a class.
+    spec: None where the card says nothing of preprocessing; `assumed` where it leaves out the sizes.
+    stated: the fields of `spec` that the card states.
     """
 
     folder: Path
@@ -50,6 +56,8 @@ class Card:
     sha256: str | None = None
     architecture: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    first_layer: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     spec: Spec | None = None
     stated: frozenset[str] = frozenset()
@@ -85,6 +93,8 @@ def read(path: Path) -> Card:
         sha256=fields.sha256,
         architecture=fields.architecture,
         kwargs=fields.kwargs,
+        first_layer=_stated(fields.first_layer),
+        head=_stated(fields.head),
         labels=names,
         spec=fields.preprocessing.spec() if fields.preprocessing else None,
         stated=frozenset(fields.preprocessing.model_fields_set if fields.preprocessing else ()),
@@ -119,11 +129,17 @@ def dump(card: Card) -> str:
         "sha256": card.sha256,
         "architecture": card.architecture,
         "kwargs": dict(card.kwargs),
+        "first_layer": dict(card.first_layer),
+        "head": dict(card.head),
         "labels": card.labels and list(card.labels),
         "preprocessing": card.spec and _preprocessing(card.spec, card.stated),
         "golden": _answers(card.golden, card.folder),
     }
     return _yaml({key: value for key, value in values.items() if value})
+
+
+def _stated(fields: BaseModel | None) -> dict[str, Any]:
+    return fields.model_dump(exclude_unset=True) if fields else {}
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

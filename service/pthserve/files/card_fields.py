@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
@@ -104,6 +104,7 @@ Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
 Labels = Annotated[
     str | tuple[str, ...], PlainValidator(lambda value: value if isinstance(value, str) else labels(value))
 ]
+Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu", "hardswish", "sigmoid", "none"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
 
@@ -156,6 +157,29 @@ class Preprocessing(_Fields):
         return Spec(**values, assumed="crop" not in self.model_fields_set)
 
 
+class FirstLayer(_Fields):
+    """What no file tells of a first convolution that was replaced, as for grey images or for small ones."""
+
+    stride: Annotated[int, Field(ge=1, le=64, strict=True)] | None = Field(
+        None, description="the stride of the convolution on the image; default: the architecture's"
+    )
+    padding: Annotated[int, Field(ge=0, le=64, strict=True)] | None = Field(
+        None, description="its padding; default: the architecture's"
+    )
+    pool: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="`false`: without the max pooling right behind it; default: the architecture's"
+    )
+
+
+class Head(_Fields):
+    """What no file tells of a head that was replaced."""
+
+    activation: Activation = Field(
+        "relu", description="what stands between its linear layers; `none`: nothing"
+    )
+    slope: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="the negative slope of `leaky_relu`")
+
+
 class GoldenImage(_Fields):
     """An image with a known answer."""
 
@@ -195,8 +219,13 @@ class Fields(_Fields):
         description="one a class: a list, a mapping of index to label or label to index, a `.json` file of "
         "either, or a text file with one a line; default: the indices",
     )
+    first_layer: FirstLayer | None = Field(
+        None, description="the architecture's first convolution, where it was replaced"
+    )
+    head: Head | None = Field(None, description="the architecture's head, where it was replaced")
     preprocessing: Preprocessing | None = Field(
-        None, description="how an image is preprocessed; default: as torchvision's ImageNet models"
+        None,
+        description="how an image is preprocessed; default: as the library's own weights of the architecture",
     )
     golden: tuple[GoldenImage, ...] = Field(
         (), max_length=MAX_GOLDEN, description="images with known answers"

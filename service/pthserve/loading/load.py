@@ -58,6 +58,8 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         described.architecture,
         described.kwargs,
         allowed,
+        first_layer=described.first_layer,
+        head=described.head,
         path=described.weights,
         spec=described.spec,
         format=read.format,

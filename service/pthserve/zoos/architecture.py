@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pthserve.errors import ArchitectureError
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import Architecture, Source, Zoo
 from pthserve.zoos.exported import Exported
@@ -31,6 +32,8 @@ def build(
     kwargs: Mapping[str, Any] | None = None,
     allowed: Collection[str] = (),
     *,
+    first_layer: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
     path: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
     spec: Spec | None = None,
@@ -41,12 +44,33 @@ def build(
     """The module that `state_dict` fits, with its weights. The arguments are the fields of `Source`.
 
     Raises:
-        ArchitectureError: none fits; the message names what differs.
+        ArchitectureError: none fits; the message names what differs. Or `first_layer` or `head` state what
+            the architecture has no place for.
     """
     source = Source(
-        state_dict, name, kwargs or {}, path, metadata or {}, allowed, spec, format, content, beside or {}
+        state_dict,
+        name,
+        kwargs or {},
+        first_layer or {},
+        head or {},
+        path,
+        metadata or {},
+        allowed,
+        spec,
+        format,
+        content,
+        beside or {},
     )
-    return next(zoo for zoo in zoos() if zoo.claims(source)).build(source)
+    built = next(zoo for zoo in zoos() if zoo.claims(source)).build(source)
+    subjects = {inferred.subject for inferred in built.inferred}
+    if first_layer and "first layer" not in subjects:
+        raise ArchitectureError(f"{built.name} has no first layer that `first_layer` could change")
+    if head and "activation" not in subjects:
+        raise ArchitectureError(
+            f"`head` states an activation, and the head of this {built.name} has no two linear layers with a "
+            "gap between them"
+        )
+    return built
 
 
 def flops(module: "nn.Module", input_shape: tuple[int, ...]) -> int:

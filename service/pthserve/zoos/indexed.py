@@ -5,7 +5,7 @@ nothing is copied that is float32 already.
 """
 
 import difflib
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class Indexed:
             advice = f"did you mean {close}?" if close else fitting.ADVICE
             raise ArchitectureError(f"torchvision has no architecture {quoted(repr(name))}; {advice}")
         state_dict = {TORCHVISION.modern(key): tensor for key, tensor in source.state_dict.items()}
-        return _fit(state_dict, name, dict(source.kwargs))
+        return _fit(replace(source, state_dict=state_dict))
 
     def infer(self, state_dict: dict[str, Tensor]) -> str:
         """The name of the architecture that `state_dict` fits; builds nothing."""
@@ -41,19 +41,20 @@ class Indexed:
         return fitting.match(layout, TORCHVISION, TORCHVISION.index(), None).name
 
 
-def _fit(state_dict: dict[str, Tensor], name: str | None, kwargs: dict[str, Any]) -> Architecture:
-    entries = {name: entry(name, fitting.blank(TORCHVISION, name, kwargs))} if name else TORCHVISION.index()
-    layout = Layout(shapes(state_dict))
+def _fit(source: Source) -> Architecture:
+    name = source.architecture
+    entries = (
+        {name: entry(name, fitting.blank(TORCHVISION, name, source.kwargs))} if name else TORCHVISION.index()
+    )
+    layout = Layout(shapes(source.state_dict))
     match = fitting.match(layout, TORCHVISION, entries, name)
     beside: tuple[str, ...] = ()
     if fitting.averaged(match):
         # What it averages lies beside it, and is another network.
         beside = tuple(key for key in layout.shapes if not key.startswith(match.prefix))
         layout = Layout({key: shape for key, shape in layout.shapes.items() if key not in beside})
-    fitted = fitting.Fit(
-        layout, TORCHVISION, entries[match.name], match, kwargs, trained=fitting.trained(state_dict)
-    )
-    put(fitted.module, fitted.names, state_dict)
+    fitted = fitting.Fit(layout, TORCHVISION, entries[match.name], match, source)
+    put(fitted.module, fitted.names, source.state_dict)
     return described(
         match.name,
         fitted.module,
@@ -72,4 +73,5 @@ def _fit(state_dict: dict[str, Tensor], name: str | None, kwargs: dict[str, Any]
         spec=TORCHVISION.spec(match.name),
         ignored=(*fitted.ignored, *beside),
         task_hint=fitted.task_hint,
+        choices=tuple(fitted.choices),
     )
