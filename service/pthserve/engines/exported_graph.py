@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve._compat.openvino import runtime
-from pthserve.engines.openvino_engine import core, reason
+from pthserve.engines.openvino_engine import converted, core, reason
 from pthserve.errors import ArchitectureError, EngineError
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
     import openvino
+    from torch import nn
 
 VALUES = 2**31
 """Most bytes of a value that the graph computes for one image."""
@@ -121,6 +122,15 @@ def adapt(
         if node.get_type_name() == "Constant" and node.output(0).get_element_type().is_real()
     )
     return Adapted(adapted, activation, expected.shape[1], counted, alone)
+
+
+def of_module(module: "nn.Module", shape: tuple[int, int, int], batch: int) -> "openvino.Model":
+    """The graph of a module that computes `batch` images at once, for any number; raises EngineError."""
+    graph = converted(module, (batch, *shape), free=False)
+    try:
+        return _looped(graph, shape, batch)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot repeat the model: {reason(error)}") from error
 
 
 def first_scale(graph: "openvino.Model") -> tuple[float, float] | None:

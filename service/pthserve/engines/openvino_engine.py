@@ -65,25 +65,30 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     Raises:
         EngineError: `torch.export` or OpenVINO's frontend cannot express the module.
     """
+    # Two images: export takes a dimension of 1 for a constant.
+    return converted(module, (2, *spec.tensor_shape), free=True)
+
+
+def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "openvino.Model":
+    """The graph of `module` for a batch of `shape`, or of any number of images if `free`; see `convert`."""
     import torch
 
-    # Two images: export takes a dimension of 1 for a constant.
-    example = torch.zeros(2, *spec.tensor_shape)
+    number = torch.export.Dim.AUTO if free else torch.export.Dim.STATIC
     try:
         with torch.no_grad():
             exported = torch.export.export(
-                module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+                module.eval(), (torch.zeros(shape),), dynamic_shapes=({0: number},)
             )
             table: Any = torch.export.default_decompositions()
             for operator in supported_operators():
                 table.pop(operator, None)
             graph = graph_of(exported.run_decompositions(table).module())
+        graph.reshape(runtime().PartialShape([-1 if free else shape[0], *shape[1:]]))
+        fold_constants(graph)
     except Exception as error:
         raise EngineError(
             f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
         ) from error
-    graph.reshape(runtime().PartialShape([-1, *spec.tensor_shape]))
-    fold_constants(graph)
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph

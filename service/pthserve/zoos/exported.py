@@ -53,7 +53,7 @@ class Exported:
                 return _onnx(source, source.content)
             except UnicodeDecodeError as error:
                 raise ArchitectureError("it has names that are not text; export it again") from error
-        from pthserve.zoos.program import build  # with torch
+        from pthserve.zoos.exported_program import build  # with torch
 
         return build(source, source.content)
 
