@@ -366,7 +366,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_random_changes_of_the_program_do_no_harm(path: Path) -> None:
-    """Values of the JSON are exchanged, left out or replaced; each program is built or refused with a sentence."""
+    """Values of the JSON are replaced; each program is built or refused with a sentence."""
     data = path.read_bytes()
     seed = np.random.SeedSequence().entropy
     print("seed", seed)

@@ -1,4 +1,4 @@
-"""A folder of `save_pretrained` is served with the numbers of transformers' own pipeline, and runs no code."""
+"""A folder of `save_pretrained` is served with the numbers of transformers' pipeline, and runs no code."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PHOTOS = sorted((Path(pthserve.images.__file__).parent / "samples").glob("*.jpg"
 FEW = ("vit", "convnext", "mobilenet_v2")
 """Families of the default run; the others are marked slow."""
 EXACT, ROUNDED = 1e-4, 1e-2
-"""Of a probability: with Pillow, as here; with torchvision, which rounds some pixels to another grey level."""
+"""Of a probability: with Pillow, as here; with torchvision, which rounds some pixels to other levels."""
 
 ALL = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 

@@ -7,7 +7,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pthserve.errors import ArchitectureError, EngineError, WeightsError
 from pthserve.files import documents, pt2
@@ -237,8 +237,8 @@ def _first_scale(
 def _check_size(program: Program, shape: tuple[int, ...], batch: int, file: str) -> None:
     """Run the program without values, so that what would be computed is known before memory is spent."""
 
-    class Sizes(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    class Sizes(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
             for one in made if isinstance(made, tuple | list) else (made,):
                 if isinstance(one, Tensor) and one.numel() * one.element_size() > VALUES:
@@ -253,8 +253,8 @@ def _check_size(program: Program, shape: tuple[int, ...], batch: int, file: str)
         name: tensor.to("meta") for name, tensor in program._buffers.items() if tensor is not None
     }
     try:
-        with torch.no_grad(), torch.device("meta"), Sizes():
-            blank(torch.zeros(batch, *shape))
+        with torch.no_grad(), Sizes():
+            blank(torch.zeros(batch, *shape, device="meta"))
     except ArchitectureError:
         raise
     except Exception as error:  # operators raise whatever their arguments provoke

@@ -21,15 +21,15 @@ clamp_min clone col2im concat concatenate constant_pad_nd contiguous conv1d conv
 copy_ cos cumsum detach detach_ div_ divide dropout dropout_ einsum elu elu_ embedding eq erf exp expand
 expand_as expm1 feature_dropout fill fill_ flatten flip floor floor_divide full full_like gather ge gelu
 gelu_ glu grid_sampler_2d group_norm gt hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_
-hardtanh hardtanh_ im2col index index_put index_put_ index_select instance_norm interpolate item
-layer_norm le leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log1p
-log_sigmoid log_softmax logical_and logical_not logical_not_ lt masked_fill masked_fill_ matmul max
-max_pool2d max_pool2d_with_indices maximum mean meshgrid min minimum mish mish_ mm moveaxis movedim mul_
-multiply narrow native_batch_norm native_group_norm native_layer_norm ne neg neg_ new_full new_ones
-new_zeros norm normalize numpy_T one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle
-pow pow_ prelu reflection_pad2d relu relu6 relu6_ relu_ remainder repeat repeat_interleave reshape
-reshape_as rms_norm roll round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add
-select select_scatter selu selu_ sigmoid sigmoid_ silu silu_ sin slice slice_scatter softmax softplus
+hardtanh hardtanh_ im2col index index_put index_put_ index_select instance_norm item layer_norm le
+leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log1p log_sigmoid
+log_softmax logical_and logical_not logical_not_ lt masked_fill masked_fill_ matmul max max_pool2d
+max_pool2d_with_indices maximum mean meshgrid min minimum mish mish_ mm moveaxis movedim mul_ multiply
+narrow native_batch_norm native_group_norm native_layer_norm ne neg neg_ new_full new_ones new_zeros
+norm numpy_T one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu
+reflection_pad2d relu relu6 relu6_ relu_ remainder repeat repeat_interleave reshape reshape_as rms_norm
+roll round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add select
+select_scatter selu selu_ sigmoid sigmoid_ silu silu_ sin slice slice_scatter softmax softplus
 softshrink split split_with_sizes sqrt square squeeze squeeze_ stack std sub_ subtract sum swapaxes
 sym_size t tanh tanh_ threshold tile to topk transpose true_divide type_as unbind unflatten unfold
 unsafe_chunk unsafe_split unsqueeze unsqueeze_ upsample_bicubic2d upsample_bilinear2d upsample_nearest2d

@@ -137,7 +137,11 @@ def call_of(node: Any) -> Call:
     drawn = kind(target) in QUIET and (arguments.get("train") or arguments.get("dropout_p"))
     if drawn or arguments.get("training") or arguments.get("use_input_stats"):
         raise ArchitectureError("it was exported as it is trained; call model.eval() before the export")
-    return Call(target, function(target), arguments, _results(node["outputs"]))
+    called = function(target)
+    schema = getattr(called, "_schema", None)
+    if schema is not None and any(argument.name == "device" for argument in schema.arguments):
+        arguments["device"] = Device()
+    return Call(target, called, arguments, _results(node["outputs"]))
 
 
 def _results(outputs: Any) -> list[str]:
