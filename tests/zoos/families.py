@@ -29,7 +29,7 @@ def _lively(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def save(folder: Path, family: str, **more: Any) -> torch.nn.Module:
-    """The model of `family`, saved in `folder` as `save_pretrained` does; more: fields of its configuration."""
+    """The model of `family`, saved in `folder` as `save_pretrained` does; more: of its configuration."""
     import transformers
 
     config, model, processor, fields, settings = FAMILIES[family]

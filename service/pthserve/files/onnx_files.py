@@ -41,20 +41,21 @@ def may_be(path: Path) -> bool:
     return path.suffix.lower() == ".onnx"
 
 
-def external(file: IO[bytes]) -> list[str]:
+def external(file: IO[bytes], name: str) -> list[str]:
     """The files that the ONNX model in `file` keeps weights in, relative to its folder, in order of name.
 
-    A file that is no ONNX model has none. Raises WeightsError: a path leads out of the folder, or the model
+    A file that is no ONNX model has none. name: of the file, for messages.
+    Raises WeightsError: a path leads out of the folder, or the model
     is damaged, or beyond the bounds.
     """
-    if formats.of(file) != formats.ONNX:
+    if formats.of(file, name) != formats.ONNX:
         return []
     names = sorted(_walked(file).locations)
-    for name in names:
-        path = PurePosixPath(name)
-        if not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name or name == ".":
+    for one in names:
+        path = PurePosixPath(one)
+        if not one.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in one or not path.name:
             raise WeightsError(
-                f"keeps its weights in {quoted(repr(name))}; they must be a file in the model's folder"
+                f"keeps its weights in {quoted(repr(one))}; they must be a file in the model's folder"
             )
     if len(names) > EXTERNAL:
         raise WeightsError(f"keeps its weights in {len(names)} files; at most {EXTERNAL} are read")

@@ -15,8 +15,10 @@ from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
+from pthserve.loading.settle import settle
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
+from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.tune import tune
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
@@ -36,6 +38,11 @@ class Built:
     spec: Spec
     inferred: tuple[Inferred, ...]
 
+    @property
+    def labels_assumed(self) -> bool:
+        """Whether nobody named the classes, so that the labels are their indices."""
+        return any(one.subject == "labels" and one.origin is Origin.ASSUMED for one in self.inferred)
+
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
@@ -49,7 +56,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     allowed = settings.code_modules
     if described.architecture and own.is_code(described.architecture):
         own.check(described.architecture, allowed)  # before the weights are read, which takes longer
-    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
     from pthserve.zoos import architecture
 
@@ -60,8 +67,8 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         allowed,
         first_layer=described.first_layer,
         head=described.head,
-        path=described.weights,
         spec=described.spec,
+        path=described.weights,
         format=read.format,
         content=read.content,
         beside=read.beside,
@@ -76,21 +83,11 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
             "served; export the model without the sigmoid where one class applies"
         )
     spec = _spec(described, found)
-    labels = _labels(described, found)
-    inferred = (
-        *found.inferred,
-        _inferred_spec(spec, found),
-        Inferred(
-            "labels",
-            f"{len(labels)} of the card"
-            if described.labels
-            else f"{len(labels)} of the file beside the weights"
-            if found.labels
-            else f"the class indices, 0 to {len(labels) - 1}",
-            Origin.CARD if described.labels else Origin.FILE if found.labels else Origin.ASSUMED,
-            "labels: labels.txt",
-        ),
-    )
+    labels, inferred_labels = _labels(described, read, found)
+    inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
+    if settings.golden != "off" and found.preprocessing is None:
+        spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
+        inferred = tuple(settled.get(one.subject, one) for one in inferred)
     return Built(described, read, found, labels, spec, inferred)
 
 
@@ -112,7 +109,9 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings, graph=found.graph)
+    plan, engine = tune(
+        EngineFactory(found.module, built.spec, settings, graph=found.graph), built.weights.digest, images
+    )
     return Model(
         forward=engine,
         labels=built.labels,
@@ -136,32 +135,35 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
             "pinned"
         )
-    images, expected = model.proof()
+    images, reference = model.proof()
+    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    engines = EngineFactory(None, model.spec, options, graph=model.graph(), quantized=model.quantized())
     plan, engine = tune(
-        None,
-        model.spec,
-        model.digest,
-        images,
-        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
-        graph=model.graph(),
-        quantized=model.quantized(),
-        known=None if measure else model.plan,
-        expected=expected,
+        engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
-def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, those of a file beside the weights, or the classes' numbers."""
-    if described.labels is None:
-        return found.labels or tuple(map(str, range(found.num_classes)))
-    if len(described.labels) != found.num_classes:
-        raise CardError(
-            f"{described.file}: there are {len(described.labels)} labels, and the model tells "
-            f"{found.num_classes} classes apart"
-        )
-    return described.labels
+def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[tuple[str, ...], Inferred]:
+    """The card's labels; or those that lie beside the weights; or the classes' numbers."""
+    from pthserve.files import labels
+
+    setting, count = "labels: labels.txt", found.num_classes
+    if described.labels is not None:
+        if len(described.labels) != count:
+            raise CardError(
+                f"{described.file}: there are {len(described.labels)} labels, and the model tells "
+                f"{count} classes apart"
+            )
+        return described.labels, Inferred("labels", f"{count} of the card", Origin.CARD, setting)
+    if beside := labels.of_metadata(read.metadata, count):
+        names, key = beside
+        return names, Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting)
+    if found.labels is not None:
+        return found.labels, Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting)
+    value = f"the class indices, 0 to {count - 1}"
+    return tuple(map(str, range(count))), Inferred("labels", value, Origin.ASSUMED, setting)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
@@ -177,6 +179,19 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
             f"the model takes {found.channels}"
         )
     return spec
+
+
+def _specs(described: "Card", spec: Spec) -> list[Spec]:
+    """`spec`, and what else images may have been preprocessed with where the card does not say."""
+    if not spec.assumed:
+        return [spec]
+    size = min(spec.crop)
+    common = replace(spec, resize=round(size * 256 / 224), interpolation=Spec().interpolation)
+    if spec.channels == Spec().channels:
+        common = replace(common, mean=Spec().mean, std=Spec().std)
+    squashed = replace(spec, resize=spec.crop)
+    stated = {name: getattr(spec, name) for name in described.stated}
+    return list(dict.fromkeys(replace(one, **stated) for one in (spec, common, squashed)))
 
 
 def _usual(found: "Architecture") -> Spec:

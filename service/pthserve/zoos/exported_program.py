@@ -14,7 +14,7 @@ from pthserve.files import documents, pt2
 from pthserve.files.pt2 import Stored
 from pthserve.text import quoted
 from pthserve.zoos.base import Architecture, Source
-from pthserve.zoos.exported import Form, ImageInput, chosen, hint, told
+from pthserve.zoos.exported_ends import Form, ImageInput, chosen, hint, told
 from pthserve.zoos.layout import some
 from pthserve.zoos.operators import function, kind
 from pthserve.zoos.program import DTYPES, Call, Program, Value, call_of
