@@ -16,7 +16,7 @@ def weights(seed: int = 0, channels: int = 3) -> tuple[NDArray[np.float32], NDAr
     """Of a convolution, (8, channels, 3, 3), and of a linear layer, (8, CLASSES)."""
     random = np.random.default_rng(seed)
     convolution = random.standard_normal((8, channels, 3, 3), np.float32)
-    return convolution / 3, random.standard_normal((8, CLASSES), np.float32)
+    return convolution / np.float32(3), random.standard_normal((8, CLASSES), np.float32)
 
 
 def logits(images: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ def save(folder: Path, family: str, **more: Any) -> torch.nn.Module:
                 )
             )
         )
-        made.save_pretrained(folder)  # type: ignore[operator]
+        made.save_pretrained(folder)
         if processor:
             getattr(transformers, processor)(**settings).save_pretrained(folder)
     return made

@@ -137,7 +137,7 @@ def test_a_batch_that_is_free_by_its_shape_alone_is_not_believed(tmp_path: Path)
     [("Softmax", {"axis": 1}), ("Softmax", {"axis": -1}), ("LogSoftmax", {"axis": 1})],
 )
 def test_a_softmax_at_the_end_is_not_applied_twice(
-    tmp_path: Path, operator: str, attributes: dict[str, int]
+    tmp_path: Path, operator: str, attributes: dict[str, Any]
 ) -> None:
     after = [helper.make_node(operator, ["scores"], ["probabilities"], **attributes)]
     path = network(tmp_path / "model.onnx", after=after, outputs=[("probabilities", ROWS)])

@@ -38,7 +38,8 @@ def by_pipeline(folder: Path, backend: str) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend)
+        made: Any = transformers.AutoImageProcessor
+        processor = made.from_pretrained(folder, backend=backend)
         ask = transformers.pipeline(
             "image-classification", str(folder), image_processor=processor, device="cpu"
         )

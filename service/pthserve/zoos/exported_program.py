@@ -237,7 +237,7 @@ def _first_scale(
 def _check_size(program: Program, shape: tuple[int, ...], batch: int, file: str) -> None:
     """Run the program without values, so that what would be computed is known before memory is spent."""
 
-    class Sizes(TorchDispatchMode):  # type: ignore[misc]
+    class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
             for one in made if isinstance(made, tuple | list) else (made,):
@@ -253,7 +253,7 @@ def _check_size(program: Program, shape: tuple[int, ...], batch: int, file: str)
         name: tensor.to("meta") for name, tensor in program._buffers.items() if tensor is not None
     }
     try:
-        with torch.no_grad(), Sizes():
+        with torch.no_grad(), Sizes():  # type: ignore[no-untyped-call]
             blank(torch.zeros(batch, *shape, device="meta"))
     except ArchitectureError:
         raise

@@ -15,7 +15,8 @@ from typing import Any
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, CardError
-from pthserve.files import card_fields, documents, regular_files
+from pthserve.files import documents, regular_files
+from pthserve.files import labels as label_files
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import DEFAULT_SIZE, Architecture, Source
 
@@ -117,7 +118,9 @@ def _labels(values: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
     if not isinstance(found, Mapping) or not found:
         return None
     try:
-        labels = card_fields.labels({str(key): str(value) for key, value in found.items()})
+        labels = label_files.parse(
+            {str(key): str(value) for key, value in found.items()}, "JSON", label_files.IDX_TO_CLASS, 0
+        )
     except ValueError as error:
         raise CardError(f"{file}: id2label: {error}") from error
     placeholders = all(label == f"LABEL_{number}" for number, label in enumerate(labels))
