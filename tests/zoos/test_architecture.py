@@ -119,6 +119,7 @@ def check_same(built: Architecture, module: nn.Module, size: int = 224, channels
     with torch.inference_mode():
         logits = module(image(size, channels))
         assert logits.std() > 1e-3, "logits that are all alike would show nothing"
+        assert built.module is not None
         torch.testing.assert_close(built.module(image(size, channels)), logits)
 
 

@@ -79,7 +79,8 @@ def _inspect(settings: Settings) -> dict[str, Any]:
         "ignored": list(architecture.ignored),
         "prefix": architecture.prefix,
         "parameters": architecture.parameters,
-        "flops": flops(architecture.module, (1, *spec.tensor_shape)),
+        "flops": architecture.module and flops(architecture.module, (1, *spec.tensor_shape)),
+        "ends": list(architecture.ends),
         "num_classes": architecture.num_classes,
         "labels": None if built.labels_assumed else list(built.labels),
         "preprocessing": spec.to_dict(),
@@ -103,6 +104,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "prefix": None,
         "parameters": None,
         "flops": None,
+        "ends": [],
         "num_classes": card.labels and len(card.labels),
         "labels": card.labels and list(card.labels),
         "preprocessing": card.spec and card.spec.to_dict(),
@@ -173,6 +175,7 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
     return {
         **rows,
         **_inferred(found["inferred"]),
+        **({"inputs and outputs": "\n".join(found["ends"])} if found["ends"] else {}),
         "prefix": quoted(found["prefix"]) or "none",
         **(
             {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
@@ -180,7 +183,11 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
             else {}
         ),
         "parameters": f"{found['parameters']:,}",
-        "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
+        **(
+            {"FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)"}
+            if found["flops"]
+            else {}
+        ),
         "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
     }

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from pthserve.files.labels import LabelFile, of_card, short
-from pthserve.images.spec import ChannelOrder, Interpolation, Spec
+from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, Spec
 from pthserve.text import whole
 
 MAX_SIDE = 4096
@@ -89,6 +89,11 @@ class Preprocessing(_Fields):
     exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
     channel_order: ChannelOrder = Field(
         "rgb", description="`bgr`: blue first, as OpenCV reads images; `mean` and `std` are in the same order"
+    )
+    crop_rounding: CropRounding = Field(
+        "even",
+        description="where a crop starts whose middle lies between two pixels: at the `even` number, as "
+        "torchvision's; `down`, as Hugging Face's",
     )
     mean: Annotated[tuple[Share, ...], Channels] = Field(
         (0.485, 0.456, 0.406), description="subtracted from values in 0 to 1; three numbers, or one for grey"

@@ -15,6 +15,8 @@ from pthserve.text import quoted
 
 ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "onnx"
 """The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
+EXPORTED = (PT2, ONNX)
+"""Those that hold a computation beside its weights."""
 
 FIELDS = 20_000
 """Most fields of an ONNX file's outermost message: its functions and metadata are among them."""

@@ -69,15 +69,23 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         head=described.head,
         spec=described.spec,
         path=described.weights,
+        format=read.format,
+        content=read.content,
+        beside=read.beside,
     )
     if found.num_classes < 2:
         raise ArchitectureError(
             f"this {found.name} has one output (sigmoid); pthserve needs two or more classes"
         )
+    if found.activation == "sigmoid":
+        raise ArchitectureError(
+            f"{found.task_hint}, so that several labels may apply to an image, and one class of several is "
+            "served; export the model without the sigmoid where one class applies"
+        )
     spec = _spec(described, found)
     labels, inferred_labels = _labels(described, read, found)
     inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
-    if settings.golden != "off":
+    if settings.golden != "off" and found.preprocessing is None:
         spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
         inferred = tuple(settled.get(one.subject, one) for one in inferred)
     return Built(described, read, found, labels, spec, inferred)
@@ -101,7 +109,9 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(EngineFactory(found.module, built.spec, settings), built.weights.digest, images)
+    plan, engine = tune(
+        EngineFactory(found.module, built.spec, settings, graph=found.graph), built.weights.digest, images
+    )
     return Model(
         forward=engine,
         labels=built.labels,
@@ -150,6 +160,8 @@ def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[
     if beside := labels.of_metadata(read.metadata, count):
         names, key = beside
         return names, Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting)
+    if found.labels is not None:
+        return found.labels, Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting)
     value = f"the class indices, 0 to {count - 1}"
     return tuple(map(str, range(count))), Inferred("labels", value, Origin.ASSUMED, setting)
 
@@ -159,7 +171,8 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
     spec = described.spec
     if spec is None or spec.assumed:
         stated = {name: getattr(spec, name) for name in described.stated}
-        spec = replace(_usual(found), **stated, assumed=True)
+        usual = _usual(found)
+        spec = replace(usual, **stated, assumed=usual.assumed or not found.preprocessing)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing produces {spec.channels} channels, but "
@@ -184,6 +197,8 @@ def _specs(described: "Card", spec: Spec) -> list[Spec]:
 def _usual(found: "Architecture") -> Spec:
     """The preprocessing that the architecture is trained with by default, in its size and channels."""
     preset, size = found.spec or Spec(), found.input_size
+    if found.preprocessing:
+        return preset
     if preset.crop != (size, size):
         preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
     if preset.channels > found.channels:
@@ -205,6 +220,8 @@ def _scaled(preset: Spec, size: int) -> int | tuple[int, int] | None:
 
 def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     preset, size = found.spec, found.input_size
+    if found.preprocessing and spec == preset:
+        return found.preprocessing
     usual = preset is not None and preset.crop == (size, size) and preset.channels == spec.channels
     origin = Origin.CARD if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")

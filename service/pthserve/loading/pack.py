@@ -57,7 +57,7 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
 def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
-    engines = EngineFactory(built.architecture.module, spec, settings)
+    engines = EngineFactory(built.architecture.module, spec, settings, graph=built.architecture.graph)
     reference = engines.reference(images)
     int8 = settings.precision == "int8"
     engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])

@@ -110,6 +110,7 @@ def _differences(
 
     combinations = list(product(*subjects))
     shape = (1, *(combinations[0][0].spec or Spec()).tensor_shape)
+    assert found.module is not None
     left = int(BUDGET / max(flops(found.module, shape), 1))
     agreeing: dict[_Combination, float] = {}
     images = _images(golden)
@@ -155,6 +156,7 @@ def _difference(found: "Architecture", image: "Tensor | None", one: Golden) -> f
     if image is None or one.probability is None:
         return np.inf
     try:
+        assert found.module is not None
         probabilities = softmax(found.module(image).numpy())[0]
     except RuntimeError:  # with this stride or padding, nothing is left of an image
         return np.inf
