@@ -120,6 +120,11 @@ def make_index() -> dict[str, Entry]:
     return {name: entry(name, TORCHVISION.blank(name)) for name in TORCHVISION.names()}
 
 
+def _plain(entry: Entry) -> dict[str, Any]:
+    """The entry's values for JSON, without those that are empty."""
+    return {key: value for key, value in asdict(entry).items() if value}
+
+
 class _Computed(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
@@ -142,5 +147,5 @@ class _Computed(TorchFunctionMode):
 
 
 if __name__ == "__main__":
-    lines = (f"{json.dumps(name)}: {json.dumps(asdict(entry))}" for name, entry in make_index().items())
+    lines = (f"{json.dumps(name)}: {json.dumps(_plain(entry))}" for name, entry in make_index().items())
     INDEX.write_text("{\n" + ",\n".join(lines) + "\n}\n")
