@@ -25,6 +25,7 @@ RUN awk '/^[a-z0-9]/ {wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|tr
     /build/bin/pip install -q --require-hashes -r build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
+COPY weights/imagenet weights/imagenet
 RUN /build/bin/pip wheel -q --no-deps --no-build-isolation -w /wheels . && \
     /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --prefix /own /wheels/*.whl
 
@@ -66,12 +67,6 @@ RUN --mount=type=bind,from=build,source=/build,target=/build \
       awk -v own="$own" '/^[a-z0-9]/ {wanted = $0 !~ own} wanted' requirements-full.lock >/tmp/rest.lock && \
       $pip --require-hashes -r /tmp/rest.lock && rm /tmp/rest.lock; \
     fi
-# The demo's architecture.
-COPY requirements.lock /opt/pthserve/
-RUN --mount=type=bind,from=build,source=/build,target=/build \
-    cd /opt/pthserve && awk '/^[a-z0-9]/ {wanted = /^efficientnet-lite-pytorch==/} wanted' requirements.lock >/tmp/demo.lock && \
-    /build/bin/pip --python bin/python install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
-      --no-cache-dir --require-hashes -r /tmp/demo.lock && rm /tmp/demo.lock
 
 FROM runtime AS slim-libraries
 COPY requirements-slim.lock /opt/pthserve/

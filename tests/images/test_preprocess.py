@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from pthserve.errors import TooLarge
-from pthserve.images.preprocess import crop, crop_pixels, normalise
+from pthserve.images.preprocess import crop, crop_pixels, normalise, pending_pixels
 from pthserve.images.spec import Spec
 
 GREY = Spec(mean=(0.5,), std=(0.5,))
@@ -62,6 +63,33 @@ def test_tiny_images_and_crops_beyond_the_image_are_as_torchvision_has_them(size
 def test_exif_orientation_is_left_alone_by_default() -> None:
     for data in turned(6).values():
         assert (exact(data, Spec()) == reference(data, Spec())).all()
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_bgr_is_the_same_image_with_blue_first(decode: Any, antialias: bool) -> None:
+    rgb = Spec(antialias=antialias)
+    bgr = replace(rgb, channel_order="bgr")
+    for data in (encoded(camera("chelsea", 1600, 1200), "JPEG"), file_of("PNG alpha")):
+        found = crop(data, bgr, decode=decode, max_pixels=LIMIT)
+        assert found.flags.c_contiguous
+        assert (found == crop(data, rgb, decode=decode, max_pixels=LIMIT)[..., ::-1]).all()
+    pixels = np.asarray(photo())
+    assert (crop_pixels(pixels, bgr) == crop_pixels(pixels, rgb)[..., ::-1]).all()
+    assert pending_pixels(pixels, bgr).cost.memory > pending_pixels(pixels, rgb).cost.memory
+
+
+def test_bgr_is_what_opencv_and_a_mean_in_its_order_give() -> None:
+    """Caffe's models: values of 0 to 255, blue first, less one mean a channel."""
+    mean = (103.939, 116.779, 123.68)
+    spec = Spec(
+        channel_order="bgr",
+        mean=tuple(value / 255 for value in mean),  # type: ignore[arg-type]
+        std=(1 / 255,) * 3,
+    )
+    image = reference(file_of("PNG"), Spec())[..., ::-1].astype(np.float32) - np.float32(mean)
+    found = normalise(exact(file_of("PNG"), spec)[None], spec)[0]
+    assert np.abs(found - image.transpose(2, 0, 1)).max() < 1e-3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

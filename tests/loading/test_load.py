@@ -1,5 +1,6 @@
 """Anything that a user may name becomes a model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 import torchvision
 from torch import nn
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import CardError, WeightsError
 from pthserve.images.preprocess import normalise
+from pthserve.images.spec import Spec
 from pthserve.loading.golden import check_golden
-from pthserve.loading.load import load
+from pthserve.loading.load import build, load
 from pthserve.planning import agreement
 from pthserve.settings import Settings
+from pthserve.zoos.torchvision import TORCHVISION
 
 QUICK = Settings(engine="torch", precision="fp32", device="cpu", tune_budget=0, threads=1)
 
@@ -97,3 +101,50 @@ def test_the_demo_knows_an_espresso(imagenet: Path) -> None:
     model = load(str(imagenet), QUICK.model_copy(update={"allow_code": "efficientnet_lite_pytorch"}))
     assert check_golden(model, 0.02).agrees
     assert model.labels[model.golden[0].class_index] == "espresso"
+
+
+# --- preprocessing that the card leaves out
+
+
+def spec_of(folder: Path, name: str, text: str = "", **kwargs: object) -> tuple[Spec, Inferred]:
+    """The spec of an untrained model of torchvision's with the card `text`, and what it rests on."""
+    state_dict = TORCHVISION.blank(name, num_classes=3, **kwargs).state_dict()
+    zeros = {key: torch.zeros((), dtype=t.dtype).expand(t.shape).clone() for key, t in state_dict.items()}
+    torch.save(zeros, folder / "animals.pth")
+    built = build(str(card(folder, text)), QUICK)
+    (inferred,) = (one for one in built.inferred if one.subject == "preprocessing")
+    return built.spec, inferred
+
+
+def test_an_architecture_brings_its_own_preset(tmp_path: Path) -> None:
+    spec, inferred = spec_of(tmp_path, "efficientnet_b3")
+    assert spec == Spec(320, (300, 300), "bicubic", assumed=True)
+    assert inferred.origin is Origin.DEFAULT
+    assert inferred.setting == 'preprocessing: {resize: 320, crop: 300, interpolation: "bicubic"}'
+    card(tmp_path, inferred.setting)
+    stated = build(str(tmp_path), QUICK)
+    assert stated.spec == replace(spec, assumed=False)
+    assert [one.origin for one in stated.inferred if one.subject == "preprocessing"] == [Origin.CARD]
+
+
+def test_a_card_without_sizes_changes_of_the_preset_what_it_states(tmp_path: Path) -> None:
+    spec, inferred = spec_of(tmp_path, "efficientnet_b3", "preprocessing: {mean: [0.5, 0.5, 0.5]}")
+    assert spec == Spec(320, (300, 300), "bicubic", mean=(0.5, 0.5, 0.5), assumed=True)
+    assert inferred.uncertain
+    spec, _ = spec_of(tmp_path, "efficientnet_b3", "preprocessing: {interpolation: bilinear}")
+    assert spec == Spec(320, (300, 300), "bilinear", assumed=True)
+
+
+def test_a_preset_is_scaled_to_another_image_size(tmp_path: Path) -> None:
+    spec, inferred = spec_of(tmp_path, "vit_l_16", image_size=112)
+    assert spec == Spec(121, (112, 112), assumed=True)
+    assert inferred.origin is Origin.ASSUMED
+
+
+def test_a_preset_for_grey_images_has_the_averages_of_its_channels(tmp_path: Path) -> None:
+    module = torchvision.models.resnet18(num_classes=3)
+    module.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    torch.save(module.state_dict(), tmp_path / "x-ray.pth")
+    built = build(str(tmp_path), QUICK)
+    assert built.spec == Spec(mean=(0.449,), std=(0.226,), assumed=True)
+    assert [one.origin for one in built.inferred if one.subject == "preprocessing"] == [Origin.ASSUMED]

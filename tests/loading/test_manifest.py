@@ -16,6 +16,7 @@ from pthserve.loading.load import load
 from pthserve.settings import Settings
 
 from ..cli.called import called
+from ..linear import noise
 from ..packs import tiny_pack
 
 SETTINGS = Settings(threads=1, tune_budget=0.0)
@@ -61,6 +62,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     *((("spec", "mean"), value) for value in ([], [0.5], [0.5] * 4, [float("nan")] * 3, ["a"] * 3, 2.0)),
     *((("spec", "std"), value) for value in ([0.0] * 3, [-1.0] * 3, None, [float("inf")] * 3)),
     (("spec", "interpolation"), "cubic"),
+    (("spec", "channel_order"), "gbr"),
     (("spec", "unknown"), 1),
     *((("plan", "threads"), value) for value in (0, -1, 10**6, "2", 1.5, None)),
     *((("plan", "max_batch"), value) for value in (0, 1025, None)),
@@ -220,3 +222,19 @@ def test_more_files_than_a_packed_model_has_are_not_hashed(
     monkeypatch.setattr(packed, "MAX_FILES", 3)
     with pytest.raises(PackError, match="has more than 3 files"):
         packed.read(pack)
+
+
+def test_a_packed_model_gets_blue_first_where_its_manifest_says_so(pack: Path) -> None:
+    pixels = noise(3)
+    swapped = load(str(pack), SETTINGS)(pixels[..., ::-1].copy()).probabilities
+    assert np.abs(load(str(pack), SETTINGS)(pixels).probabilities - swapped).max() > 1e-4
+    edited(pack, ("spec", "channel_order"), "bgr")
+    np.testing.assert_array_equal(load(str(pack), SETTINGS)(pixels).probabilities, swapped)
+
+
+def test_a_pack_that_was_made_before_there_was_a_channel_order_is_rgb(pack: Path) -> None:
+    file = pack / packed.MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["spec"]["channel_order"]
+    rewritten(pack, packed.MANIFEST, json.dumps(manifest).encode())
+    assert load(str(pack), SETTINGS).spec.channel_order == "rgb"

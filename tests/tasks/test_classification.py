@@ -1,6 +1,7 @@
 """Probabilities, and when two sets of them agree."""
 
 import numpy as np
+import orjson
 import pytest
 import torch
 
@@ -71,3 +72,18 @@ def test_another_number_of_classes_disagrees() -> None:
 
 def test_one_class_agrees_with_itself() -> None:
     assert compare(rows([1]), rows([1]), 0).agrees
+
+
+# --- the JSON
+
+
+def test_the_answer_has_exactly_the_fields_that_its_model_describes() -> None:
+    answer = CLASSIFICATION.answer(rows([2, 1, 0])[0], ("cat", "dog", "fox"))
+    fields = orjson.loads(orjson.dumps(answer.to_dict(2), option=orjson.OPT_SERIALIZE_NUMPY))
+    described = CLASSIFICATION.answer_model.model_validate(fields, strict=True, extra="forbid")
+    assert described.model_dump() == fields
+
+
+def test_the_example_of_the_schema_is_an_answer() -> None:
+    (example,) = CLASSIFICATION.answer_model.model_json_schema()["examples"]
+    assert CLASSIFICATION.answer_model.model_validate(example).model_dump() == example

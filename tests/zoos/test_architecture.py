@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files import weights
 from pthserve.zoos import architecture, torchvision
@@ -129,7 +130,8 @@ def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(na
     for prefix in WRAPPINGS:
         built = architecture.build({prefix + key: tensor for key, tensor in bare.items()})
         assert (built.name, built.num_classes, built.prefix) == (name, 7, prefix)
-        assert (built.parameters, built.sure, built.ignored) == (parameters, "exact", ())
+        assert (built.parameters, built.ignored) == (parameters, ())
+        assert built.inferred == (Inferred("architecture", name, Origin.FILE, f"architecture: {name}"),)
         assert not any(tensor.is_meta for tensor in built.module.state_dict().values())
         assert not built.module.training
 
@@ -170,7 +172,7 @@ def test_the_built_module_answers_as_the_one_that_was_saved(name: str, tmp_path:
     built = architecture.build(weights.read(tmp_path / "model.pth").state_dict)
 
     assert built.name == name
-    assert built.input_size == (299 if name == "inception_v3" else 224)
+    assert built.spec == TORCHVISION.spec(name)
     check_same(built, module, built.input_size)
 
 
@@ -270,11 +272,11 @@ def test_a_trained_inception_is_taken_to_descend_from_pretrained_weights_and_say
     state_dict["Mixed_5b.branch1x1.bn.running_mean"] = torch.ones(64)
     built = architecture.build(state_dict)
     assert built.module.transform_input
-    assert built.sure == "assumed"
-    assert "transform_input" in built.inferred[0].value
+    assert "transform_input" in built.inferred[1].value
+    assert built.inferred[1].uncertain
     other = architecture.build(state_dict, "inception_v3", {"transform_input": False})
     assert not other.module.transform_input
-    assert other.sure == "named"
+    assert [one.origin for one in other.inferred] == [Origin.CARD]
 
 
 # --- heads of the user's own -----------------------------------------------------------------------
@@ -397,7 +399,7 @@ def test_a_head_beside_the_body_is_found(head: Callable[[int], nn.Module]) -> No
     module = Custom(head(512))
     built = architecture.build(module.state_dict())
     assert (built.name, built.num_classes, built.prefix) == ("resnet18", 5, "backbone.")
-    assert built.inferred[0].value == "the layers beside the body are its head"
+    assert built.inferred[1].value == "the layers beside the body are its head"
     check_same(built, module)
 
 
@@ -416,7 +418,7 @@ class Stacked(nn.Module):
 def test_layers_on_top_of_the_classes_are_kept() -> None:
     module = Stacked()
     built = architecture.build(module.state_dict())
-    assert [one.value for one in built.inferred] == ["the layers beside the model run on its classes"]
+    assert [one.value for one in built.inferred[1:]] == ["the layers beside the model run on its classes"]
     assert (built.name, built.num_classes) == ("resnet18", 5)
     check_same(built, module)
 
@@ -598,7 +600,7 @@ def test_one_output_is_left_to_the_task_to_judge() -> None:
 
 def test_a_name_overrides_inference() -> None:
     built = architecture.build(weightless("resnet18", num_classes=5), "resnet18")
-    assert (built.name, built.sure) == ("resnet18", "named")
+    assert [(one.value, one.origin) for one in built.inferred] == [("resnet18", Origin.CARD)]
     with pytest.raises(ArchitectureError, match=r"this is no resnet34: missing layer1\.2\.conv1\.weight"):
         architecture.build(weightless("resnet18"), "resnet34")
 
@@ -674,7 +676,8 @@ def test_the_users_own_model_is_built_by_its_callable(own: dict[str, Tensor]) ->
         ALLOWED,
     )
     assert (built.name, built.num_classes, built.channels) == ("their_own_net:Net.from_name", 6, 1)
-    assert (built.prefix, built.sure, built.module.training) == ("module.", "named", False)
+    assert (built.prefix, built.module.training) == ("module.", False)
+    assert [one.origin for one in built.inferred] == [Origin.CARD]
     assert all(torch.equal(built.module.state_dict()[key], tensor) for key, tensor in own.items())
 
 

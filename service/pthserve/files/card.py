@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Card:
     folder: where the card lies, or would.
     sha256: what the weights must hash to, in lower case. architecture: a name, or `package.module:callable`;
     kwargs: for it. labels: one a class. spec: None where the card says nothing of preprocessing; `assumed`
-    where it leaves out the sizes.
+    where it leaves out the sizes. stated: the fields of `spec` that the card states.
     """
 
     folder: Path
@@ -52,6 +52,7 @@ class Card:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     spec: Spec | None = None
+    stated: frozenset[str] = frozenset()
     golden: tuple[Golden, ...] = ()
 
     @property
@@ -86,6 +87,7 @@ def read(path: Path) -> Card:
         kwargs=fields.kwargs,
         labels=names,
         spec=fields.preprocessing.spec() if fields.preprocessing else None,
+        stated=frozenset(fields.preprocessing.model_fields_set if fields.preprocessing else ()),
         golden=tuple(
             _golden(image, names, file, f"golden[{number}]") for number, image in enumerate(fields.golden)
         ),
@@ -118,7 +120,7 @@ def dump(card: Card) -> str:
         "architecture": card.architecture,
         "kwargs": dict(card.kwargs),
         "labels": card.labels and list(card.labels),
-        "preprocessing": card.spec and _preprocessing(card.spec),
+        "preprocessing": card.spec and _preprocessing(card.spec, card.stated),
         "golden": _answers(card.golden, card.folder),
     }
     return _yaml({key: value for key, value in values.items() if value})
@@ -128,12 +130,11 @@ def _yaml(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 
-def _preprocessing(spec: Spec) -> dict[str, Any]:
-    left_out = {"assumed", "resize", "crop"} if spec.assumed else {"assumed"}
+def _preprocessing(spec: Spec, stated: Collection[str]) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in spec.to_dict().items()
-        if key not in left_out
+        if key in stated
     }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
-from pthserve.images.spec import Interpolation, Spec
+from pthserve.images.spec import ChannelOrder, Interpolation, Spec
 from pthserve.text import quoted, whole
 
 MAX_SIDE = 4096
@@ -124,6 +124,9 @@ class Preprocessing(_Fields):
         True, description="`false`: resize as torchvision does a tensor without it; bilinear and bicubic only"
     )
     exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
+    channel_order: ChannelOrder = Field(
+        "rgb", description="`bgr`: blue first, as OpenCV reads images; `mean` and `std` are in the same order"
+    )
     mean: Annotated[tuple[Share, ...], Channels] = Field(
         (0.485, 0.456, 0.406), description="subtracted from values in 0 to 1; three numbers, or one for grey"
     )
@@ -139,6 +142,10 @@ class Preprocessing(_Fields):
             raise ValueError("`mean` and `std` must both have three numbers, or both one")
         if not self.antialias and self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
+        if self.channel_order == "bgr" and len(self.mean) == 1:
+            raise ValueError(
+                "`channel_order: bgr` is for colour images; `mean` has one number, for grey ones"
+            )
         return self
 
     def spec(self) -> Spec:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.errors import WeightsError
-from pthserve.files import checkpoint, pickles, regular_files
+from pthserve.files import checkpoint, formats, pickles, regular_files
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
@@ -29,28 +29,6 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
 
 _CHUNK = 4 * 2**20
-
-HEADER = 8 * 2**20
-"""Most bytes of what lists a file's tensors: the header of safetensors, the pickles of `torch.save`."""
-
-_FOREIGN = (
-    # offset, first bytes there, what such a file is, what to do
-    (
-        0,
-        b"version https://git-lfs",
-        "a Git LFS pointer and not the weights",
-        "fetch them with `git lfs pull`",
-    ),
-    (0, b"\x1f\x8b", "compressed by gzip", "unpack it first"),
-    (0, b"BZh", "compressed by bzip2", "unpack it first"),
-    (0, b"\xfd7zXZ", "compressed by xz", "unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed by Zstandard", "unpack it first"),
-    (0, b"7z\xbc\xaf", "a 7z archive", "unpack it first"),
-    (257, b"ustar", "a tar archive", "unpack it, or re-save a file of PyTorch 0.1 with a later one"),
-    (0, b"\x89HDF", "an HDF5 file, as Keras writes", "export the model from PyTorch"),
-    (0, b"GGUF", "a GGUF file", "export the model from PyTorch"),
-)
-_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,69 +128,14 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
 
 
 def _format(path: Path, copy: _Copy) -> str:
-    """Which of the formats the copy is in, by its bytes; WeightsError where it is none."""
-    copy.file.seek(0)
-    head = copy.file.read(512)
-    if head.startswith(b"PK\x03\x04"):
-        _check_archive(path, copy)
-        return "zip"
-    if head[8:9] == b"{" and 0 in head[4:8]:
-        length = int.from_bytes(head[:8], "little")
-        if length <= copy.file.seek(0, os.SEEK_END):  # else it is cut short, or no header at all
-            _check_header(path, length)
-        return "safetensors"
-    for offset, magic, what, advice in _FOREIGN:
-        if head[offset:].startswith(magic):
-            raise WeightsError(f"{path}: is {what}; {advice}")
-    if head.lstrip().lower().startswith(_PAGES):
-        raise WeightsError(
-            f"{path}: is a web page and not the weights; "
-            "the download met a login or an error page, so fetch it again"
-        )
-    # Protocol 2, which torch.save writes, begins with this byte; older protocols with anything.
-    copy.file.seek(0)
-    if head[0] != 0x80 and not pickles.scan(copy.file).names:
-        raise WeightsError(
-            f"{path}: is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
-        )
-    copy.file.seek(0)
-    _check_header(path, pickles.length(copy.file, HEADER + 1))
-    return "legacy"
-
-
-def _check_archive(path: Path, copy: _Copy) -> None:
-    """Refuse a zip that torch.save did not write, before its reader allocates what the zip claims to hold."""
+    """The format of the copy; WeightsError unless a state dict can be in it."""
     try:
-        with zipfile.ZipFile(copy.file) as archive:
-            entries = archive.infolist()
-    except Exception as error:  # zipfile raises whatever broken bytes provoke
-        raise WeightsError(f"{path}: is truncated or damaged ({error}); save or download it again") from error
-    names = {Path(entry.filename).name for entry in entries}
-    if "constants.pkl" in names:
-        raise WeightsError(
-            f"{path}: is a TorchScript archive, which carries code; "
-            "save `model.state_dict()` with torch.save instead"
-        )
-    if "data.pkl" not in names:
-        raise WeightsError(
-            f"{path}: is a zip archive that torch.save did not write; unpack it if the weights are in it"
-        )
-    _check_header(path, max(entry.file_size for entry in entries if entry.filename.endswith("data.pkl")))
-    held = sum(entry.file_size for entry in entries)
-    if held > copy.file.seek(0, os.SEEK_END) or any(entry.compress_type for entry in entries):
-        raise WeightsError(
-            f"{path}: its zip entries are compressed or overlap ({held} bytes unpacked), "
-            "which torch.save never does; save it again with torch.save"
-        )
-
-
-def _check_header(path: Path, size: int) -> None:
-    """Refuse what would be parsed for minutes: thousands of tensors take a hundredth of HEADER."""
-    if size > HEADER:
-        raise WeightsError(
-            f"{path}: lists its tensors in {size} bytes, and at most {HEADER} are read; save the state dict "
-            "alone"
-        )
+        form = formats.of(copy.file)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    if form in (formats.PT2, formats.ONNX):
+        raise WeightsError(f"{path}: is an exported model and not a state dict; no weights are read from it")
+    return form
 
 
 def _parse(path: Path, copy: _Copy, form: str) -> Any:

@@ -42,12 +42,14 @@ class Explain:
         accepted = request.headers.get("accept", "")
         if JSON in accepted and "image/" not in accepted:
             return Response(_numbers(explained), media_type=JSON)
-        picture = await run_in_threadpool(draw, explained.image, explained.explanation.map)
+        bgr = explained.model.spec.channel_order == "bgr"
+        rgb = explained.image[..., ::-1] if bgr else explained.image
+        picture = await run_in_threadpool(draw, rgb, explained.explanation.map)
         return Response(picture, media_type="image/png")
 
 
 def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
-    """A PNG of `image`, uint8 (height, width, channels), and over it `heat`, float32 (rows, columns)."""
+    """A PNG of `image`, uint8 (height, width, channels) in RGB or grey, and over it `heat`, float32 (rows, columns)."""
     height, width, channels = image.shape
     smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
     warmth = np.asarray(smooth)

@@ -123,6 +123,12 @@ def _mode(spec: Spec) -> Literal["RGB", "L"]:
 
 
 def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
+    """The image that is decoded, resized and cropped, with its channels as `spec` orders them."""
+    pixels = _cut_rgb(decoded, spec, fast, max_pixels)
+    return np.ascontiguousarray(pixels[..., ::-1]) if spec.channel_order == "bgr" else pixels
+
+
+def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
     image, (left, top, right, bottom), (width, height) = decoded
     resized = _resized(width, height, spec.resize)
     if not spec.antialias and spec.interpolation in _KERNELS:
@@ -155,6 +161,8 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
     """
     pixel = 1 if spec.channels == 1 else 4
     held = decoded[0] * decoded[1] * pixel
+    if spec.channel_order == "bgr":
+        held += math.prod(spec.image_shape)
     if not spec.antialias and spec.interpolation in _KERNELS:
         return (
             held + 2 * spec.channels * decoded[0] * decoded[1] + 16 * spec.channels * spec.crop[0] * max(size)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+ChannelOrder = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,9 @@ class Spec:
     crop: (height, width) in pixels of the centre crop.
     antialias: False resizes as torchvision does a tensor with `antialias=False` (bilinear and bicubic only).
     exif: True turns an image upright as its EXIF orientation says.
-    mean, std: one number a channel, of values in 0..1; their length (1 or 3) says grey or RGB.
+    channel_order: `bgr` gives the model blue first, as OpenCV reads images. Grey images have no order.
+    mean, std: one number a channel, of values in 0..1, in the order in which the model gets the channels;
+    their length (1 or 3) says grey or colour.
     assumed: True when nobody said so and the common values were taken.
     The default values are those of torchvision's ImageNet reference training.
     """
@@ -25,13 +28,14 @@ class Spec:
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     exif: bool = False
+    channel_order: ChannelOrder = "rgb"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     assumed: bool = False
 
     @property
     def channels(self) -> int:
-        """Channels of the image: 1 (grey) or 3 (RGB)."""
+        """Channels of the image: 1 (grey) or 3 (colour)."""
         return len(self.mean)
 
     @property
@@ -59,8 +63,24 @@ class Spec:
         return "{" + ", ".join(f"{name}: {self._value(name)}" for name in fields) + "}"
 
     def words(self) -> str:
-        """The sizes and the filter, for a log or a terminal."""
-        return f"resize {self._value('resize')}, crop {self._value('crop')}, {self.interpolation}"
+        """All of it, for a log or a terminal."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{self._resizing()}, crop {self.crop[0]}x{self.crop[1]}, "
+            f"{'RGB' if self.channels == 3 else 'grey'}, mean {mean}, std {std}"
+            + ", upright by EXIF"
+            * self.exif
+        )
+
+    def _resizing(self) -> str:
+        if self.resize is None:
+            return "no resize"
+        size = (
+            f"the shorter side to {self.resize}"
+            if isinstance(self.resize, int)
+            else f"to {self.resize[0]}x{self.resize[1]}"
+        )
+        return f"resize {size}, {self.interpolation}" + " without antialias" * (not self.antialias)
 
     def _value(self, name: str) -> str:
         value = getattr(self, name)

@@ -24,10 +24,6 @@ if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.weights import Progress, Weights
     from pthserve.zoos.base import Architecture
 
-_RESIZE, _CROP = 256, 224
-_GREY = ((0.449,), (0.226,))
-"""Mean and standard deviation of ImageNet in grey: the averages of its channels'."""
-
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -65,12 +61,20 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
             f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
         )
     spec = _spec(described, found)
-    inferred = [*found.inferred]
-    if spec.assumed:
-        inferred.append(
-            Inferred("preprocessing", spec.words(), Origin.DEFAULT, f"preprocessing: {spec.to_card()}")
-        )
-    return Built(described, read, found, _labels(described, found), spec, tuple(inferred))
+    labels = _labels(described, found)
+    inferred = (
+        *found.inferred,
+        _inferred_spec(spec, found),
+        Inferred(
+            "labels",
+            f"{len(labels)} of the card"
+            if described.labels
+            else f"the class indices, 0 to {len(labels) - 1}",
+            Origin.CARD if described.labels else Origin.ASSUMED,
+            "labels: labels.txt",
+        ),
+    )
+    return Built(described, read, found, labels, spec, inferred)
 
 
 def load(
@@ -144,20 +148,46 @@ def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
-    """The card's spec, and where it says nothing, what is usual for the architecture; see `Spec.assumed`."""
-    spec = described.spec or Spec(assumed=True)
-    if described.spec is None and found.channels == 1:
-        mean, std = _GREY
-        spec = replace(spec, mean=mean, std=std)
+    """The card's spec; where it leaves out the sizes, it and what else is left out are the architecture's."""
+    spec = described.spec
+    if spec is None or spec.assumed:
+        stated = {name: getattr(spec, name) for name in described.stated}
+        spec = replace(_usual(found), **stated, assumed=True)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
             f"the model takes {found.channels}"
         )
-    if spec.assumed:
-        size = found.input_size
-        spec = replace(spec, resize=round(size * _RESIZE / _CROP), crop=(size, size))
     return spec
+
+
+def _usual(found: "Architecture") -> Spec:
+    """The preprocessing that the architecture is trained with by default, in its size and channels."""
+    preset, size = found.spec or Spec(), found.input_size
+    if preset.crop != (size, size):
+        preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
+    if preset.channels > found.channels:
+        mean, std = (round(sum(values) / len(values), 3) for values in (preset.mean, preset.std))
+        preset = replace(preset, mean=(mean,), std=(std,))
+    return preset
+
+
+def _scaled(preset: Spec, size: int) -> int | tuple[int, int] | None:
+    """The preset's `resize`, for a crop of `size` pixels instead of the preset's."""
+    match preset.resize:
+        case None:
+            return None
+        case int(side):
+            return round(size * side / min(preset.crop))
+        case height, width:
+            return round(size * height / preset.crop[0]), round(size * width / preset.crop[1])
+
+
+def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
+    preset, size = found.spec, found.input_size
+    usual = preset is not None and preset.crop == (size, size) and preset.channels == spec.channels
+    origin = Origin.CARD if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
+    return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
 
 
 def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 Outputs = NDArray[np.float32]
 """What an engine gives for a batch: float32 (n, ...)."""
@@ -57,6 +58,10 @@ class Task(Protocol):
 
     name: str
     """As in `model.yaml` and `/info`."""
+
+    answer_model: type[BaseModel]
+    """The fields of `Answer.to_dict`, for the OpenAPI schema, with one example in its `json_schema_extra`.
+    Tests validate answers against it; the service does not, since that would cost as much as writing them."""
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Answer:
         """The answer for one image, out of its row of the engine's outputs, which is finite."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.metrics import count_prediction
 from pthserve.tasks.base import Agreement, Outputs, TensorForm, TensorValues
@@ -19,6 +20,39 @@ An answer within the default tolerance of 0.02 cannot swap classes that are more
 
 _FEW = 16
 """Up to this many best classes, repeated `argmax` is faster than sorting all."""
+
+
+_EXAMPLE: dict[str, JsonValue] = {
+    "class_index": 0,
+    "label": "red",
+    "probabilities": [0.8, 0.1, 0.1],
+    "top": [
+        {"class_index": 0, "label": "red", "probability": 0.8},
+        {"class_index": 1, "label": "green", "probability": 0.1},
+        {"class_index": 2, "label": "blue", "probability": 0.1},
+    ],
+}
+
+
+class RankedClass(BaseModel):
+    """One of the most probable classes."""
+
+    class_index: int
+    label: str
+    probability: float
+
+
+class ClassificationAnswer(BaseModel):
+    """The classes of an image, as JSON."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    class_index: int = Field(description="the most probable class")
+    label: str = Field(description="its label")
+    probabilities: list[float] = Field(
+        description="one probability per class, in the order of the model's outputs"
+    )
+    top: list[RankedClass] = Field(description="the most probable classes, best first")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +89,7 @@ class Classification:
         return best
 
     def to_dict(self, top: int) -> dict[str, Any]:
-        """The fields of `/predict`'s JSON; see `Answer`. `probabilities` stays an array."""
+        """The fields of `ClassificationAnswer`; see `Answer`. `probabilities` stays an array."""
         return {
             "class_index": self.class_index,
             "label": self.label,
@@ -75,6 +109,7 @@ class ClassificationTask:
     """Logits, float32 (n, classes), and the softmax of them; see `Task`."""
 
     name = "classification"
+    answer_model = ClassificationAnswer
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
         """The classes of one image; see `Task`."""

@@ -45,9 +45,10 @@ class Architecture:
     num_classes: how many numbers it gives for an image.
     prefix: what stood before each name in the file, with its dot. parameters: how many.
     input_size: side of the square image in pixels. channels: 1 or 3 of them.
-    sure: `named` by the user; `exact` by names and shapes; or `assumed`, where `inferred` says what no file
-    states. spec: the preprocessing that the architecture was trained with by default, None where it has none.
-    ignored: names in the file that no inference uses.
+    inferred: what was found out about it: the architecture first. spec: the preprocessing that the
+    architecture was trained with by default, None where it has none. ignored: names in the file that no
+    inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
+    nothing says so.
     """
 
     name: str
@@ -57,10 +58,10 @@ class Architecture:
     parameters: int
     input_size: int
     channels: int
-    sure: str
-    inferred: tuple[Inferred, ...] = ()
+    inferred: tuple[Inferred, ...]
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
+    task_hint: str = ""
 
 
 class Zoo(Protocol):

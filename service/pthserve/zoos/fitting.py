@@ -47,7 +47,8 @@ class Fit:
 
     module: the catalogue's, changed where the file is (first layer, head). names: a tensor's name in the
     module to that in the state dict. outputs: how many numbers for an image. input_size: side of the square
-    image in pixels. inferred: what no file states. ignored: names in the state dict that no inference uses.
+    image in pixels. inferred: what was found out beside the architecture. ignored: names in the state dict
+    that no inference uses. task_hint: see `Architecture`.
     Raises ArchitectureError where something is left that has no place.
     """
 
@@ -65,6 +66,7 @@ class Fit:
         self.layout, self.catalogue, self.entry, self.match = layout, catalogue, entry, match
         self.names: dict[str, str] = {}
         self.inferred: list[Inferred] = []
+        self.task_hint = ""
         last = layout.shapes.get(f"{match.prefix}{entry.last}.weight")
         self.outputs = last[0] if last else 1000
         pretrained = catalogue.pretrained(match.name) if trained else {}
@@ -200,6 +202,10 @@ class Fit:
         self.outputs = made.outputs
         if made.assumed:
             self._infer("activation", "ReLU between the linear layers of the head")
+        if made.alone:
+            self.task_hint = (
+                "its last layer is wrapped in an nn.Sequential, as with a Sigmoid or Softmax behind it"
+            )
 
     def _left(self, unused: list[str]) -> list[str]:
         taken = {*self.names.values(), *unused}

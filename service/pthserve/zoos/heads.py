@@ -16,12 +16,15 @@ class Head:
 
     names: its own name of a tensor to the file's. outputs: how many numbers it gives.
     assumed: whether its activations, which no file tells, had to be assumed.
+    alone: whether it is one linear layer, the first in an `nn.Sequential`: nobody wraps a layer for nothing,
+    and what follows it leaves no trace.
     """
 
     module: nn.Sequential
     names: dict[str, str]
     outputs: int
     assumed: bool
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ def rebuild(shapes: Mapping[str, Shape], width: int, *, before: tuple[nn.Module,
         width = layer.leaves["weight"][0] if layer.linear else width
         if gap:
             modules.append(nn.ReLU())
-    return Head(nn.Sequential(*modules), names, width, sum(layer.linear for layer in layers) > 1)
+    alone = len(layers) == 1 and layers[0].path[-1:] == ("0",)
+    return Head(nn.Sequential(*modules), names, width, sum(layer.linear for layer in layers) > 1, alone)
 
 
 def _ordered(shapes: Mapping[str, Shape], width: int) -> list[_Layer]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.text import quoted
 from pthserve.zoos import fitting
@@ -59,8 +60,16 @@ def _fit(state_dict: dict[str, Tensor], name: str | None, kwargs: dict[str, Any]
         num_classes=fitted.outputs,
         prefix=match.prefix,
         input_size=fitted.input_size,
-        sure="named" if name else "assumed" if fitted.inferred else "exact",
-        inferred=tuple(fitted.inferred),
+        inferred=(
+            Inferred(
+                "architecture",
+                match.name,
+                Origin.CARD if name else Origin.FILE,
+                f"architecture: {match.name}",
+            ),
+            *fitted.inferred,
+        ),
         spec=TORCHVISION.spec(match.name),
         ignored=(*fitted.ignored, *beside),
+        task_hint=fitted.task_hint,
     )

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.zoos.layout import Part, compare
 
@@ -52,7 +53,7 @@ class Own:
             num_classes=_outputs(module, name),
             prefix=prefix,
             input_size=DEFAULT_SIZE,
-            sure="named",
+            inferred=(Inferred("architecture", name, Origin.CARD, f"architecture: {name}"),),
             ignored=ignored,
         )
 

@@ -1,6 +1,6 @@
 """Torchvision's image classifiers as a catalogue: the index by which a state dict is recognised, and presets.
 
-`python -m pthserve.zoos.torchvision` writes the index again, for another torchvision.
+`python -m pthserve.zoos.torchvision` writes index and presets again, for another torchvision.
 """
 
 import functools
@@ -17,11 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from pthserve.images.spec import Spec
-from pthserve.zoos.base import DEFAULT_SIZE, shapes
+from pthserve.zoos.base import shapes
 from pthserve.zoos.catalogue import Entry, describe
 from pthserve.zoos.layout import Part, square
 
 INDEX = Path(__file__).with_name("torchvision.json")
+PRESETS = Path(__file__).with_name("torchvision_presets.json")
 
 AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 """Heads that only training runs; a file may lack them."""
@@ -29,9 +30,6 @@ AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 PRETRAINED = {"googlenet": {"transform_input": True}, "inception_v3": {"transform_input": True}}
 """Arguments that torchvision sets with its pretrained weights, from which nearly all such models descend. No
 key tells them."""
-
-INPUT_SIZE = {"inception_v3": 299}
-"""Side of the square image in pixels, where it is not `DEFAULT_SIZE`."""
 
 _RENAMED = (
     # Names in weights that torchvision saved before it renamed modules: DenseNet (0.2) and ViT (0.12).
@@ -96,14 +94,19 @@ class Torchvision:
         return PRETRAINED.get(name, {})
 
     def spec(self, name: str) -> Spec:
-        """The common preprocessing of ImageNet, in the architecture's size."""
-        size = INPUT_SIZE.get(name, DEFAULT_SIZE)
-        return Spec(resize=round(size * 256 / 224), crop=(size, size), assumed=True)
+        """That of torchvision's own weights which it calls DEFAULT."""
+        return _presets()[name]
 
 
 @functools.cache
 def _index() -> dict[str, Entry]:
     return {name: Entry(**values) for name, values in json.loads(INDEX.read_text()).items()}
+
+
+@functools.cache
+def _presets() -> dict[str, Spec]:
+    presets = json.loads(PRESETS.read_text())
+    return {name: Spec.from_dict({**values, "assumed": True}) for name, values in presets.items()}
 
 
 TORCHVISION = Torchvision()
@@ -123,6 +126,38 @@ def make_index() -> dict[str, Entry]:
 def _plain(entry: Entry) -> dict[str, Any]:
     """The entry's values for JSON, without those that are empty."""
     return {key: value for key, value in asdict(entry).items() if value}
+
+
+def make_presets() -> dict[str, Spec]:
+    """Name to the preprocessing of its DEFAULT weights, from the torchvision that is installed."""
+    return {
+        name: _preset(models.get_model_weights(name).DEFAULT.transforms()) for name in TORCHVISION.names()
+    }
+
+
+def _preset(transform: Any) -> Spec:
+    """`transform`, a torchvision.transforms._presets.ImageClassification, as a Spec."""
+    (resize,), (crop,) = transform.resize_size, transform.crop_size
+    return Spec(
+        resize=resize,
+        crop=(crop, crop),
+        interpolation=transform.interpolation.value,
+        antialias=transform.antialias,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        assumed=True,
+    )
+
+
+def _changed(spec: Spec) -> dict[str, Any]:
+    """The fields of `spec` that have not their default values."""
+    standard = Spec(assumed=spec.assumed).to_dict()
+    return {name: value for name, value in spec.to_dict().items() if value != standard[name]}
+
+
+def _write(file: Path, values: Mapping[str, Any]) -> None:
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 class _Computed(TorchFunctionMode):
@@ -147,5 +182,5 @@ class _Computed(TorchFunctionMode):
 
 
 if __name__ == "__main__":
-    lines = (f"{json.dumps(name)}: {json.dumps(_plain(entry))}" for name, entry in make_index().items())
-    INDEX.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    _write(INDEX, {name: _plain(entry) for name, entry in make_index().items()})
+    _write(PRESETS, {name: _changed(spec) for name, spec in make_presets().items()})

@@ -1,0 +1,1 @@
+"""A user's own preprocessing and results beside those of pthserve."""

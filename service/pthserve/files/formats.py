@@ -1,0 +1,239 @@
+"""Formats: what a file is, by its bytes, and for what cannot be served how to go on.
+
+A name proves nothing: downloads, error pages and renamed files all end in `.pth`. So only the bytes count.
+"""
+
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from pthserve.errors import WeightsError
+from pthserve.files import pickles, regular_files
+from pthserve.text import quoted
+
+ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "onnx"
+"""The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
+
+HEADER = 8 * 2**20
+"""Most bytes of what lists a file's tensors: the header of safetensors, the pickles of `torch.save`, the
+directory of a zip archive."""
+FIELDS = 20_000
+"""Most fields of an ONNX file's outermost message: its functions and metadata are among them."""
+
+_EXPORT = (
+    "export the model where it was made: "
+    '`torch.export.save(torch.export.export(model.eval(), (example,)), "model.pt2")`'
+)
+_SCRIPTED = 'torch.save(torch.jit.load("model.pt", "cpu").state_dict(), "weights.pth")'
+_UNPACK = "unpack it, and name the weights file in it"
+_FROM_TENSORFLOW = "convert the model to ONNX with tf2onnx, and serve the .onnx file"
+
+_FOREIGN = (
+    # offset, first bytes there, what such a file is, what to do
+    (
+        0,
+        b"version https://git-lfs",
+        "a Git LFS pointer and not the weights",
+        "fetch them with `git lfs pull`",
+    ),
+    (0, b"\x1f\x8b", "compressed by gzip", _UNPACK),
+    (0, b"BZh", "compressed by bzip2", _UNPACK),
+    (0, b"\xfd7zXZ", "compressed by xz", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by Zstandard", _UNPACK),
+    (0, b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (0, b"Rar!", "a RAR archive", _UNPACK),
+    (257, b"ustar", "a tar archive", "unpack it, or save a file of PyTorch 0.1 again with a later one"),
+    (0, b"\x89HDF", "an HDF5 file, as Keras writes", _FROM_TENSORFLOW),
+    (4, b"TFL3", "a TensorFlow Lite model", "serve the model that it was converted from"),
+    (4, b"ET12", "an ExecuTorch program", "serve the model that it was made from"),
+    (0, b"ftrt", "a TensorRT engine", "serve the model that it was built from"),
+    (0, b"GGUF", "a GGUF file", "serve the PyTorch weights that it was converted from"),
+    (0, b"\x93NUMPY", "a numpy array", "save the model's state dict with `torch.save`"),
+)
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_MAGIC_NUMBER = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number that the first pickle of torch.save's legacy format holds."""
+
+# Fields of the outermost messages, by number: their wire type in protocol buffers.
+_VARINT, _BYTES = 0, 2
+_ONNX_FIELDS = {1: _VARINT, 5: _VARINT, **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _BYTES)}
+_ONNX_GRAPH = 7
+_SAVED_MODEL_FIELDS = {1: _VARINT, 2: _BYTES}
+
+
+def detect(path: Path) -> str:
+    """The format of the file at `path`: ZIP, LEGACY, SAFETENSORS, PT2 or ONNX.
+
+    Little is read: the file's head, a directory of its parts, or the pickles that list its tensors.
+
+    Raises:
+        WeightsError: it is something else, and the message says what and how to go on; or it cannot be read.
+    """
+    try:
+        with regular_files.open_regular(path) as file:
+            return of(file)
+    except OSError as error:
+        raise WeightsError(f"{quoted(path)}: cannot be read: {error.strerror}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{quoted(path)}: {error}") from error
+
+
+def of(file: IO[bytes]) -> str:
+    """The format of `file`, which is open for reading; see `detect`. Its messages name no path."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(512)
+    if not head:
+        raise WeightsError("is empty; save or download it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _of_archive(file)
+    if head[8:9] == b"{" and 0 in head[4:8]:
+        length = int.from_bytes(head[:8], "little")
+        if length <= size:  # else it is cut short, or no header at all
+            check_header(length)
+        return SAFETENSORS
+    _refuse_foreign(head)
+    if _is_onnx(file, size):
+        return ONNX
+    file.seek(0)
+    # Protocol 2, which torch.save writes, begins with this byte; older protocols with anything.
+    if head[0] != 0x80 and not pickles.scan(file).names:
+        raise WeightsError(
+            f"is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
+        )
+    file.seek(0)
+    check_header(pickles.length(file, HEADER + 1))
+    return LEGACY
+
+
+def _refuse_foreign(head: bytes) -> None:
+    """Raise WeightsError where the first bytes are those of a format that is known and not read."""
+    for offset, magic, what, advice in _FOREIGN:
+        if head[offset:].startswith(magic):
+            raise WeightsError(f"is {what}; {advice}")
+    if b"<net name=" in head:
+        raise WeightsError("is an OpenVINO model; serve the PyTorch or ONNX model that it was made from")
+    if head.lstrip().lower().startswith(_PAGES):
+        raise WeightsError(
+            "is a web page and not the weights; the download met a login or an error page, so fetch it again"
+        )
+
+
+def check_header(size: int) -> None:
+    """Refuse what would be parsed for minutes: thousands of tensors take a hundredth of HEADER."""
+    if size > HEADER:
+        raise WeightsError(
+            f"lists its tensors in {size} bytes, and at most {HEADER} are read; save the state dict alone"
+        )
+
+
+def _of_archive(file: IO[bytes]) -> str:
+    """The format of a zip archive; refused before anybody allocates what it claims to hold."""
+    check_header(_directory_size(file))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # zipfile raises whatever broken bytes provoke
+        raise WeightsError(f"is truncated or damaged ({error}); save or download it again") from error
+    names = {entry.filename for entry in entries}
+    last = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in last:
+        raise WeightsError(
+            f"is a TorchScript archive, which carries code, and was not loaded; {_EXPORT}; or save "
+            f"its weights alone: `{_SCRIPTED}`"
+        )
+    if "serialized_exported_program.json" in last or "archive_format" in last:
+        found = PT2
+    elif "data.pkl" in last:
+        found = ZIP
+        check_header(max(entry.file_size for entry in entries if entry.filename.endswith("data.pkl")))
+    else:
+        raise WeightsError(_other_archive(names, last))
+    held = sum(entry.file_size for entry in entries)
+    if held > file.seek(0, os.SEEK_END) or any(entry.compress_type for entry in entries):
+        raise WeightsError(
+            f"its zip entries are compressed or overlap ({held} bytes unpacked), which PyTorch never writes; "
+            "save it again"
+        )
+    if found == PT2 and not any(name.endswith(".json") and "aotinductor" not in name for name in names):
+        raise WeightsError(f"holds compiled code of AOTInductor, which is not run; {_EXPORT}")
+    return found
+
+
+def _other_archive(names: set[str], last: set[str]) -> str:
+    """What to say of a zip archive that PyTorch did not write."""
+    if "model.weights.h5" in last:
+        return f"is a Keras model; {_FROM_TENSORFLOW}"
+    if "MAR-INF/MANIFEST.json" in names:
+        return "is a TorchServe archive; unpack it, and name the state dict in it"
+    if last and all(name.endswith(".npy") for name in last):
+        return (
+            "holds numpy arrays (.npz); save them as tensors where they were made: "
+            '`torch.save({name: torch.as_tensor(array) for name, array in arrays.items()}, "weights.pth")`'
+        )
+    return "is a zip archive that PyTorch did not write; unpack it if the weights are in it"
+
+
+def _directory_size(file: IO[bytes]) -> int:
+    """How many bytes the directory of a zip archive claims to take; 0 where none is found.
+
+    zipfile makes an object of each of its entries, however many there are.
+    """
+    start = max(0, file.seek(0, os.SEEK_END) - 22 - 2**16)
+    file.seek(start)
+    tail = file.read()
+    end = len(tail) - 22
+    if not (tail[end:].startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
+        end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or end + 22 > len(tail):
+        return 0
+    size = int(struct.unpack_from("<I", tail, end + 12)[0])
+    if end >= 20 and tail[end - 20 :].startswith(b"PK\x06\x07") and end >= 76:
+        size = max(size, int(struct.unpack_from("<Q", tail, end - 76 + 40)[0]))
+    return 0 if size == 2**32 - 1 else size
+
+
+def _is_onnx(file: IO[bytes], size: int) -> bool:
+    """Whether `file` is an ONNX model; refuses one that is cut short, and what TensorFlow writes.
+
+    Of protocol buffers the bytes say no more than the numbers and types of their fields.
+    """
+    fields, end = _fields(file, size)
+    if len(fields) < 2 or any(_ONNX_FIELDS.get(number) != wire for number, wire in fields.items()):
+        return False
+    if end > size:
+        raise WeightsError("is truncated or damaged (an ONNX model); save or download it again")
+    if end == size and fields == _SAVED_MODEL_FIELDS:
+        raise WeightsError(f"is a SavedModel of TensorFlow; {_FROM_TENSORFLOW}")
+    return end == size and _ONNX_GRAPH in fields
+
+
+def _fields(file: IO[bytes], size: int) -> tuple[dict[int, int], int]:
+    """The wire type of each field of the message in `file`, and where the last that could be read ends."""
+    fields: dict[int, int] = {}
+    position = 0
+    for _ in range(FIELDS):
+        if position >= size:
+            break
+        file.seek(position)
+        piece = file.read(20)
+        tag, used = _varint(piece, 0)
+        value, length = _varint(piece, used)
+        wire = tag & 7
+        if not used or not length or wire not in (_VARINT, _BYTES):
+            break
+        fields[tag >> 3] = wire
+        position += used + length + (value if wire == _BYTES else 0)
+    return fields, position
+
+
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """The number at `start` and how many bytes it takes; none where it does not end."""
+    value = 0
+    for place, byte in enumerate(data[start : start + 10]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, place + 1
+    return 0, 0
