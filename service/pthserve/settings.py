@@ -175,6 +175,7 @@ _ORDER = (
     "model",
     "sha256",
     "name",
+    "architecture",
     "allow_code",
     "host",
     "port",

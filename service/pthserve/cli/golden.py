@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @takes_settings(
     *(
         "sha256",
+        "architecture",
         "allow_code",
         "device",
         "engine",

@@ -8,6 +8,7 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
+from pthserve.errors import AmbiguousArchitecture
 from pthserve.images.spec import Spec
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @MODEL
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@takes_settings("sha256")
+@takes_settings("sha256", "architecture")
 def command(settings: Settings, as_json: bool) -> None:
     """Show what a weights file or a packed model contains.
 
@@ -51,16 +52,20 @@ def command(settings: Settings, as_json: bool) -> None:
 def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.cli.display import reading
     from pthserve.files import card, weights
-    from pthserve.loading.load import build
+    from pthserve.loading.load import build, with_architecture
     from pthserve.zoos import own
 
     # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
-    described = card.read(Path(settings.model))
+    described = with_architecture(card.read(Path(settings.model)), settings.architecture)
     with reading(settings.model) as progress:
         if described.architecture and own.is_code(described.architecture):
             read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
             return _told(described, read) | {"architecture": described.architecture}
-        built = build(settings.model, settings, progress)
+        try:
+            built = build(settings.model, settings, progress)
+        except AmbiguousArchitecture as error:
+            read = weights.read(described.weights, settings.sha256 or described.sha256)
+            return _told(described, read) | {"candidates": [list(names) for names in error.choices]}
 
     from pthserve.zoos.architecture import (
         flops,
@@ -90,6 +95,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "format": weights.format,
         "container": weights.container,
         "architecture": None,
+        "candidates": [],
         "inferred": [],
         "ignored": [],
         "prefix": None,
@@ -149,6 +155,8 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         + (f", under `{quoted(found['container'])}`" if found["container"] else ""),
         "SHA-256": found["sha256"],
     }
+    if found["candidates"]:
+        return rows | _choices(found["candidates"])
     if found["parameters"] is None:
         return rows | {
             "architecture": f"names code: {quoted(found['architecture'])}, which inspect does not run",
@@ -172,6 +180,16 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
         "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
+    }
+
+
+def _choices(candidates: list[list[str]]) -> dict[str, str]:
+    """The rows for a file that fits several architectures which compute differently."""
+    first = candidates[0][0]
+    return {
+        "architecture": "one of several that have these names and shapes, and compute differently; state it "
+        f"with --architecture {first} or in model.yaml with `architecture: {first}`",
+        "candidates": "\n".join(" or ".join(names) for names in candidates),
     }
 
 

@@ -30,6 +30,7 @@ from pthserve.settings import Settings
 @HEADERS
 @takes_settings(
     "sha256",
+    "architecture",
     "allow_code",
     "device",
     "engine",

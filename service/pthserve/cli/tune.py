@@ -22,6 +22,7 @@ from pthserve.text import MESSAGE, quoted
 @takes_settings(
     *(
         "sha256",
+        "architecture",
         "allow_code",
         "device",
         "engine",

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from pthserve.errors import ArchitectureError
 from pthserve.images.spec import Spec
+from pthserve.text import quoted
 from pthserve.zoos.base import shapes
 from pthserve.zoos.layout import Layout, Part, Shape, digest, words
 
@@ -20,8 +22,8 @@ class Entry:
 
     last: path of the layer that gives the classes. tops: the body's top-level names, each with its number
     among the module's children (None: a parameter). count: names in the body. digest, sketch, sizes: as in
-    `layout.Part`. first: short name of the weights of the first convolution. head: `layout.head_digest` of the
-    library's own head. beside: paths of other layers that give the classes, whose average is the answer.
+    `layout.Part`. first: short name of the weights of the first convolution. head_digest: as the function
+    has it. beside: paths of other layers that give the classes, whose average is the answer.
     group: number of the architectures that compute the same with the same weights, in this catalogue and in
     others; of those with an equal digest alone, 0 where there is only one.
     """
@@ -41,6 +43,11 @@ class Entry:
     def head(self) -> str:
         """Top-level name of the head."""
         return self.last.partition(".")[0]
+
+    @property
+    def heads(self) -> list[str]:
+        """Top-level names of the head, and of what else gives the classes."""
+        return list(dict.fromkeys(path.partition(".")[0] for path in (self.last, *self.beside)))
 
     @property
     def spellings(self) -> list[dict[str, str]]:
@@ -66,8 +73,16 @@ class Catalogue(Protocol):
     def index(self) -> Mapping[str, Entry]:
         """Name to entry, as it ships."""
 
+    def entry(self, name: str, **kwargs: Any) -> Entry:
+        """The entry of an architecture that is built with these arguments.
+
+        Raises:
+            ArchitectureError: the library cannot use them.
+        """
+
     def modern(self, key: str) -> str:
-        """The present spelling of a tensor's name that an older version of the library saved."""
+        """The present spelling of a tensor's name that an older version of the library saved; "" for what is
+        no weight."""
 
     def blank(self, name: str, **kwargs: Any) -> nn.Module:
         """The architecture without weights, such as on the meta device.
@@ -86,7 +101,10 @@ class Catalogue(Protocol):
         """Arguments that the library sets with its pretrained weights and that no key tells."""
 
     def spec(self, name: str) -> Spec:
-        """The preprocessing that the architecture was trained with by default."""
+        """The preprocessing that the architecture was trained with by default.
+
+        name: may end in a tag that tells pretrained weights apart, where the library has such.
+        """
 
 
 def describe(
@@ -136,3 +154,13 @@ def head_digest(head: Mapping[str, Shape], lasts: Iterable[str]) -> str:
     return digest(
         f"{name} {words(shape[1:] if name.startswith(paths) else shape)}" for name, shape in head.items()
     )
+
+
+def blank(catalogue: Catalogue, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The catalogue's module without weights; ArchitectureError where it cannot use `kwargs`."""
+    try:
+        return catalogue.blank(name, **kwargs)
+    except Exception as error:  # libraries check few of their arguments, and fail on others as they may
+        raise ArchitectureError(
+            f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
+        ) from error

@@ -1,19 +1,18 @@
 """A state dict put into one of a catalogue's architectures, part by part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
-from pthserve.files import checkpoint
 from pthserve.text import quoted
 from pthserve.zoos import heads
 from pthserve.zoos.base import shapes
-from pthserve.zoos.catalogue import Catalogue, Entry
+from pthserve.zoos.catalogue import Catalogue, Entry, blank
 from pthserve.zoos.layout import Layout, Shape, compare, loose, some, words
-from pthserve.zoos.search import Match, find, nearest
+from pthserve.zoos.search import Match, nearest
 
 ADVICE = (
     "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
@@ -21,25 +20,6 @@ ADVICE = (
 
 # Below this, "the nearest" would say nothing.
 _RESEMBLES = 0.2
-
-
-def match(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> Match:
-    """The one network in `layout`; of several the moving average. name: the user's, for the message."""
-    found = find(layout, entries)
-    if not found:
-        raise ArchitectureError(_misfit(layout, catalogue, entries, name))
-    means = [one for one in found if averaged(one)]
-    if len(found) > 1 and len(means) != 1:
-        places = " and ".join(f"`{quoted(one.prefix) or '(top)'}`" for one in found)
-        raise ArchitectureError(
-            f"the state dict holds several networks, under {places}; save only the names of the one to serve"
-        )
-    return (means if len(found) > 1 else found)[0]
-
-
-def averaged(one: Match) -> bool:
-    """Whether the network is a moving average of another."""
-    return bool(checkpoint.AVERAGED.search(one.prefix))
 
 
 class Fit:
@@ -84,7 +64,8 @@ class Fit:
             **pretrained,
             **kwargs,
         }
-        self.input_size = arguments.get(catalogue.size_argument, catalogue.spec(match.name).crop[0])
+        size = arguments.get(catalogue.size_argument, catalogue.spec(match.name).crop[0])
+        self.input_size = size if isinstance(size, int) else size[0]
         unused = self._build(arguments)
         self._fit_body()
         self._fit_head(unused)
@@ -131,7 +112,7 @@ class Fit:
         path = name.rpartition(".")[0]
         layer = self.module.get_submodule(path)
         if (
-            isinstance(layer, nn.Conv2d)
+            type(layer) is nn.Conv2d  # others standardise their weights, or pad in a way of their own
             and layer.groups == 1
             and ours != theirs
             and loose(ours) == loose(theirs)
@@ -141,18 +122,26 @@ class Fit:
     def _fit_head(self, unused: list[str]) -> None:
         """Give the module the file's head: the library's own; with its last layer replaced; or all of it."""
         path, last, prefix = self.entry.head, self.entry.last, self.match.prefix
-        ours = _under(path, shapes(self.module.state_dict()))
-        theirs = {
-            full.removeprefix(prefix): self.layout.shapes[full]
-            for full in self.layout.names.get((*self.match.node, path), ())
-        }
+        ours: dict[str, Shape] = {}
+        theirs: dict[str, Shape] = {}
+        for top in self.entry.heads:
+            ours |= _under(top, shapes(self.module.state_dict()))
+            theirs |= {
+                full.removeprefix(prefix): self.layout.shapes[full]
+                for full in self.layout.names.get((*self.match.node, top), ())
+            }
         if ours == theirs:
             self.names |= {key: prefix + key for key in theirs}
             return
+        if self.entry.beside:
+            raise ArchitectureError(
+                f"the body is {self.match.name}'s, whose answer is the average of several layers "
+                f"({', '.join((last, *self.entry.beside))}); they must be as the library has them. {ADVICE}"
+            )
         kept = {key: shape for key, shape in ours.items() if key not in _under(last, ours)}
         new = {key: shape for key, shape in theirs.items() if key not in kept}
         head = self.module.get_submodule(path)
-        if kept and kept.items() <= theirs.items() and new == _under(last, new):
+        if kept.items() <= theirs.items() and new == _under(last, new):
             self.names |= {key: prefix + key for key in kept}
             path, head = last, self.module.get_submodule(last)
         else:
@@ -166,7 +155,9 @@ class Fit:
                 f"this is the body of {self.match.name} without a head: it gives features and no classes; "
                 "save the whole model's state dict"
             )
-        width = heads.features(head)
+        # What else a library's head does, such as pooling, is lost with it.
+        plain = isinstance(head, nn.Linear | nn.Sequential)
+        width = heads.features(head) if plain else None
         takes = f"linear layers and norms on {width} features" if width else "the library's own"
         made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
         if made is None:
@@ -224,32 +215,29 @@ class Fit:
         return not node or len(self.layout.children[node]) == 1
 
 
-def blank(catalogue: Catalogue, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The catalogue's module without weights; ArchitectureError where it cannot use `kwargs`."""
-    try:
-        return catalogue.blank(name, **kwargs)
-    except Exception as error:  # libraries check few of their arguments, and fail on others as they may
-        raise ArchitectureError(
-            f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
-        ) from error
-
-
 def trained(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the running means show that the model saw images."""
     return any(bool(tensor.any()) for name, tensor in state_dict.items() if name.endswith("running_mean"))
 
 
-def _misfit(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> str:
-    """Why no entry fits: the nearest, and what differs."""
-    close, alike = nearest(layout, entries)
+def misfit(tried: Sequence[tuple[Layout, Catalogue, Mapping[str, Entry]]], name: str | None) -> str:
+    """Why no entry fits: the nearest, and what differs.
+
+    Args:
+        tried: the state dict as each catalogue's library has its names, and the entries that were tried.
+        name: the user's, if any.
+    """
+    near = [(*nearest(layout, entries), catalogue, entries) for layout, catalogue, entries in tried]
+    close, alike, catalogue, entries = max(near, key=lambda one: one[1])
+    known = " or ".join(catalogue.name for _, catalogue, _ in tried)
     if close is None or (alike < _RESEMBLES and not name):
-        return f"no architecture of {catalogue.name} has keys like {some(layout.shapes)}. {ADVICE}"
+        return f"no architecture of {known} has keys like {some(tried[0][0].shapes)}. {ADVICE}"
     reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
     body = reference.part((), {top: top for top in entries[close.name].tops})
     which = (
         f"this is no {name}"
         if name
-        else f"no architecture of {catalogue.name} fits; the nearest is {close.name}"
+        else f"no architecture of {known} fits; the nearest is {catalogue.name}/{close.name}"
     )
     under = f" under `{quoted(close.prefix)}`" if close.prefix else ""
     return f"{which}{under}: {compare(body, close.body) or 'its layers are nested in another way'}. {ADVICE}"

@@ -67,8 +67,8 @@ def nearest(layout: Layout, entries: Mapping[str, Entry]) -> tuple[Match | None,
     best: tuple[Match | None, float] = (None, 0.0)
     spelled: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for name, entry in entries.items():
-        for spelling in entry.spellings:
-            spelled[tuple(spelling.items())].append(name)
+        for tops in entry.spellings:
+            spelled[tuple(tops.items())].append(name)
     for node, children in layout.children.items():
         for spelling, names in spelled.items():
             here = {name: top for name, top in spelling if name in children}
@@ -84,14 +84,14 @@ def nearest(layout: Layout, entries: Mapping[str, Entry]) -> tuple[Match | None,
 
 
 def _spellings(entries: Mapping[str, Entry]) -> dict[str, list[tuple[dict[str, str], set[int]]]]:
-    """Each way to call a body's top-level names, under the first of them, and how many names such bodies have.
+    """Each way to call a body's top-level names, and the counts of such bodies, under the first name.
 
     Those with a single name are under "".
     """
     spelled: dict[tuple[tuple[str, str], ...], set[int]] = defaultdict(set)
     for entry in entries.values():
-        for spelling in entry.spellings:
-            spelled[tuple(spelling.items())].add(entry.count)
+        for tops in entry.spellings:
+            spelled[tuple(tops.items())].add(entry.count)
     under: dict[str, list[tuple[dict[str, str], set[int]]]] = defaultdict(list)
     for spelling, counts in spelled.items():
         under[spelling[0][0] if len(spelling) > 1 else ""].append((dict(spelling), counts))

@@ -18,7 +18,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pthserve.images.spec import Spec
-from pthserve.zoos.catalogue import Entry
+from pthserve.text import quoted
+from pthserve.zoos.catalogue import Entry, blank, describe
 from pthserve.zoos.layout import Part, square
 
 INDEX = Path(__file__).with_name("timm.json")
@@ -36,7 +37,20 @@ _INITIALISING = frozenset(
 )
 _RANDOM = frozenset((torch.Tensor.normal_, torch.Tensor.uniform_))
 
-# Most calls of PyTorch that it takes to build a module. What a card gives as arguments could ask for millions.
+_DEFAULTS: dict[str, Any] = {
+    "input_size": [3, 224, 224],
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+"""What timm takes where a `pretrained_cfg` says nothing."""
+
+_LARGEST = 4096
+"""Largest side of an image in pixels that a `pretrained_cfg` may state."""
+
+# Most calls of PyTorch that it takes to build a module. A card's arguments could ask for millions.
 _CALLS = 100_000
 
 
@@ -91,6 +105,16 @@ class Timm:
         """Name to entry, as written by `timm_index`."""
         return _index().entries
 
+    def entry(self, name: str, **kwargs: Any) -> Entry:
+        """The entry of the architecture as these arguments make it."""
+        known = self.index()[name]
+        if not kwargs.keys() - {"num_classes"}:
+            return known
+        module = blank(self, name, kwargs)
+        return replace(
+            describe(module, known.last, beside=known.beside), first=known.first, group=known.group
+        )
+
     def modern(self, key: str) -> str:
         """The name itself, and "" for what is no weight."""
         return "" if _COMPUTED.search(key) else key
@@ -113,12 +137,12 @@ class Timm:
         return ()
 
     def implied(self, name: str, body: Part) -> dict[str, Any]:
-        """The arguments of `create_model` that the shapes of the body tell: channels, image and window size."""
+        """The arguments that the shapes of the body tell: channels, size of the image and of its windows."""
         arguments: dict[str, Any] = {}
         first = body.shapes.get(self.index()[name].first, ())
         if len(first) == 4 and first[1] != 3:
             arguments["in_chans"] = first[1]
-        law = _index().laws.get(name)
+        law = self.law(name)
         shape = body.shapes.get(law.tensor, ()) if law else ()
         if law and law.axis < len(shape) and (value := law.value(shape[law.axis])) not in (None, law.default):
             arguments[law.argument] = value
@@ -127,6 +151,10 @@ class Timm:
                 assert value is not None
                 arguments[self.size_argument] = self.size(name) * value // law.default
         return arguments
+
+    def law(self, name: str) -> Law | None:
+        """How the architecture's tensors follow the size of the image or of its windows, where they do."""
+        return _index().laws.get(name)
 
     def pretrained(self, name: str) -> dict[str, Any]:  # noqa: ARG002
         """None: what timm's pretrained weights need is part of the name."""
@@ -137,9 +165,13 @@ class Timm:
 
         name: may end in a tag, such as `resnet50.a1_in1k`: then that of these weights.
         """
+        return preset(**self.preset(name))
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """The values that `preset` takes, of the weights called `name`; see `spec`."""
         plain, _, tag = name.partition(".")
         tags = _index().tags[plain]
-        return preset(**_index().presets[tags.get(tag, next(iter(tags.values())))])
+        return dict(_index().presets[tags.get(tag, next(iter(tags.values())))])
 
     def size(self, name: str) -> int:
         """Side of the square image in pixels."""
@@ -151,6 +183,13 @@ class Timm:
 
 
 TIMM = Timm()
+
+
+def computing_alike(catalogue: str, name: str) -> int:
+    """The number of the architectures that compute the same as this one; 0 where it is by itself."""
+    if catalogue == TIMM.name:
+        return _index().entries[name].group
+    return _index().torchvision.get(name, 0)
 
 
 def preset(
@@ -180,6 +219,31 @@ def preset(
         std=tuple(std),
         assumed=True,
     )
+
+
+def completed(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What `preset` takes, out of a `pretrained_cfg`; where it says nothing, timm's defaults.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+    values = {key: cfg.get(key) or default for key, default in _DEFAULTS.items()}
+    for key, default in _DEFAULTS.items():
+        value = values[key]
+        if isinstance(default, list):
+            right = isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+        else:
+            right = _is_number(value) if isinstance(default, float) else isinstance(value, str)
+        if not right:
+            raise ValueError(f"{key} is {quoted(value)}")
+    size, ratio = [int(side) for side in values["input_size"]], values["crop_pct"]
+    if not (min(size) > 0 and max(size) <= _LARGEST and 0.1 <= ratio <= 10 and min(values["std"]) > 0):
+        raise ValueError(f"input_size is {size}, crop_pct {ratio}, std {values['std']}")
+    return values | {"input_size": size}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

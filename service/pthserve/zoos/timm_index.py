@@ -4,24 +4,31 @@ Names that share all keys and shapes are run with the same weights on the same i
 are one group.
 """
 
+import functools
+import hashlib
 import itertools
 import json
+import logging
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, is_dataclass
 from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from pthserve.zoos.base import shapes
-from pthserve.zoos.catalogue import Catalogue, Entry, describe, head_digest
-from pthserve.zoos.layout import Layout, Part, Shape, sized, square
+from pthserve.zoos.catalogue import Catalogue, Entry, describe
+from pthserve.zoos.layout import Layout, Part, sized, square
 from pthserve.zoos.timm import INDEX, TIMM, Law
 from pthserve.zoos.torchvision import TORCHVISION
+
+_log = logging.getLogger(__name__)
 
 _CLASSES = 32
 _LARGEST = 750_000_000
@@ -30,6 +37,13 @@ _ALIKE = 1e-4
 """Largest difference between two answers that count as the same, as a share of the largest number in them."""
 _LIVELY = 1e-2
 """Smallest difference between the answers for two images, on the same scale, for a run to show anything."""
+_INTERNAL = frozenset(vars(nn.Module())) | {
+    "pretrained_cfg",
+    "default_cfg",
+    "pretrained_model_args",
+    "grad_checkpointing",
+}
+"""Attributes of a module that say nothing of what it computes."""
 _NUMBERS = torch.randn(2**22, generator=torch.Generator().manual_seed(1))
 
 
@@ -37,26 +51,33 @@ def write() -> None:
     """Write `timm.json`, which takes some 20 minutes and 6 GiB of memory."""
     found: dict[str, tuple[Entry, Law | None]] = {}
     for name in timm.list_models():
-        if one := _described(name):
+        if one := described(name):
             found[name] = one
     _save(found, *_groups({name: entry for name, (entry, _) in found.items()}, _laws(found)))
 
 
-def _described(name: str) -> tuple[Entry, Law | None] | None:
-    """The entry of the architecture, and how it follows the size of the image; None if it is no classifier."""
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+def described(name: str) -> tuple[Entry, Law | None] | None:
+    """The entry of the architecture, and how it follows the image's size; None if it is no classifier."""
+    cfg = _cfg(name)
     try:
         module = TIMM.blank(name, num_classes=1000)
         last, *beside = [cfg.classifier] if isinstance(cfg.classifier, str) else list(cfg.classifier or [])
         layers = [module.get_submodule(path) for path in (last, *beside)]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        print(f"{name}: left out: {error}")
+        _log.info("%s: left out: %s", name, error)
         return None
     if any(getattr(layer, "weight", torch.zeros(0, 0)).shape[0] != 1000 for layer in layers):
-        print(f"{name}: left out: {last} does not give the classes")
+        _log.info("%s: left out: %s does not give the classes", name, last)
         return None
     entry = describe(module, last, beside=tuple(beside), first=_first(cfg.first_conv))
     return entry, _law(name, module, entry, cfg.input_size[-1])
+
+
+def _cfg(name: str) -> PretrainedCfg:
+    """That of the architecture's default weights."""
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    return cfg
 
 
 def _first(names: str | Sequence[str] | None) -> str:
@@ -116,9 +137,7 @@ def _laws(found: Mapping[str, tuple[Entry, Law | None]]) -> dict[str, Law]:
     return {name: law for name, (_, law) in found.items() if law}
 
 
-def _groups(
-    entries: Mapping[str, Entry], laws: Mapping[str, Law]
-) -> tuple[dict[str, int], dict[str, int]]:
+def _groups(entries: Mapping[str, Entry], laws: Mapping[str, Law]) -> tuple[dict[str, int], dict[str, int]]:
     """The number of each name's group, where others share its digest: of timm's, and of torchvision's."""
     sharing: dict[str, list[tuple[Catalogue, str]]] = defaultdict(list)
     for name, entry in entries.items():
@@ -126,97 +145,157 @@ def _groups(
     for name, entry in TORCHVISION.index().items():
         if entry.digest in sharing:
             sharing[entry.digest].append((TORCHVISION, name))
-    number, groups = 0, {"timm": {}, "torchvision": {}}  # type: ignore[var-annotated]
+    groups: dict[str, dict[str, int]] = {"timm": {}, "torchvision": {}}
+    number = 0
     for members in sharing.values():
-        if len(members) < 2:
-            continue
-        size = min(_input_size(catalogue, name) for catalogue, name in members)
-        answers: list[tuple[int, Tensor]] = []
-        for catalogue, name in members:
-            answer = _answer(catalogue, name, entries, laws.get(name), size)
-            same = [
-                group
-                for group, other in answers
-                if answer is not None and other.shape == answer.shape and _difference(answer, other) < _ALIKE
-            ]
-            if same:
-                group = same[0]
-            else:
+        if len(members) > 1:
+            for alike in _computing_alike(members, entries, laws):
                 number += 1
-                group = number
-                if answer is not None:
-                    answers.append((group, answer))
-            groups[catalogue.name][name] = group
-            distances = [f"{_difference(answer, other):.1e}" for _, other in answers if answer is not None]
-            print(f"{catalogue.name}/{name}: {group} {distances}", flush=True)
+                for catalogue, name in alike:
+                    groups[catalogue.name][name] = number
+                _log.info("group %d: %s", number, ", ".join(name for _, name in alike))
     return groups["timm"], groups["torchvision"]
+
+
+def _computing_alike(
+    members: Sequence[tuple[Catalogue, str]], entries: Mapping[str, Entry], laws: Mapping[str, Law]
+) -> list[list[tuple[Catalogue, str]]]:
+    """The members, those together that compute the same: their modules are the same, or answer the same."""
+    size = min(_input_size(catalogue, name) for catalogue, name in members)
+    alike: list[tuple[set[str], Tensor | None, list[tuple[Catalogue, str]]]] = []
+    for member in members:
+        catalogue, name = member
+        module = _built(catalogue, name, laws.get(name), size)
+        structure = (_structure(module) if module else None) or ""
+        group = next((group for group in alike if structure in group[0]), None)
+        if group is None:
+            entry = entries[name] if catalogue is TIMM else TORCHVISION.index()[name]
+            answer = _answer(module, name, entry, size) if module else None
+            far = [
+                1.0 if answer is None or other is None else _difference(answer, other)
+                for _, other, _ in alike
+            ]
+            _log.info("%s/%s: %s", catalogue.name, name, [f"{one:.1e}" for one in far])
+            group = next((group for group, one in zip(alike, far, strict=True) if one < _ALIKE), None)
+            if group is None:
+                alike.append(group := (set(), answer, []))
+            if structure:
+                group[0].add(structure)
+        group[2].append(member)
+    return [group[2] for group in alike]
 
 
 def _input_size(catalogue: Catalogue, name: str) -> int:
     if catalogue is TIMM:
-        return int(timm.get_pretrained_cfg(name).input_size[-1])
+        return int(_cfg(name).input_size[-1])
     return catalogue.spec(name).crop[0]
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return 1.0
     return float((one - other).abs().max() / other.abs().max())
 
 
-def _answer(
-    catalogue: Catalogue, name: str, entries: Mapping[str, Entry], law: Law | None, size: int
-) -> Tensor | None:
-    """What the architecture answers for images of `size`, with weights that follow from its tensors' names.
-
-    None where it cannot be run, or where its answers hardly depend on the image.
-    """
+def _built(catalogue: Catalogue, name: str, law: Law | None, size: int) -> nn.Module | None:
+    """The architecture for images of `size`, as far as it can be; None where it cannot be built so."""
     arguments: dict[str, Any] = {"num_classes": _CLASSES}
     if catalogue is TIMM:
-        if timm.get_pretrained_cfg(name).fixed_input_size or (law and law.argument == "img_size"):
+        if _cfg(name).fixed_input_size or (law and law.argument == "img_size"):
             arguments["img_size"] = size
         if law and law.argument == "window_size":
             arguments["window_size"] = law.default * size // _input_size(TIMM, name)
     try:
-        module = catalogue.blank(name, **arguments)
-        if sum(parameter.numel() for parameter in module.parameters()) > _LARGEST:
-            return None
-        last = entries[name].last if catalogue is TIMM else TORCHVISION.index()[name].last
-        body = {full: short for short, full in _body_of(catalogue, name, module, entries).names.items()}
+        return catalogue.blank(name, **arguments).eval()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        _log.info("%s: not built: %s", name, " ".join(str(error).split())[:200])
+        return None
+
+
+def _structure(module: nn.Module) -> str | None:
+    """A text that is equal for modules that compute the same; None where an attribute is of an unknown kind.
+
+    It has the classes of all layers, and their attributes but for those that only training looks at.
+    """
+    lines = []
+    for path, layer in module.named_modules():
+        lines.append(f"{path}: {type(layer).__module__}.{type(layer).__qualname__}")
+        for key, value in vars(layer).items():
+            if key in _INTERNAL or "drop" in key or (key == "p" and isinstance(layer, nn.Dropout)):
+                continue
+            words = _words(value)
+            if words is None:
+                return None
+            lines.append(f"{key}={words}")
+    lines += [f"{name}={_words(buffer)}" for name, buffer in module.named_buffers()]
+    return "\n".join(lines)
+
+
+def _words(value: Any) -> str | None:
+    """The value as text, equal only for equal ones; None where it is of an unknown kind."""
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return "meta" if value.is_meta else hashlib.sha256(value.detach().numpy().tobytes()).hexdigest()
+    if isinstance(value, functools.partial):
+        value = (value.func, value.args, value.keywords)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        words = [_words(one) for one in value]
+        return None if None in words else f"[{', '.join(map(str, words))}]"
+    if isinstance(value, nn.Module):
+        return type(value).__qualname__  # its attributes stand under its own path
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return None
+
+
+def _answer(module: nn.Module, name: str, entry: Entry, size: int) -> Tensor | None:
+    """What the module answers for images of `size`, with weights that follow from its tensors' names.
+
+    None where it cannot be run, or where its answers hardly depend on the image.
+    """
+    if sum(parameter.numel() for parameter in module.parameters()) > _LARGEST:
+        _log.info("%s: too large", name)
+        return None
+    body = {full: short for short, full in _body(module, entry).names.items()}
+    try:
+        trained = {key for key, _ in module.named_parameters(remove_duplicate=False)}
         values = {
-            key: _filled(body.get(key, key.replace(last, "last")), tensor)
+            key: _filled(body.get(key, key.replace(entry.last, "last")), tensor)
+            if key in trained or "running" in key
+            else tensor
             for key, tensor in module.state_dict().items()
         }
         module.load_state_dict(values, assign=True)
-        module.eval()
-        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+        generator = torch.Generator().manual_seed(2)
+        images = nn.functional.interpolate(torch.randn(2, 3, 6, 6, generator=generator), (size, size))
+        images = images + torch.randn(images.shape, generator=generator) / 2
         with torch.no_grad():
             answer: Tensor = module(images)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        print(f"{name}: not run: {' '.join(str(error).split())[:200]}")
+        _log.info("%s: not run: %s", name, " ".join(str(error).split())[:200])
         return None
     one, other = answer
     if not answer.isfinite().all() or _difference(one, other) < _LIVELY:
-        print(f"{name}: its answers show nothing")
+        _log.info("%s: its answers show nothing", name)
         return None
     return answer
-
-
-def _body_of(catalogue: Catalogue, name: str, module: nn.Module, entries: Mapping[str, Entry]) -> Part:
-    entry = entries[name] if catalogue is TIMM else TORCHVISION.index()[name]
-    return _body(module, entry)
 
 
 def _filled(name: str, tensor: Tensor) -> Tensor:
     """The tensor with numbers that follow from its name and shape, such as a trained one might have."""
     leaf = name.rpartition(".")[2]
-    if not tensor.is_floating_point() or (not isinstance(tensor, nn.Parameter) and "running" not in leaf):
-        return tensor.detach()
     count, start = tensor.numel(), zlib.crc32(name.encode()) % (len(_NUMBERS) // 2)
     rest = _NUMBERS[start:]
     numbers = rest.repeat(-(-count // len(rest)))[:count].reshape(tensor.shape)
     if leaf == "running_var":
         return numbers.abs() + 0.5
     if tensor.ndim > 1 and not sized(name, tuple(tensor.shape)):
-        return numbers / max(count / tensor.shape[0], 1) ** 0.5
+        return numbers / math.sqrt(max(count / tensor.shape[0], 1))
     if leaf == "weight" or "gamma" in leaf:
         return numbers.abs() + 0.5
     return numbers * 0.3
@@ -257,10 +336,10 @@ def _tags(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each tag of the architecture's pretrained weights, its default first, and their preprocessing."""
     from timm.models._registry import get_arch_pretrained_cfgs
 
-    default = timm.get_pretrained_cfg(name)
+    default = _cfg(name)
     others = {full.partition(".")[2]: cfg for full, cfg in get_arch_pretrained_cfgs(name).items()}
     for tag, cfg in {default.tag or "": default, **others}.items():
-        yield tag, resolve_data_config(pretrained_cfg=cfg.to_dict())
+        yield tag, resolve_data_config(pretrained_cfg=cfg.to_dict())  # type: ignore[no-untyped-call]
 
 
 def _place(values: list[Any], value: Any) -> int:

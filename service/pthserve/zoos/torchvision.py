@@ -18,7 +18,7 @@ from torchvision import models
 
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import shapes
-from pthserve.zoos.catalogue import Entry, describe
+from pthserve.zoos.catalogue import Entry, blank, describe
 from pthserve.zoos.layout import Part, square
 
 INDEX = Path(__file__).with_name("torchvision.json")
@@ -60,6 +60,12 @@ class Torchvision:
     def index(self) -> Mapping[str, Entry]:
         """Name to entry, as written by `make_index`."""
         return _index()
+
+    def entry(self, name: str, **kwargs: Any) -> Entry:
+        """The entry of the architecture as these arguments make it."""
+        module = blank(self, name, kwargs)
+        last = list(shapes(module.state_dict()))[-1].rpartition(".")[0]
+        return describe(module, last, self.auxiliary(name))
 
     def modern(self, key: str) -> str:
         """The present spelling of a name in a state dict."""
@@ -112,15 +118,9 @@ def _presets() -> dict[str, Spec]:
 TORCHVISION = Torchvision()
 
 
-def entry(name: str, module: nn.Module) -> Entry:
-    """The entry of the architecture called `name`, as `module` is built."""
-    last = list(shapes(module.state_dict()))[-1].rpartition(".")[0]
-    return describe(module, last, AUXILIARY.get(name, ()))
-
-
 def make_index() -> dict[str, Entry]:
     """Name to entry, from the torchvision that is installed. Takes some 20 s."""
-    return {name: entry(name, TORCHVISION.blank(name)) for name in TORCHVISION.names()}
+    return {name: TORCHVISION.entry(name) for name in TORCHVISION.names()}
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
