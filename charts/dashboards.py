@@ -54,20 +54,20 @@ SERVICE = {
     "Service": [
         Panel(
             "Requests",
-            "Answers a second, by route and status code. Probes and scrapes are left out.",
+            "Responses per second, by route and status code, without probes and scrapes.",
             "reqps",
             {"{{route}} {{code}}": _rate("pthserve_requests_total", "route, code", OWN)},
             stack=True,
         ),
         Panel(
             "Errors",
-            "Share of the answers that were 5xx: the service's fault, or more load than it can take.",
+            "Share of responses with a 5xx status: an error of the service, or more load than it can handle.",
             "percentunit",
             {"5xx": f"({ERRORS} or 0 * {ANSWERS}) / {ANSWERS}"},
         ),
         Panel(
             "Latency",
-            "From the request line to the last byte of the answer, over all routes.",
+            "Time from the request line to the last byte of the response, over all routes.",
             "s",
             _quantiles("pthserve_request_duration_seconds", where=OWN),
         ),
@@ -78,14 +78,14 @@ SERVICE = {
             {"{{route}}": _quantile(0.95, "pthserve_request_duration_seconds", "le, route", OWN)},
         ),
         Panel(
-            "Clients that left",
-            "Requests a second whose client was gone before the answer.",
+            "Disconnected clients",
+            "Requests per second whose client disconnected before the response.",
             "reqps",
             {"{{pod}}": _rate("pthserve_disconnects_total", "pod")},
         ),
         Panel(
             "Pods",
-            "Pods that are scraped, and those of them that have a model.",
+            "Pods that are scraped, and how many of them have a model.",
             "short",
             {
                 "scraped": f"count(pthserve_build_info{{{SERIES}}})",
@@ -109,7 +109,7 @@ SERVICE = {
         ),
         Panel(
             "Queue",
-            "Decoded images that wait for the engine, by pod.",
+            "Decoded images waiting for the engine, by pod.",
             "short",
             {"{{pod}}": f"pthserve_queue_depth{{{SERIES}}}"},
         ),
@@ -121,20 +121,20 @@ SERVICE = {
         ),
         Panel(
             "Rejections",
-            "Requests a second that were turned away at the door, by reason.",
+            "Rejected requests per second, by reason.",
             "reqps",
             {"{{reason}}": _rate("pthserve_rejected_total", "reason")},
             stack=True,
         ),
         Panel(
             "CPU",
-            "CPU seconds a second that a pod's process takes.",
+            "CPU seconds per second used by the process of a pod.",
             "short",
             {"{{pod}}": _rate("process_cpu_seconds_total", "pod")},
         ),
         Panel(
             "Memory",
-            "Resident memory of a pod's process, and how much of it images may take while they are decoded.",
+            "Resident memory of the process of a pod, and the part reserved for images being decoded.",
             "bytes",
             {
                 "{{pod}}": f"process_resident_memory_bytes{{{SERIES}}}",
@@ -150,35 +150,35 @@ SERVICE = {
             _quantiles("pthserve_stage_duration_seconds", where=f'{SERIES},stage="{stage}"'),
         )
         for stage, description in (
-            ("decode", "From the image's bytes to pixels, resized and cropped."),
-            ("queue", "From decoded to the start of a forward pass."),
-            ("infer", "The forward pass that the image was part of."),
+            ("decode", "From the bytes of an image to resized and cropped pixels."),
+            ("queue", "From the decoded image to the start of its forward pass."),
+            ("infer", "The forward pass that contained the image."),
         )
     ]
     + [
         Panel(
             "Forward pass by batch size",
-            "How long one forward pass takes with so many images in it: the mean.",
+            "Mean duration of a forward pass, by batch size.",
             "s",
             {"{{batch_size}}": _mean("pthserve_forward_duration_seconds", "batch_size")},
         ),
         Panel(
             "Inference",
-            "From a request's images to their answers, over HTTP and gRPC: the mean, by result.",
+            "Mean time to answer the images of a request, over HTTP and gRPC, by result.",
             "s",
             {"{{result}}": _mean("pthserve_inference_duration_seconds", "result")},
         ),
         Panel(
-            "Since the last answer",
-            "How long ago a pod last answered an image. A pod that stands out gets no requests.",
+            "Time since the last answer",
+            "Time since a pod last answered a request. A pod with a much higher value gets no requests.",
             "s",
             {"{{pod}}": f"time() - (pthserve_last_inference_timestamp_seconds{{{SERIES}}} > 0)"},
         ),
     ],
     "Autoscaling": [
         Panel(
-            "Pods wanted",
-            "What the autoscaler wants and what there is. From kube-state-metrics.",
+            "Desired pods",
+            "Desired and current number of pods of the autoscaler. From kube-state-metrics.",
             "short",
             {
                 "desired": f"kube_horizontalpodautoscaler_status_desired_replicas{{{SCALER}}}",
@@ -188,7 +188,7 @@ SERVICE = {
         ),
         Panel(
             "Metrics and their targets",
-            "What the autoscaler holds: its target from kube-state-metrics beside the pods' mean.",
+            "Target values of the autoscaler, from kube-state-metrics, and the current mean over the pods.",
             "short",
             {
                 "target {{metric_name}}": f"kube_horizontalpodautoscaler_spec_target_metric{{{SCALER}}}",
@@ -220,7 +220,7 @@ MODEL = {
     "Model": [
         Panel(
             "Models",
-            "Which model runs in which pod, on what. Two digests at once: a rollout, or a fault.",
+            "The model, engine and precision of each pod. Two digests at once mean a rollout or an error.",
             "short",
             {"": f'pthserve_model_info{{{SERIES},digest!=""}}'},
             kind="table",
@@ -228,31 +228,32 @@ MODEL = {
         ),
         Panel(
             "Loads",
-            "Attempts to load a model. failed: its file is at fault; golden: its golden images disagree.",
+            "Attempts to load a model. failed: the model cannot be loaded; golden: a golden image failed.",
             "short",
             {"{{pod}} {{result}}": f"increase(pthserve_model_loads_total{{{SERIES}}}[$__rate_interval])"},
         ),
         Panel(
             "Changed files",
-            "1 while the model's files differ from those that were loaded.",
+            "1 while the model files differ from those that were loaded.",
             "short",
             {"{{pod}}": f"pthserve_model_files_changed{{{SERIES}}}"},
         ),
         Panel(
             "Dropped log lines",
-            "Lines of the log that could not be written, a second.",
+            "Log lines per second that could not be written.",
             "short",
             {"{{pod}}": _rate("pthserve_log_lines_dropped_total", "pod")},
         ),
         Panel(
             "Load time",
-            "How long the served model took to load, tuning included.",
+            "Time that the current model took to load, including tuning.",
             "s",
             {"{{pod}}": f"pthserve_model_load_seconds{{{SERIES}}}"},
         ),
         Panel(
             "Shadow",
-            "Live images a second that a new model on trial answered too, by whether both named one class.",
+            "Live images per second that were also sent to a new model, by whether both models predicted the "
+            "same class.",
             "reqps",
             {"{{result}}": _rate("pthserve_shadow_images_total", "result")},
             stack=True,
@@ -261,7 +262,7 @@ MODEL = {
     "Predictions": [
         Panel(
             "Classes",
-            "Answers a second, by top class: the ten most frequent.",
+            "Predictions per second, for the ten most frequent classes.",
             "reqps",
             {"{{label}}": f"topk(10, {LABELS})"},
             stack=True,
@@ -269,7 +270,7 @@ MODEL = {
         ),
         Panel(
             "Share of the most frequent class",
-            "Does one class take over? Then the input has changed, or the model is stuck.",
+            "A high share of one class can mean that the input has changed or that the model is broken.",
             "percentunit",
             {"share": f"max({LABELS}) / sum({LABELS})"},
             most=1,
@@ -277,7 +278,8 @@ MODEL = {
         ),
         Panel(
             "Confidence",
-            "Mean probability of the top class. Away from the day before, the input is not what it was.",
+            "Mean probability of the top class. A difference from the day before can mean that the input has "
+            "changed.",
             "percentunit",
             {
                 "now": _mean("pthserve_prediction_confidence"),
@@ -290,7 +292,7 @@ MODEL = {
         ),
         Panel(
             "Distribution of confidence",
-            "How many answers fell into which tenth of confidence.",
+            "Number of predictions by confidence, in steps of 0.1.",
             "short",
             {"{{le}}": _rate("pthserve_prediction_confidence_bucket", "le").replace("rate(", "increase(")},
             kind="heatmap",
@@ -430,12 +432,12 @@ def _dashboard(uid: str, title: str, description: str, rows: dict[str, list[Pane
 
 DASHBOARDS: dict[str, Callable[[], str]] = {
     "service": lambda: _dashboard(
-        "pthserve-service", "pthserve / Service", "Is it up, is it quick, and is there room left?", SERVICE
+        "pthserve-service", "pthserve / Service", "Availability, latency and capacity.", SERVICE
     ),
     "model": lambda: _dashboard(
         "pthserve-model",
         "pthserve / Model",
-        "What is served, and is what it sees what it was made for?",
+        "The current model, and whether its input has changed.",
         MODEL,
     ),
 }

@@ -27,7 +27,7 @@ SPOKEN = {
         "PydanticCustomError",
         "UsageError",
         "ValueError",
-        "_Again",
+        "_Retry",
         "echo",
     ),
     *(name for name, value in vars(errors).items() if isinstance(value, type)),

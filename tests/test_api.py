@@ -339,8 +339,8 @@ class TestInstalled:
         )
         assert done.returncode == 3
         assert done.stderr == (
-            "pthserve: the demo's weights are not installed; install pthserve[build], or name a model of "
-            "your own, as in `pthserve serve path/to/model.pth`\n"
+            "pthserve: the demo's weights are not installed; install pthserve[build], or give a model of "
+            "your own, such as `pthserve serve path/to/model.pth`\n"
         )
 
     def test_the_demo_answers_outside_the_repository(self, site: Path, tmp_path: Path) -> None:

@@ -110,8 +110,14 @@ def test_wrong_usage_names_flag_and_variable() -> None:
     assert "--port (PTHSERVE_PORT)" in run("serve", "--port", "70000").stderr
     assert "--deadline (PTHSERVE_DEADLINE)" in run("serve", PTHSERVE_DEADLINE="inf").stderr
     assert "--max-batch" in run("serve", PTHSERVE_MAX_BATCH="many").stderr
-    # One that `inspect` has no flag for.
-    assert "PTHSERVE_MAX_BATCH" in run("inspect", "x.pth", PTHSERVE_MAX_BATCH="0").stderr
+
+
+@pytest.mark.parametrize("variable", ["PTHSERVE_GRPC_PORT", "PTHSERVE_MAX_BATCH"])
+@pytest.mark.parametrize("value", ["", "nonsense"])
+def test_a_command_reads_no_setting_that_it_has_no_option_for(variable: str, value: str) -> None:
+    done = run("inspect", "no-such-model.pth", **{variable: value})
+    assert done.returncode == 3
+    assert "no-such-model.pth" in one_line(done)
 
 
 def test_a_flag_beats_the_environment(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_notebook_runs_with_real_weights(digits: Path) -> None:
     done = run(sys.executable, EXAMPLES / "notebook.py", MODEL=str(digits))
     assert done.returncode == 0, done.stderr
     assert [f"{digit}.png -> {digit}" in done.stdout for digit in range(10)] == [True] * 10
-    assert "refused: the data is not an image" in done.stdout
+    assert "refused: the data is not a supported image" in done.stdout
     assert "the service says 0" in done.stdout
 
 
@@ -93,7 +93,7 @@ def test_a_client_prints_why_an_image_is_refused(address: str, tmp_path: Path, n
     (tmp_path / "notes.jpg").write_text("not an image")
     done = _client(address, name, tmp_path / "notes.jpg")
     assert done.returncode == 1
-    assert "notes.jpg: 415: the data is not an image" in done.stderr
+    assert "notes.jpg: 415: the data is not a supported image" in done.stderr
 
 
 async def test_an_application_has_a_model_in_it_and_the_service_below_it(
@@ -110,7 +110,10 @@ async def test_an_application_has_a_model_in_it_and_the_service_below_it(
         assert own.status_code == 200, own.text
         assert own.json()["box"] in LABELS
         refused = await client.post("/sort", files={"image": b"no image"})
-        assert (refused.status_code, refused.json()["detail"][:24]) == (422, "the data is not an image"[:24])
+        assert (refused.status_code, refused.json()["detail"][:24]) == (
+            422,
+            "the data is not a supported image"[:24],
+        )
         mounted = await client.post("/model/predict", files={"image": image})
         assert mounted.json()["label"] == own.json()["box"]
         assert (await client.get("/model/readyz")).status_code == 200

@@ -15,7 +15,7 @@ def test_options_are_not_read_from_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PTHSERVE_MAX_BATCH", "16")
     monkeypatch.setenv("PTHSERVE_PRECISION", "nonsense")
     assert ModelOptions().max_batch is None
-    assert Settings(precision="fp32").max_batch == 16
+    assert Settings.read({"precision": "fp32"}).max_batch == 16
 
 
 @pytest.mark.parametrize("name", ["port", "model", "deadline", "api_keys", "prot"])

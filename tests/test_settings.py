@@ -11,12 +11,35 @@ from pthserve.settings import Settings
 
 def test_a_setting_is_read_from_its_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTHSERVE_MAX_BATCH", "16")
-    assert Settings().max_batch == 16
+    assert Settings.read({}).max_batch == 16
 
 
 def test_an_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTHSERVE_PORT", "1234")
-    assert Settings(port=4321).port == 4321
+    assert Settings.read({"port": 4321}).port == 4321
+
+
+def test_a_default_of_the_caller_gives_way_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.read({}, precision="fp32").precision == "fp32"
+    monkeypatch.setenv("PTHSERVE_PRECISION", "bf16")
+    assert Settings.read({}, precision="fp32").precision == "bf16"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_environment_variable_is_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PTHSERVE_{name.upper()}", "")
+    assert Settings.read({}) == Settings()
+
+
+def test_only_the_settings_asked_for_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTHSERVE_PORT", "1234")
+    monkeypatch.setenv("PTHSERVE_MAX_BATCH", "many")
+    assert Settings.read({}, names=["port"]) == Settings(port=1234)
+
+
+def test_the_environment_is_read_by_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTHSERVE_PORT", "1234")
+    assert Settings().port == 8000
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -89,7 +89,7 @@ def serve(model: Model, *, block: bool = True, **settings: Any) -> "Serving | No
         raise RuntimeError("an event loop runs here, as in a notebook: call pthserve.serve(..., block=False)")
     loaded = {name: getattr(model.options, name) for name in ModelOptions.model_fields}
     source = str(model.source or model.name)
-    chosen = Settings(model=source, **loaded, **settings)
+    chosen = Settings.read({"model": source, **loaded, **settings})
     given = [model]
 
     def bring() -> Model:

@@ -25,31 +25,33 @@ PlatformCollector(registry=REGISTRY)
 # Upper bounds in seconds: from a packed ResNet-18's forward pass to the default deadline.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-REQUESTS = Counter("pthserve_requests", "Requests answered.", ["route", "code"], registry=REGISTRY)
+REQUESTS = Counter(
+    "pthserve_requests", "Requests answered, by route and status code.", ["route", "code"], registry=REGISTRY
+)
 REQUEST_DURATION = Histogram(
     "pthserve_request_duration_seconds",
-    "From the request line to the last byte of the answer.",
+    "Time from the request line to the last byte of the response.",
     ["route"],
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 STAGE_DURATION = Histogram(
     "pthserve_stage_duration_seconds",
-    "Time that an image spent in one stage: decode, queue or infer.",
+    "Time of an image in one stage: decode, queue or infer.",
     ["stage"],
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 INFLIGHT = Gauge("pthserve_inflight_requests", "Images admitted and not yet answered.", registry=REGISTRY)
-QUEUE_DEPTH = Gauge("pthserve_queue_depth", "Decoded images that wait for the engine.", registry=REGISTRY)
+QUEUE_DEPTH = Gauge("pthserve_queue_depth", "Decoded images waiting for the engine.", registry=REGISTRY)
 DECODE_MEMORY = Gauge(
     "pthserve_decode_memory_bytes",
-    "Memory reserved for images that are being decoded; decode_memory is the most.",
+    "Memory reserved for images that are being decoded; the limit is decode_memory.",
     registry=REGISTRY,
 )
 SATURATION = Gauge(
     "pthserve_saturation",
-    "How busy the engine was in the last 10 seconds, or the decoders where these were busier, 0 to 1.",
+    "Utilisation over the last 10 seconds, 0 to 1, of the engine or the decoders, whichever is higher.",
     registry=REGISTRY,
 )
 BATCH_SIZE = Histogram(
@@ -60,61 +62,63 @@ BATCH_SIZE = Histogram(
 )
 FORWARD_DURATION = Summary(
     "pthserve_forward_duration_seconds",
-    "One forward pass, by the number of images in it.",
+    "Duration of a forward pass, by batch size.",
     ["batch_size"],
     registry=REGISTRY,
 )
 INFERENCE_DURATION = Summary(
     "pthserve_inference_duration_seconds",
-    "From a request's images to their answers, over HTTP and gRPC, by result: success or failure.",
+    "Time to answer the images of a request, over HTTP and gRPC, by result: success or failure.",
     ["result"],
     registry=REGISTRY,
 )
 LAST_INFERENCE = Gauge(
     "pthserve_last_inference_timestamp_seconds",
-    "When a request's images were last answered, in seconds since the epoch; 0 before the first.",
+    "Time of the last answered request, in seconds since the epoch; 0 before the first.",
     registry=REGISTRY,
 )
 REJECTED = Counter(
     "pthserve_rejected",
-    "Requests turned away, by reason: permits, wait, memory, not_ready or draining.",
+    "Requests rejected, by reason: permits, wait, memory, explain, not_ready or draining.",
     ["reason"],
     registry=REGISTRY,
 )
-DISCONNECTS = Counter("pthserve_disconnects", "Clients that left before their answer.", registry=REGISTRY)
+DISCONNECTS = Counter(
+    "pthserve_disconnects", "Clients that disconnected before the response.", registry=REGISTRY
+)
 LOG_LINES_DROPPED = Counter(
     "pthserve_log_lines_dropped",
-    "Lines of the log that were not written, as standard error was not read in time or could not be written.",
+    "Log lines dropped because standard error could not be written, or not fast enough.",
     registry=REGISTRY,
 )
 MODEL_INFO = Info(
     "pthserve_model",
-    "The model that is served: name, version, architecture, digest, engine and precision.",
+    "The current model: name, version, architecture, digest, engine and precision.",
     registry=REGISTRY,
 )
 MODEL_LOAD_SECONDS = Gauge(
-    "pthserve_model_load_seconds", "How long the served model took to load.", registry=REGISTRY
+    "pthserve_model_load_seconds", "Time that the current model took to load.", registry=REGISTRY
 )
 MODEL_FILES_CHANGED = Gauge(
     "pthserve_model_files_changed",
-    "1 when the model's files have changed since the served model was loaded from them, else 0.",
+    "1 if the model files have changed since the current model was loaded, else 0.",
     registry=REGISTRY,
 )
 MODEL_LOADS = Counter(
     "pthserve_model_loads",
-    "Attempts to load a model, by result: ok, failed, or golden when its golden images disagree.",
+    "Attempts to load a model, by result: ok, failed, or golden if its golden images failed.",
     ["result"],
     registry=REGISTRY,
 )
 SHADOW_IMAGES = Counter(
     "pthserve_shadow_images",
-    "Live images that a new model answered too before it was swapped in, by result: agreed or disagreed.",
+    "Live images also sent to a new model before it replaced the old one, by result: agreed or disagreed.",
     ["result"],
     registry=REGISTRY,
 )
 PREDICTIONS = Counter(
     "pthserve_predictions",
-    "Answers by top class; beyond the first 100 labels seen: `other`.",
+    "Predictions by top class; labels after the first 100 are counted as `other`.",
     ["label"],
     registry=REGISTRY,
 )
@@ -124,7 +128,7 @@ CONFIDENCE = Histogram(
     buckets=tuple(tenth / 10 for tenth in range(1, 11)),
     registry=REGISTRY,
 )
-BUILD_INFO = Info("pthserve_build", "Version of the service and of what it runs on.", registry=REGISTRY)
+BUILD_INFO = Info("pthserve_build", "Version of the service and of Python.", registry=REGISTRY)
 
 
 _labels_seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Options: what loading a model needs to know, and nothing of the service that serves it."""
+"""Options: what is needed to load a model, without the settings of the service."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,10 @@ _MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
 
 
 def cpu_quota() -> int:
-    """Whole CPUs this process may use: the cgroup's quota rounded up (v2, then v1), or the affinity mask."""
+    """Return the number of CPUs this process may use.
+
+    That is the quota of the cgroup (v2, then v1), rounded up, or the size of the affinity mask.
+    """
     affinity = len(os.sched_getaffinity(0))
     for quota, period in (_cgroup_v2(), _cgroup_v1()):
         if quota > 0 and period > 0:
@@ -40,7 +43,7 @@ def _cgroup_v1() -> tuple[int, int]:
 class ModelOptions(BaseModel):
     """How a model is loaded. Sizes are in bytes, times in seconds.
 
-    Only what is given counts: the environment is read by `Settings`, which has these options too.
+    The environment is not read here; `Settings.read`, which has these options too, reads it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -116,22 +119,22 @@ class ModelOptions(BaseModel):
     )
 
     def __init__(self, **given: Any) -> None:
-        """What is given, then the defaults; raises ValidationError."""
+        """Use the given values, and defaults for the others; raises ValidationError."""
         super().__init__(**given)
 
     @field_validator("name")
     @classmethod
-    def _is_text(cls, value: str | None) -> str | None:
+    def _check_name(cls, value: str | None) -> str | None:
         if value is not None and not whole(value).isprintable():
-            raise ValueError("must be printable: it is part of URLs, metrics and the log")
+            raise ValueError("must be printable text, since it is part of URLs, metrics and the log")
         return value
 
     @property
     def code_modules(self) -> frozenset[str]:
-        """What `allow_code` lists."""
+        """The modules listed in `allow_code`."""
         return frozenset(self.allow_code.split(",")) if self.allow_code else frozenset()
 
     @property
     def cpus(self) -> int:
-        """CPU threads to use: `threads`, or what the cgroup grants."""
+        """The number of CPU threads to use: `threads`, or the limit of the cgroup."""
         return self.threads or cpu_quota()

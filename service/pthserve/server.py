@@ -236,7 +236,7 @@ def _tracer(endpoint: str) -> Tracer:
         from pthserve.access.otlp import Otlp  # nobody else pays for the import
     except ModuleNotFoundError as error:
         raise PthserveError(
-            f"otlp_endpoint takes {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
+            f"otlp_endpoint needs {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
         ) from error
     return Otlp(endpoint)
 
@@ -261,7 +261,7 @@ async def _import_late(loading: "asyncio.Task[None]") -> None:
     await run_in_threadpool(bool)
     await asyncio.wait([loading])
     await run_in_threadpool(schema, [plain("/livez", metrics)])
-    log.debug("imported what requests need")
+    log.debug("imported the modules that requests need")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -1,11 +1,12 @@
-"""Settings: one frozen object; flag, environment variable and chart value share one name.
+"""Settings: one frozen object; option, environment variable and chart value share one name.
 
-`PTHSERVE_MAX_BATCH`, `--max-batch` and `.Values.settings.maxBatch` are the same setting; a flag beats the
-environment, the environment beats the default. The table is docs/settings.md.
+`PTHSERVE_MAX_BATCH`, `--max-batch` and `.Values.settings.maxBatch` are the same setting. An option takes
+precedence over the environment, the environment over the default. The table is docs/settings.md.
 """
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
@@ -16,21 +17,21 @@ from pydantic.fields import FieldInfo
 from pthserve.options import ModelOptions
 
 VARIABLE = "PTHSERVE_{}"
-"""A setting's environment variable, of its name in capitals."""
+"""The environment variable of a setting, from its name in capitals."""
 _ADDRESS = r"^https?://[^/\s]+"
 RATE = r"^([1-9]\d{0,8})\s*(?:/|\s+per\s+)\s*([1-9]\d{0,3})?\s*(second|minute|hour|day)s?$"
-"""How a rate is written: requests, how many units of time (one where it is left out), and the unit."""
+"""A rate: number of requests, number of units of time (1 if omitted), and the unit."""
 _HOST = r"(\*|(\*\.)?[\w-]+(\.[\w-]+)*)"
 _ORIGIN = r"(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)"
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """The parts of a setting that is a list with commas; in lower case, for all such settings ignore case."""
+    """Split a comma-separated setting; in lower case, since all such settings ignore case."""
     return tuple(part.strip().lower() for part in text.split(",")) if text is not None else ()
 
 
 class Settings(ModelOptions):
-    """The settings of the service: how its model is loaded, and how it is served."""
+    """The settings of the service: how its model is loaded and how it is served."""
 
     model: str = Field("demo", description="weights file, folder with a model card, packed model, or `demo`")
     host: str = Field(
@@ -119,55 +120,70 @@ class Settings(ModelOptions):
     )
 
     def __init__(self, **given: Any) -> None:
-        """What is given, then what the environment says, then the defaults; raises ValidationError."""
-        names = {name: VARIABLE.format(name.upper()) for name in type(self).model_fields}
-        found = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
-        super().__init__(**(found | given))
+        """Use the given values, and defaults for the others; raises ValidationError."""
+        super().__init__(**given)
+
+    @classmethod
+    def read(
+        cls, given: Mapping[str, Any], *, names: Collection[str] | None = None, **defaults: Any
+    ) -> "Settings":
+        """Read settings from the environment. An empty variable counts as unset.
+
+        Args:
+            given: Values that take precedence over the environment.
+            names: The settings to read from the environment; all of them if None.
+            defaults: Values for settings that are neither given nor in the environment.
+
+        Raises:
+            ValidationError: A value is not allowed.
+        """
+        names = cls.model_fields if names is None else names
+        environment = {name: os.environ.get(VARIABLE.format(name.upper()), "") for name in names}
+        return cls(**{**defaults, **{name: text for name, text in environment.items() if text}, **given})
 
     @field_validator("rate_limit")
     @classmethod
-    def _is_a_rate(cls, value: str | None) -> str | None:
+    def _check_rate(cls, value: str | None) -> str | None:
         if value is not None and not re.match(RATE, value):
             raise ValueError(
-                "must be a number of requests and a time, such as 100/second; times are in seconds, minutes, "
-                "hours or days"
+                "must be a number of requests per second, minute, hour or day, such as 100/second"
             )
         return value
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _are_networks(cls, value: str | None) -> str | None:
+    def _check_networks(cls, value: str | None) -> str | None:
         for text in listed(value):
             try:
                 ip_network(text)
             except ValueError as error:
                 raise ValueError(
-                    f"must be addresses or networks with a comma between them, such as 10.0.0.0/8: {error}"
+                    f"must be addresses or networks separated by commas, such as 10.0.0.0/8: {error}"
                 ) from None
         return value
 
     @field_validator("allowed_hosts", "cors_origins")
     @classmethod
-    def _are_names(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_names(cls, value: str | None, info: ValidationInfo) -> str | None:
         form, example = {
             "allowed_hosts": (_HOST, "host names without a port, such as cats.example or *.cats.example"),
             "cors_origins": (_ORIGIN, "origins without a path, such as https://shop.example"),
         }[str(info.field_name)]
         for text in listed(value):
             if not re.fullmatch(form, text):
-                raise ValueError(f"must be {example}, with a comma between them; {text!r} is not")
+                raise ValueError(f"must be {example}, separated by commas; {text!r} is not valid")
         return value
 
     @field_validator("otlp_endpoint")
     @classmethod
-    def _is_an_address(cls, value: str | None) -> str | None:
+    def _check_address(cls, value: str | None) -> str | None:
         if value is not None and not re.match(_ADDRESS, value):
             raise ValueError("must be an http or https address, such as http://collector:4318")
         return value
 
     @classmethod
     def in_order(cls) -> dict[str, FieldInfo]:
-        """The fields by name, in the order of docs/settings.md and of `pthserve serve --help`."""
+        """Return the fields by name, in the order of docs/settings.md and of `pthserve serve --help`."""
         return {name: cls.model_fields[name] for name in _ORDER}
 
 
@@ -212,4 +228,4 @@ _ORDER = (
     "log_format",
     "log_level",
 )
-"""One subject after the other; inheritance would put those of `ModelOptions` first."""
+"""Grouped by subject; inheritance would put the fields of `ModelOptions` first."""

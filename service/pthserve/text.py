@@ -33,7 +33,7 @@ def whole(text: str) -> str:
     try:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
-        raise ValueError(f"{quoted(text)} is no text: it has half of a surrogate pair in it") from None
+        raise ValueError(f"{quoted(text)} is not valid text: it contains an unpaired surrogate") from None
 
 
 def of_path(name: str) -> str:

@@ -193,7 +193,7 @@ def test_what_is_no_file_of_a_sensible_size_holds_no_keys_and_nobody_up(
         for _ in range(3):
             clock.now += LOOK_EVERY
             assert keys.owner([b"alpha-key"])
-    assert len([line for line in caplog.messages if "those read last hold" in line]) == 1
+    assert len([line for line in caplog.messages if "the keys read before stay in use" in line]) == 1
 
 
 # --- rates ------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_lines_that_are_dropped_are_counted_and_the_log_says_so() -> None:
             logger.info("line %d", number)
         assert LOG_LINES_DROPPED._value.get() == before + 7
         reading.set()
-        until(lambda: "7 lines of the log were dropped" in stream.getvalue())
+        until(lambda: "7 log lines were dropped" in stream.getvalue())
         logger.info("the last")
     written = [orjson.loads(line)["message"] for line in stream.getvalue().splitlines()]
     assert len([line for line in written if "dropped" in line]) == 1
@@ -183,7 +183,7 @@ def test_a_stream_that_fails_ends_neither_the_log_nor_the_service(error: Excepti
         logging.getLogger("pthserve").info("kept")
     written = [orjson.loads(line)["message"] for line in stream.getvalue().splitlines()]
     assert written[0] == "kept"
-    assert "1 lines of the log were dropped" in written[1]
+    assert "1 log lines were dropped" in written[1]
 
 
 def test_what_an_exception_refers_to_is_not_held_until_its_line_is_written() -> None:
@@ -251,7 +251,7 @@ def test_what_cannot_be_written_is_said_and_the_lines_behind_it_are_written(
         log.info("behind it")
     first, second, third = stream.getvalue().encode().decode().splitlines()
     assert r"half \ud83d" in first.replace(r"\\", "\\")
-    assert "a line of the log could not be written" in second
+    assert "a log line could not be formatted" in second
     assert "behind it" in third
 
 

@@ -52,7 +52,7 @@ def test_a_service_that_is_not_there_is_said_in_one_line(image: Path) -> None:
     done = bench("http://127.0.0.1:1", image)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "127.0.0.1:1 does not answer" in done.stderr
+    assert "127.0.0.1:1 does not respond" in done.stderr
 
 
 def test_a_service_that_refuses_the_image_is_said_before_anything_is_measured(
@@ -62,7 +62,7 @@ def test_a_service_that_refuses_the_image_is_said_before_anything_is_measured(
     service.status = 415
     done = bench(service.url, image)
     assert done.returncode == 1
-    assert "answers 415" in done.stderr
+    assert "responds with 415" in done.stderr
     assert len(service.bodies) == 1
 
 

@@ -227,7 +227,7 @@ def test_a_text_is_told_to_be_no_image(visit: Open, demo: str) -> None:
     card = tab.show(file("notes.txt", b"milk, eggs\n", "text/plain"))
     tab.answered()
     expect(card.get_by_role("alert")).to_have_text(
-        "The data is not an image; send one of JPEG, PNG, WebP, BMP, GIF, TIFF."
+        "The data is not a supported image; send one of JPEG, PNG, WebP, BMP, GIF, TIFF."
     )
     expect(card.locator("h3")).to_have_text("No answer")
     expect(card.locator("figure")).to_be_hidden()

@@ -172,7 +172,9 @@ def test_a_passing_refusal_is_sat_out(code: int, server: Server, output: Path) -
 
 def test_a_lasting_refusal_is_told(server: Server, output: Path) -> None:
     server.codes = [503] * 10
-    with pytest.raises(WeightsError, match=r"a\.pth cannot be fetched: it answers 503 Service Unavailable"):
+    with pytest.raises(
+        WeightsError, match=r"a\.pth cannot be downloaded: the server responds with 503 Service Unavailable"
+    ):
         fetch(server.url, output, SHA256)
     assert len(server.asked) == 4
 
@@ -180,7 +182,7 @@ def test_a_lasting_refusal_is_told(server: Server, output: Path) -> None:
 @pytest.mark.parametrize(("code", "phrase"), [(401, "Unauthorized"), (404, "Not Found")])
 def test_a_final_refusal_is_not_repeated(code: int, phrase: str, server: Server, output: Path) -> None:
     server.codes = [code]
-    with pytest.raises(WeightsError, match=rf"a\.pth answers {code} {phrase}"):
+    with pytest.raises(WeightsError, match=rf"a\.pth responds with {code} {phrase}"):
         fetch(server.url, output, SHA256)
     assert len(server.asked) == 1
 
@@ -232,12 +234,12 @@ def test_an_error_does_not_tell_the_secrets_of_an_address(server: Server, output
 
 @pytest.mark.parametrize("url", ["models.example/a.pth", "ftp://models.example/a.pth"])
 def test_an_address_that_is_none_is_refused(url: str, output: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot be fetched: Request URL"):
+    with pytest.raises(WeightsError, match="cannot be downloaded: Request URL"):
         fetch(url, output, SHA256)
 
 
 def test_nobody_listening_is_told(output: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot be fetched"):
+    with pytest.raises(WeightsError, match="cannot be downloaded"):
         fetch("http://127.0.0.1:1/a.pth", output, SHA256)
 
 

@@ -46,7 +46,7 @@ def test_what_is_written_is_agreed_to_and_the_rest_of_the_card_stays(golden: Run
     before = card.read(model)
     code, told, trouble = golden(model, model / "images" / "3.png", model / "images" / "8.png")
     assert code == 0, trouble
-    assert f"Written into {model / 'model.yaml'}" in told
+    assert f"Recorded in {model / 'model.yaml'}" in told
     after = card.read(model)
     assert [one.class_index for one in after.golden] == [3, 8]
     assert all(one.probability and one.probability > 0.9 for one in after.golden)
@@ -66,7 +66,7 @@ def test_a_golden_image_without_a_probability_is_held_to_its_class(
     assert written.probability
     code, told, _ = golden(digits)
     assert code == 0
-    assert "All 10 golden images pass; the card states no probabilities" in told
+    assert "All 10 golden images pass; the model card has no probabilities to compare" in told
     row = next(line for line in told.splitlines() if "3.png" in line)
     assert f"{100 * written.probability:.1f} %" in row
 
@@ -107,5 +107,5 @@ def test_a_card_of_other_weights_is_left_alone(golden: Run, model: Path) -> None
     written = (model / "model.yaml").read_text()
     code, _, trouble = golden(other, model / "images" / "3.png")
     assert code == 1
-    assert "is the card of other weights" in trouble
+    assert "describes different weights" in trouble
     assert (model / "model.yaml").read_text() == written

@@ -133,7 +133,7 @@ def test_no_message_repeats_what_is_secret_in_an_address(command: str, url: str,
     call = calls("http://127.0.0.1:1", image)[command]
     done = run(call[0], url, *call[2:], "-H", "X-API-Key: secret")
     assert done.returncode in {1, 2, 3}
-    assert "address" in done.stderr or "does not answer" in done.stderr
+    assert "address" in done.stderr or "does not respond" in done.stderr
     assert "secret" not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 

@@ -37,7 +37,7 @@ def test_the_service_s_own_words_are_passed_on(served_digits: str, tmp_path: Pat
     image.write_text("no image")
     done = predict(served_digits, image)
     assert done.returncode == 1
-    assert "answers 415" in done.stderr
+    assert "responds with 415" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -52,5 +52,5 @@ def test_a_broken_image_is_named(digits: Path, tmp_path: Path) -> None:
 def test_a_service_that_is_not_there_is_said_in_one_line(digits: Path) -> None:
     done = predict("http://127.0.0.1:1", digits / "golden" / "7.png")
     assert done.returncode == 1
-    assert "does not answer" in done.stderr
+    assert "does not respond" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -151,7 +151,7 @@ def test_a_download_that_is_not_what_was_pinned_is_not_served(
 
     message = until(release.complaints, seconds=120, what="a pod's complaint")
     print(message)
-    assert f"{shelf}/{wanted.name} is not the file that was pinned" in message
+    assert f"{shelf}/{wanted.name} is not the expected file" in message
     assert f"its SHA-256 is {digest(wanted)}, not {digest(other)}" in message
     assert not release.endpoints()
     assert not release.ready

@@ -48,7 +48,7 @@ def test_many_may_be_asked_at_once(client: Apart, expected: dict[str, Any]) -> N
 def test_the_client_gets_to_read_what_was_wrong(client: Apart) -> None:
     status, message = client("refused", *inputs()["images"], "cats")
     assert status == 404
-    assert "the one that is served is 'pets'" in message
+    assert "the service has the model 'pets'" in message
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_client_that_gives_up_leaves_nothing_behind(client: Apart, expected: d
 
 @pytest.mark.parametrize(
     ("model", "version", "told"),
-    [("cats", "", "the one that is served is 'pets'"), ("pets", "9", "no such version")],
+    [("cats", "", "the service has the model 'pets'"), ("pets", "9", "this version was not found")],
 )
 def test_the_client_gets_to_read_what_was_wrong(client: Apart, model: str, version: str, told: str) -> None:
     status, message = client("refused", "infer", model, inputs()["images"], model_version=version)

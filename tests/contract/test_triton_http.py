@@ -146,7 +146,10 @@ def test_a_client_that_gives_up_leaves_nothing_behind(served: Served, expected: 
 
 @pytest.mark.parametrize(
     ("model", "version", "status", "told"),
-    [("cats", "", "404", "the one that is served is 'pets'"), ("pets", "9", "404", "no such version")],
+    [
+        ("cats", "", "404", "the service has the model 'pets'"),
+        ("pets", "9", "404", "this version was not found"),
+    ],
 )
 def test_the_client_gets_to_read_what_was_wrong(
     client: InferenceServerClient, model: str, version: str, status: str, told: str

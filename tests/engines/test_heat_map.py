@@ -63,7 +63,7 @@ def test_where_nothing_speaks_for_the_class_the_map_is_0() -> None:
 
 
 def test_a_map_that_is_not_of_numbers_is_a_failure() -> None:
-    with pytest.raises(EngineFailed, match="not numbers"):
+    with pytest.raises(EngineFailed, match="contains NaN"):
         of(Inside(np.full((2, 2), np.nan, np.float32)), np.zeros((2, 2, 3), np.uint8), 0, red_at(0, 0))
 
 

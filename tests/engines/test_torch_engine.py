@@ -22,7 +22,7 @@ GREY = Spec(crop=(12, 12), mean=(0.5,), std=(0.25,))
 Build = Callable[[str, Spec], nn.Module]
 Pixels = Callable[[Spec, int], NDArray[np.uint8]]
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device found")
 
 
 def probabilities(logits: NDArray[np.float32] | torch.Tensor) -> NDArray[np.float64]:

@@ -373,7 +373,7 @@ def test_an_emoji_written_as_json_does_is_an_emoji(folder: Path) -> None:
 def test_half_of_a_surrogate_pair_is_refused(folder: Path, file: str) -> None:
     write(folder, "labels: labels.json")
     (folder / file).write_text('["\\ud83d", "b"]' if file == "labels.json" else 'labels: ["\\ud83d", "b"]')
-    with pytest.raises(CardError, match=r"\\ud83d is no text: it has half of a surrogate pair"):
+    with pytest.raises(CardError, match=r"\\ud83d is not valid text: it contains an unpaired surrogate"):
         card.read(folder)
 
 

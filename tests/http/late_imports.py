@@ -37,7 +37,7 @@ def main() -> None:
     logger = logging.getLogger("pthserve.server")
     logger.addFilter(lambda record: lines.append(record.getMessage()) or True)
     with serving(log_level="debug") as service:
-        until(lambda: "imported what requests need" in lines)
+        until(lambda: "imported the modules that requests need" in lines)
         before = set(sys.modules)
         ask(service)
         print(json.dumps(sorted(set(sys.modules) - before)))

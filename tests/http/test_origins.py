@@ -241,5 +241,5 @@ def test_any_page_may_send_where_the_setting_says_so() -> None:
     ],
 )
 def test_a_name_that_could_never_match_is_refused_with_the_settings(setting: str, value: str) -> None:
-    with pytest.raises(ValidationError, match="with a comma between them"):
+    with pytest.raises(ValidationError, match="separated by commas"):
         Settings(**{setting: value})

@@ -130,7 +130,7 @@ def _replace(file: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Folder], AbstractContextManager[None] | None], str]] = {
     "bad hash": (_bad_hash, "SHA-256 .* is pinned"),
     "NaN weights": (_nan, r"NaN or infinity in head\.bias"),
-    "wrong classes": (_wrong_classes, "5 classes apart, and the one that is served 4"),
+    "wrong classes": (_wrong_classes, "5 classes, but the current one has 4"),
     "golden disagreement": (_golden_disagreement, f"the golden images disagree: golden.png: .*not {CLASS}"),
     "changed while read": (
         lambda folder: _while_it_is_read(_touch_up, folder),

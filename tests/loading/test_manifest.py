@@ -123,10 +123,10 @@ def test_a_message_quotes_no_more_of_the_file_than_a_line(pack: Path) -> None:
 def test_labels_and_sizes_must_be_the_graph_s(pack: Path) -> None:
     np.save(pack / packed.PROBABILITIES, np.full((3, 6), 1 / 6, np.float32))
     edited(pack, ("labels",), list("abcdef"))
-    with pytest.raises(ModelError, match=r"model\.xml: takes .* and gives \[\?,5\], .* \[\?,6\]"):
+    with pytest.raises(ModelError, match=r"model\.xml: .* the output \[\?,5\], .* \[\?,6\]"):
         packed.read(pack).graph()
     edited(pack, ("spec", "crop"), [40, 40])
-    with pytest.raises(ModelError, match=r"model\.xml: takes \[\?,3,32,32\]"):
+    with pytest.raises(ModelError, match=r"model\.xml: the graph has the input \[\?,3,32,32\]"):
         packed.read(pack).graph()
 
 
@@ -169,8 +169,8 @@ def test_a_part_that_is_neither_there_nor_in_the_sums_is_refused_by_name(pack: P
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "is no OpenVINO graph"),
-        (b"\x08\x07\x12\x07pytorch", "is no OpenVINO graph"),
+        (b"", "is not an OpenVINO graph"),
+        (b"\x08\x07\x12\x07pytorch", "is not an OpenVINO graph"),
         (b'<?xml version="1.0"?><net name="m" version="11"></net>', "model.xml: "),
         (b'<?xml version="1.0"?><net name="m" version="11"><layers>', "cannot be read as an OpenVINO graph"),
     ],

@@ -231,12 +231,12 @@ def test_it_is_measured_when_that_is_asked_for_and_not_at_each_start(made: Path)
 
 
 def test_no_other_engine_runs_it(made: Path) -> None:
-    with pytest.raises(EngineError, match="with engine torch; there is openvino fp32"):
+    with pytest.raises(EngineError, match="with engine torch; available: openvino fp32"):
         load(str(made), asked(engine="torch"))
 
 
 def test_int8_where_it_was_not_packed_is_refused_with_what_to_do(made: Path) -> None:
-    with pytest.raises(EngineError, match="pack it anew with --precision int8 --calibration FOLDER"):
+    with pytest.raises(EngineError, match="pack it again with --precision int8 --calibration FOLDER"):
         load(str(made), asked(precision="int8"))
 
 

@@ -22,7 +22,7 @@ def test_a_permit_comes_back_whatever_happens() -> None:
 def test_without_a_permit_nobody_gets_in_and_none_is_taken() -> None:
     admission = Admission(4, ten_milliseconds_each)
     with admission.admit(3, 10):
-        with pytest.raises(Overloaded, match="3 images are ahead"), admission.admit(2, 10):
+        with pytest.raises(Overloaded, match="3 images are queued"), admission.admit(2, 10):
             pytest.fail("there was no permit")
         assert admission.inflight == 3
         with admission.admit(1, 10):
@@ -51,5 +51,5 @@ def test_retry_after_is_when_what_is_ahead_is_done() -> None:
 
 
 def test_more_images_than_there_are_permits_never_get_in() -> None:
-    with pytest.raises(TooLarge, match="at most 4"):
+    with pytest.raises(TooLarge, match="the limit is 4"):
         Admission(4, ten_milliseconds_each).check(5, 10)

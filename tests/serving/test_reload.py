@@ -171,13 +171,13 @@ BROKEN: dict[str, tuple[Callable[[Path], Model], type[ModelError], str, str]] = 
         lambda _: squares(Two(), labels=("red", "green")),
         ModelError,
         "failed",
-        "2 classes apart, and the one that is served 3",
+        "2 classes, but the current one has 3",
     ),
     "another name": (
         lambda _: squares(name="circles"),
         ModelError,
         "failed",
-        "'circles', and the one that is served 'squares'",
+        "'circles', but the current one 'squares'",
     ),
 }
 
@@ -313,7 +313,7 @@ async def test_what_changed_while_it_was_loaded_is_not_taken_and_then_loaded_aga
         assert await asyncio.to_thread(gate.entered.wait, 10)
         file.write(NEW)
         gate.opened.set()
-        await until_async(lambda: "changed while it was loaded" in str(predictor.last_reload))
+        await until_async(lambda: "changed while it was being loaded" in str(predictor.last_reload))
         assert digest(predictor) == OLD
         await until_async(lambda: digest(predictor) == NEW)
 

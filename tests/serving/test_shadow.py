@@ -101,7 +101,7 @@ async def test_a_model_that_agrees_too_little_or_fails_is_refused(
 
     before = counted("disagreed")
     async with replaced(engine(), floor=0.9, asked=FORMS["bytes"]) as (predictor, swap):
-        with pytest.raises(ModelError, match=r"of 30 live images .* 90.0% are asked for"):
+        with pytest.raises(ModelError, match=r"of 30 live images; at least 90.0% is required"):
             await swap
         assert predictor.model().digest == OLD
         assert predictor.observer is None

@@ -118,7 +118,7 @@ class Bodies:
                     holding.shrink(most - len(body))
                 return await self._in_thread(parse, body) if len(body) >= LARGE else parse(body)
         except TimeoutError:
-            raise DeadlineExceeded("there was no answer within the deadline") from None
+            raise DeadlineExceeded("the deadline passed before the answer was ready") from None
         finally:
             del body, parse, inflate  # as below
 
@@ -143,4 +143,4 @@ def bare(error: PthserveError) -> PthserveError:
 
 def no_room() -> Overloaded:
     """What a request is told for whose body there is no room."""
-    return Overloaded("the service holds as many bytes of other requests as it may; try again later")
+    return Overloaded("the service has no memory left for another request body; try again later")

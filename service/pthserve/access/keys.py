@@ -45,7 +45,7 @@ class Keys:
         except OSError as error:
             raise PthserveError(f"{file}: the API keys cannot be read: {error.strerror}") from error
         if not self._digests and not self._unfinished:
-            raise PthserveError(f"{file}: there is no API key in it; write one a line")
+            raise PthserveError(f"{file}: contains no API key; write one key per line")
 
     def owner(self, offered: Iterable[bytes]) -> str:
         """Which key one of `offered` is, as a name that gives nothing away; raises Unauthorized.
@@ -83,11 +83,13 @@ class Keys:
         except OSError as error:
             if state != self._seen:
                 log.warning(
-                    "%s: the API keys cannot be read: %s; those read last hold", self._file, error.strerror
+                    "%s: the API keys cannot be read: %s; the keys read before stay in use",
+                    self._file,
+                    error.strerror,
                 )
             self._seen = state
         else:
-            log.info("%s: the number of API keys is now %d", self._file, len(self._digests))
+            log.info("%s: loaded %d API keys", self._file, len(self._digests))
 
     def _read(self) -> None:
         """Take the keys from the file. A change while it is read is met by the next look."""

@@ -116,7 +116,10 @@ class _Told(SpanExporter):
             if works:
                 log.info("traces are sent to %s again", self._endpoint)
             else:
-                log.warning("traces cannot be sent to %s; they are dropped until they can", self._endpoint)
+                log.warning(
+                    "traces cannot be sent to %s; they are dropped until it is reachable again",
+                    self._endpoint,
+                )
         self._works = works
         return result
 

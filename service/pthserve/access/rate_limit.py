@@ -50,5 +50,5 @@ class Rates:
         full = max(now, self._full.get(client, now)) + self._interval
         wait = full - now - self._period
         if wait > 1e-9:  # less than a clock tells, and more than rounding adds up to
-            raise RateLimited(f"the rate limit of {self._limit} is spent; try again in {wait:.2g} s", wait)
+            raise RateLimited(f"the rate limit of {self._limit} is exceeded; try again in {wait:.2g} s", wait)
         return full

@@ -62,7 +62,7 @@ class Logged:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:  # it has been answered with 500; the server has nothing to add
-            log.exception("the service made a mistake", extra={"fields": _notes(scope)})
+            log.exception("internal error", extra={"fields": _notes(scope)})
         finally:
             method, template = scope["method"], route(scope)
             if span is not None:
@@ -211,15 +211,13 @@ class _Lines(logging.Handler):
         except Exception as error:
             lost = logging.LogRecord(
                 *(record.name, logging.ERROR, record.pathname, record.lineno),
-                *("a line of the log could not be written: %s", (f"{type(error).__name__}: {error}",), None),
+                *("a log line could not be formatted: %s", (f"{type(error).__name__}: {error}",), None),
             )
             return super().format(lost)
 
 
 def _notice(dropped: int) -> logging.LogRecord:
-    message = (
-        "%d lines of the log were dropped: they could not be written as fast as they came, or not at all"
-    )
+    message = "%d log lines were dropped: standard error could not be written, or not fast enough"
     return log.makeRecord(log.name, logging.WARNING, "", 0, message, (dropped,), None)
 
 

@@ -126,12 +126,16 @@ async def _once(target: Target, requests: Sequence[bytes], timeout: float) -> No
     try:
         statuses = {await pool.ask(timeout) for _ in requests}
     except (ConnectionFailed, TimeoutError) as error:
-        raise PthserveError(f"{target.authority} does not answer: {error or type(error).__name__}") from error
+        raise PthserveError(
+            f"{target.authority} does not respond: {error or type(error).__name__}"
+        ) from error
     finally:
         pool.close()
     if statuses != {200}:
         refused = ", ".join(map(str, sorted(statuses - {200})))
-        raise PthserveError(f"{target.url} answers {refused} to these images; nothing to measure")
+        raise PthserveError(
+            f"{target.url} responds with {refused} to these images, so there is nothing to measure"
+        )
 
 
 def _points(clients: str, rate: str) -> list[Point]:
@@ -139,13 +143,11 @@ def _points(clients: str, rate: str) -> list[Point]:
         points = [Point(clients=int(number)) for number in clients.split(",") if number]
         points += [Point(rate=float(number)) for number in rate.split(",") if number]
     except ValueError as error:
-        raise click.UsageError(
-            f"--clients and --rate are numbers, with commas between them: {error}"
-        ) from None
+        raise click.UsageError(f"--clients and --rate must be numbers separated by commas: {error}") from None
     if any(
         point.clients < 1 or (point.rate is not None and not 0 < point.rate < math.inf) for point in points
     ):
-        raise click.UsageError("--clients and --rate must be above 0")
+        raise click.UsageError("--clients and --rate must be greater than 0")
     return points
 
 

@@ -39,14 +39,14 @@ def resolved(settings: Settings) -> Settings:
 def _folder() -> Path:
     if (CLONE / "model.yaml").exists():
         if not (CLONE / WEIGHTS).exists():
-            raise WeightsError(f"{CLONE}: the demo has no weights yet; run `make weights` in the repository")
+            raise WeightsError(f"{CLONE}: the weights of the demo model are missing; run `make weights`")
         return CLONE
     if IMAGE.is_dir():
         return IMAGE
     if (INSTALLED / "model.yaml").exists():
         return _assembled()
     raise WeightsError(
-        "the demo model is not in this installation; name a model of your own, as in "
+        "the demo model is not part of this installation; give a model of your own, such as "
         "`pthserve serve path/to/model.pth`"
     )
 
@@ -62,8 +62,8 @@ def _assembled() -> Path:
         weights = resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_IN_PACKAGE)
     except ModuleNotFoundError:
         raise WeightsError(
-            "the demo's weights are not installed; install pthserve[build], or name a model of your own, as "
-            "in `pthserve serve path/to/model.pth`"
+            "the demo's weights are not installed; install pthserve[build], or give a model of your own, "
+            "such as `pthserve serve path/to/model.pth`"
         ) from None
     folder = _cached()
     try:

@@ -1,4 +1,4 @@
-"""`pthserve fetch`: a weights file from an address, whole and checked, or not at all."""
+"""`pthserve fetch`: download a weights file and verify it."""
 
 import hashlib
 import os
@@ -15,53 +15,56 @@ from pthserve.cli.headers import HEADERS, Header, has, header_value
 from pthserve.errors import WeightsError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between tries that brought nothing; then it is given up."""
+"""Seconds to wait between attempts that brought no data; after the last one, the download fails."""
 
 Progress = Callable[[int, int | None], None]
 
 
-class _Again(Exception):
-    """This try failed, and another may not."""
+class _Retry(Exception):
+    """The attempt failed; another may succeed."""
 
 
 def fetch(
     url: str, output: Path, sha256: str, *, headers: Sequence[Header] = (), progress: Progress | None = None
 ) -> None:
-    """Bring the file at `url` to `output`, where it appears only when its SHA-256 is `sha256`.
+    """Download `url` to `output`, which is created only when its SHA-256 is `sha256`.
 
-    What has arrived lies in `output` + `.part` and is continued after an interruption, now or in the next
-    run. A file that is there and right is left alone.
+    The data received so far is in `output` + `.part`, from which an interrupted download is resumed, in this
+    run or in the next. If `output` already has the expected SHA-256, nothing is downloaded.
 
     Args:
-        headers: sent with each request, but not to another host that a redirect leads to.
-        progress: called with the bytes that are there and the bytes in all, None when unknown.
+        url: The address of the file.
+        output: The file to write.
+        sha256: The expected SHA-256 of the file, in hexadecimal.
+        headers: Sent with each request, but not to another host after a redirect.
+        progress: Called with the number of bytes received and the total, or None if it is unknown.
 
     Raises:
-        WeightsError: the address refuses or does not answer, the file is another, or it cannot be written.
+        WeightsError: The download failed, the file is a different one, or it cannot be written.
     """
     part = output.with_name(f"{output.name}.part")
     try:
         if output.exists() and _digest(output) == sha256:
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        continued = part.exists()
-        found = _complete(url, part, headers, progress)
-        if found != sha256 and continued:  # begun from another file, perhaps
+        resumed = part.exists()
+        digest = _download(url, part, headers, progress)
+        if digest != sha256 and resumed:  # the part may be of an earlier version of the file
             part.unlink()
-            found = _complete(url, part, headers, progress)
-        if found != sha256:
+            digest = _download(url, part, headers, progress)
+        if digest != sha256:
             part.unlink()
             raise WeightsError(
-                f"{printable(url)} is not the file that was pinned: its SHA-256 is {found}, not {sha256}. "
-                "Check the address, or pin the new file."
+                f"{printable(url)} is not the expected file: its SHA-256 is {digest}, not {sha256}. "
+                "Check the address, or change the expected SHA-256."
             )
         part.replace(output)
     except OSError as error:
         raise WeightsError(f"cannot write {output}: {error.strerror}") from error
 
 
-def _complete(url: str, part: Path, headers: Sequence[Header], progress: Progress | None) -> str:
-    """Fetch what is missing of `part`, over as many tries as bring something; its SHA-256."""
+def _download(url: str, part: Path, headers: Sequence[Header], progress: Progress | None) -> str:
+    """Download the rest of `part`, with retries, and return its SHA-256."""
     try:
         first = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -70,29 +73,29 @@ def _complete(url: str, part: Path, headers: Sequence[Header], progress: Progres
         headers=[(b"Accept-Encoding", b"identity"), *headers],
         timeout=30,
         follow_redirects=True,
-        event_hooks={"request": [partial(_keep_to_the_host, first, headers)]},
+        event_hooks={"request": [partial(_drop_headers_for_other_hosts, first, headers)]},
     ) as client:
-        fruitless = 0
+        failures = 0  # attempts in a row that brought no data
         while True:
             before = _size(part)
             try:
-                _continue(client, url, part, progress)
+                _resume(client, url, part, progress)
                 return _digest(part)
             except (httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
-                raise WeightsError(f"{printable(url)} cannot be fetched: {error}") from error
-            except (_Again, httpx.TransportError) as error:
-                fruitless = 0 if _size(part) > before else fruitless + 1
-                if fruitless > len(PAUSES):
+                raise WeightsError(f"{printable(url)} cannot be downloaded: {error}") from error
+            except (_Retry, httpx.TransportError) as error:
+                failures = 0 if _size(part) > before else failures + 1
+                if failures > len(PAUSES):
                     raise WeightsError(
-                        f"{printable(url)} cannot be fetched: {error or type(error).__name__}"
+                        f"{printable(url)} cannot be downloaded: {error or type(error).__name__}"
                     ) from error
-                time.sleep(PAUSES[max(0, fruitless - 1)])
+                time.sleep(PAUSES[max(0, failures - 1)])
 
 
-def _keep_to_the_host(url: httpx.URL, headers: Sequence[Header], request: httpx.Request) -> None:
-    """Take `headers` out of a request that a redirect sends to another host than `url`'s.
+def _drop_headers_for_other_hosts(url: httpx.URL, headers: Sequence[Header], request: httpx.Request) -> None:
+    """Remove `headers` from a request if a redirect leads to another host than that of `url`.
 
-    httpx itself takes out `Authorization` and no other. From http to https on one host they stay.
+    httpx removes only `Authorization`. A redirect from http to https on the same host keeps the headers.
     """
     at, to = (url.scheme, url.port), (request.url.scheme, request.url.port)
     upgraded = (at, to) == (("http", None), ("https", None))
@@ -101,31 +104,31 @@ def _keep_to_the_host(url: httpx.URL, headers: Sequence[Header], request: httpx.
             request.headers.pop(name.decode(), None)
 
 
-def _continue(client: httpx.Client, url: str, part: Path, progress: Progress | None) -> None:
-    """Append to `part` what it lacks, or begin it anew where the server cannot continue."""
-    there = _size(part)
-    with client.stream("GET", url, headers={"Range": f"bytes={there}-"} if there else {}) as reply:
+def _resume(client: httpx.Client, url: str, part: Path, progress: Progress | None) -> None:
+    """Append the rest of the file to `part`, or write it from the start if the server cannot resume."""
+    received = _size(part)
+    with client.stream("GET", url, headers={"Range": f"bytes={received}-"} if received else {}) as reply:
         if reply.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            if reply.headers.get("Content-Range") == f"bytes */{there}":
+            if reply.headers.get("Content-Range") == f"bytes */{received}":
                 return
             os.truncate(part, 0)
-            raise _Again("it does not continue")
+            raise _Retry("the server cannot resume the download")
         if reply.status_code >= 500 or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise _Again(f"it answers {reply.status_code} {reply.reason_phrase}")
+            raise _Retry(f"the server responds with {reply.status_code} {reply.reason_phrase}")
         if reply.status_code not in {httpx.codes.OK, httpx.codes.PARTIAL_CONTENT}:
-            raise WeightsError(f"{printable(url)} answers {reply.status_code} {reply.reason_phrase}")
+            raise WeightsError(f"{printable(url)} responds with {reply.status_code} {reply.reason_phrase}")
         if reply.status_code == httpx.codes.OK:
-            there = 0
-        elif not reply.headers.get("Content-Range", "").startswith(f"bytes {there}-"):
-            raise WeightsError(f"{printable(url)} sends another part of the file than was asked for")
+            received = 0
+        elif not reply.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
+            raise WeightsError(f"{printable(url)} sent a different part of the file than requested")
         length = reply.headers.get("Content-Length")
-        total = there + int(length) if length else None
-        with part.open("ab" if there else "wb") as file:
+        total = received + int(length) if length else None
+        with part.open("ab" if received else "wb") as file:
             for block in reply.iter_raw(2**20):
                 file.write(block)
-                there += len(block)
+                received += len(block)
                 if progress:
-                    progress(there, total)
+                    progress(received, total)
 
 
 def _size(path: Path) -> int:

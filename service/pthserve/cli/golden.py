@@ -1,4 +1,4 @@
-"""`pthserve golden`: images with known answers, which the service holds a model to; written, or checked."""
+"""`pthserve golden`: record or check golden images, the images with known answers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from pthserve.cli.options import MODEL, takes_settings
+from pthserve.cli.options import MODEL, model_options, takes_settings
 from pthserve.errors import GoldenError, PthserveError
 from pthserve.settings import Settings
 
@@ -19,19 +19,7 @@ if TYPE_CHECKING:
 @MODEL
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @takes_settings(
-    *(
-        "sha256",
-        "architecture",
-        "allow_code",
-        "device",
-        "engine",
-        "precision",
-        "decode",
-        "threads",
-        "tolerance",
-        "plan",
-        "cache_dir",
-    ),
+    *model_options(without=("name", "calibration", "max_batch", "max_pixels", "tune_budget", "golden")),
     precision="fp32",
 )
 def command(images: tuple[Path, ...], settings: Settings) -> None:
@@ -50,7 +38,7 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
         if not image.resolve().is_relative_to(folder.resolve()):
             raise PthserveError(f"{image}: is not in the model's folder {folder}; copy it there first")
     if images and card.read(folder).weights.resolve() != card.read(path).weights.resolve():
-        raise PthserveError(f"{folder / card.FILE}: is the card of other weights than {settings.model}")
+        raise PthserveError(f"{folder / card.FILE}: describes different weights than {settings.model}")
 
     model = loaded(settings)
     if not images:
@@ -58,7 +46,7 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
         return
     golden = list(_answers(model, images))
     _show(golden, model.labels)
-    click.echo(f"Written into {card.write_golden(folder, golden)}")
+    click.echo(f"Recorded in {card.write_golden(folder, golden)}")
 
 
 def _answers(model: "Model", images: Sequence[Path]) -> Iterator["Golden"]:
@@ -74,14 +62,16 @@ def _check(model: "Model", settings: Settings) -> None:
     from pthserve.loading.golden import check_golden
 
     if not model.golden:
-        raise PthserveError(f"{settings.model}: there are no golden images yet; name some to write them")
+        raise PthserveError(f"{settings.model}: there are no golden images yet; pass IMAGES to record some")
     proof = check_golden(model, settings.tolerance, settings.decode)
     if not proof.agrees:
         raise GoldenError("; ".join(proof.disagreements))
     _show(list(_answers(model, [one.image for one in model.golden])), model.labels)
     known = any(one.probability is not None for one in model.golden)
     difference = (
-        f"the largest difference is {proof.difference:.2g}" if known else "the card states no probabilities"
+        f"the largest difference is {proof.difference:.2g}"
+        if known
+        else "the model card has no probabilities to compare"
     )
     click.echo(f"All {len(model.golden)} golden images pass; {difference}")
 

@@ -1,4 +1,4 @@
-"""Local: a model that runs in the command's own process."""
+"""Local: load a model in the process of a command."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def loaded(settings: Settings) -> "Model":
-    """The settings' model, as it runs without being measured."""
+    """Load the model of `settings` without tuning."""
     from pthserve.cli.display import reading
     from pthserve.loading.load import load
 

@@ -1,4 +1,4 @@
-"""The command line: one module a command, imported when the command is called and no sooner."""
+"""The command line: one module per command, imported only when the command is called."""
 
 import importlib
 import logging
@@ -21,18 +21,18 @@ COMMANDS = {
     "bench": "Measure the latency and throughput of a service.",
     "fetch": "Download a weights file and verify its SHA-256.",
 }
-"""Name to what it does; `commands/<name>.py` holds it as `command`."""
+"""Command name to summary; each is the function `command` in `cli/<name>.py`."""
 
 NOT_IN_EVERY_INSTALLATION = {"torch", "torchvision", "nncf", "safetensors"}
 
 
 class Lazy(click.RichCommand):
-    """A command by name and summary, which is imported when it is called."""
+    """A command, known by name and summary, whose module is imported when it is called."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """The context of the command itself."""
+        """Import the command and make its context."""
         command: click.RichCommand = importlib.import_module(f"pthserve.cli.{self.name}").command
         return command.make_context(info_name, args, parent, **extra)
 
@@ -50,7 +50,7 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run the command line, and exit."""
+    """Run the command line and exit."""
     try:
         app(prog_name="pthserve")
     except PthserveError as error:

@@ -1,43 +1,63 @@
-"""Options: the settings as options of a command, made from Settings itself; there is no second list."""
+"""Options: the settings as options of commands. They are made from `Settings`; there is no second list."""
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import rich_click as click
+from click import get_current_context
+from click.core import ParameterSource
 from pydantic import ValidationError
 
 from pthserve.cli import demo
+from pthserve.options import ModelOptions
 from pthserve.settings import VARIABLE, Settings
 
 Function = Callable[..., Any]
 
-MODEL = click.argument("model", envvar="PTHSERVE_MODEL", default=Settings.model_fields["model"].default)
-"""What to serve: a weights file, a folder, or `demo`."""
+MODEL = click.argument("model", default=Settings.model_fields["model"].default)
+"""The model: a weights file, a folder, or `demo`."""
+
+
+def model_options(*, without: Collection[str]) -> tuple[str, ...]:
+    """Return the settings for loading a model, `without` those that a command has no use for."""
+    return tuple(
+        name for name in Settings.in_order() if name in ModelOptions.model_fields and name not in without
+    )
 
 
 def takes_settings(*names: str, **own_defaults: Any) -> Callable[[Function], Function]:
-    """A decorator that gives a command settings as options, and calls it with `settings` in their place.
+    """Make a decorator that adds settings to a command as options.
 
-    names: of the settings; without any, all of them. `log_level` is always among them. own_defaults: where
-    the command's default differs from the service's.
+    The command gets the parameter `settings` in place of the options. It sees only its own settings: other
+    PTHSERVE_ variables are not read.
+
+    Args:
+        names: The settings; all of them if there are none. `log_level` is always added.
+        own_defaults: Defaults of the command that differ from those of the service.
     """
-    chosen = [name for name in names or Settings.in_order() if name not in ("model", "log_level")]
+    options = [
+        *(name for name in names or Settings.in_order() if name not in ("model", "log_level")),
+        "log_level",
+    ]
 
     def decorate(command: Function) -> Function:
         @functools.wraps(command)
         def with_settings(**parameters: Any) -> Any:
-            given = {name: parameters.pop(name) for name in Settings.model_fields if name in parameters}
-            settings = _settings(given)
-            if "model" in given:
+            own = [name for name in ("model", *options) if name in parameters]
+            values = {name: parameters.pop(name) for name in own}
+            source = get_current_context().get_parameter_source
+            given = {name: values[name] for name in own if source(name) is ParameterSource.COMMANDLINE}
+            settings = _read(given, own, own_defaults)
+            if "model" in own:
                 settings = demo.resolved(settings)
             return command(settings=settings, **parameters)
 
         decorated: Function = with_settings
-        for name in reversed([*chosen, "log_level"]):
+        for name in reversed(options):
             decorated = _option(name, own_defaults)(decorated)
         return decorated
 
@@ -51,7 +71,6 @@ def _option(name: str, own_defaults: dict[str, Any]) -> Callable[[Function], Fun
         _flag(name),
         name,
         type=_type(field.annotation),
-        envvar=_variable(name),
         default=default,
         show_default=default is not None,
         help=field.description,
@@ -59,7 +78,7 @@ def _option(name: str, own_defaults: dict[str, Any]) -> Callable[[Function], Fun
 
 
 def _type(annotation: Any) -> Any:
-    """click's type of a setting's annotation; bounds are left to Settings."""
+    """Return click's type for the annotation of a setting; `Settings` checks the bounds."""
     options = [option for option in get_args(annotation) if option is not NoneType]
     if get_origin(annotation) is Literal:
         return click.Choice(options)
@@ -67,15 +86,15 @@ def _type(annotation: Any) -> Any:
     return click.Path(path_type=Path) if kind is Path else kind
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def _read(given: dict[str, Any], names: Collection[str], defaults: dict[str, Any]) -> Settings:
     try:
-        settings = Settings(**given)
+        settings = Settings.read(given, names=names, **defaults)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         where = "MODEL" if name == "model" else _flag(name)
         raise click.UsageError(
-            f"{where} ({_variable(name)}): {first['msg'].removeprefix('Value error, ')}"
+            f"{where} ({VARIABLE.format(name.upper())}): {first['msg'].removeprefix('Value error, ')}"
         ) from None
     logging.getLogger("pthserve").setLevel(settings.log_level.upper())
     return settings
@@ -83,7 +102,3 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _variable(name: str) -> str:
-    return VARIABLE.format(name.upper())

@@ -1,10 +1,10 @@
-"""`pthserve pack`: a model as a folder that is served without torch."""
+"""`pthserve pack`: write a packed model, a folder that is served without PyTorch."""
 
 from pathlib import Path
 
 import rich_click as click
 
-from pthserve.cli.options import MODEL, takes_settings
+from pthserve.cli.options import MODEL, model_options, takes_settings
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -18,22 +18,7 @@ from pthserve.text import MESSAGE, quoted
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write; an existing packed model is replaced.",
 )
-@takes_settings(
-    *(
-        "sha256",
-        "architecture",
-        "allow_code",
-        "name",
-        "precision",
-        "calibration",
-        "decode",
-        "threads",
-        "max_batch",
-        "tolerance",
-    ),
-    *("tune_budget", "plan", "cache_dir", "golden"),
-    tune_budget=0.0,
-)
+@takes_settings(*model_options(without=("device", "engine", "max_pixels")), tune_budget=0.0)
 def command(settings: Settings, output: Path) -> None:
     """Write a packed model: a folder that is served without PyTorch.
 
@@ -48,8 +33,9 @@ def command(settings: Settings, output: Path) -> None:
 
     with reading(settings.model) as progress:
         made = pack(settings.model, output, settings, progress)
-    told = (
-        f"{output}: {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} classes, "
-        f"{made.size / 2**20:.1f} MiB; {made.plan.reason}"
+    summary = (
+        f"{output}: packed {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} "
+        "classes, "
+        f"{made.size / 2**20:.1f} MiB; plan: {made.plan.reason}"
     )
-    click.echo(quoted(told, MESSAGE))
+    click.echo(quoted(summary, MESSAGE))

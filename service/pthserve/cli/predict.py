@@ -1,4 +1,4 @@
-"""`pthserve predict`: what is in these images, said by a model here or by a service."""
+"""`pthserve predict`: classify images with a local model or through a service."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import rich_click as click
 
 from pthserve.addresses import printable
 from pthserve.cli.headers import HEADERS, Header
-from pthserve.cli.options import takes_settings
+from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
 
@@ -29,17 +29,7 @@ from pthserve.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @HEADERS
 @takes_settings(
-    "sha256",
-    "architecture",
-    "allow_code",
-    "device",
-    "engine",
-    "precision",
-    "decode",
-    "threads",
-    "max_pixels",
-    "plan",
-    "cache_dir",
+    *model_options(without=("name", "calibration", "max_batch", "tolerance", "tune_budget", "golden"))
 )
 def command(
     source: str,
@@ -56,10 +46,12 @@ def command(
     """
     remote = source.startswith(("http://", "https://"))
     if headers and not remote:
-        raise click.UsageError(
-            "--header needs the URL of a service; a model that runs here reads no headers."
-        )
-    answers = _ask(source, images, top, headers) if remote else _predict(source, images, top, settings)
+        raise click.UsageError("--header needs the URL of a service; it has no effect on a local model.")
+    answers = (
+        _predict_remotely(source, images, top, headers)
+        if remote
+        else _predict_locally(source, images, top, settings)
+    )
     if as_json:
         click.echo(
             json.dumps(
@@ -76,13 +68,15 @@ def command(
     show(predictions(rows))
 
 
-def _ask(url: str, images: Sequence[Path], top: int, headers: Sequence[Header]) -> Iterator[dict[str, Any]]:
+def _predict_remotely(
+    url: str, images: Sequence[Path], top: int, headers: Sequence[Header]
+) -> Iterator[dict[str, Any]]:
     import httpx
 
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise PthserveError(f"{printable(url)} is not a valid address of a service") from error
+        raise PthserveError(f"{printable(url)} is not a valid service address") from error
     if address.path == "/":
         address = address.copy_with(path="/predict")
     shown = printable(str(address.copy_with(userinfo=b"")))
@@ -91,21 +85,25 @@ def _ask(url: str, images: Sequence[Path], top: int, headers: Sequence[Header]) 
             try:
                 reply = client.post(address, params={"top": top}, files={"image": image.read_bytes()})
             except httpx.TransportError as error:
-                raise PthserveError(f"{shown} does not answer: {error or type(error).__name__}") from error
+                raise PthserveError(f"{shown} does not respond: {error or type(error).__name__}") from error
             if reply.status_code != httpx.codes.OK:
-                raise PthserveError(f"{shown} answers {reply.status_code} to {image}: {_said(reply.text)}")
+                raise PthserveError(
+                    f"{shown} responds with {reply.status_code} to {image}: {_error_text(reply.text)}"
+                )
             yield reply.json()
 
 
-def _said(body: str) -> str:
-    """The error's own words, where the answer is a pthserve's."""
+def _error_text(body: str) -> str:
+    """The error message in the response, or its first characters if it is not from pthserve."""
     try:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return body[:200]
 
 
-def _predict(source: str, images: Sequence[Path], top: int, settings: Settings) -> Iterator[dict[str, Any]]:
+def _predict_locally(
+    source: str, images: Sequence[Path], top: int, settings: Settings
+) -> Iterator[dict[str, Any]]:
     from pthserve.cli import demo
     from pthserve.cli.local import loaded
 

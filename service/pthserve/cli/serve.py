@@ -1,4 +1,4 @@
-"""`pthserve serve`: a model over HTTP, until it is told to stop."""
+"""`pthserve serve`: serve a model over HTTP until the process is stopped."""
 
 from functools import partial
 from typing import TYPE_CHECKING

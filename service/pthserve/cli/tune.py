@@ -1,11 +1,11 @@
-"""`pthserve tune`: what this machine can run a model with, measured."""
+"""`pthserve tune`: measure how fast this machine runs a model with each engine and precision."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import rich_click as click
 
-from pthserve.cli.options import MODEL, takes_settings
+from pthserve.cli.options import MODEL, model_options, takes_settings
 from pthserve.planning.plan import Plan, Trial
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
@@ -19,21 +19,7 @@ from pthserve.text import MESSAGE, quoted
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write the plan to, for the --plan option of serve, predict and pack.",
 )
-@takes_settings(
-    *(
-        "sha256",
-        "architecture",
-        "allow_code",
-        "device",
-        "engine",
-        "precision",
-        "calibration",
-        "threads",
-        "max_batch",
-        "tolerance",
-    ),
-    "tune_budget",
-)
+@takes_settings(*model_options(without=("name", "decode", "max_pixels", "plan", "cache_dir", "golden")))
 def command(settings: Settings, output: Path | None) -> None:
     """Find the fastest way to run a model on this machine.
 

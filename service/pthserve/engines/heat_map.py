@@ -36,9 +36,7 @@ def heat_map(
     if found is None:
         found = _occlusion(image, class_index, spec, forward)
     if not np.isfinite(found.map).all():
-        raise EngineFailed(
-            "the heat map holds values that are not numbers; the weights or the precision are the cause"
-        )
+        raise EngineFailed("the heat map contains NaN; check the model's weights and the precision")
     evidence = np.maximum(found.map, 0)
     return found._replace(map=evidence / max(evidence.max(), np.finfo(np.float32).tiny))
 

@@ -149,10 +149,10 @@ def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -
             "rb"
         ) as file:  # what is none, OpenVINO takes for a file of each framework that it knows
             if not _GRAPH.search(file.read(4096)):
-                raise EngineError(f"{name}: is no OpenVINO graph; {_PACK_ANEW}")
+                raise EngineError(f"{name}: is not an OpenVINO graph; {_PACK_AGAIN}")
     except OSError as error:
-        raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_ANEW}") from error
-    with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_ANEW):
+        raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_AGAIN}") from error
+    with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_AGAIN):
         return _core().read_model(path, weights or path.with_suffix(".bin"))
 
 
@@ -170,8 +170,8 @@ def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> N
     ):
         takes, gives = (" and ".join(map(str, each)) or "nothing" for each in found)
         raise EngineError(
-            f"{name}: takes {takes} and gives {gives}, and the manifest makes it {wanted[0]} and "
-            f"{wanted[1]}, both f32; {_PACK_ANEW}"
+            f"{name}: the graph has the input {takes} and the output {gives}, but the manifest needs "
+            f"{wanted[0]} and {wanted[1]}, both f32; {_PACK_AGAIN}"
         )
 
 
@@ -200,7 +200,7 @@ class OpenVINOEngine:
     ) -> None:
         if precision not in precisions():
             needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
-            raise EngineError(f"this CPU does not compute {precision}{needs}; use {', '.join(precisions())}")
+            raise EngineError(f"this CPU does not support {precision}{needs}; use {', '.join(precisions())}")
         self.precision = precision
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
@@ -298,12 +298,12 @@ def _kept(cache_dir: Path | None) -> Path | None:
         folder.mkdir(0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        _log.warning("%s: compiled models are not kept: %s", folder, error.strerror)
+        _log.warning("%s: compiled models are not cached: %s", folder, error.strerror)
         return None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         _log.warning(
-            "%s: compiled models are not kept, since others than user %d may write to the folder; remove it, "
-            "or set its mode to 700",
+            "%s: compiled models are not cached, because users other than %d may write to the folder; remove "
+            "it, or set its mode to 700",
             folder,
             os.geteuid(),
         )
@@ -330,7 +330,7 @@ def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model"
 
 
 _GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
-_PACK_ANEW = "pack the weights anew"
+_PACK_AGAIN = "pack the weights again"
 _ANOTHER = "try another --precision, or serve the weights with --engine torch"
 _PLACES = re.compile(r"(Exception from |Check '.*' failed at |FrontEnd API failed with ).*:\d*:?$")
 """Lines of OpenVINO's messages that say where in its source they are from."""
@@ -352,7 +352,7 @@ def reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not _PLACES.match(line)]
     if not told:
-        return "no reason is given"
+        return "no reason given"
     return told[-1 if len(told) < len(lines) else 0][:_LONGEST].rstrip(".!")
 
 

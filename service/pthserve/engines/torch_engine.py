@@ -48,11 +48,11 @@ class TorchEngine:
         self, module: nn.Module, spec: Spec, *, precision: str = "fp32", threads: int = 1, device: str = "cpu"
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise EngineError("there is no CUDA device here; use --device cpu")
+            raise EngineError("no CUDA device found; use --device cpu")
         if precision not in precisions(device):
             needs = ", which needs avx512_bf16 or amx_bf16" if (device, precision) == ("cpu", "bf16") else ""
             known = ", ".join(precisions(device))
-            raise EngineError(f"torch does not compute {precision} on this {device}{needs}; use {known}")
+            raise EngineError(f"PyTorch does not support {precision} on this {device}{needs}; use {known}")
         self.precision = precision
         self.threads = threads
         self._dtype = DTYPES[precision]

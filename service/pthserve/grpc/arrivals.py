@@ -43,12 +43,12 @@ class Arrivals:
                 self._arriving[limit] = asyncio.get_running_loop().time()
                 body = await context.read()
         except TimeoutError:
-            raise TooSlow("the message did not arrive within its deadline; send it faster") from None
+            raise TooSlow("the message did not arrive before the deadline") from None
         finally:
             self._arriving.pop(limit, None)
             self._pass_on()
         if not isinstance(body, bytes):
-            raise MalformedRequest("the call ended without a message")
+            raise MalformedRequest("the call ended before a message was sent")
         return body
 
     async def _turn(self, until: float) -> None:
@@ -121,4 +121,4 @@ class Places:
 
 
 def _too_many() -> Overloaded:
-    return Overloaded("the service receives as many messages at once as it may; try again later")
+    return Overloaded("the limit of messages received at the same time is reached; try again later")

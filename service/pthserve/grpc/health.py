@@ -37,7 +37,9 @@ class Health:
         self._deadline = deadline
         self._probes = probes
         self._arrivals = Arrivals(ARRIVING, WAITING)
-        self._watchers = Places(WATCHERS, f"{WATCHERS} clients watch already; call Check instead")
+        self._watchers = Places(
+            WATCHERS, f"the limit of {WATCHERS} Watch calls is reached; use Check instead"
+        )
         self._ended = asyncio.Event()
 
     def handlers(self) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
@@ -57,7 +59,7 @@ class Health:
             self._probes.take(context)
             name = await self._name(context)
             if name not in _NAMES:
-                raise NotFound("there is no such service here")
+                raise NotFound("the service was not found")
         except PthserveError as error:
             await context.abort(code(error), str(error))
         return bytes(_States(status=self._state(name)).SerializeToString())
@@ -90,7 +92,7 @@ class Health:
         try:
             return str(health_pb2.HealthCheckRequest.FromString(body).service)
         except DecodeError as error:
-            raise MalformedRequest("the message is not one of this procedure") from error
+            raise MalformedRequest("the message cannot be parsed as a request of this procedure") from error
 
     def _state(self, name: str) -> int:
         if name not in _NAMES:

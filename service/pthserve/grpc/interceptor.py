@@ -81,7 +81,7 @@ class Handlers:
         self._tracer = tracer
         self._deadline = settings.deadline
         self._bodies = bodies
-        self.probes = Places(PROBES, f"{PROBES} calls that need no key are being answered; try again later")
+        self.probes = Places(PROBES, f"the limit of {PROBES} calls without a key is reached; try again later")
         self._arrivals = Arrivals(ARRIVING, settings.max_inflight)
 
     def of(self, calls: Mapping[str, Call]) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
@@ -122,8 +122,8 @@ class Handlers:
                 http, grpc_code = GONE, grpc.StatusCode.CANCELLED
                 raise
             except Exception:
-                log.exception("the service made a mistake", extra={"fields": terms.notes})
-                message = "the service made a mistake; its log says which, under this x-request-id"
+                log.exception("internal error", extra={"fields": terms.notes})
+                message = "internal error; the log of the service has the details under this x-request-id"
                 await context.abort(grpc.StatusCode.INTERNAL, message, trailer)
             finally:
                 if span is not None:
@@ -169,7 +169,7 @@ def _parsed(request_class: type[Message], body: bytes) -> Message:
     try:
         return request_class.FromString(body)
     except DecodeError as error:
-        raise MalformedRequest("the message is not one of this procedure") from error
+        raise MalformedRequest("the message cannot be parsed as a request of this procedure") from error
 
 
 def _end(span: Span, method: str, code: grpc.StatusCode, *, failed: bool) -> None:

@@ -36,7 +36,7 @@ def check(kind: type[Message], message: bytes) -> None:
     try:
         left = _count(cast("Descriptor", kind.DESCRIPTOR), memoryview(message), MAX_PARTS)
     except IndexError as error:
-        raise MalformedRequest("the message is cut short") from error
+        raise MalformedRequest("the message is incomplete") from error
     if left < 0:
         raise TooLarge(f"the message has more than {MAX_PARTS} parts; send numbers as raw contents")
 
@@ -53,7 +53,7 @@ def _count(kind: Descriptor, message: memoryview, left: int) -> int:
         elif wire in _SKIPPED:
             at += _SKIPPED[wire]
         elif wire != _BYTES:
-            raise MalformedRequest("the message has a field of no kind that the protocol has")
+            raise MalformedRequest("the message has a field of an unknown wire type")
         else:
             size, start = _varint(message, at)
             at = start + size
@@ -79,4 +79,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise MalformedRequest("the message has an integer that does not end")
+    raise MalformedRequest("the message has an integer that is too long")

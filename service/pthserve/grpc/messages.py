@@ -47,7 +47,9 @@ def request(message: pb.ModelInferRequest) -> Request:
 def _inputs(message: pb.ModelInferRequest) -> tuple[Input, ...]:
     raw = message.raw_input_contents
     if raw and (len(raw) != len(message.inputs) or any(put.HasField("contents") for put in message.inputs)):
-        raise MalformedRequest("raw_input_contents has to hold every input, and contents none")
+        raise MalformedRequest(
+            "if raw_input_contents is used, it must hold every input, and `contents` must be empty"
+        )
     inputs = []
     for index, put in enumerate(message.inputs):
         check_parameters(parameters(put.parameters))

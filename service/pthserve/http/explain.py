@@ -49,7 +49,7 @@ class Explain:
 
 
 def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
-    """A PNG of `image`, uint8 (height, width, channels) in RGB or grey, and over it `heat`, float32 (rows, columns)."""
+    """A PNG of `image`, uint8 (height, width, 1 or 3), under `heat`, float32 (rows, columns)."""
     height, width, channels = image.shape
     smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
     warmth = np.asarray(smooth)

@@ -61,7 +61,7 @@ class _Metered(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads_left -= 1
         if self.reads_left < 0:
-            raise TooLarge("the image is cut into more pieces than this service reads; save it anew")
+            raise TooLarge("the image has too many tiles or segments; save it again with other settings")
         return super().read(size)
 
 
@@ -93,7 +93,7 @@ class _Tiff(TiffImageFile):
             len(value) > TIFF_NUMBERS and tags.tagtype[tag] not in _TIFF_BYTES
             for tag, value in tags._tagdata.items()
         ):
-            raise TooLarge("the TIFF image is cut into more strips than this service reads; save it anew")
+            raise TooLarge("the TIFF image has too many strips; save it again with larger strips")
         super()._setup()
 
 
@@ -179,7 +179,7 @@ class Picture:
         """
         magic = _MAGIC.match(data)
         if magic is None or magic.lastgroup is None:
-            raise UnsupportedImage(f"the data is not an image; send one of {', '.join(FORMATS)}")
+            raise UnsupportedImage(f"the data is not a supported image; send one of {', '.join(FORMATS)}")
         self._data = data
         self._mode = mode
         self._name = magic.lastgroup
@@ -207,7 +207,7 @@ class Picture:
     def _open(self, max_pixels: int, shortest: int | None) -> None:
         scans = self._data.count(b"\xff\xda") if self._name == "JPEG" else 0
         if scans > JPEG_SCANS:
-            raise TooLarge(f"the JPEG image has more than {JPEG_SCANS} scans; save it anew")
+            raise TooLarge(f"the JPEG image has more than {JPEG_SCANS} scans; save it as a baseline JPEG")
         file = _Metered(self._data)
         self._opened = picture = FORMATS[self._name](file)
         self.size = picture.size
@@ -216,10 +216,14 @@ class Picture:
         check_size(self.size, min(max_pixels, SLOW_PIXELS) if slow else max_pixels)
         several = isinstance(picture, _Jpeg) and picture.has_several_scans()
         if several and pixels * scans > SCANNED_PIXELS:
-            raise TooLarge(f"the JPEG image has {scans} scans of {pixels} pixels each; save it anew")
+            raise TooLarge(
+                f"the JPEG image has {scans} scans of {pixels} pixels each, which is too many; save it as a "
+                "baseline JPEG"
+            )
         if isinstance(picture, _Tiff) and cost.coded_pixels(picture) > CODED * max_pixels:
             raise TooLarge(
-                "the TIFF image's strips or tiles have many times the pixels of the image; save it anew"
+                "the strips or tiles of the TIFF image are much larger than the image; save it again with "
+                "smaller ones"
             )
         self.box = (0.0, 0.0, float(self.size[0]), float(self.size[1]))
         if shortest is not None:
@@ -275,7 +279,7 @@ def _faults(name: str) -> Iterator[None]:
 def check_size(size: tuple[int, int], limit: int) -> None:
     """Raise TooLarge where an image of `size`, (width, height), has more than `limit` pixels."""
     if size[0] * size[1] > limit:
-        raise TooLarge(f"the image has {size[0]} x {size[1]} pixels; at most {limit} are allowed")
+        raise TooLarge(f"the image has {size[0]} x {size[1]} pixels; the limit is {limit}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -288,4 +292,4 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if len(body) >= 5 and kind == b"VP8L":
         bits = int.from_bytes(body[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    raise BrokenImage("the WebP image is broken: it does not begin with an image")
+    raise BrokenImage("the WebP image is broken: it does not start with an image")

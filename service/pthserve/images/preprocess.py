@@ -140,7 +140,7 @@ def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixel
     if across.length * max(down.length, down.end - down.start) > max_pixels:
         raise TooLarge(
             f"the image has {width} x {height} pixels, which the model's preprocessing would resize to "
-            f"{resized[0]} x {resized[1]}; at most {max_pixels} pixels are allowed"
+            f"{resized[0]} x {resized[1]}; the limit is {max_pixels} pixels"
         )
     image = image.resize(
         (across.length, down.length),

@@ -20,11 +20,11 @@ def inflated(body: bytes, limit: int) -> bytes:
     try:
         plain = decoder.decompress(body, limit + 1)
     except zlib.error as error:
-        raise MalformedRequest(f"the body cannot be inflated: {error}") from error
+        raise MalformedRequest(f"the body cannot be decompressed: {error}") from error
     if len(plain) > limit:
-        raise TooLarge(f"the body is more than {limit} bytes once it is inflated")
+        raise TooLarge(f"the body has more than {limit} bytes after decompression")
     if not decoder.eof or decoder.unused_data:
-        raise MalformedRequest("the body is not one whole gzip or zlib stream")
+        raise MalformedRequest("the body must be exactly one complete gzip or zlib stream")
     return plain
 
 

@@ -83,7 +83,7 @@ def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
     count = parameters.get("classification", 0)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise MalformedRequest(
-            "the parameter classification is how many classes to give: a whole number from 1"
+            "the parameter `classification` must be the number of classes to return: an integer, 1 or greater"
         )
     return Wanted(name, count, flag(parameters, "binary_data", default=binary))
 
@@ -97,7 +97,7 @@ def flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
     """The boolean parameter called `name`; MalformedRequest where it is none."""
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise MalformedRequest(f"the parameter {name} is true or false")
+        raise MalformedRequest(f"the parameter `{name}` must be true or false")
     return value
 
 
@@ -105,7 +105,7 @@ def timeout(parameters: Parameters) -> float | None:
     """Seconds that the request's `timeout` parameter (microseconds) grants, or None; 0 stands for none."""
     value = parameters.get("timeout", 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise MalformedRequest("the parameter timeout is a whole number of microseconds")
+        raise MalformedRequest("the parameter `timeout` must be an integer number of microseconds")
     return value / 1e6 or None
 
 
@@ -113,24 +113,26 @@ def check_parameters(parameters: Parameters) -> None:
     """Raise MalformedRequest where `parameters` are too many, or point into shared memory: a pod has none."""
     if len(parameters) > MAX_PARAMETERS:
         raise MalformedRequest(
-            f"{len(parameters)} parameters in one place; at most {MAX_PARAMETERS} are read"
+            f"the request has {len(parameters)} parameters in one place; the limit is {MAX_PARAMETERS}"
         )
     if "shared_memory_region" in parameters:
-        raise MalformedRequest("shared memory is not served: send the tensor in the request")
+        raise MalformedRequest("shared memory is not supported: send the tensor in the request")
 
 
 def check(asked: Sequence[Wanted]) -> None:
     """Raise MalformedRequest for an output that is not there, or asked for twice, or has no classes."""
     if len(asked) > MAX_OUTPUTS:
-        raise MalformedRequest(f"{len(asked)} outputs are asked for; at most {MAX_OUTPUTS} are")
+        raise MalformedRequest(f"the request names {len(asked)} outputs; the limit is {MAX_OUTPUTS}")
     ranks = {form.name: len(form.shape) for form in output_forms(0)}
     for want in asked:
         if want.name not in ranks:
-            raise MalformedRequest(f"there is no such output; the outputs are {', '.join(ranks)}")
+            raise MalformedRequest(f"unknown output; the outputs are {', '.join(ranks)}")
         if want.classification and ranks[want.name] != 2:
-            raise MalformedRequest(f"classification is of probabilities or logits, not of {want.name}")
+            raise MalformedRequest(
+                f"`classification` can be requested for probabilities or logits, not for {want.name}"
+            )
     if len({want.name for want in asked}) < len(asked):
-        raise MalformedRequest("an output is asked for twice")
+        raise MalformedRequest("an output is requested twice")
 
 
 def outputs(answers: Sequence[Answer], labels: Sequence[str], asked: Sequence[Wanted]) -> list[Output]:

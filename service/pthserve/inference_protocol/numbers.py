@@ -28,8 +28,8 @@ _SPACES = b" \t\r\n"
 _DIGITS = bytes.maketrans(b"123456789+-.eE", b"0" * 14)
 _BARE = bytes.maketrans(b"[]", b"  ")
 _WRONG = {
-    "B": "an element of the input is not a whole number from 0 to 255",
-    "f": "an element of the input is not a number that FP32 can hold",
+    "B": "an element of the input is not an integer from 0 to 255",
+    "f": "an element of the input is not a number in the range of FP32",
 }
 
 
@@ -48,18 +48,21 @@ class Text:
         for piece in self._pieces():
             shapes = piece.translate(_DIGITS, _SPACES)
             if b"0[" in shapes or b"]0" in shapes:
-                raise MalformedRequest("the input's data is no JSON: a comma is missing beside a bracket")
+                raise MalformedRequest(
+                    "the input's data is not valid JSON: a comma is missing next to a bracket"
+                )
             brackets.append(shapes.translate(None, b"0"))
             _extend(values, _parsed(piece, kind), kind)
         if len(values) != math.prod(shape):
             raise MalformedRequest(
-                f"the input's shape {list(shape)} takes {math.prod(shape)} elements, and {len(values)} came"
+                f"the input's shape {list(shape)} needs {math.prod(shape)} elements, but {len(values)} were "
+                "sent"
             )
         found = b",".join(brackets)
         if found.translate(None, b"[,]"):
             raise MalformedRequest(_WRONG[kind])
         if found not in (_brackets((len(values),)), _brackets(shape)):
-            raise MalformedRequest(f"the input's data is nested otherwise than its shape {list(shape)} says")
+            raise MalformedRequest(f"the input's data is nested differently than its shape {list(shape)}")
         return np.frombuffer(values, values.typecode)
 
     def _pieces(self) -> Iterator[bytes]:
@@ -68,7 +71,7 @@ class Text:
         while start + 2 * PIECE < self.end:
             end = self.json.find(b",", start + PIECE, start + 2 * PIECE)
             if end < 0:
-                raise MalformedRequest(f"an element of the input takes more than {PIECE} bytes")
+                raise MalformedRequest(f"an element of the input is longer than {PIECE} bytes")
             yield self.json[start:end]
             start = end + 1
         yield self.json[start : self.end]

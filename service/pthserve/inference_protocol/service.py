@@ -50,10 +50,10 @@ class Service:
         if model is None:
             raise NotReady(f"the service is not ready: {self._predictor.unready}")
         if name != model.name:
-            raise NotFound(f"there is no model of that name here; the one that is served is {model.name!r}")
+            raise NotFound(f"no model has this name; the service has the model {model.name!r}")
         if version not in ("", model.version):
-            served = f"the one that is served is {model.version!r}" if model.version else "it has no versions"
-            raise NotFound(f"there is no such version of the model {model.name!r}; {served}")
+            current = f"has the version {model.version!r}" if model.version else "has no versions"
+            raise NotFound(f"this version was not found; the model {model.name!r} {current}")
         return model
 
     def model_unready(self, name: str, version: str = "") -> str | None:
@@ -91,7 +91,7 @@ class Service:
         model = self.model(request.model, request.version)
         if len(request.inputs) != 1:
             raise MalformedRequest(
-                f"{len(request.inputs)} inputs; a request takes one: images, their pixels, or tensors"
+                f"the request has {len(request.inputs)} inputs; it must have one: images, pixels or tensors"
             )
         check(request.wanted)
         batch = await self._images(request.inputs[0], model)
@@ -138,17 +138,18 @@ class Service:
         self.model(name)
         if parameters:
             raise MalformedRequest(
-                "a load takes no parameters: the model is read from where the service was told"
+                "a load request cannot have parameters: the service knows where its model is"
             )
         if self._load is None:
-            raise MalformedRequest("this service cannot read its model again; restart it")
+            raise MalformedRequest("this service cannot reload its model; restart it")
         await self._load()
 
     def unload(self, name: str) -> None:
         """Always raises: NotFound, or MalformedRequest."""
         self.model(name)
         raise MalformedRequest(
-            "the one model of a service cannot be unloaded; stop the service, or scale its deployment to 0"
+            "a service has only one model, which cannot be unloaded; stop the service, or scale its "
+            "deployment to 0"
         )
 
 

@@ -20,7 +20,7 @@ from pthserve.tasks.base import TensorForm
 Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
 """What the predictor takes: an encoded image; pixels, uint8 (H, W, 3); or a tensor, float32 (c, h, w)."""
 
-_NO_STRING = "an element of the input is not a string; an image in JSON is base64 in a string"
+_NO_STRING = "an element of the input is not a string; an image in JSON must be a base64 string"
 
 MAX_RANK = 8
 """More dimensions than any input has; a longer shape is not worth reading, nor repeating in an error."""
@@ -86,7 +86,7 @@ def images(tensor: Input, spec: Spec, *, max_images: int, max_pixels: int) -> li
     forms = {form.datatype: form for form in input_forms(spec)}
     if tensor.datatype not in forms:
         accepted = "; ".join(_described(form) for form in forms.values())
-        raise MalformedRequest(f"the input's datatype is none of those this model takes: {accepted}")
+        raise MalformedRequest(f"the input's datatype must be one of: {accepted}")
     _check(tensor.shape, forms[tensor.datatype], max_images, max_pixels)
     if tensor.datatype == "BYTES":
         return list(_byte_strings(tensor))
@@ -101,18 +101,18 @@ def _described(form: TensorForm) -> str:
 def _check(shape: tuple[int, ...], form: TensorForm, max_images: int, max_pixels: int) -> None:
     if len(shape) > MAX_RANK:
         raise MalformedRequest(
-            f"the input's shape has {len(shape)} dimensions, and should be {_described(form)}"
+            f"the input's shape has {len(shape)} dimensions, but must be {_described(form)}"
         )
     column = form.datatype == "BYTES" and len(shape) == 2 and shape[1] == 1
     fits = len(shape) == len(form.shape) and all(
         size >= 1 if wanted == -1 else size == wanted for size, wanted in zip(shape, form.shape, strict=True)
     )
     if not fits and not (column and shape[0] >= 1):
-        raise MalformedRequest(f"the input's shape is {list(shape)}, and should be {_described(form)}")
+        raise MalformedRequest(f"the input's shape is {list(shape)}, but must be {_described(form)}")
     if shape[0] > max_images:
-        raise TooLarge(f"{shape[0]} images in one request; at most {max_images} are taken")
+        raise TooLarge(f"the request has {shape[0]} images; the limit is {max_images}")
     if form.datatype == "UINT8" and shape[1] * shape[2] > max_pixels:
-        raise TooLarge(f"an image of {shape[2]} x {shape[1]} pixels; at most {max_pixels} pixels are taken")
+        raise TooLarge(f"an image has {shape[2]} x {shape[1]} pixels; the limit is {max_pixels}")
 
 
 def _byte_strings(tensor: Input) -> Iterable[bytes]:
@@ -132,7 +132,8 @@ def _split(blob: bytes | memoryview, count: int) -> list[bytes]:
         at += 4 + size
     if len(elements) != count or at != len(blob):
         raise MalformedRequest(
-            f"the input's {len(blob)} bytes are not {count} elements, each behind its length in 4 bytes"
+            f"the input's {len(blob)} bytes do not hold {count} elements, each preceded by its length in 4 "
+            "bytes"
         )
     return elements
 
@@ -145,9 +146,7 @@ def _decoded(element: object) -> bytes:
     try:
         return base64.b64decode(element, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MalformedRequest(
-            "an element of the input is not base64, as an image in JSON has to be; or send it as binary data"
-        ) from error
+        raise MalformedRequest("an image in JSON must be base64; or send it as binary data") from error
 
 
 def _pixels(tensor: Input) -> NDArray[np.uint8]:
@@ -157,7 +156,7 @@ def _pixels(tensor: Input) -> NDArray[np.uint8]:
 def _floats(tensor: Input) -> NDArray[np.float32]:
     values: NDArray[np.float32] = _array(tensor, np.dtype("<f4"), "f")
     if not np.isfinite(values).all():
-        raise MalformedRequest("an element of the input is not finite")
+        raise MalformedRequest("an element of the input is NaN or infinity")
     return values
 
 
@@ -172,7 +171,9 @@ def _array(tensor: Input, dtype: np.dtype[Any], kind: Kind) -> NDArray[Any]:
 def _binary(blob: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     size = math.prod(shape) * dtype.itemsize
     if len(blob) != size:
-        raise MalformedRequest(f"the input's shape {list(shape)} takes {size} bytes, and {len(blob)} came")
+        raise MalformedRequest(
+            f"the input's shape {list(shape)} needs {size} bytes, but {len(blob)} were sent"
+        )
     return np.frombuffer(blob, dtype)
 
 
@@ -182,13 +183,12 @@ def _flat(elements: Sequence[Any], shape: tuple[int, ...]) -> Sequence[Any]:
         rows: list[Any] = [elements]
         for size in shape:
             if any(not isinstance(row, list) or len(row) != size for row in rows):
-                raise MalformedRequest(
-                    f"the input's data is nested otherwise than its shape {list(shape)} says"
-                )
+                raise MalformedRequest(f"the input's data is nested differently than its shape {list(shape)}")
             rows = list(chain.from_iterable(rows))
         elements = rows
     if len(elements) != math.prod(shape):
         raise MalformedRequest(
-            f"the input's shape {list(shape)} takes {math.prod(shape)} elements, and {len(elements)} came"
+            f"the input's shape {list(shape)} needs {math.prod(shape)} elements, but {len(elements)} were "
+            "sent"
         )
     return elements

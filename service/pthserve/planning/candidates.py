@@ -79,7 +79,8 @@ class Sources:
         ]
         if not found:
             raise EngineError(
-                f"no engine computes {asked.precision} on {device} with engine {asked.engine}; there is "
+                f"precision {asked.precision} is not available on {device} with engine {asked.engine}; "
+                "available: "
                 + ", ".join(
                     f"{engine} {precision}" for engine, precision in CANDIDATES[device] if engine in auto
                 )
@@ -101,7 +102,8 @@ class Sources:
         if self.quantized is None and any(candidate.precision == "int8" for candidate in candidates):
             if self.module is None:
                 raise EngineError(
-                    "it was packed without int8; pack it anew with --precision int8 --calibration FOLDER"
+                    "the model was packed without int8; pack it again with --precision int8 --calibration "
+                    "FOLDER"
                 )
             from pthserve.engines.openvino_engine import quantize
 
@@ -162,7 +164,7 @@ def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
         EngineError: no folder is named, or there is no image in it.
     """
     if folder is None:
-        raise EngineError("int8 needs images to calibrate on: name a folder of them with --calibration")
+        raise EngineError("int8 needs calibration images: set --calibration to a folder of images")
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     images: list[Pixels] = []
     for index in np.unique(np.linspace(0, len(found) - 1, CALIBRATION_IMAGES).astype(int)) if found else ():
@@ -173,5 +175,5 @@ def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
         except (RequestError, OSError):
             continue
     if not images:
-        raise EngineError(f"{folder}: there is no image to calibrate int8 on")
+        raise EngineError(f"{folder}: contains no image for int8 calibration")
     return np.stack(images)

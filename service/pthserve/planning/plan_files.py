@@ -36,7 +36,7 @@ def read(path: Path) -> Plan:
         raise EngineError(f"{path}: the plan cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(
-            f"{path} holds no plan ({quoted(error)}); write one with `pthserve tune`"
+            f"{path}: is not a plan file ({quoted(error)}); create one with `pthserve tune`"
         ) from error
 
 

@@ -223,7 +223,7 @@ def _measured(
     best = contest.best
     if best is None:
         tried = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in contest.failed)
-        raise EngineError(f"no engine runs this model as asked. {tried}")
+        raise EngineError(f"no engine can run this model with these settings. {tried}")
     if best.candidate.device == "cpu" and best.candidate.threads > 1 and not contest.over:
         contest.enter(best.candidate._replace(threads=best.candidate.threads // 2))
         best = contest.best or best
@@ -233,7 +233,7 @@ def _measured(
     engine, precision, device, threads = best.candidate
     plan = Plan(engine, precision, device, threads, settings.max_batch or 8, trials=trials)
     if not best.rates:
-        reason = f"{best.candidate}, unmeasured: the first that agrees with the reference"
+        reason = f"{best.candidate}, not measured: the first candidate that agrees with the reference"
         return replace(plan, reason=reason), best.engine
     plan = replace(
         plan,
@@ -248,7 +248,7 @@ def _measured(
 
 def _reason(best: Run, runs: Sequence[Run], untried: Sequence[Candidate]) -> str:
     """Why `best` won, in words."""
-    words = f"{best.candidate}: {best.rates[best.batch]:.0f} images a second in batches of {best.batch}"
+    words = f"{best.candidate}: {best.rates[best.batch]:.0f} images per second in batches of {best.batch}"
     others = [run for run in runs if run is not best and run.rates]
     if others:
         second = max(others, key=lambda run: run.served)

@@ -29,7 +29,7 @@ class Admission:
         Raises Overloaded, or TooLarge where so many never get in.
         """
         if images > self._limit:
-            raise TooLarge(f"the request has {images} images; at most {self._limit} are answered at once")
+            raise TooLarge(f"the request has {images} images; the limit is {self._limit}")
         if self.inflight + images > self._limit:
             reason = "permits"
         elif self.inflight and self._seconds_for(self.inflight + images) > SHARE_OF_DEADLINE * deadline:
@@ -39,8 +39,8 @@ class Admission:
         REJECTED.labels(reason).inc()
         wait = self._seconds_for(self.inflight)
         raise Overloaded(
-            f"the service is overloaded: {self.inflight} images are ahead, which takes about {wait:.1f} s; "
-            "try again then",
+            f"the service is overloaded: {self.inflight} images are queued, which takes about {wait:.1f} s; "
+            "try again after that",
             retry_after=wait,
         )
 

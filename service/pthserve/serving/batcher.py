@@ -227,7 +227,7 @@ class Batcher:
                     self._wake()  # who waits for another model, or for the end
         if logits.shape != (size, model.num_classes):
             raise ValueError(
-                f"the engine answered {logits.shape} where {(size, model.num_classes)} was expected"
+                f"the engine returned the shape {logits.shape}; expected {(size, model.num_classes)}"
             )
         self._seconds_per_image.observe(seconds / size / at_once, size)
         self._seconds_per_batch.observe(seconds)

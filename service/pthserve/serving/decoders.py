@@ -172,8 +172,8 @@ class Decoders:
         memory, seconds = pending.cost
         if memory > self._memory:
             raise TooLarge(
-                f"the image would take {memory >> 20} MiB to decode; "
-                f"at most {self._memory >> 20} MiB are allowed (decode_memory)"
+                f"the image needs {memory >> 20} MiB to decode; "
+                f"the limit is {self._memory >> 20} MiB (decode_memory)"
             )
         if seconds < SLOW:
             return
@@ -188,7 +188,7 @@ class Decoders:
         if wait + seconds * self._slowness.value > SHARE_OF_DEADLINE * (job.until - time.monotonic()):
             REJECTED.labels("wait").inc()
             raise Overloaded(
-                f"{len(slow)} images that take long are ahead, for about {wait:.1f} s; try again then",
+                f"{len(slow)} large images are queued, which takes about {wait:.1f} s; try again after that",
                 retry_after=wait,
             )
 

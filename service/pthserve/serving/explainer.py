@@ -24,7 +24,7 @@ from pthserve.serving.predictor import Predictor
 PERMITS = 2
 """Heat maps in the making at once."""
 
-_TOO_LATE = "the heat map was not made within the deadline"
+_TOO_LATE = "the deadline passed before the heat map was ready"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +58,12 @@ class Explainer:
         model = self._predictor.model()
         if class_index is not None and class_index >= model.num_classes:
             raise MalformedRequest(
-                f"there is no class {class_index}; the model's are 0 to {model.num_classes - 1}"
+                f"class {class_index} does not exist; the model has classes 0 to {model.num_classes - 1}"
             )
         if self._making >= PERMITS:
             REJECTED.labels("explain").inc()
             raise Overloaded(
-                f"{PERMITS} heat maps are being made, which is as many as may be; try again later",
+                f"the limit of {PERMITS} heat maps at the same time is reached; try again later",
                 retry_after=self._seconds.value,
             )
         return model

@@ -39,7 +39,7 @@ def prediction_of(model: Model, image: Input, inference: Inference) -> Predictio
     """What `model` found in `image`; raises MalformedRequest or EngineFailed where that is not a number."""
     is_tensor = isinstance(image, np.ndarray) and image.dtype == np.float32
     if is_tensor and not np.isfinite(inference.logits).all():
-        raise MalformedRequest("the tensor holds values so large, or so undefined, that there is no answer")
+        raise MalformedRequest("the tensor contains values that are too large or not a number")
     return Prediction(
         model,
         model.answer(inference.logits),

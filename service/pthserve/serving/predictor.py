@@ -102,7 +102,7 @@ class Predictor:
         """The model that a request which comes now is given; raises Draining or NotReady."""
         if self._closed:
             REJECTED.labels("draining").inc()
-            raise Draining("the service is shutting down; send the request again, to another replica")
+            raise Draining("the service is shutting down; send the request to another replica")
         if self.current is None:
             REJECTED.labels("not_ready").inc()
             raise NotReady(f"the service is not ready: {self.unready}")
@@ -202,15 +202,15 @@ class Predictor:
         if image.dtype == np.float32:
             if image.shape != spec.tensor_shape:
                 raise MalformedRequest(
-                    f"the tensor's shape is {image.shape}; the model takes {spec.tensor_shape}"
+                    f"the tensor has the shape {image.shape}; the model needs {spec.tensor_shape}"
                 )
             return Pending(spec.crop[::-1], FREE, lambda: image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise MalformedRequest(
-                f"the pixels are {image.dtype} {image.shape}; the model takes uint8 (height, width, 3)"
+                f"the pixels are {image.dtype} {image.shape}; the model needs uint8 (height, width, 3)"
             )
         if image.shape[0] * image.shape[1] > limit:
-            raise TooLarge(f"the image has more than the {limit} pixels that are allowed")
+            raise TooLarge(f"the image has more than {limit} pixels, which is the limit")
         return pending_pixels(cast("NDArray[np.uint8]", image), spec)
 
     async def _answer(self, model: Model, images: Sequence[Input], seconds: float) -> Sequence[Prediction]:
@@ -253,7 +253,7 @@ class Predictor:
 def _expire(futures: Sequence[asyncio.Future[Any]]) -> None:
     for future in futures:
         if not future.done():
-            future.set_exception(DeadlineExceeded("there was no answer within the deadline"))
+            future.set_exception(DeadlineExceeded("the deadline passed before the answer was ready"))
 
 
 def _deliver(future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any], _: float) -> None:

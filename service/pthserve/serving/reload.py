@@ -111,8 +111,9 @@ class Reload:
         changed = now != self._served
         if changed and not self._predictor.files_changed and not self._settings.reload_interval:
             log.warning(
-                "the files of %s have changed; the model that was loaded from them before is served until a "
-                "reload: send SIGHUP to load what is there now",
+                "the files of %s have changed; the model loaded from them before stays in use until a "
+                "reload: "
+                "send SIGHUP to load the changed files",
                 self._settings.model,
             )
         self._predictor.files_changed = changed
@@ -166,16 +167,16 @@ class Reload:
         """Raise what keeps `model` from taking the place of the current one."""
         source, served = self._settings.model, self._predictor.model()
         if await in_background(self._look) != self._tried:
-            raise ModelError(f"{source}: changed while it was loaded")
+            raise ModelError(f"{source}: changed while it was being loaded")
         if model.num_classes != served.num_classes:
             raise ModelError(
-                f"{source}: the model tells {model.num_classes} classes apart, and the one that is served "
-                f"{served.num_classes}; a service keeps its classes: restart it for others"
+                f"{source}: the new model has {model.num_classes} classes, but the current one has "
+                f"{served.num_classes}; restart the service to change the classes"
             )
         if model.name != served.name:
             raise ModelError(
-                f"{source}: the model is called {model.name!r}, and the one that is served {served.name!r}; "
-                "a service keeps its name: give it one in model.yaml, or with --name"
+                f"{source}: the new model is named {model.name!r}, but the current one {served.name!r}; "
+                "restart the service to change the name, or set it in model.yaml or with --name"
             )
 
     async def _shadow(self, model: Model) -> dict[str, object]:
@@ -185,8 +186,8 @@ class Reload:
         least = self._settings.shadow_agreement
         if shadow.agreement is not None and shadow.agreement < least:
             raise ModelError(
-                f"{self._settings.model}: the model gave {shadow.agreement:.1%} of {shadow.images} live "
-                f"images the class that the served one gave them; at least {least:.1%} are asked for"
+                f"{self._settings.model}: the new model predicted the same class as the current one for "
+                f"{shadow.agreement:.1%} of {shadow.images} live images; at least {least:.1%} is required"
             )
         return {"images": shadow.images, "agreement": shadow.agreement}
 

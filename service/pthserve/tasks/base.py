@@ -59,9 +59,13 @@ class Task(Protocol):
     name: str
     """As in `model.yaml` and `/info`."""
 
-    answer_model: type[BaseModel]
-    """The fields of `Answer.to_dict`, for the OpenAPI schema, with one example in its `json_schema_extra`.
-    Tests validate answers against it; the service does not, since that would cost as much as writing them."""
+    @property
+    def answer_model(self) -> type[BaseModel]:
+        """The fields of `Answer.to_dict`, for the OpenAPI schema, with one example in `json_schema_extra`.
+
+        Tests validate answers against it; the service does not, since that would cost as much as writing
+        them.
+        """
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Answer:
         """The answer for one image, out of its row of the engine's outputs, which is finite."""
