@@ -22,7 +22,7 @@ from pthserve.zoos.timm import computing_alike
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 FORMS = ("bare", "wrapped", "prefixed", "other classes")
-SERVED, RESOLVED, REFUSED, WRONG = "served", "by option", "refused", "WRONG"
+SERVED, RESOLVED, ASSUMED, REFUSED, WRONG = "served", "by option", "assumed", "refused", "WRONG"
 
 INTRODUCTION = """# Models
 
@@ -34,8 +34,10 @@ that holds nothing but its state dict, and no model card.
 - **served**: recognised, and built as that architecture or as one that computes the same.
 - **by option**: other architectures have the same names and shapes and compute differently. The file is
   refused, the message lists the choices, and `--architecture` or the card's `architecture` settles it; so
-  does the name in the checkpoint's metadata, in a `config.json` beside it or in the file's name, and so do golden
-  images that only one choice agrees with.
+  does the name in the checkpoint's metadata, in a `config.json` beside it or in the file's name, and so do
+  golden images that only one choice agrees with.
+- **assumed**: taken for the architecture of torchvision that has the same names and shapes, with a warning
+  that names both; settled in the same ways.
 - **refused**: the reason is below the table.
 
 | | {forms} |
@@ -43,7 +45,7 @@ that holds nothing but its state dict, and no model card.
 {counts}
 
 {share} % of the names are served or settled by one option in every form; {wrong} are taken for an
-architecture that computes differently.
+architecture that computes differently without a warning.
 """
 
 
@@ -67,7 +69,7 @@ def outcome(catalogue: Catalogue, name: str, state_dict: dict[str, Tensor]) -> t
     try:
         start = time.perf_counter()
         try:
-            chosen, _ = choose(Source(state_dict))
+            chosen, inferred = choose(Source(state_dict))
         finally:
             seconds = time.perf_counter() - start
         fits(chosen)
@@ -83,7 +85,10 @@ def outcome(catalogue: Catalogue, name: str, state_dict: dict[str, Tensor]) -> t
         return REFUSED, str(error), seconds
     group = computing_alike(catalogue.name, name)
     right = chosen.full == full or (group and chosen.choice == ("", group))
-    return (SERVED, "", seconds) if right else (WRONG, f"taken for {chosen.full}", seconds)
+    if right:
+        return SERVED, "", seconds
+    said = inferred.uncertain and full in inferred.value
+    return ASSUMED if said else WRONG, f"taken for {chosen.full}", seconds
 
 
 def main() -> int:
@@ -112,11 +117,11 @@ def main() -> int:
                 if why:
                     reasons.append(f"- {catalogue.name}/{name}, {form}: {why}")
             rows.append((f"{catalogue.name}/{name}", outcomes))
-            print(*rows[-1], flush=True)
-    print(f"recognition: median {statistics.median(seconds):.3f} s, most {max(seconds):.3f} s")
+            sys.stdout.write(f"{catalogue.name}/{name}: {', '.join(outcomes)}\n")
+    sys.stdout.write(f"recognition: median {statistics.median(seconds):.3f} s, most {max(seconds):.3f} s\n")
     good = sum(set(outcomes) <= {SERVED, RESOLVED} for _, outcomes in rows)
     wrong = sum(WRONG in outcomes for _, outcomes in rows)
-    kinds = [SERVED, RESOLVED, REFUSED]
+    kinds = [SERVED, RESOLVED, ASSUMED, REFUSED]
     page = INTRODUCTION.format(
         torchvision=torchvision.__version__.partition("+")[0],
         timm=timm.__version__,
@@ -131,7 +136,7 @@ def main() -> int:
     page += f"\n| architecture | {' | '.join(FORMS)} |\n|---|{'---|' * len(FORMS)}\n"
     page += "".join(f"| `{name}` | {' | '.join(outcomes)} |\n" for name, outcomes in rows)
     if reasons:
-        page += "\n## Why some are refused\n\n" + "\n".join(reasons) + "\n"
+        page += "\n## Why some are assumed or refused\n\n" + "\n".join(reasons) + "\n"
     PAGE.write_text(page)
     return bool(wrong)
 

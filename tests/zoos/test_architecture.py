@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from pthserve.certainty import Inferred, Origin
+from pthserve.certainty import Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files import weights
 from pthserve.zoos import architecture, torchvision
-from pthserve.zoos.base import Architecture
+from pthserve.zoos.base import Architecture, Source
 from pthserve.zoos.indexed import Indexed
 from pthserve.zoos.torchvision import TORCHVISION
 
@@ -131,7 +131,10 @@ def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(na
         built = architecture.build({prefix + key: tensor for key, tensor in bare.items()})
         assert (built.name, built.num_classes, built.prefix) == (name, 7, prefix)
         assert (built.parameters, built.ignored) == (parameters, ())
-        assert built.inferred == (Inferred("architecture", name, Origin.FILE, f"architecture: {name}"),)
+        (inferred,) = built.inferred
+        assert inferred.value.partition(",")[0] == name
+        assert inferred.setting == f"architecture: {name}"
+        assert inferred.origin == (Origin.ASSUMED if name in ("resnet18", "resnet50") else Origin.FILE)
         assert not any(tensor.is_meta for tensor in built.module.state_dict().values())
         assert not built.module.training
 
@@ -145,7 +148,7 @@ def test_inference_takes_less_than_a_fifth_of_a_second(
     for name in NAMES:
         state_dict = {f"model.net.{key}": tensor for key, tensor in weightless(name, num_classes=7).items()}
         start = time.perf_counter()
-        assert Indexed().infer(state_dict) == name
+        assert Indexed().infer(Source(state_dict)) == f"torchvision/{name}"
         seconds.append(time.perf_counter() - start)
     record_property("median_seconds", statistics.median(seconds))
     record_property("most_seconds", max(seconds))

@@ -318,9 +318,22 @@ def test_the_name_of_the_file_decides_and_that_is_said(file: str, name: str, tmp
     assert f"the name of {file}" in built.inferred[0].value
 
 
+def test_the_name_of_the_network_within_a_larger_module_decides() -> None:
+    for name in (AMBIGUOUS, TWIN):
+        state_dict = {f"net.{name}.{key}": tensor for key, tensor in weightless(name).items()}
+        assert architecture.build(state_dict).name == f"timm/{name}"
+
+
 def test_a_file_whose_name_has_two_architectures_is_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(AmbiguousArchitecture):
         architecture.build(weightless(AMBIGUOUS), path=tmp_path / f"{AMBIGUOUS}-or-{TWIN}.pth")
+
+
+def test_a_resnet_is_torchvisions_and_it_is_said_that_a_variant_would_fit() -> None:
+    built = architecture.build(weightless("resnetblur18"))
+    assert (built.name, built.inferred[0].origin) == ("resnet18", Origin.ASSUMED)
+    assert "timm/resnetblur18" in built.inferred[0].value
+    assert architecture.build(weightless("resnetblur18"), "timm/resnetblur18").name == "timm/resnetblur18"
 
 
 def test_a_bare_name_is_torchvisions_where_that_fits_and_else_timms() -> None:

@@ -95,7 +95,7 @@ def choose(source: Source) -> tuple[Candidate, Inferred]:
 
     Raises:
         ArchitectureError: none fits.
-        AmbiguousArchitecture: several that compute differently do.
+        AmbiguousArchitecture: several that compute differently do, and none is torchvision's.
     """
     if source.architecture:
         return _named(source, source.architecture)
@@ -103,14 +103,17 @@ def choose(source: Source) -> tuple[Candidate, Inferred]:
     if statements.pretrained_cfg(source):  # which only timm writes
         candidates = [one for one in candidates if one.view.catalogue is TIMM] or candidates
     chosen, where = _stated(source, candidates)
-    choices = _by_choice(chosen)
-    if len(choices) > 1:
+    taken, choices = min(chosen, key=_preference), _by_choice(chosen)
+    words, setting = f"{taken.called}{f'.{taken.tag}' if taken.tag else ''}", f"architecture: {taken.called}"
+    if len(choices) == 1:
+        words += f", as {where} says" if where else ""
+        return taken, Inferred("architecture", words, Origin.FILE, setting)
+    if taken.view.catalogue is not CATALOGUES[0]:
         raise _ambiguous(choices)
-    taken = min(chosen, key=_preference)
-    words = f"{taken.called}{f'.{taken.tag}' if taken.tag else ''}"
-    if where:
-        words += f", as {where} says"
-    return taken, Inferred("architecture", words, Origin.FILE, f"architecture: {taken.called}")
+    # Nobody should have to say that a ResNet-50 is one; but timm has rare variants with the same tensors.
+    others = " and ".join(sorted(one.full for one in chosen if one.choice != taken.choice))
+    words += f", though {others} would fit and compute differently"
+    return taken, Inferred("architecture", words, Origin.ASSUMED, setting)
 
 
 def find_candidates(source: Source) -> list[Candidate]:
@@ -205,6 +208,9 @@ def _stated(source: Source, candidates: list[Candidate]) -> tuple[list[Candidate
         if stated := _fitting(statement.name, candidates):
             return stated, statement.where
     if len(_by_choice(candidates)) > 1:
+        # A module that holds the network often calls it by its name.
+        if within := [one for one in candidates if one.name in one.match.node]:
+            return within, ""
         name = statements.named_by_file(source, {one.name for one in candidates})
         if name:
             assert source.path is not None

@@ -140,7 +140,7 @@ class Timm:
         """The arguments that the shapes of the body tell: channels, size of the image and of its windows."""
         arguments: dict[str, Any] = {}
         first = body.shapes.get(self.index()[name].first, ())
-        if len(first) == 4 and first[1] != 3:
+        if len(first) == 4 and first[1] in (1, 2, 4):  # more are not the image's, but made of its pixels
             arguments["in_chans"] = first[1]
         law = self.law(name)
         shape = body.shapes.get(law.tensor, ()) if law else ()

@@ -35,7 +35,7 @@ _LARGEST = 750_000_000
 """Most parameters of a module that is run; a larger one is a group of its own."""
 _ALIKE = 1e-4
 """Largest difference between two answers that count as the same, as a share of the largest number in them."""
-_LIVELY = 1e-2
+_LIVELY = 1e-3
 """Smallest difference between the answers for two images, on the same scale, for a run to show anything."""
 _INTERNAL = frozenset(vars(nn.Module())) | {
     "pretrained_cfg",
