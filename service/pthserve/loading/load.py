@@ -227,7 +227,7 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
 def _usual(found: "Architecture") -> Spec:
     """The preprocessing that the architecture is trained with by default, in its size and channels."""
     preset, size = found.spec or Spec(assumed=True), found.input_size
-    if preset.crop != (size, size):
+    if preset.crop[0] != size:
         preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
     if preset.channels > found.channels:
         mean, std = (round(sum(values) / len(values), 3) for values in (preset.mean, preset.std))
@@ -248,7 +248,7 @@ def _scaled(preset: Spec, size: int) -> int | tuple[int, int] | None:
 
 def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     preset, size = found.spec, found.input_size
-    usual = preset is not None and preset.crop == (size, size) and preset.channels == spec.channels
+    usual = preset is not None and preset.crop[0] == size and preset.channels == spec.channels
     stated = Origin.FILE if preset is not None and not preset.assumed and spec == preset else Origin.CARD
     origin = stated if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")

@@ -99,17 +99,17 @@ def choose(source: Source) -> tuple[Candidate, Inferred]:
     """
     if source.architecture:
         return _named(source, source.architecture)
-    candidates = find_candidates(source)
-    if statements.pretrained_cfg(source):  # which only timm writes
-        candidates = [one for one in candidates if one.view.catalogue is TIMM] or candidates
-    chosen, where = _stated(source, candidates)
+    chosen, where = _stated(source, find_candidates(source))
     taken, choices = min(chosen, key=_preference), _by_choice(chosen)
+    if len(choices) > 1 and taken.view.catalogue is not CATALOGUES[0]:
+        raise _ambiguous(choices)
+    if statements.pretrained_cfg(source):  # which only timm writes
+        alike = [one for one in choices[taken.choice] if one.view.catalogue is TIMM]
+        taken = min(alike, key=_preference, default=taken)
     words, setting = f"{taken.called}{f'.{taken.tag}' if taken.tag else ''}", f"architecture: {taken.called}"
     if len(choices) == 1:
         words += f", as {where} says" if where else ""
         return taken, Inferred("architecture", words, Origin.FILE, setting)
-    if taken.view.catalogue is not CATALOGUES[0]:
-        raise _ambiguous(choices)
     # Nobody should have to say that a ResNet-50 is one; but timm has rare variants with the same tensors.
     others = " and ".join(sorted(one.full for one in chosen if one.choice != taken.choice))
     words += f", though {others} would fit and compute differently"

@@ -50,7 +50,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
         fitted.module,
         num_classes=fitted.outputs,
         prefix=match.prefix,
-        input_size=fitted.input_size,
+        input_size=spec.crop[0] if view.catalogue is TIMM else fitted.input_size,
         inferred=(inferred, *fitted.inferred, *stated),
         spec=spec,
         ignored=(*fitted.ignored, *beside),
@@ -58,7 +58,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
     )
 
 
-def _spec(chosen: Candidate, source: Source, size: int) -> tuple[Spec | None, tuple[Inferred, ...]]:
+def _spec(chosen: Candidate, source: Source, size: int) -> tuple[Spec, tuple[Inferred, ...]]:
     """The preprocessing, in the image's size; the checkpoint's own where it states one, as timm writes it."""
     if chosen.view.catalogue is not TIMM:
         return chosen.view.catalogue.spec(chosen.name), ()
@@ -73,6 +73,6 @@ def _spec(chosen: Candidate, source: Source, size: int) -> tuple[Spec | None, tu
             advice = f"the architecture's default, as {where} cannot be followed: {error}"
             values = TIMM.preset(chosen.name)
             return preset(**values), (Inferred("preprocessing", advice, Origin.ASSUMED),)
-    if values["input_size"][1:] != [size, size]:
+    if TIMM.law(chosen.name) or size != TIMM.size(chosen.name):  # else the module takes any size
         values = {**values, "input_size": [3, size, size]}
     return replace(preset(**values), assumed=assumed), ()

@@ -4,6 +4,7 @@ Names that share all keys and shapes are run with the same weights on the same i
 are one group.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from pthserve.zoos.base import shapes
 from pthserve.zoos.catalogue import Catalogue, Entry, describe
 from pthserve.zoos.layout import Layout, Part, sized, square
-from pthserve.zoos.timm import INDEX, TIMM, Law
+from pthserve.zoos.timm import INDEX, TIMM, Law, preset
 from pthserve.zoos.torchvision import TORCHVISION
 
 _log = logging.getLogger(__name__)
@@ -68,6 +69,9 @@ def described(name: str) -> tuple[Entry, Law | None] | None:
         return None
     if any(getattr(layer, "weight", torch.zeros(0, 0)).shape[0] != 1000 for layer in layers):
         _log.info("%s: left out: %s does not give the classes", name, last)
+        return None
+    if not dict(_tags(name)):
+        _log.info("%s: left out: no spec does what its preprocessing does", name)
         return None
     entry = describe(module, last, beside=tuple(beside), first=_first(cfg.first_conv))
     return entry, _law(name, module, entry, cfg.input_size[-1])
@@ -339,7 +343,15 @@ def _tags(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     default = _cfg(name)
     others = {full.partition(".")[2]: cfg for full, cfg in get_arch_pretrained_cfgs(name).items()}
     for tag, cfg in {default.tag or "": default, **others}.items():
-        yield tag, resolve_data_config(pretrained_cfg=cfg.to_dict())  # type: ignore[no-untyped-call]
+        with contextlib.suppress(ValueError):
+            yield tag, _followed(cfg)
+
+
+def _followed(cfg: PretrainedCfg) -> dict[str, Any]:
+    """Its preprocessing; raises ValueError where no spec does the same."""
+    values: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg.to_dict())  # type: ignore[no-untyped-call]
+    preset(**values)
+    return values
 
 
 def _place(values: list[Any], value: Any) -> int:
