@@ -150,14 +150,17 @@ def draw(seed: int) -> list[str]:
     chance = random.Random(seed)
     families: dict[str, list[str]] = {}
     for name in TIMM.names():
-        families.setdefault(timm.models.registry._model_to_module[name], []).append(name)
+        if TIMM.size(name) <= 300:
+            families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+    for names in families.values():
+        chance.shuffle(names)
     drawn: list[str] = []
     while len(drawn) < DRAWN:
-        for family in sorted(families):
-            names = [name for name in families[family] if name not in drawn]
-            small = [name for name in names if TIMM.size(name) <= 300 and parameters(name) < 1e8]
-            if small and len(drawn) < DRAWN:
-                drawn.append(chance.choice(small))
+        for _, names in sorted(families.items()):
+            while names and parameters(names[-1]) > 1e8:
+                names.pop()
+            if names and len(drawn) < DRAWN:
+                drawn.append(names.pop())
     return drawn
 
 

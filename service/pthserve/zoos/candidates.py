@@ -147,15 +147,24 @@ def _named(source: Source, wanted: str) -> tuple[Candidate, Inferred]:
     having = [
         catalogue for catalogue in CATALOGUES if library in ("", catalogue.name) and name in catalogue.names()
     ]
+    if tag:  # which only timm has
+        having = [catalogue for catalogue in having if catalogue is TIMM]
     if not having:
         raise ArchitectureError(_unknown(wanted, library, name))
     if tag and tag not in TIMM.tags(name):
         tags = ", ".join(TIMM.tags(name)) or "none"
         raise ArchitectureError(f"timm has no weights {quoted(repr(tag))} of {name}; there are {tags}")
-    views = [_view(catalogue, {name: catalogue.entry(name, **source.kwargs)}, source) for catalogue in having]
-    taken = _placed(views, wanted)[0]
     inferred = Inferred("architecture", wanted, Origin.CARD, f"architecture: {wanted}")
-    return Candidate(taken.view, name, taken.match, tag), inferred
+    problems = []
+    for catalogue in having:
+        try:
+            view = _view(catalogue, {name: catalogue.entry(name, **source.kwargs)}, source)
+            taken = _placed([view], wanted)[0]
+        except ArchitectureError as error:
+            problems.append(error)
+        else:
+            return Candidate(view, name, taken.match, tag), inferred
+    raise problems[0]
 
 
 def _unknown(wanted: str, library: str, name: str) -> str:

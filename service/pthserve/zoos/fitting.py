@@ -228,16 +228,18 @@ def misfit(tried: Sequence[tuple[Layout, Catalogue, Mapping[str, Entry]]], name:
         name: the user's, if any.
     """
     near = [(*nearest(layout, entries), catalogue, entries) for layout, catalogue, entries in tried]
-    close, alike, catalogue, entries = max(near, key=lambda one: one[1])
+    # The likeness is an estimate: of two that are about equal, the first catalogue's is named.
+    close, alike, catalogue, entries = max(near, key=lambda one: round(one[1], 1))
     known = " or ".join(catalogue.name for _, catalogue, _ in tried)
     if close is None or (alike < _RESEMBLES and not name):
         return f"no architecture of {known} has keys like {some(tried[0][0].shapes)}. {ADVICE}"
     reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
     body = reference.part((), {top: top for top in entries[close.name].tops})
+    library = "" if catalogue is tried[0][1] else f"{catalogue.name}/"
     which = (
         f"this is no {name}"
         if name
-        else f"no architecture of {known} fits; the nearest is {catalogue.name}/{close.name}"
+        else f"no architecture of {known} fits; the nearest is {library}{close.name}"
     )
     under = f" under `{quoted(close.prefix)}`" if close.prefix else ""
     return f"{which}{under}: {compare(body, close.body) or 'its layers are nested in another way'}. {ADVICE}"
