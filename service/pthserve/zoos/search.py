@@ -8,6 +8,10 @@ from pthserve.zoos.catalogue import Entry
 from pthserve.zoos.layout import Layout, Part, Path, resemblance
 
 
+_NODES = 50
+"""Most nodes of a state dict, the largest, that are compared to find the nearest architecture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """The body of the architecture `name` lies under `node` of a state dict.
@@ -69,7 +73,9 @@ def nearest(layout: Layout, entries: Mapping[str, Entry]) -> tuple[Match | None,
     for name, entry in entries.items():
         for tops in entry.spellings:
             spelled[tuple(tops.items())].append(name)
-    for node, children in layout.children.items():
+    largest = sorted(layout.children, key=lambda node: -len(layout.names.get(node, layout.shapes)))
+    for node in largest[:_NODES]:
+        children = layout.children[node]
         for spelling, names in spelled.items():
             here = {name: top for name, top in spelling if name in children}
             if 2 * len(here) < len(spelling) + (len(spelling) > 1):
