@@ -60,7 +60,8 @@ def weightless(catalogue: Catalogue, name: str, classes: int) -> dict[str, Tenso
 
 def fits(chosen: Candidate) -> None:
     """Build the module, and find a place for every tensor; raises ArchitectureError."""
-    fitting.Fit(chosen.view.layout, chosen.view.catalogue, chosen.entry, chosen.match, {}, trained=False)
+    view = chosen.view
+    fitting.Fit(view.layout, view.catalogue, chosen.entry, chosen.match, Source(view.state_dict))
 
 
 def outcome(catalogue: Catalogue, name: str, state_dict: dict[str, Tensor]) -> tuple[str, str, float]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pthserve.engines.openvino_engine import OpenVINOEngine, runtime
+from pthserve._compat.openvino import runtime
+from pthserve.engines.openvino_engine import OpenVINOEngine
 from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 from pthserve.loading import packed

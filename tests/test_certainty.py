@@ -11,7 +11,7 @@ from pthserve.certainty import Inferred, Origin
 def test_what_may_be_wrong_names_the_line_that_settles_it(origin: Origin) -> None:
     inferred = Inferred("task", "classification", origin, "task: multilabel")
     assert inferred.uncertain
-    assert str(inferred).endswith("if that is wrong, state it in model.yaml: `task: multilabel`")
+    assert str(inferred).endswith("; state it in model.yaml, such as `task: multilabel`")
 
 
 @pytest.mark.parametrize("origin", [Origin.CARD, Origin.FILE, Origin.GOLDEN])

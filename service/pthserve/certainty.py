@@ -42,7 +42,7 @@ class Inferred:
 
     def __str__(self) -> str:
         """One sentence for a log or a terminal."""
-        advice = f"; if that is wrong, state it in model.yaml: `{self.setting}`" if self.setting else ""
+        advice = f"; state it in model.yaml, such as `{self.setting}`" if self.setting else ""
         return f"{self.subject}: {self.value} ({_WORDS[self.origin]}){advice if self.uncertain else ''}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,15 +8,15 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import uvicorn
 import uvloop
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 import pthserve
+from pthserve._compat import uvicorn
 from pthserve.access import request_log
 from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from pthserve.grpc.server import Server as Rpc
 
 log = logging.getLogger(__name__)
-
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than load balancers keep theirs (nginx and AWS' ALB 60), or
-they would now and then send a request down a connection that is just being closed."""
 
 END_SECONDS = 3
 """What the process may take to end, once the drain and the deadline of its last request are over."""
@@ -80,7 +76,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._limited = False
         self._on_ready: Callable[[], object] = bool
-        self._uvicorns: list[_Uvicorn] = []
+        self._uvicorns: list[uvicorn.Server] = []
         self._ending: asyncio.Task[None] | None = None
 
     def run(self, on_ready: Callable[[], object] = bool) -> None:
@@ -131,7 +127,10 @@ class Server:
             "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
             "metrics": create_metrics_app(self._settings),
         }
-        self._uvicorns = [_Uvicorn(apps[name], self._settings.deadline) for name in self._sockets]
+        self._uvicorns = [
+            uvicorn.Server(apps[name], connection.factory(), self._settings.deadline)
+            for name in self._sockets
+        ]
         serving = [
             asyncio.create_task(server.serve([listening]))
             for server, listening in zip(self._uvicorns, self._sockets.values(), strict=True)
@@ -204,31 +203,6 @@ class Server:
         if not self._limited:
             self._limited = True
             signal.setitimer(signal.ITIMER_REAL, math.ceil(seconds) + END_SECONDS)
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn, which leaves the signals to us: it would end the process by the signal, and not with 0."""
-
-    def __init__(self, app: ASGIApp, deadline: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=connection.factory(),  # type: ignore[arg-type]
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                headers=[("x-content-type-options", "nosniff")],
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=math.ceil(deadline),
-            )
-        )
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Capture none."""
-        return nullcontext()
 
 
 def _tracer(endpoint: str) -> Tracer:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torchvision import models
 
@@ -18,6 +19,7 @@ from pthserve.errors import ArchitectureError
 from pthserve.files import weights
 from pthserve.zoos import architecture, torchvision
 from pthserve.zoos.base import Architecture, Source
+from pthserve.zoos.first_layer import FirstLayer
 from pthserve.zoos.indexed import Indexed
 from pthserve.zoos.torchvision import TORCHVISION
 
@@ -202,13 +204,87 @@ def test_grey_images_are_a_matter_of_the_first_layer(name: str) -> None:
     module.set_submodule(path, grey)
     built = architecture.build(module.state_dict())
     assert (built.name, built.channels) == (name, 1)
+    assert [one.origin for one in built.inferred if one.subject == "first layer"] == [Origin.ASSUMED]
     check_same(built, module, channels=1)
+
+
+def replaced(name: str, conv: nn.Conv2d, *, pool: bool = True) -> nn.Module:
+    """A model of torchvision's with another first layer, and perhaps without the pooling behind it."""
+    module = make(name, num_classes=5)
+    torch.manual_seed(SEED)
+    for key, tensor in conv.state_dict().items():
+        randomise(key, tensor)
+    module.set_submodule(FirstLayer(module).path, conv)
+    if not pool:
+        module.maxpool = nn.Identity()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool", "setting"),
+    [
+        (nn.Conv2d(1, 64, 7, stride=2, padding=3), True, "first_layer: {stride: 2, padding: 3}"),
+        (nn.Conv2d(3, 64, 7, stride=2, padding=3), True, "first_layer: {stride: 2, padding: 3}"),
+        (
+            nn.Conv2d(3, 64, 3, padding=1, bias=False),
+            False,
+            "first_layer: {stride: 1, padding: 1, pool: false}",
+        ),
+        (nn.Conv2d(3, 64, 9, stride=2, padding=4), True, "first_layer: {stride: 2, padding: 4}"),
+    ],
+    ids=["grey with bias", "bias", "small images", "large kernel"],
+)
+def test_a_replaced_first_layer_is_built_and_its_stride_said_to_be_assumed(
+    conv: nn.Conv2d, pool: bool, setting: str
+) -> None:
+    module = replaced("resnet18", conv, pool=pool)
+    built = architecture.build({f"net.{key}": tensor for key, tensor in module.state_dict().items()})
+    assert (built.name, built.prefix, built.channels) == ("resnet18", "net.", conv.in_channels)
+    (inferred,) = (one for one in built.inferred if one.subject == "first layer")
+    assert (inferred.origin, inferred.setting) == (Origin.ASSUMED, setting)
+    check_same(built, module, 64, conv.in_channels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "convnext_tiny"])
+def test_a_replaced_first_layer_of_any_family_is_built(name: str) -> None:
+    first = FirstLayer(TORCHVISION.blank(name))
+    layer = TORCHVISION.blank(name).get_submodule(first.path)
+    assert isinstance(layer, nn.Conv2d)
+    conv = nn.Conv2d(
+        1, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, bias=layer.bias is None
+    )  # type: ignore[arg-type]
+    module = replaced(name, conv)
+    built = architecture.build(module.state_dict())
+    patches = layer.kernel_size == layer.stride
+    assert [one.origin for one in built.inferred if one.subject == "first layer"] == (
+        [] if patches else [Origin.ASSUMED]
+    )
+    check_same(built, module, channels=1)
+
+
+def test_a_card_states_what_a_first_layer_does_not_tell() -> None:
+    module = replaced("resnet18", nn.Conv2d(1, 64, 7, bias=False))
+    state_dict = module.state_dict()
+    built = architecture.build(state_dict, first_layer={"stride": 1, "padding": 0})
+    assert [one.origin for one in built.inferred] == [Origin.FILE, Origin.CARD]
+    check_same(built, module, 64, channels=1)
+
+
+def test_a_card_states_a_stride_that_leaves_no_trace_at_all() -> None:
+    module = replaced("resnet18", nn.Conv2d(3, 64, 7, padding=3, bias=False), pool=False)
+    built = architecture.build(module.state_dict(), first_layer={"stride": 1, "pool": False})
+    assert not any(one.uncertain for one in built.inferred)
+    check_same(built, module, 64)
 
 
 def test_more_channels_than_an_image_has_are_refused() -> None:
     state_dict = weightless("resnet18")
     state_dict["conv1.weight"] = torch.zeros(64, 4, 7, 7)
-    with pytest.raises(ArchitectureError, match="resnet18 has 4 input channels"):
+    with pytest.raises(ArchitectureError, match=r"resnet18 has 4 input channels.*package\.module:callable"):
+        architecture.build(state_dict)
+    state_dict["conv1.weight"] = torch.zeros(64, 12, 7, 7)
+    with pytest.raises(ArchitectureError, match="resnet18 has 12 input channels"):
         architecture.build(state_dict)
 
 
@@ -376,6 +452,68 @@ def test_a_head_of_the_users_own_is_rebuilt(
     assert (built.name, built.num_classes, built.prefix) == (name, 5, "net.")
     assert any("ReLU" in one.value for one in built.inferred) == (head in (mlp, normed, named))
     check_same(built, module)
+
+
+@pytest.mark.parametrize(
+    ("activation", "stated"),
+    [
+        (nn.GELU(), {"activation": "gelu"}),
+        (nn.Tanh(), {"activation": "tanh"}),
+        (nn.SiLU(), {"activation": "silu"}),
+        (nn.LeakyReLU(), {"activation": "leaky_relu"}),
+        (nn.LeakyReLU(0.2), {"activation": "leaky_relu", "slope": 0.2}),
+        (nn.ELU(), {"activation": "elu"}),
+        (nn.Hardswish(), {"activation": "hardswish"}),
+        (nn.Sigmoid(), {"activation": "sigmoid"}),
+        (nn.Dropout(), {"activation": "none"}),
+    ],
+    ids=str,
+)
+def test_a_card_states_the_activation_that_the_file_does_not_tell(
+    activation: nn.Module, stated: dict[str, Any]
+) -> None:
+    module = make("resnet18")
+    module.fc = randomised(nn.Sequential(nn.Linear(512, 16), activation, nn.Linear(16, 5)))
+    assumed = architecture.build(module.state_dict())
+    (inferred,) = (one for one in assumed.inferred if one.subject == "activation")
+    assert (inferred.origin, inferred.setting) == (Origin.ASSUMED, "head: {activation: relu}")
+    built = architecture.build(module.state_dict(), head=stated)
+    assert [one.origin for one in built.inferred] == [Origin.FILE, Origin.CARD]
+    check_same(built, module)
+    (settled,) = (one for one in built.inferred if one.subject == "activation")
+    assert yaml.safe_load(settled.setting)["head"].items() >= stated.items()
+
+
+def test_neighbours_in_a_head_have_nothing_between_them() -> None:
+    module = make("resnet18")
+    module.fc = randomised(nn.Sequential(nn.Linear(512, 16), nn.Linear(16, 5)))
+    built = architecture.build(module.state_dict())
+    assert not any(one.uncertain for one in built.inferred)
+    check_same(built, module)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"head": {"activation": "gelu"}}, {"first_layer": {"stride": 1}}], ids=str
+)
+def test_what_a_card_states_of_a_part_that_is_not_there_is_refused(
+    stated: dict[str, Any], own: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ArchitectureError, match=next(iter(stated))):
+        architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED, **stated)
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(1)], ids=str)
+def test_a_lone_wrapped_layer_hints_at_another_task(end: nn.Module) -> None:
+    module = make("resnet18")
+    module.fc = nn.Sequential(nn.Linear(512, 5), end)
+    assert "Sigmoid" in architecture.build(module.state_dict()).task_hint
+
+
+@pytest.mark.parametrize("head", [plain, dropped, mlp, named])
+def test_what_people_wrap_for_another_reason_does_not(head: Callable[[int], nn.Module]) -> None:
+    module = make("resnet18")
+    module.fc = head(512)
+    assert not architecture.build(module.state_dict()).task_hint
 
 
 def test_a_squeezenets_convolution_is_its_head() -> None:

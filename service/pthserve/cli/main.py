@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": "Find the fastest way to run a model on this machine.",
     "pack": "Write a packed model: a folder that is served without PyTorch.",
     "golden": "Record or check the expected results for golden images.",
+    "compare": "Compare the preprocessing and results of your training script with those of a model.",
     "bench": "Measure the latency and throughput of a service.",
     "fetch": "Download a weights file and verify its SHA-256.",
 }
@@ -42,7 +43,7 @@ class Lazy(click.RichCommand):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 other errors, 2 wrong usage, 3 the model cannot be loaded, 4 a "
     "golden image "
-    "failed.",
+    "failed, 5 `compare` found a difference.",
 )
 @click.version_option(pthserve.__version__, prog_name="pthserve")
 def app() -> None:

@@ -56,6 +56,7 @@ def fit_all(pixels: Sequence[Pixels], tensors: Sequence[Floats]) -> Fit:
     """One fit for several images."""
     x = np.concatenate([image.reshape(-1, image.shape[-1]).T for image in pixels], axis=1) / np.float64(255)
     y = np.concatenate([tensor.reshape(len(tensor), -1) for tensor in tensors], axis=1).astype(np.float64)
+    flat_x, flat_y = (np.ptp(values, axis=1) == 0 for values in (x, y))
     mean_x, mean_y = x.mean(1), y.mean(1)
     x -= mean_x[:, None]
     y -= mean_y[:, None]
@@ -63,9 +64,9 @@ def fit_all(pixels: Sequence[Pixels], tensors: Sequence[Floats]) -> Fit:
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = common / of_x
         left = np.sqrt(np.maximum(of_y - common * slope, 0) / x.shape[1]) / np.abs(slope) * 255
-    # A channel that is the same all over fits whatever the slope is, where the tensor is the same all over.
-    left = np.where(of_x > 0, np.nan_to_num(left, nan=np.inf), np.where(of_y > 0, np.inf, 0.0))
-    slope = np.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+    # Where both have one value all over they fit, and no slope can be told.
+    left = np.where(flat_x | flat_y, np.where(flat_x & flat_y, 0.0, np.inf), left)
+    slope = np.where(flat_x | flat_y, 0.0, slope)
     return Fit(slope, mean_y - slope * mean_x, float(np.sqrt(np.mean(left**2))))
 
 

@@ -18,7 +18,7 @@ from pthserve.errors import PthserveError, RequestError
 from pthserve.files import regular_files
 from pthserve.images.decode import Picture
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop_image
-from pthserve.images.spec import Interpolation, Spec
+from pthserve.images.spec import ChannelOrder, Interpolation, Spec
 
 SEARCHED = 4
 """Images that variations are tried out on. All images count in what is reported."""
@@ -28,6 +28,8 @@ KEPT = 5
 """Resizes and crops that every filter is tried with."""
 CLOSE = 0.05
 """Grey levels: variations whose difference is larger by no more than this count as equally good."""
+FITS = 2.0
+"""Grey levels: pixels that differ by less are the same image, whatever the normalisation is."""
 CROP_RATIOS = (0.8, 0.85, 0.875, 0.9, 0.95, 0.96)
 """Usual shares of the resized image that the crop leaves, of images that are resized to a square."""
 FILTERS: tuple[tuple[Interpolation, bool], ...] = (
@@ -185,7 +187,7 @@ def _scored(pairs: Sequence[tuple[Sample, Floats]], specs: Iterator[Spec]) -> li
         swapped = min(orders, key=lambda one: (levels[one], one))
         if levels[False] <= levels[swapped] + CLOSE:  # a picture without colours
             swapped = False
-        other = "rgb" if spec.channel_order == "bgr" else "bgr"
+        other: ChannelOrder = "rgb" if spec.channel_order == "bgr" else "bgr"
         tried.append(_Tried(float(levels[swapped]), replace(spec, channel_order=other) if swapped else spec))
     return sorted(tried, key=lambda one: one.levels)
 
@@ -196,15 +198,17 @@ def _normalised(pairs: Sequence[tuple[Sample, Floats]], found: Spec, spec: Spec)
     whole = fit_all([one.pixels(found) for one in samples], tensors)
     if found.channels == 3:
         without = fit_all([one.grey().pixels(found) for one in samples], tensors)
-        if without.levels < whole.levels / 2 and whole.levels > 1:
+        if without.levels < min(FITS, whole.levels / 2):
             return Variation(found, without.levels, "makes the image grey and repeats it in three channels")
-    if whole.levels > 1 and (border := _border(tensors)):
+    if whole.levels > FITS and (border := _border(tensors)):
         return Variation(found, whole.levels, f"pads the image: its tensors have {border} of one value")
     each = [fit(one.pixels(found), tensor) for one, tensor in pairs]
     if _depends_on_the_image(whole, each):
         levels = float(np.mean([one.levels for one in each]))
         return Variation(found, levels, "normalises each image by its own mean and deviation")
     values = normalisation(whole, spec)
+    if values is None and whole.levels > FITS:
+        return Variation(found, whole.levels)
     if values is None:
         return Variation(found, whole.levels, _unstatable(whole))
     mean, std = values
@@ -225,7 +229,7 @@ def _border(tensors: Sequence[Floats]) -> str:
 
 def _depends_on_the_image(whole: Fit, each: Sequence[Fit]) -> bool:
     levels = float(np.mean([one.levels for one in each]))
-    return len(each) > 1 and levels < whole.levels / 3 and whole.levels > 1
+    return len(each) > 1 and levels < min(FITS, whole.levels / 3)
 
 
 def _unstatable(found: Fit) -> str:

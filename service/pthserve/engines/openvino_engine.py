@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import stat
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pthserve._compat.openvino import fold_constants, graph_of, runtime, supported_operators
 from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
@@ -40,19 +40,6 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 MADV_DONTNEED = 4
 """Of Linux' <asm-generic/mman-common.h>: the pages leave the process, and come back when they are touched."""
-
-
-def runtime() -> Any:
-    """The `openvino` module, without its conversion tools.
-
-    The tools take half of the import, write into ~/intel, report each import to Google Analytics and set the
-    root logger to ERROR; `import openvino` does without them when they cannot be imported.
-    """
-    for module in ("openvino.tools.ovc", "openvino_telemetry"):
-        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
 
 
 @functools.cache
@@ -79,11 +66,6 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     """
     import torch
 
-    ov = runtime()
-    from openvino._offline_transformations import apply_moc_transformations
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
-    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
-
     # Two images: export takes a dimension of 1 for a constant.
     example = torch.zeros(2, *spec.tensor_shape)
     try:
@@ -91,19 +73,16 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
             exported = torch.export.export(
                 module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
             )
-            # As TorchFXPythonDecoder.from_exported_program, which logs each operator not in the table.
             table: Any = torch.export.default_decompositions()
-            for operator in ops_to_not_decompose():
+            for operator in supported_operators():
                 table.pop(operator, None)
-            decoder = TorchFXPythonDecoder(exported.run_decompositions(table).module(), dynamic_shapes=True)
-            frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
-            graph = frontend.convert(frontend.load(decoder))
+            graph = graph_of(exported.run_decompositions(table).module())
     except Exception as error:
         raise EngineError(
             f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
         ) from error
-    graph.reshape(ov.PartialShape([-1, *spec.tensor_shape]))
-    apply_moc_transformations(graph, cf=True)
+    graph.reshape(runtime().PartialShape([-1, *spec.tensor_shape]))
+    fold_constants(graph)
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph

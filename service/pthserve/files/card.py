@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +12,36 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
-from pthserve.files import documents, regular_files
-from pthserve.files.card_fields import Fields, GoldenImage, Preprocessing, labels
+from pthserve.files import documents, labels, regular_files
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing
 from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
 
 FILE = "model.yaml"
-SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".bin", ".pt2", ".onnx")
 """What the name of a weights file ends in, where a folder does not say which it is."""
+USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""The weights files of transformers. A folder may have several of them, with the same weights, and the shards
+that an index lists; the first is read."""
 BYTES = 4 * 2**20
 """Most bytes of a card, and of a file of labels."""
 
-_PARTS: dict[str, type[BaseModel]] = {"preprocessing": Preprocessing, "golden": GoldenImage}
+_SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
+_NO_WEIGHTS = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth")
+"""What trainers put beside the weights."""
+
+_PARTS: dict[str, type[BaseModel]] = {
+    "first_layer": FirstLayer,
+    "head": Head,
+    "preprocessing": Preprocessing,
+    "golden": GoldenImage,
+}
 _WRONG_TYPE = {
     "missing": "must be given",
     "model_type": "must be a mapping of fields",
@@ -38,9 +56,11 @@ class Card:
     """What is known about a model before its weights are read.
 
     folder: where the card lies, or would.
-    sha256: what the weights must hash to, in lower case. architecture: a name, or `package.module:callable`;
-    kwargs: for it. labels: one a class. spec: None where the card says nothing of preprocessing; `assumed`
-    where it leaves out the sizes. stated: the fields of `spec` that the card states.
+    sha256: what the weights must hash to, in lower case. container: the key under which the state dict lies
+    in them; None where it is to be found. architecture: a name, or `package.module:callable`; kwargs: for it.
+    first_layer, head: what the card states of them, by field. labels: one a class.
+    spec: None where the card says nothing of preprocessing; `assumed` where it leaves out the sizes.
+    stated: the fields of `spec` that the card states.
     """
 
     folder: Path
@@ -48,8 +68,11 @@ class Card:
     weights: Path
     version: str = "1"
     sha256: str | None = None
+    container: str | None = None
     architecture: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    first_layer: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     spec: Spec | None = None
     stated: frozenset[str] = frozenset()
@@ -83,8 +106,11 @@ def read(path: Path) -> Card:
         weights=weights,
         version=fields.version,
         sha256=fields.sha256,
+        container=fields.container,
         architecture=fields.architecture,
         kwargs=fields.kwargs,
+        first_layer=_stated(fields.first_layer),
+        head=_stated(fields.head),
         labels=names,
         spec=fields.preprocessing.spec() if fields.preprocessing else None,
         stated=frozenset(fields.preprocessing.model_fields_set if fields.preprocessing else ()),
@@ -117,13 +143,20 @@ def dump(card: Card) -> str:
         "version": card.version,
         "weights": os.path.relpath(card.weights, card.folder),
         "sha256": card.sha256,
+        "container": card.container,
         "architecture": card.architecture,
         "kwargs": dict(card.kwargs),
+        "first_layer": dict(card.first_layer),
+        "head": dict(card.head),
         "labels": card.labels and list(card.labels),
         "preprocessing": card.spec and _preprocessing(card.spec, card.stated),
         "golden": _answers(card.golden, card.folder),
     }
     return _yaml({key: value for key, value in values.items() if value})
+
+
+def _stated(fields: BaseModel | None) -> dict[str, Any]:
+    return fields.model_dump(exclude_unset=True) if fields else {}
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
@@ -182,8 +215,14 @@ def _only_weights(folder: Path) -> Path:
     found = sorted(
         entry
         for entry in folder.iterdir()
-        if entry.name.endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+        if (entry.name.endswith(SUFFIXES) or entry.name in USUAL)
+        and not entry.name.startswith(".")
+        and not _NO_WEIGHTS.fullmatch(entry.name)
+        and entry.is_file()
     )
+    usual = [folder / name for name in USUAL if folder / name in found]
+    if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in found):
+        return usual[0]
     if not found:
         raise WeightsError(f"{folder}: there is no weights file here, which ends in {', '.join(SUFFIXES)}")
     if len(found) > 1:
@@ -236,23 +275,14 @@ def _first(error: ValidationError) -> str:
     return f"{place}: {quoted(reason or details['msg'].removeprefix('Input '), 2 * QUOTED)}"
 
 
-def _labels(given: str | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
-    if not isinstance(given, str):
+def _labels(given: labels.LabelFile | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
+    if not isinstance(given, labels.LabelFile):
         return given
-    file = card.parent / given
-    text = _text(file, card.parent)
+    file = card.parent / given.file
     found: tuple[str, ...] = _parsed(
-        file, text, _labels_of_json if file.suffix == ".json" else _labels_of_lines
+        file, _text(file, card.parent), lambda text: labels.read(file.name, text, given.kind)
     )
     return found
-
-
-def _labels_of_json(text: str) -> tuple[str, ...]:
-    return labels(documents.parse_json(text))
-
-
-def _labels_of_lines(text: str) -> tuple[str, ...]:
-    return labels([line.strip() for line in text.rstrip().splitlines()])
 
 
 def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, place: str) -> Golden:

@@ -1,21 +1,19 @@
 """The fields of `model.yaml`, and what each means. The table is docs/card.md."""
 
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
+from pthserve.files.labels import LabelFile, of_card, short
 from pthserve.images.spec import ChannelOrder, Interpolation, Spec
-from pthserve.text import quoted, whole
+from pthserve.text import whole
 
 MAX_SIDE = 4096
 MAX_WORD = 200
 """Characters of a name or a version."""
 MAX_GOLDEN = 1000
 """Golden images of a card: all of them are in memory at once."""
-_DIGITS = 9
-"""Most digits of a class's number."""
 
 
 def _text(value: object) -> str:
@@ -23,19 +21,10 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, and YAML reads it as {_short(value)}; put it in quotes")  # noqa: TRY004
+        raise ValueError(f"must be text, and YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
     if not value:
         raise ValueError("must not be empty")
     return whole(value)
-
-
-def _short(value: object) -> str:
-    match value:
-        case dict():
-            return "a mapping"
-        case list() | tuple() | set():
-            return "a list"
-    return quoted(repr(value))
 
 
 def _word(value: object) -> str:
@@ -73,37 +62,11 @@ def _is_side(value: int) -> bool:
     return not isinstance(value, bool) and 1 <= value <= MAX_SIDE
 
 
-def labels(value: object) -> tuple[str, ...]:
-    """Labels in the order of the classes, out of a list, or a mapping of index to label or label to index.
-
-    The last is what torchvision's ImageFolder has as `class_to_idx`. Raises ValueError.
-    """
-    if isinstance(value, list | tuple) and value:
-        return tuple(map(_text, value))
-    if not isinstance(value, dict) or not value:
-        raise ValueError("must be a list of labels, or a mapping of index to label or label to index")
-    pairs: Iterable[tuple[Any, Any]] = value.items()
-    if not all(_is_number(key) for key in value):
-        pairs = [(index, label) for label, index in pairs]
-    by_index = {int(index): _text(label) for index, label in pairs if _is_number(index)}
-    if sorted(by_index) != list(range(len(value))):
-        raise ValueError(f"must number its {len(value)} classes from 0 to {len(value) - 1}")
-    return tuple(by_index[index] for index in range(len(value)))
-
-
-def _is_number(value: object) -> bool:
-    """Whether `value`, or the text of it, is the number of a class."""
-    if isinstance(value, int):  # not `str` at once, which refuses a number of many digits
-        return not isinstance(value, bool) and 0 <= value < 10**_DIGITS
-    return isinstance(value, str) and len(value) <= _DIGITS and value.isdecimal()
-
-
 Text = Annotated[str, PlainValidator(_text)]
 Word = Annotated[str, PlainValidator(_word)]
 Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
-Labels = Annotated[
-    str | tuple[str, ...], PlainValidator(lambda value: value if isinstance(value, str) else labels(value))
-]
+Labels = Annotated[LabelFile | tuple[str, ...], PlainValidator(of_card)]
+Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu", "hardswish", "sigmoid", "none"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
 
@@ -156,6 +119,29 @@ class Preprocessing(_Fields):
         return Spec(**values, assumed="crop" not in self.model_fields_set)
 
 
+class FirstLayer(_Fields):
+    """What no file tells of a first convolution that was replaced, as for grey images or for small ones."""
+
+    stride: Annotated[int, Field(ge=1, le=64, strict=True)] | None = Field(
+        None, description="the stride of the convolution on the image; default: the architecture's"
+    )
+    padding: Annotated[int, Field(ge=0, le=64, strict=True)] | None = Field(
+        None, description="its padding; default: the architecture's"
+    )
+    pool: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="`false`: without the max pooling right behind it; default: the architecture's"
+    )
+
+
+class Head(_Fields):
+    """What no file tells of a head that was replaced."""
+
+    activation: Activation = Field(
+        "relu", description="what stands between its linear layers; `none`: nothing"
+    )
+    slope: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="the negative slope of `leaky_relu`")
+
+
 class GoldenImage(_Fields):
     """An image with a known answer."""
 
@@ -186,6 +172,11 @@ class Fields(_Fields):
     sha256: Annotated[str, PlainValidator(_sha256)] | None = Field(
         None, description="what the weights file must hash to"
     )
+    container: Text | None = Field(
+        None,
+        description="the key under which the state dict lies in the weights file, dotted where nested; "
+        "default: found",
+    )
     architecture: Text | None = Field(
         None,
         description="a name such as `resnet50` or `timm/vit_tiny_patch16_224`, or `package.module:callable`; default: found "
@@ -194,11 +185,16 @@ class Fields(_Fields):
     kwargs: dict[str, Any] = Field({}, description="keyword arguments of the architecture")
     labels: Labels | None = Field(
         None,
-        description="one a class: a list, a mapping of index to label or label to index, a `.json` file of "
-        "either, or a text file with one a line; default: the indices",
+        description="one a class: a list, a mapping of index to label or label to index, or the name of a "
+        "file; see below; default: those in the weights file, or the indices",
     )
+    first_layer: FirstLayer | None = Field(
+        None, description="the architecture's first convolution, where it was replaced"
+    )
+    head: Head | None = Field(None, description="the architecture's head, where it was replaced")
     preprocessing: Preprocessing | None = Field(
-        None, description="how an image is preprocessed; default: as torchvision's ImageNet models"
+        None,
+        description="how an image is preprocessed; default: as the library's own weights of the architecture",
     )
     golden: tuple[GoldenImage, ...] = Field(
         (), max_length=MAX_GOLDEN, description="images with known answers"

@@ -4,7 +4,6 @@ Pillow decides what the pixels are; this module decides what Pillow may see. No 
 changed, so that any number of threads may decode at once.
 """
 
-import io
 import re
 import struct
 import warnings
@@ -12,34 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.Image import DecompressionBombError, Image, Transpose
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from pthserve._compat.pillow import FORMATS, Jpeg, MeteredFile, Tiff, load_pixels
 from pthserve.errors import BrokenImage, RequestError, TooLarge, UnsupportedImage
 from pthserve.images import cost
 
 # What Pillow has to say about a client's metadata is of use to nobody.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-METADATA_READS = 1_000
-"""Pieces that a file's metadata may come in: 250 segments of a JPEG, or 500 blocks of a GIF's comment. Pillow
-parses them in Python, and some in time quadratic in their number."""
-PIXEL_READS = 250_000
-"""Pieces that the pixels may come in: about a quarter of a second of Python."""
-BLOCK = 2**16
-"""Bytes that are read at once at least, as in Pillow: what a WebP decodes to is larger than its file."""
 JPEG_SCANS = 30
 """Scans that a JPEG may have. Encoders write about ten; each costs a pass over the image for a few bytes."""
 SCANNED_PIXELS = 900_000_000
 """Pixels times scans that a JPEG may have: 18 scans, as encoders write for CMYK, at 50 million pixels."""
-TIFF_NUMBERS = 2**18
-"""Bytes that a table of numbers in a TIFF may have. Where it lists strips, each costs Pillow a tuple."""
 CODED = 2
 """The tiles or strips of a TIFF may have so many times the pixels that an image may have: those at its edges
 reach beyond it."""
@@ -50,69 +35,6 @@ SLOW_PIXELS = 4_000_000
 """Pixels that a run-length-coded BMP may have: Pillow decodes those in Python."""
 
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BYTES = {1, 2, 7}  # BYTE, ASCII, UNDEFINED: TIFF 6.0, page 15
-
-
-class _Metered(io.BytesIO):
-    """A file in memory that may be read only so many times."""
-
-    reads_left = METADATA_READS
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.reads_left -= 1
-        if self.reads_left < 0:
-            raise TooLarge("the image has too many tiles or segments; save it again with other settings")
-        return super().read(size)
-
-
-class _Jpeg(JpegImageFile):
-    def _read_dpi_from_exif(self) -> None:
-        """Leave EXIF unread: it is parsed only when its orientation is asked for."""
-
-    def has_several_scans(self) -> bool:
-        """Whether libjpeg holds all coefficients before it has the first pixel."""
-        if "progressive" in self.info:
-            return True
-        assert isinstance(self.fp, _Metered)
-        header = self.fp.getvalue()[max(0, self.fp.tell() - 64) : self.fp.tell()]
-        start = header.rfind(b"\xff\xda")  # opening has read up to the end of the first scan's header
-        return not 0 <= start < len(header) - 4 or header[start + 4] < self.layers
-
-
-class _Png(PngImageFile):
-    def load_end(self) -> None:
-        assert isinstance(self.fp, _Metered)
-        self.fp.reads_left = METADATA_READS  # what follows the pixels is metadata again
-        super().load_end()
-
-
-class _Tiff(TiffImageFile):
-    def _setup(self) -> None:
-        tags = self.tag_v2
-        if any(
-            len(value) > TIFF_NUMBERS and tags.tagtype[tag] not in _TIFF_BYTES
-            for tag, value in tags._tagdata.items()
-        ):
-            raise TooLarge("the TIFF image has too many strips; save it again with larger strips")
-        super()._setup()
-
-
-class _WebP(WebPImageFile):
-    def _get_next(self) -> tuple[bytes, int, int]:
-        frame = super()._get_next()
-        del self._decoder  # it holds two canvases of the size of the image
-        return frame
-
-
-FORMATS: dict[str, type[ImageFile]] = {
-    "JPEG": _Jpeg,
-    "PNG": _Png,
-    "WebP": _WebP,
-    "BMP": BmpImageFile,
-    "GIF": GifImageFile,
-    "TIFF": _Tiff,
-}
-"""The formats a client may send, and what reads them."""
 
 _MAGIC = re.compile(
     rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WebP>RIFF....WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)"
@@ -199,7 +121,7 @@ class Picture:
         """The first frame, as Pillow's `convert(mode)` has it; once. Raises BrokenImage or TooLarge."""
         with _faults(self._name):
             if self._opened is None:
-                self._opened = FORMATS[self._name](_Metered(self._data))
+                self._opened = FORMATS[self._name](MeteredFile(self._data))
                 if self._opened.size != self.size:
                     raise BrokenImage("the WebP image is broken: its header and its frames differ in size")
             return self._decode()
@@ -208,19 +130,19 @@ class Picture:
         scans = self._data.count(b"\xff\xda") if self._name == "JPEG" else 0
         if scans > JPEG_SCANS:
             raise TooLarge(f"the JPEG image has more than {JPEG_SCANS} scans; save it as a baseline JPEG")
-        file = _Metered(self._data)
+        file = MeteredFile(self._data)
         self._opened = picture = FORMATS[self._name](file)
         self.size = picture.size
         pixels = self.size[0] * self.size[1]
         slow = any(tile.codec_name == "bmp_rle" for tile in picture.tile)
         check_size(self.size, min(max_pixels, SLOW_PIXELS) if slow else max_pixels)
-        several = isinstance(picture, _Jpeg) and picture.has_several_scans()
+        several = isinstance(picture, Jpeg) and picture.has_several_scans()
         if several and pixels * scans > SCANNED_PIXELS:
             raise TooLarge(
                 f"the JPEG image has {scans} scans of {pixels} pixels each, which is too many; save it as a "
                 "baseline JPEG"
             )
-        if isinstance(picture, _Tiff) and cost.coded_pixels(picture) > CODED * max_pixels:
+        if isinstance(picture, Tiff) and cost.coded_pixels(picture) > CODED * max_pixels:
             raise TooLarge(
                 "the strips or tiles of the TIFF image are much larger than the image; save it again with "
                 "smaller ones"
@@ -242,12 +164,9 @@ class Picture:
     def _decode(self) -> Decoded:
         picture, self._opened = self._opened, None
         assert picture is not None
-        assert isinstance(picture.fp, _Metered)
-        picture.fp.reads_left = PIXEL_READS
-        # One call, and the interpreter's lock given up once. Each strip of a TIFF is read so far anew.
-        most = cost.piece_bytes(picture) if isinstance(picture, _Tiff) else len(self._data)
-        picture.decodermaxblock = max(BLOCK, min(most, len(self._data)))
-        picture.load()
+        # Each strip of a TIFF is read up to the size of a block.
+        block = cost.piece_bytes(picture) if isinstance(picture, Tiff) else len(self._data)
+        load_pixels(picture, min(block, len(self._data)))
         turn = _TURNS.get(picture.getexif().get(_EXIF_ORIENTATION, 1)) if self._exif else None
         picture.info.pop("transparency", None)  # of no use in either mode; Pillow would convert it, and warn
         image: Image = picture if picture.mode == self._mode else picture.convert(self._mode)

@@ -57,7 +57,7 @@ class Spec:
         standard, fields = Spec(), ["resize", "crop"]
         fields += [
             name
-            for name in ("interpolation", "antialias", "exif", "mean", "std")
+            for name in ("interpolation", "antialias", "exif", "channel_order", "mean", "std")
             if getattr(self, name) != getattr(standard, name)
         ]
         return "{" + ", ".join(f"{name}: {self._value(name)}" for name in fields) + "}"

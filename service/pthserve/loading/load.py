@@ -1,6 +1,6 @@
 """Load: anything that a user may name to a Model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
+from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
     from pthserve.files.weights import Progress, Weights
     from pthserve.zoos.base import Architecture
-
 
 _MOST_CHOICES = 8
 """Most architectures that are built to see which of them agrees with the golden images."""
@@ -49,6 +49,11 @@ class Built:
     spec: Spec
     inferred: tuple[Inferred, ...]
 
+    @property
+    def labels_assumed(self) -> bool:
+        """Whether nobody named the classes, so that the labels are their indices."""
+        return any(one.subject == "labels" and one.origin is Origin.ASSUMED for one in self.inferred)
+
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
@@ -62,14 +67,10 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     allowed = settings.code_modules
     if described.architecture and own.is_code(described.architecture):
         own.check(described.architecture, allowed)  # before the weights are read, which takes longer
-    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
-
-    from pthserve.zoos import architecture
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
     try:
-        found = architecture.build(
-            read.state_dict, described.architecture, described.kwargs, allowed, path=described.weights
-        )
+        found = _architecture(described, read, described.architecture, allowed)
     except AmbiguousArchitecture as error:
         found = _settled(error, described, read, settings)
     if found.num_classes < 2:
@@ -77,20 +78,26 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
             f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
         )
     spec = _spec(described, found)
-    labels = _labels(described, found)
-    inferred = (
-        *found.inferred,
-        _inferred_spec(spec, found),
-        Inferred(
-            "labels",
-            f"{len(labels)} of the card"
-            if described.labels
-            else f"the class indices, 0 to {len(labels) - 1}",
-            Origin.CARD if described.labels else Origin.ASSUMED,
-            "labels: labels.txt",
-        ),
-    )
+    labels, inferred_labels = _labels(described, read, found)
+    inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
     return Built(described, read, found, labels, spec, inferred)
+
+
+def _architecture(
+    described: "Card", read: "Weights", name: str | None, allowed: Collection[str] = ()
+) -> "Architecture":
+    from pthserve.zoos import architecture
+
+    return architecture.build(
+        read.state_dict,
+        name,
+        described.kwargs,
+        allowed,
+        first_layer=described.first_layer,
+        head=described.head,
+        path=described.weights,
+        metadata=read.metadata,
+    )
 
 
 def _settled(
@@ -104,15 +111,14 @@ def _settled(
     if settings.golden == "off" or not described.golden or len(error.choices) > _MOST_CHOICES:
         raise error
     from pthserve.engines.torch_engine import TorchEngine
-    from pthserve.zoos import architecture
 
     agreeing = []
     for name, *_ in error.choices:
-        found = architecture.build(read.state_dict, name, described.kwargs, path=described.weights)
+        found = _architecture(described, read, name)
         spec = _spec(described, found)
         model = Model(
             forward=TorchEngine(found.module, spec, threads=settings.cpus),
-            labels=_labels(described, found),
+            labels=_labels(described, read, found)[0],
             spec=spec,
             plan=Plan(),
             digest=read.digest,
@@ -158,7 +164,7 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    plan, engine = tune(EngineFactory(found.module, built.spec, settings), built.weights.digest, images)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -182,32 +188,33 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
             "pinned"
         )
-    images, expected = model.proof()
+    images, reference = model.proof()
+    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    engines = EngineFactory(None, model.spec, options, graph=model.graph(), quantized=model.quantized())
     plan, engine = tune(
-        None,
-        model.spec,
-        model.digest,
-        images,
-        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
-        graph=model.graph(),
-        quantized=model.quantized(),
-        known=None if measure else model.plan,
-        expected=expected,
+        engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
-def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, or the classes' numbers."""
-    if described.labels is None:
-        return tuple(map(str, range(found.num_classes)))
-    if len(described.labels) != found.num_classes:
-        raise CardError(
-            f"{described.file}: there are {len(described.labels)} labels, and the model tells "
-            f"{found.num_classes} classes apart"
-        )
-    return described.labels
+def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[tuple[str, ...], Inferred]:
+    """The card's labels; or those that lie beside the weights; or the classes' numbers."""
+    from pthserve.files import labels
+
+    setting, count = "labels: labels.txt", found.num_classes
+    if described.labels is not None:
+        if len(described.labels) != count:
+            raise CardError(
+                f"{described.file}: there are {len(described.labels)} labels, and the model tells "
+                f"{count} classes apart"
+            )
+        return described.labels, Inferred("labels", f"{count} of the card", Origin.CARD, setting)
+    if beside := labels.of_metadata(read.metadata, count):
+        names, key = beside
+        return names, Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting)
+    value = f"the class indices, 0 to {count - 1}"
+    return tuple(map(str, range(count))), Inferred("labels", value, Origin.ASSUMED, setting)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:

@@ -1,4 +1,4 @@
-"""Plan: which engine runs a model on this machine, and how. `tune` chooses it."""
+"""Plan: which engine runs a model on this machine, and how. `tune` makes it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,10 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One measured candidate.
+    """A candidate at one batch size, as measured.
 
-    rate: images a second at `batch`, 0 where it was not measured; difference: largest |dp| from fp32 torch on
-    the proof images; agrees: whether the guard let it pass; note: why not, in words.
+    Attributes:
+        rate: Images per second at `batch`; 0 if it was not measured.
+        difference: Largest difference from fp32 PyTorch on the proof images; see `Agreement`.
+        agrees: Whether the difference is within the tolerance.
+        note: Why the candidate was rejected, or "".
     """
 
     engine: str
@@ -24,11 +27,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to run a model: engine, precision, threads, the largest batch worth making.
+    """How to run a model.
 
-    reason: why this won over `trials`, in words.
-    digest, cpu, library: the weights, the processor and the engine's version that were measured ("" when
-    nothing was).
+    Attributes:
+        max_batch: Largest batch size that is worth using.
+        reason: Why this plan was chosen over the other `trials`.
+        digest: SHA-256 of the weights that were measured; "" if nothing was measured.
+        cpu: The processor on which they were measured, or "".
+        library: Name and version of the library that ran them, or "".
+        task: The task whose answers were compared.
     """
 
     engine: str = "torch"
@@ -40,11 +47,12 @@ class Plan:
     digest: str = ""
     cpu: str = ""
     library: str = ""
+    task: str = "classification"
     trials: tuple[Trial, ...] = ()
 
     @property
     def difference(self) -> float:
-        """Largest |dp| from fp32 torch that the winner showed on the proof images."""
+        """Largest difference of the engine from fp32 PyTorch on the proof images; see `Agreement`."""
         return max(
             (
                 trial.difference
@@ -55,10 +63,13 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain values, ready for JSON."""
-        return asdict(self)
+        """Convert the plan to plain values for JSON. The task is left out for a classification."""
+        values = asdict(self)
+        if self.task == Plan.__dataclass_fields__["task"].default:
+            del values["task"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        """The inverse of `to_dict`; raises TypeError on a field it does not know."""
+        """Make a plan from the values of `to_dict`; raises TypeError for an unknown field."""
         return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values.get("trials", ()))})

@@ -1,10 +1,10 @@
-"""Predictor: one request from bytes to answer. It holds `current`, the model that new requests are given."""
+"""Predictor: one request from bytes to answer, and the current model."""
 
 import asyncio
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.metrics import (
     INFLIGHT,
+    MODEL_FILES_CHANGED,
     MODEL_INFO,
     QUEUE_DEPTH,
     REJECTED,
@@ -35,20 +36,26 @@ from pthserve.settings import Settings
 from pthserve.tracing import SPAN
 
 CLOSING = 2.0
-"""Seconds that threads get to end at most, when nobody waits for an answer any more."""
+"""Maximum time in seconds for the threads to end, when no client waits any more."""
+
+Observer = Callable[[Sequence[Input], Sequence[Prediction]], None]
+"""Gets the images and the predictions of a request."""
 
 
 class Predictor:
-    """Admits, decodes, queues and answers. One event loop uses it.
+    """Admits, decodes, queues and answers images. One event loop uses it.
 
-    current: the model that new requests are given, or None before the first; swapped by assignment, while
-    each request in flight keeps its own.
-    unready: why the service is not ready for traffic, in words, or None.
-    draining: whether clients should go elsewhere.
-    golden: how the current model did on its golden images: agreed, disagreed or unchecked.
-    last_reload: what the latest attempt to replace the model came to, for /info.
-    files_changed: whether the model's files have changed since the current model was loaded from them.
-    observer: told the images and answers of each request, where there is one.
+    Only its own methods change its attributes.
+
+    Attributes:
+        current: The model for new requests, or None before the first one. It is replaced by assignment; a
+            request in flight keeps the model that it started with.
+        unready: Why the service is not ready for traffic, or None.
+        draining: Whether the service is shutting down.
+        golden: Result of the golden images of the current model: agreed, disagreed or unchecked.
+        last_reload: Result of the last attempt to replace the model, for /info.
+        files_changed: Whether the files of the current model have changed since it was loaded.
+        observer: Gets the images and predictions of each request, or None; see `observed_by`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -58,7 +65,7 @@ class Predictor:
         self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
         self.files_changed = False
-        self.observer: Callable[[Sequence[Input], Sequence[Prediction]], None] | None = None
+        self.observer: Observer | None = None
         self.batcher = Batcher(settings.max_batch)
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
@@ -109,10 +116,12 @@ class Predictor:
         return self.current
 
     async def warm_up(self, model: Model) -> None:
-        """Have `model` do all it does for the first time: pass by pass, then as a request has it.
+        """Run `model` for the first time: forward passes of each size, then whole requests.
 
-        The engine's own first passes, which are slow, run beside the traffic of the current model.
+        The first passes, which are slow, run beside the traffic of the current model.
         """
+        if self.current is None and not self.draining:
+            self.unready = "the model is warming up"
         most = self._settings.max_batch or model.plan.max_batch
         blank = np.zeros((most, *model.spec.image_shape), np.uint8)
         for batch in (blank[:1], blank):
@@ -123,9 +132,14 @@ class Predictor:
         if isinstance(model.forward, Settles):
             model.forward.settle()
 
-    def adopt(self, model: Model) -> None:
-        """Give `model` to every request that comes from now on."""
-        self.current = model
+    def adopt(self, model: Model, golden: str = "unchecked") -> None:
+        """Use `model` for all new requests.
+
+        Args:
+            model: The new model, after `warm_up`.
+            golden: The result of its golden images: agreed, disagreed or unchecked.
+        """
+        self.current, self.golden = model, golden
         if not self.draining:
             self.unready = None
         MODEL_INFO.info(
@@ -138,6 +152,24 @@ class Predictor:
                 "precision": model.forward.precision,
             }
         )
+
+    def record_reload(self, outcome: Mapping[str, object]) -> None:
+        """Keep the outcome of an attempt to replace the model."""
+        self.last_reload = outcome
+
+    def record_files_changed(self, changed: bool) -> None:
+        """Keep whether the files of the current model differ from those it was loaded from."""
+        self.files_changed = changed
+        MODEL_FILES_CHANGED.set(changed)
+
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """Pass the images and predictions of each request to `observer` until the block ends."""
+        self.observer = observer
+        try:
+            yield
+        finally:
+            self.observer = None
 
     async def decoded(self, image: Input, spec: Spec, seconds: float) -> NDArray[Any]:
         """`image` as an engine takes it, from the decoders' queue.

@@ -16,7 +16,7 @@ from pthserve.errors import EngineError, GoldenError, ModelError
 from pthserve.files.fingerprint import Fingerprint, fingerprint
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.model import Model
-from pthserve.metrics import MODEL_FILES_CHANGED, MODEL_LOAD_SECONDS, MODEL_LOADS
+from pthserve.metrics import MODEL_LOAD_SECONDS, MODEL_LOADS
 from pthserve.serving.background import in_background
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.shadow import Shadow
@@ -30,7 +30,7 @@ LOOK = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Proved:
+class _Checked:
     model: Model
     golden: str
     seconds: float
@@ -60,12 +60,12 @@ class Reload:
         """Bring the first model, and from then on look for another; raises ModelError."""
         async with self._lock:
             with _attempt():
-                proved = await self._proved()
+                checked = await self._load_and_check()
                 # What is there now stays: the collector need not look at it again and again.
                 gc.collect()
                 gc.freeze()
-                self._adopt(proved)
-            log.info("ready", extra={"fields": _fields(proved)})
+                self._adopt(checked)
+            log.info("ready", extra={"fields": _fields(checked)})
         self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
@@ -116,54 +116,50 @@ class Reload:
                 "send SIGHUP to load the changed files",
                 self._settings.model,
             )
-        self._predictor.files_changed = changed
-        MODEL_FILES_CHANGED.set(changed)
+        self._predictor.record_files_changed(changed)
 
     async def _replace(self) -> None:
         async with self._lock:
             self._next = None
-            told: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+            outcome: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
                 with _attempt():
-                    proved = await self._proved()
-                    await self._check(proved.model)
+                    checked = await self._load_and_check()
+                    await self._check_replaces(checked.model)
                     if self._settings.shadow:
-                        told["shadow"] = await self._shadow(proved.model)
-                    self._adopt(proved)
+                        outcome["shadow"] = await self._shadow(checked.model)
+                    self._adopt(checked)
             except Exception as error:
                 expected = isinstance(error, ModelError)
-                words = str(error) if expected else f"it cannot be run: {type(error).__name__}: {error}"
-                words = quoted(words, MESSAGE)
-                self._predictor.last_reload = {"result": _result(error), **told, "error": words}
-                log.log(logging.ERROR, "the model was not replaced: %s", words, exc_info=not expected)
+                message = str(error) if expected else f"it cannot be run: {type(error).__name__}: {error}"
+                message = quoted(message, MESSAGE)
+                self._predictor.record_reload({"result": _result(error), **outcome, "error": message})
+                log.log(logging.ERROR, "the model was not replaced: %s", message, exc_info=not expected)
                 if expected:
                     raise
-                raise EngineError(f"{self._settings.model}: {words}") from error
-            told |= {"seconds": round(proved.seconds, 3), "digest": proved.model.digest}
-            self._predictor.last_reload = {"result": "ok", **told}
-            log.info("the model was replaced", extra={"fields": _fields(proved)})
+                raise EngineError(f"{self._settings.model}: {message}") from error
+            outcome |= {"seconds": round(checked.seconds, 3), "digest": checked.model.digest}
+            self._predictor.record_reload({"result": "ok", **outcome})
+            log.info("the model was replaced", extra={"fields": _fields(checked)})
 
-    async def _proved(self) -> _Proved:
+    async def _load_and_check(self) -> _Checked:
         """A model that is loaded, warm, and agrees with its golden images as far as the settings ask."""
         began = time.perf_counter()
         self._tried = await in_background(self._look)
         model = await in_background(self._load)
         # When the last request that holds the model is answered, or at once if it is not taken.
         weakref.finalize(model, model.forward.close).atexit = False
-        if self._predictor.current is None:
-            self._predictor.unready = "the model is warming up"
         await self._predictor.warm_up(model)
         golden = await in_background(partial(apply_golden_policy, model, self._settings))
-        return _Proved(model, golden, time.perf_counter() - began)
+        return _Checked(model, golden, time.perf_counter() - began)
 
-    def _adopt(self, proved: _Proved) -> None:
-        self._predictor.golden = proved.golden
-        self._predictor.adopt(proved.model)
-        MODEL_LOAD_SECONDS.set(proved.seconds)
+    def _adopt(self, checked: _Checked) -> None:
+        self._predictor.adopt(checked.model, checked.golden)
+        MODEL_LOAD_SECONDS.set(checked.seconds)
         self._served = self._tried
         self._report(self._served)
 
-    async def _check(self, model: Model) -> None:
+    async def _check_replaces(self, model: Model) -> None:
         """Raise what keeps `model` from taking the place of the current one."""
         source, served = self._settings.model, self._predictor.model()
         if await in_background(self._look) != self._tried:
@@ -207,11 +203,11 @@ def _result(error: Exception) -> str:
     return "golden" if isinstance(error, GoldenError) else "failed"
 
 
-def _fields(proved: _Proved) -> dict[str, object]:
-    model = proved.model
+def _fields(checked: _Checked) -> dict[str, object]:
+    model = checked.model
     return {
         "name": model.name,
         "digest": model.digest,
         "engine": model.forward.name,
-        "seconds": proved.seconds,
+        "seconds": checked.seconds,
     }

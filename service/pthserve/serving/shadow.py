@@ -48,20 +48,15 @@ class Shadow:
         """Compare until IMAGES have been compared or SECONDS have passed. No live answer waits for it."""
         loop = asyncio.get_running_loop()
         end = loop.time() + SECONDS
-        self._predictor.observer = self._offer
-        try:
+        with self._predictor.observed_by(self._offer), suppress(TimeoutError):
             while self.images < IMAGES:
                 async with asyncio.timeout_at(end):
                     image, class_index = await self._waiting.get()
-                # Outside the time limit: a thread cannot be cut short, and must have ended before the swap.
+                # Outside the time limit: a thread cannot be interrupted, and must end before the replacement.
                 agrees = await self._agrees(image, class_index)
                 self.images += 1
                 self.agreed += agrees
                 SHADOW_IMAGES.labels("agreed" if agrees else "disagreed").inc()
-        except TimeoutError:
-            pass
-        finally:
-            self._predictor.observer = None
 
     def _offer(self, images: Sequence[Input], predictions: Sequence[Prediction]) -> None:
         for image, prediction in zip(images, predictions, strict=True):

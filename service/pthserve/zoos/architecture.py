@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pthserve.errors import ArchitectureError
 from pthserve.zoos.base import Architecture, Source, Zoo
 from pthserve.zoos.indexed import Indexed
 from pthserve.zoos.own import Own
@@ -21,16 +22,30 @@ def build(
     kwargs: Mapping[str, Any] | None = None,
     allowed: Collection[str] = (),
     *,
+    first_layer: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
     path: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """The module that `state_dict` fits, with its weights. The arguments are the fields of `Source`.
 
     Raises:
-        ArchitectureError: none fits; the message names what differs.
+        ArchitectureError: none fits; the message names what differs. Or `first_layer` or `head` state what
+            the architecture has no place for.
     """
-    source = Source(state_dict, name, kwargs or {}, path, metadata or {}, allowed)
-    return next(zoo for zoo in ZOOS if zoo.claims(source)).build(source)
+    source = Source(
+        state_dict, name, kwargs or {}, first_layer or {}, head or {}, path, metadata or {}, allowed
+    )
+    built = next(zoo for zoo in ZOOS if zoo.claims(source)).build(source)
+    subjects = {inferred.subject for inferred in built.inferred}
+    if first_layer and "first layer" not in subjects:
+        raise ArchitectureError(f"{built.name} has no first layer that `first_layer` could change")
+    if head and "activation" not in subjects:
+        raise ArchitectureError(
+            f"`head` states an activation, and the head of this {built.name} has no two linear layers with a "
+            "gap between them"
+        )
+    return built
 
 
 def flops(module: nn.Module, input_shape: tuple[int, ...]) -> int:

@@ -1,7 +1,7 @@
 """The protocol of a zoo: where architectures come from. A new zoo is one module that implements it."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pthserve.certainty import Inferred
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.images.spec import Spec
 from pthserve.zoos.layout import Shape, some
@@ -24,6 +24,7 @@ class Source:
 
     state_dict: name to CPU tensor, names as in the file; empty where the file has none, as an ONNX graph.
     architecture: what the card or an option names, if anything; kwargs: its arguments.
+    first_layer, head: what the card states of them, as `card_fields.FirstLayer` and `Head` have it.
     path: the weights file, beside which others may lie; None where there is no file.
     metadata: plain values that the checkpoint holds beside its tensors.
     allowed: modules whose code may be imported and called.
@@ -32,9 +33,36 @@ class Source:
     state_dict: Mapping[str, Tensor]
     architecture: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    first_layer: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     allowed: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Option:
+    """A value that a part of a module may have been trained with.
+
+    value, setting: as in `Inferred`. apply: gives the part this value.
+    """
+
+    value: str
+    setting: str
+    apply: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What the file does not tell of `subject`: one of `options`. The first was assumed, and is applied."""
+
+    subject: str
+    options: tuple[Option, ...]
+
+    @property
+    def inferred(self) -> Inferred:
+        """The assumption."""
+        return Inferred(self.subject, self.options[0].value, Origin.ASSUMED, self.options[0].setting)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +76,7 @@ class Architecture:
     inferred: what was found out about it: the architecture first. spec: the preprocessing that the
     architecture was trained with by default, None where it has none. ignored: names in the file that no
     inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
-    nothing says so.
+    nothing says so. choices: what was assumed of `module`, and might have been otherwise.
     """
 
     name: str
@@ -62,6 +90,7 @@ class Architecture:
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
     task_hint: str = ""
+    choices: tuple[Choice, ...] = ()
 
 
 class Zoo(Protocol):
@@ -142,7 +171,8 @@ def described(name: str, module: nn.Module, **rest: Any) -> Architecture:
     channels = next((layer.in_channels for layer in convolutions), 3)
     if channels not in (1, 3):
         raise ArchitectureError(
-            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB) of them"
+            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB) of them. Code of your "
+            "own can make the others of these: name it in model.yaml, `architecture: package.module:callable`"
         )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Architecture(name, module, parameters=parameters, channels=channels, **rest)

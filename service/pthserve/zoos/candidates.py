@@ -189,6 +189,9 @@ def _view(catalogue: Catalogue, entries: Mapping[str, Entry], source: Source) ->
 def _placed(views: Sequence[View], name: str | None) -> list[Candidate]:
     """The candidates for the one network in the state dict; of several networks for the moving average."""
     found = [(view, match) for view in views for match in find(view.layout, view.entries)]
+    for view in views if not found else ():
+        changed = fitting.with_another_first_layer(view.layout, view.catalogue, view.entries)
+        found = found or [(view, match) for match in changed]
     if not found:
         raise ArchitectureError(fitting.misfit([(v.layout, v.catalogue, v.entries) for v in views], name))
     places: dict[frozenset[str], list[tuple[View, Match]]] = defaultdict(list)

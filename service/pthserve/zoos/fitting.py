@@ -9,17 +9,63 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.text import quoted
 from pthserve.zoos import heads
-from pthserve.zoos.base import shapes
+from pthserve.zoos.base import Choice, Source, shapes
 from pthserve.zoos.catalogue import Catalogue, Entry, blank
-from pthserve.zoos.layout import Layout, Shape, compare, loose, some, words
-from pthserve.zoos.search import Match, nearest
+from pthserve.zoos.first_layer import FirstLayer
+from pthserve.zoos.layout import Layout, Part, Shape, compare, loose, some, words
+from pthserve.zoos.search import Match, find, nearest
 
 ADVICE = (
     "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
 )
 
+OWN = "architecture: package.module:callable"
+"""The line of a card that states all of a network: code of the user's own."""
+
+_COLOUR = 3
+"""Channels of an RGB image."""
+
 # Below this, "the nearest" would say nothing.
 _RESEMBLES = 0.2
+
+
+def with_another_first_layer(
+    layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]
+) -> list[Match]:
+    """The network that the nearest architecture becomes with another kernel, or bias, in its first layer."""
+    close, alike = nearest(layout, entries)
+    if close is None or alike < _RESEMBLES:
+        return []
+    module = blank(catalogue, close.name, {})
+    if not FirstLayer.exists(module):
+        return []
+    reference = Layout(shapes(module.state_dict()))
+    body = reference.part((), {top: top for top in entries[close.name].tops})
+    path = FirstLayer(module).path
+    weight = next((short for short, name in body.names.items() if name == f"{path}.weight"), "")
+    if weight not in close.body.names or not _same_width(body.shapes[weight], close.body.shapes[weight]):
+        return []
+    bias = weight.removesuffix("weight") + "bias"
+    full = close.body.names[weight]
+    full_bias = full.removesuffix("weight") + "bias"
+    as_known = {**layout.shapes, full: body.shapes[weight], full_bias: body.shapes.get(bias, ())}
+    if bias not in body.shapes:
+        del as_known[full_bias]
+    matches = []
+    same = entries[close.name].digest
+    for one in find(
+        Layout(as_known), {name: entry for name, entry in entries.items() if entry.digest == same}
+    ):
+        names = {**one.body.names, bias: full_bias}
+        theirs = {short: layout.shapes[name] for short, name in names.items() if name in layout.shapes}
+        part = Part({short: names[short] for short in theirs}, theirs)
+        matches.append(Match(one.name, one.node, part, one.names))
+    return matches
+
+
+def _same_width(ours: Shape, theirs: Shape) -> bool:
+    """Whether both are weights of convolutions to as many channels."""
+    return len(ours) == len(theirs) == len(("out", "in", "height", "width")) and ours[0] == theirs[0]
 
 
 class Fit:
@@ -28,7 +74,7 @@ class Fit:
     module: the catalogue's, changed where the file is (first layer, head). names: a tensor's name in the
     module to that in the state dict. outputs: how many numbers for an image. input_size: side of the square
     image in pixels. inferred: what was found out beside the architecture. ignored: names in the state dict
-    that no inference uses. task_hint: see `Architecture`.
+    that no inference uses. task_hint, choices: see `Architecture`.
     Raises ArchitectureError where something is left that has no place.
     """
 
@@ -38,18 +84,19 @@ class Fit:
         catalogue: Catalogue,
         entry: Entry,
         match: Match,
-        kwargs: dict[str, Any],
-        *,
-        trained: bool,
+        source: Source,
     ) -> None:
-        """kwargs: for the catalogue's builder. trained: whether the statistics show that it saw images."""
+        """source: what the card states beside the architecture counts."""
+        kwargs = dict(source.kwargs)
+        self.source = source
         self.layout, self.catalogue, self.entry, self.match = layout, catalogue, entry, match
         self.names: dict[str, str] = {}
         self.inferred: list[Inferred] = []
         self.task_hint = ""
+        self.choices: list[Choice] = []
         last = layout.shapes.get(f"{match.prefix}{entry.last}.weight")
         self.outputs = last[0] if last else 1000
-        pretrained = catalogue.pretrained(match.name) if trained else {}
+        pretrained = self._pretrained()
         if pretrained.keys() - kwargs.keys():
             stated = ", ".join(f"{key}: {str(value).lower()}" for key, value in pretrained.items())
             self._infer(
@@ -70,6 +117,23 @@ class Fit:
         self._fit_body()
         self._fit_head(unused)
         self.ignored = (*self._fit_rest(unused), *unused)
+
+    def _pretrained(self) -> dict[str, Any]:
+        """What the library sets with its pretrained weights, where the model seems to descend from them."""
+        values = self.catalogue.pretrained(self.match.name)
+        if not values or not trained(self.source.state_dict):
+            return {}
+        self.module = blank(self.catalogue, self.match.name, values)
+        _, weight = self._first_layer(self._body())
+        theirs = self.match.body.shapes.get(weight, ())
+        return values if theirs[1:2] == (_COLOUR,) else {}
+
+    def _first_layer(self, body: Part) -> tuple[FirstLayer, str]:
+        """The module's first layer, and the short name of its weight in `body`."""
+        first = FirstLayer(self.module)
+        return first, next(
+            (short for short, name in body.names.items() if name == f"{first.path}.weight"), ""
+        )
 
     def _infer(self, subject: str, value: str, setting: str = "", origin: Origin = Origin.ASSUMED) -> None:
         self.inferred.append(Inferred(subject, value, origin, setting))
@@ -96,16 +160,38 @@ class Fit:
         return found
 
     def _fit_body(self) -> None:
-        reference = Layout(shapes(self.module.state_dict()))
-        body = reference.part((), {top: top for top in self.entry.tops})
+        theirs = self.match.body.shapes
+        body = self._body()
+        self._fit_first_layer(body)
         for short, name in body.names.items():
-            self._widen(name, body.shapes[short], self.match.body.shapes.get(short, ()))
-        body = Layout(shapes(self.module.state_dict())).part((), {top: top for top in self.entry.tops})
+            self._widen(name, body.shapes[short], theirs.get(short, ()))
+        body = self._body()
         if body.shapes != self.match.body.shapes:
             raise ArchitectureError(
                 f"this is no {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
             )
         self.names |= {name: self.match.body.names[short] for short, name in body.names.items()}
+
+    def _body(self) -> Part:
+        return Layout(shapes(self.module.state_dict())).part((), {top: top for top in self.entry.tops})
+
+    def _fit_first_layer(self, body: Part) -> None:
+        if not FirstLayer.exists(self.module):
+            return
+        first, weight = self._first_layer(body)
+        theirs = self.match.body.shapes
+        assumed = None
+        if _same_width(body.shapes.get(weight, ()), theirs.get(weight, ())):
+            assumed = first.fit(theirs[weight], bias=weight.removesuffix("weight") + "bias" in theirs)
+        if stated := self.source.first_layer:
+            option = first.state(stated)
+            self._infer("first layer", option.value, option.setting, Origin.CARD)
+        elif assumed:
+            self._assume(assumed)
+
+    def _assume(self, choice: Choice) -> None:
+        self.choices.append(choice)
+        self.inferred.append(choice.inferred)
 
     def _widen(self, name: str, ours: Shape, theirs: Shape) -> None:
         """Rebuild the convolution that the tensor is of, if it differs in channels of the image alone."""
@@ -149,7 +235,7 @@ class Fit:
         tensors = {prefix + key: shape for key, shape in new.items()}
         if not tensors:
             tensors = self._layers(unused)
-            self._infer("head", "the layers beside the body are its head")
+            self._infer("head", "the layers beside the body are its head", OWN)
         if not tensors:
             raise ArchitectureError(
                 f"this is the body of {self.match.name} without a head: it gives features and no classes; "
@@ -178,7 +264,7 @@ class Fit:
             made = heads.rebuild(behind, self.outputs)
             if made is None:
                 raise ArchitectureError(f"{where}, but nothing takes {some(behind)}. {ADVICE}")
-            self._infer("head", "the layers beside the model run on its classes")
+            self._infer("head", "the layers beside the model run on its classes", OWN)
             self.module = nn.Sequential(self.module, made.module)
             self.names = {f"0.{key}": full for key, full in self.names.items()}
             self._adopt(made, "1.")
@@ -191,8 +277,12 @@ class Fit:
     def _adopt(self, made: heads.Head, prefix: str) -> None:
         self.names |= {prefix + key: full for key, full in made.names.items()}
         self.outputs = made.outputs
-        if made.assumed:
-            self._infer("activation", "ReLU between the linear layers of the head")
+        if made.gaps and self.source.head:
+            option = made.activate(**{"activation": "relu", **self.source.head})
+            option.apply()
+            self._infer("activation", option.value, option.setting, Origin.CARD)
+        elif made.gaps:
+            self._assume(made.activations)
         if made.alone:
             self.task_hint = (
                 "its last layer is wrapped in an nn.Sequential, as with a Sigmoid or Softmax behind it"

@@ -1,13 +1,45 @@
 """Heads: the layers that a user puts in place of torchvision's, rebuilt from their names and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import nn
 
+from pthserve.zoos.base import Choice, Option
 from pthserve.zoos.layout import Shape
+
+_ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(),
+    "gelu": lambda _: nn.GELU(),
+    "tanh": lambda _: nn.Tanh(),
+    "silu": lambda _: nn.SiLU(),
+    "leaky_relu": nn.LeakyReLU,
+    "elu": lambda _: nn.ELU(),
+    "hardswish": lambda _: nn.Hardswish(),
+    "sigmoid": lambda _: nn.Sigmoid(),
+    "none": lambda _: nn.Identity(),
+}
+"""A card's name to the activation with a slope, which `leaky_relu` alone has."""
+
+_NAMES = {
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "tanh": "Tanh",
+    "silu": "SiLU",
+    "leaky_relu": "LeakyReLU",
+    "elu": "ELU",
+    "hardswish": "Hardswish",
+    "sigmoid": "Sigmoid",
+    "none": "nothing",
+}
+
+_USUAL = (
+    *((name, 0.0) for name in ("relu", "gelu", "silu", "tanh", "none", "hardswish", "elu", "sigmoid")),
+    *(("leaky_relu", slope) for slope in (0.01, 0.1, 0.2)),
+)
+"""What may stand between linear layers, the most common first; with what slopes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +47,7 @@ class Head:
     """A head on the meta device.
 
     names: its own name of a tensor to the file's. outputs: how many numbers it gives.
-    assumed: whether its activations, which no file tells, had to be assumed.
+    gaps: where in `module` activations stand, which no file tells.
     alone: whether it is one linear layer, the first in an `nn.Sequential`: nobody wraps a layer for nothing,
     and what follows it leaves no trace.
     """
@@ -23,8 +55,28 @@ class Head:
     module: nn.Sequential
     names: dict[str, str]
     outputs: int
-    assumed: bool
+    gaps: tuple[int, ...]
     alone: bool
+
+    def activate(self, activation: str, slope: float = 0.01) -> Option:
+        """`activation`, as a card names it, in the gaps."""
+
+        def apply() -> None:
+            for gap in self.gaps:
+                self.module[gap] = _ACTIVATIONS[activation](slope)
+
+        leaky = activation == "leaky_relu"
+        name = _NAMES[activation] + f" with a slope of {slope}" * leaky
+        return Option(
+            f"{name} between the linear layers of the head",
+            f"head: {{activation: {activation}{f', slope: {slope}' * leaky}}}",
+            apply,
+        )
+
+    @property
+    def activations(self) -> Choice:
+        """What may stand in the gaps."""
+        return Choice("activation", tuple(self.activate(*option) for option in _USUAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +109,7 @@ def rebuild(shapes: Mapping[str, Shape], width: int, *, before: tuple[nn.Module,
     """The head whose tensors are `shapes`, on `width` features; None unless a row of linear layers and norms.
 
     Dropout has no effect at inference and is left out. What stands between two linear layers leaves no trace
-    but a gap in their numbers: where there is one, or names instead of numbers, ReLU is assumed.
+    but a gap in their numbers: where there is one, or names instead of numbers, ReLU stands in it.
     before: modules that come first.
     """
     layers = _ordered(shapes, width)
@@ -65,18 +117,19 @@ def rebuild(shapes: Mapping[str, Shape], width: int, *, before: tuple[nn.Module,
         return None
     modules: list[nn.Module] = [*before, nn.Flatten(1)]
     names: dict[str, str] = {}
-    gaps = _gaps(layers)
-    for layer, gap in zip(layers, gaps, strict=True):
+    gaps: list[int] = []
+    for layer, follows in zip(layers, _gaps(layers), strict=True):
         built = layer.build(width)
         assert built is not None  # `_ordered` built it
         for leaf in layer.leaves:
             names[f"{len(modules)}.{leaf}"] = ".".join((*layer.path, leaf))
         modules.append(built)
         width = layer.leaves["weight"][0] if layer.linear else width
-        if gap:
+        if follows:
+            gaps.append(len(modules))
             modules.append(nn.ReLU())
     alone = len(layers) == 1 and layers[0].path[-1:] == ("0",)
-    return Head(nn.Sequential(*modules), names, width, sum(layer.linear for layer in layers) > 1, alone)
+    return Head(nn.Sequential(*modules), names, width, tuple(gaps), alone)
 
 
 def _ordered(shapes: Mapping[str, Shape], width: int) -> list[_Layer]:

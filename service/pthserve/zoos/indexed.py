@@ -40,9 +40,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
         # What it averages lies beside it, and is another network.
         beside = tuple(key for key in layout.shapes if not key.startswith(match.prefix))
         layout = Layout({key: shape for key, shape in layout.shapes.items() if key not in beside})
-    fitted = fitting.Fit(
-        layout, view.catalogue, chosen.entry, match, dict(source.kwargs), trained=fitting.trained(state_dict)
-    )
+    fitted = fitting.Fit(layout, view.catalogue, chosen.entry, match, replace(source, state_dict=state_dict))
     put(fitted.module, fitted.names, state_dict)
     spec, stated = _spec(chosen, source, fitted.input_size)
     return described(
@@ -55,6 +53,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
         spec=spec,
         ignored=(*fitted.ignored, *beside),
         task_hint=fitted.task_hint,
+        choices=tuple(fitted.choices),
     )
 
 

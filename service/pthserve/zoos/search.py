@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pthserve.zoos.catalogue import Entry
 from pthserve.zoos.layout import Layout, Part, Path, resemblance
 
-
 _NODES = 50
 """Most nodes of a state dict, the largest, that are compared to find the nearest architecture."""
 
