@@ -60,6 +60,8 @@ def weightless(catalogue: Catalogue, name: str, classes: int) -> dict[str, Tenso
 
 def fits(chosen: Candidate) -> None:
     """Build the module, and find a place for every tensor; raises ArchitectureError."""
+    if chosen.match.prefix:  # without it the module is the same, and was built
+        return
     view = chosen.view
     fitting.Fit(view.layout, view.catalogue, chosen.entry, chosen.match, Source(view.state_dict))
 

@@ -62,8 +62,8 @@ class ModelOptions(BaseModel):
         None,
         min_length=1,
         max_length=200,
-        description="architecture of the weights, such as `resnet50` or `timm/tf_efficientnet_b0`; default: the "
-        "one in the model card, else recognised by names and shapes",
+        description="architecture of the weights, such as `resnet50` or `timm/tf_efficientnet_b0`; default: "
+        "the one in the model card, else recognised by names and shapes",
     )
     allow_code: str | None = Field(
         None,

@@ -77,9 +77,22 @@ def lively(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+def settled(module: nn.Module, size: int) -> nn.Module:
+    """The module with the statistics of noise in its norms over batches, so that no activation explodes."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            module(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(5)))
+    return module.eval()
+
+
 def made(name: str, **arguments: Any) -> nn.Module:
     """timm's own module."""
-    return lively(timm.create_model(name, pretrained=False, **{"num_classes": CLASSES, **arguments}))
+    module = lively(timm.create_model(name, pretrained=False, **{"num_classes": CLASSES, **arguments}))
+    return module if arguments else settled(module, TIMM.size(name))
 
 
 def weightless(name: str, **arguments: Any) -> dict[str, Tensor]:
