@@ -463,7 +463,7 @@ def test_the_index_is_small_and_read_without_timm() -> None:
 
 @pytest.mark.slow
 def test_the_index_is_that_of_the_installed_timm() -> None:
-    """Else: python -m pthserve.zoos.timm."""
+    """Else: python -m pthserve.zoos.timm_index."""
     chance = random.Random(seed := random.randrange(10**6))
     for name in chance.sample(list(TIMM.names()), 20):
         described = timm_index.described(name)

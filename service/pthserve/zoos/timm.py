@@ -1,7 +1,7 @@
 """timm's image classifiers as a catalogue: the index by which a state dict is recognised, and presets.
 
-`python -m pthserve.zoos.timm` writes the index again, for another timm. The library itself is imported only
-when one of its architectures is built.
+`python -m pthserve.zoos.timm_index` writes the index again, for another timm. The library itself is imported
+only when one of its architectures is built.
 """
 
 import functools
@@ -295,9 +295,3 @@ class _Uninitialised(TorchFunctionMode):
             if func in _RANDOM:  # for a parameter, into which it is copied
                 return tensor.zero_()
         return func(*args, **kwargs)
-
-
-if __name__ == "__main__":
-    from pthserve.zoos.timm_index import write
-
-    write()
