@@ -55,7 +55,7 @@ def _answers(model: "Model", images: Sequence[Path]) -> Iterator["Golden"]:
     for image in images:
         answer = model(image)
         best = answer.class_index
-        yield Golden(image, best, round(float(answer.probabilities[best]), 6))
+        yield Golden(image, best, round(float(answer.probabilities[best]), 6), recorded=True)
 
 
 def _check(model: "Model", settings: Settings) -> None:

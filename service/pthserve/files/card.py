@@ -177,6 +177,7 @@ def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
             "image": os.path.relpath(one.image, folder),
             "class_index": one.class_index,
             **({} if one.probability is None else {"probability": one.probability}),
+            **({"recorded": True} if one.recorded else {}),
         }
         for one in golden
     ]
@@ -304,4 +305,4 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
         raise CardError(
             f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels"
         )
-    return Golden(image, index, fields.probability)
+    return Golden(image, index, fields.probability, recorded=fields.recorded)

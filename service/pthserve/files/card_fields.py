@@ -152,6 +152,10 @@ class GoldenImage(_Fields):
     label: Text | None = Field(None, description="or the label of that class")
     probability: Share | None = Field(None, description="with what probability; unchecked where left out")
 
+    recorded: Annotated[bool, Field(strict=True)] = Field(
+        False, description="`true`: `pthserve golden` recorded the answer; it settles nothing that is assumed"
+    )
+
     @model_validator(mode="after")
     def _one_class(self) -> Self:
         if (self.class_index is None) == (self.label is None):
@@ -199,3 +203,11 @@ class Fields(_Fields):
     golden: tuple[GoldenImage, ...] = Field(
         (), max_length=MAX_GOLDEN, description="images with known answers"
     )
+
+
+def preprocessing_fields(spec: Spec) -> dict[str, Any]:
+    """`spec` as the fields of `preprocessing`, all of them, ready for YAML."""
+    values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
+    height, width = spec.crop
+    values["crop"] = height if height == width else spec.crop
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -13,12 +13,14 @@ class Golden:
     """A golden image: its file, the class it must be given, and (where known) with what probability.
 
     sha256: of the file, where a packed model says so; None where any content counts.
+    recorded: whether the answer is one that pthserve gave, and no evidence of what is right.
     """
 
     image: Path
     class_index: int
     probability: float | None = None
     sha256: str | None = field(default=None, compare=False)
+    recorded: bool = field(default=False, compare=False)
 
     def read(self) -> bytes:
         """The file's bytes, within the bounds of `regular_files`.

@@ -75,6 +75,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         plan=plan,
         digest=digest,
         golden=_copied(built.card.golden, folder),
+        inferred=built.inferred,
         made_with=_versions(),
     )
     apply_golden_policy(made.model(engine, plan), settings)

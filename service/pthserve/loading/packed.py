@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from pthserve.certainty import Inferred
 from pthserve.engines.base import Engine
 from pthserve.errors import PackError
 from pthserve.files import copies
@@ -67,6 +68,7 @@ class Packed:
     plan: Plan
     digest: str
     golden: tuple[Golden, ...] = ()
+    inferred: tuple[Inferred, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     copies: Mapping[str, Copy] = field(default_factory=dict, compare=False, repr=False)
@@ -124,7 +126,7 @@ class Packed:
 
     def model(self, engine: Engine, plan: Plan) -> Model:
         """The model as `engine` runs it by `plan`."""
-        shared = {name: getattr(self, name) for name in (*_PLAIN, "labels", "spec", "golden")}
+        shared = {name: getattr(self, name) for name in (*_PLAIN, "labels", "spec", "golden", "inferred")}
         return Model(forward=engine, plan=plan, **shared)
 
     def to_json(self) -> str:
@@ -143,6 +145,7 @@ class Packed:
                 }
                 for one in self.golden
             ],
+            "inferred": [one.to_dict() for one in self.inferred],
             "made_with": dict(self.made_with),
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
@@ -182,6 +185,7 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
             Golden(folder / one.image, one.class_index, one.probability, digests[one.image])
             for one in values.golden
         ),
+        inferred=tuple(one.inferred() for one in values.inferred),
         made_with=values.made_with,
         digests=digests,
         copies=kept,

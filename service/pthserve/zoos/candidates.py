@@ -15,7 +15,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import AmbiguousArchitecture, ArchitectureError
 from pthserve.files import checkpoint
 from pthserve.text import quoted
-from pthserve.zoos import fitting, statements
+from pthserve.zoos import fitting, statements, variants
 from pthserve.zoos.base import Source, shapes
 from pthserve.zoos.catalogue import Catalogue, Entry, head_digest
 from pthserve.zoos.layout import Layout
@@ -189,9 +189,9 @@ def _view(catalogue: Catalogue, entries: Mapping[str, Entry], source: Source) ->
 def _placed(views: Sequence[View], name: str | None) -> list[Candidate]:
     """The candidates for the one network in the state dict; of several networks for the moving average."""
     found = [(view, match) for view in views for match in find(view.layout, view.entries)]
-    for view in views if not found else ():
-        changed = fitting.with_another_first_layer(view.layout, view.catalogue, view.entries)
-        found = found or [(view, match) for match in changed]
+    if not found and views[0].catalogue is CATALOGUES[0]:
+        view = views[0]
+        found = [(view, match) for match in variants.find(view.layout, view.catalogue, view.entries)]
     if not found:
         raise ArchitectureError(fitting.misfit([(v.layout, v.catalogue, v.entries) for v in views], name))
     places: dict[frozenset[str], list[tuple[View, Match]]] = defaultdict(list)
@@ -206,7 +206,11 @@ def _placed(views: Sequence[View], name: str | None) -> list[Candidate]:
             "one to serve"
         )
     (alike,) = means if len(whole) > 1 else whole
-    return [Candidate(view, one, replace(match, name=one)) for view, match in alike for one in match.names]
+    return [
+        Candidate(view, one, replace(match, name=one))
+        for view, match in alike
+        for one in match.names or (match.name,)
+    ]
 
 
 def averaged(match: Match) -> bool:

@@ -1,19 +1,20 @@
 """A state dict put into one of a catalogue's architectures, part by part."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.text import quoted
-from pthserve.zoos import heads
+from pthserve.zoos import heads, variants
 from pthserve.zoos.base import Choice, Source, shapes
 from pthserve.zoos.catalogue import Catalogue, Entry, blank
 from pthserve.zoos.first_layer import FirstLayer
 from pthserve.zoos.layout import Layout, Part, Shape, compare, loose, some, words
-from pthserve.zoos.search import Match, find, nearest
+from pthserve.zoos.search import Match, nearest
 
 ADVICE = (
     "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
@@ -27,45 +28,6 @@ _COLOUR = 3
 
 # Below this, "the nearest" would say nothing.
 _RESEMBLES = 0.2
-
-
-def with_another_first_layer(
-    layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]
-) -> list[Match]:
-    """The network that the nearest architecture becomes with another kernel, or bias, in its first layer."""
-    close, alike = nearest(layout, entries)
-    if close is None or alike < _RESEMBLES:
-        return []
-    module = blank(catalogue, close.name, {})
-    if not FirstLayer.exists(module):
-        return []
-    reference = Layout(shapes(module.state_dict()))
-    body = reference.part((), {top: top for top in entries[close.name].tops})
-    path = FirstLayer(module).path
-    weight = next((short for short, name in body.names.items() if name == f"{path}.weight"), "")
-    if weight not in close.body.names or not _same_width(body.shapes[weight], close.body.shapes[weight]):
-        return []
-    bias = weight.removesuffix("weight") + "bias"
-    full = close.body.names[weight]
-    full_bias = full.removesuffix("weight") + "bias"
-    as_known = {**layout.shapes, full: body.shapes[weight], full_bias: body.shapes.get(bias, ())}
-    if bias not in body.shapes:
-        del as_known[full_bias]
-    matches = []
-    same = entries[close.name].digest
-    for one in find(
-        Layout(as_known), {name: entry for name, entry in entries.items() if entry.digest == same}
-    ):
-        names = {**one.body.names, bias: full_bias}
-        theirs = {short: layout.shapes[name] for short, name in names.items() if name in layout.shapes}
-        part = Part({short: names[short] for short in theirs}, theirs)
-        matches.append(Match(one.name, one.node, part, one.names))
-    return matches
-
-
-def _same_width(ours: Shape, theirs: Shape) -> bool:
-    """Whether both are weights of convolutions to as many channels."""
-    return len(ours) == len(theirs) == len(("out", "in", "height", "width")) and ours[0] == theirs[0]
 
 
 class Fit:
@@ -105,6 +67,7 @@ class Fit:
                 f"kwargs: {{{stated}}}",
                 Origin.DEFAULT,
             )
+        self._infer_arguments()
         arguments = {
             "num_classes": self.outputs,
             **catalogue.implied(match.name, match.body),
@@ -117,6 +80,13 @@ class Fit:
         self._fit_body()
         self._fit_head(unused)
         self.ignored = (*self._fit_rest(unused), *unused)
+
+    def _infer_arguments(self) -> None:
+        """List the arguments by which the match is another network than the library's own of this name."""
+        if not self.match.kwargs:
+            return
+        stated = ", ".join(f"{key}: {value}" for key, value in self.match.kwargs.items())
+        self._infer("architecture", f"with {stated}, by its shapes", f"kwargs: {{{stated}}}", Origin.FILE)
 
     def _pretrained(self) -> dict[str, Any]:
         """What the library sets with its pretrained weights, where the model seems to descend from them."""
@@ -161,8 +131,8 @@ class Fit:
 
     def _fit_body(self) -> None:
         theirs = self.match.body.shapes
+        self._fit_first_layer(self._body())
         body = self._body()
-        self._fit_first_layer(body)
         for short, name in body.names.items():
             self._widen(name, body.shapes[short], theirs.get(short, ()))
         body = self._body()
@@ -181,7 +151,7 @@ class Fit:
         first, weight = self._first_layer(body)
         theirs = self.match.body.shapes
         assumed = None
-        if _same_width(body.shapes.get(weight, ()), theirs.get(weight, ())):
+        if variants.same_width(body.shapes.get(weight, ()), theirs.get(weight, ())):
             assumed = first.fit(theirs[weight], bias=weight.removesuffix("weight") + "bias" in theirs)
         if stated := self.source.first_layer:
             option = first.state(stated)
@@ -226,6 +196,7 @@ class Fit:
             )
         kept = {key: shape for key, shape in ours.items() if key not in _under(last, ours)}
         new = {key: shape for key, shape in theirs.items() if key not in kept}
+        beside = False
         head = self.module.get_submodule(path)
         if kept.items() <= theirs.items() and new == _under(last, new):
             self.names |= {key: prefix + key for key in kept}
@@ -235,7 +206,7 @@ class Fit:
         tensors = {prefix + key: shape for key, shape in new.items()}
         if not tensors:
             tensors = self._layers(unused)
-            self._infer("head", "the layers beside the body are its head", OWN)
+            beside = True
         if not tensors:
             raise ArchitectureError(
                 f"this is the body of {self.match.name} without a head: it gives features and no classes; "
@@ -246,14 +217,37 @@ class Fit:
         width = heads.features(head) if plain else None
         takes = f"linear layers and norms on {width} features" if width else "the library's own"
         made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
+        if made is None and width:
+            made, beside = self._fit_two_poolings(tensors, width), False
         if made is None:
             raise ArchitectureError(
                 f"the body is {self.match.name}'s, but its head cannot be rebuilt "
                 f"({some(f'{quoted(key)} {words(shape)}' for key, shape in tensors.items())}): "
                 f"it must be {takes}. {ADVICE}"
             )
+        if beside:
+            self._infer("head", "the layers beside the body are its head", OWN)
         self.module.set_submodule(path, made.module)
         self._adopt(made, f"{path}.")
+
+    def _fit_two_poolings(self, tensors: dict[str, Shape], width: int) -> heads.Head | None:
+        """The head, where it takes what two poolings give side by side, as fastai's `vision_learner` has."""
+        pool = getattr(self.module, "avgpool", None)
+        if not isinstance(pool, nn.AdaptiveAvgPool2d):
+            return None
+        places = math.prod(
+            (1, 1) if pool.output_size in (1, (1, 1)) else cast("tuple[int, int]", pool.output_size)
+        )
+        made = heads.rebuild(tensors, 2 * width // places)
+        if made is None:
+            return None
+        both = heads.TwoPoolings()
+        self.module.avgpool = both
+        if made.fastai:
+            self._infer("head", f"{both.words}, as of fastai's vision_learner", OWN, Origin.FILE)
+        else:
+            self._assume(both.orders)
+        return made
 
     def _fit_rest(self, unused: list[str]) -> list[str]:
         """Put layers that run on the classes behind the module; the names that are then left."""
@@ -281,6 +275,9 @@ class Fit:
             option = made.activate(**{"activation": "relu", **self.source.head})
             option.apply()
             self._infer("activation", option.value, option.setting, Origin.CARD)
+        elif made.gaps and made.fastai:
+            (option, *_) = made.activations.options
+            self._infer("activation", f"{option.value}, as of fastai's", option.setting, Origin.FILE)
         elif made.gaps:
             self._assume(made.activations)
         if made.alone:
@@ -322,7 +319,15 @@ def misfit(tried: Sequence[tuple[Layout, Catalogue, Mapping[str, Entry]]], name:
     close, alike, catalogue, entries = max(near, key=lambda one: round(one[1], 1))
     known = " or ".join(catalogue.name for _, catalogue, _ in tried)
     if close is None or (alike < _RESEMBLES and not name):
-        return f"no architecture of {known} has keys like {some(tried[0][0].shapes)}. {ADVICE}"
+        layout, catalogue, entries = tried[0]
+        if same := next(variants.namesakes(layout, catalogue, entries), None):
+            one, body = same
+            return (
+                f"no architecture of {known} fits; the nearest is {one.name}, which has the same "
+                f"names and {compare(body, one.body)}. Where arguments of its builder make these shapes, "
+                f"state them in model.yaml: `architecture: {one.name}` and `kwargs: {{...}}`. {ADVICE}"
+            )
+        return f"no architecture of {known} has keys like {some(layout.shapes)}. {ADVICE}"
     reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
     body = reference.part((), {top: top for top in entries[close.name].tops})
     library = "" if catalogue is tried[0][1] else f"{catalogue.name}/"

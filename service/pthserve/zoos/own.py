@@ -27,7 +27,8 @@ class Own:
 
     def build(self, source: "Source") -> "Architecture":
         """What the callable returns, with the weights loaded strictly; see `Zoo`."""
-        from pthserve.zoos.base import DEFAULT_SIZE, described, put, shapes
+        from pthserve.zoos.base import DEFAULT_SIZE, described, first_channels, put, shapes
+        from pthserve.zoos.outputs import probe
 
         name = source.architecture or ""
         module = _call(name, dict(source.kwargs), source.allowed)
@@ -47,10 +48,15 @@ class Own:
         if differences:
             raise ArchitectureError(f"the weights do not fit {name}: {differences}")
         put(module, names, source.state_dict)
+        size = (DEFAULT_SIZE, DEFAULT_SIZE)
+        crop = source.spec.crop if source.spec and not source.spec.assumed else size
+        channels = [count for count in (first_channels(module), 3, 1) if count in (1, 3)]
+        probed = probe(module, name, dict.fromkeys(channels), crop)
         return described(
             name,
-            module,
-            num_classes=_outputs(module, name),
+            probed.module,
+            probed.channels,
+            num_classes=probed.outputs,
             prefix=prefix,
             input_size=DEFAULT_SIZE,
             inferred=(Inferred("architecture", name, Origin.CARD, f"architecture: {name}"),),
@@ -159,17 +165,3 @@ def _prefix(names: list[str], expected: list[str]) -> str:
                 prefix = "".join(f"{part}." for part in parts[:depth])
                 counts[prefix] = counts.get(prefix, 0) + 1
     return max(counts, key=lambda prefix: counts[prefix])
-
-
-def _outputs(module: "nn.Module", name: str) -> int:
-    """How many classes a module gives: the width of its last linear or convolutional layer."""
-    from torch import nn
-
-    widths = [
-        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    if not widths or widths[-1] < 2:
-        raise ArchitectureError(f"{name} ends in no layer that gives two classes or more")
-    return widths[-1]

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pthserve.zoos.catalogue import Entry
 from pthserve.zoos.layout import Layout, Part, Path, resemblance
@@ -13,7 +14,7 @@ _NODES = 50
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The body of the architecture `name` lies under `node` of a state dict.
+    """The body of the architecture `name`, built with `kwargs`, lies under `node` of a state dict.
 
     names: all architectures whose bodies have the same names and shapes; `name` is one of them.
     """
@@ -21,6 +22,7 @@ class Match:
     name: str
     node: Path
     body: Part
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
 
     @property
@@ -41,9 +43,19 @@ def find(layout: Layout, entries: Mapping[str, Entry]) -> list[Match]:
     for node, tops, _exact in sorted(_places(layout, entries), key=lambda place: not place[2]):
         part = layout.part(node, tops)
         if names := known.get(part.digest):
-            places.setdefault(frozenset(part.names.values()), Match(names[0], node, part, tuple(names)))
+            places.setdefault(frozenset(part.names.values()), Match(names[0], node, part, names=tuple(names)))
     whole = [match for names, match in places.items() if not any(names < other for other in places)]
     return sorted(whole, key=lambda match: len(match.node))
+
+
+def places(layout: Layout, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Path, dict[str, str]]]:
+    """Where one of `entries` might lie by its top-level names, as the library has them, and how many names
+    are under them: its name, the node, and the node's children that are the body."""
+    for node, children in layout.children.items():
+        for name, entry in entries.items():
+            for tops in entry.spellings:
+                if tops.keys() <= children.keys() and _count(layout, node, tops) == entry.count:
+                    yield name, node, tops
 
 
 def _places(layout: Layout, entries: Mapping[str, Entry]) -> Iterator[tuple[Path, dict[str, str], bool]]:
@@ -84,7 +96,7 @@ def nearest(layout: Layout, entries: Mapping[str, Entry]) -> tuple[Match | None,
             for name in names:
                 alike = resemblance(entries[name].sketch, entries[name].count, marks)
                 if alike > best[1]:
-                    best = Match(name, node, part, (name,)), alike
+                    best = Match(name, node, part, names=(name,)), alike
     return best
 
 
