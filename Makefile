@@ -5,7 +5,7 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights pack serve check test test-all bench cluster lock sbom audit docs words
+.PHONY: help env weights pack serve check test test-all bench cluster scoreboard lock sbom audit docs words
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ sbom: env ## write bills of materials (CycloneDX) into build/
 
 audit: env ## look for known vulnerabilities in what the lock files pin
 	@scripts/audit
+
+scoreboard: env ## write docs/models.md: what becomes of the weights of every architecture (10 minutes)
+	@$(BIN)/python scripts/scoreboard.py
 
 docs: env ## write the generated pages anew
 	@$(BIN)/python scripts/settings_table.py

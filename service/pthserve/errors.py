@@ -4,6 +4,7 @@ PthserveError
 ├── ModelError                the model cannot be loaded (exit code 3)
 │   ├── WeightsError          the weights file: missing, truncated, foreign, unsafe, wrong digest, not finite
 │   ├── ArchitectureError     no architecture fits the state dict, or the named one does not
+│   │   └── AmbiguousArchitecture  several fit and compute differently; `choices`
 │   ├── CardError             model.yaml is not valid
 │   ├── EngineError           no engine can run this model here
 │   ├── PackError             a packed model is incomplete or was changed
@@ -30,6 +31,8 @@ PthserveError
 No error knows an HTTP status or an exit code: `http.problems` and `cli` map them, each in one table.
 """
 
+from collections.abc import Sequence
+
 from pthserve.text import MESSAGE, quoted
 
 
@@ -53,6 +56,17 @@ class WeightsError(ModelError):
 
 class ArchitectureError(ModelError):
     """No architecture fits the state dict, or the named one does not."""
+
+
+class AmbiguousArchitecture(ArchitectureError):
+    """Several architectures fit the state dict and compute differently.
+
+    choices: their names; those that compute the same are one choice.
+    """
+
+    def __init__(self, message: str, choices: Sequence[Sequence[str]]) -> None:
+        super().__init__(message)
+        self.choices = tuple(map(tuple, choices))
 
 
 class CardError(ModelError):

@@ -58,6 +58,13 @@ class ModelOptions(BaseModel):
         description="name of the model in responses and metrics; default: from the model card, else the "
         "file name",
     )
+    architecture: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="architecture of the weights, such as `resnet50` or `timm/tf_efficientnet_b0`; default: "
+        "the one in the model card, else recognised by names and shapes",
+    )
     allow_code: str | None = Field(
         None,
         pattern=f"^{_MODULE}(,{_MODULE})*$",

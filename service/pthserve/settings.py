@@ -207,6 +207,7 @@ _ORDER = (
     "model",
     "sha256",
     "name",
+    "architecture",
     "allow_code",
     "host",
     "port",

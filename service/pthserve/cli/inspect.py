@@ -9,6 +9,7 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
+from pthserve.errors import AmbiguousArchitecture
 from pthserve.images.spec import Spec
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
@@ -25,7 +26,7 @@ _METADATA = 20
 @click.command("inspect")
 @MODEL
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@takes_settings("sha256")
+@takes_settings("sha256", "architecture")
 def command(settings: Settings, as_json: bool) -> None:
     """Show what a weights file or a packed model contains.
 
@@ -56,17 +57,22 @@ def command(settings: Settings, as_json: bool) -> None:
 def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.cli.display import reading
     from pthserve.files import card, weights
-    from pthserve.loading.load import build
+    from pthserve.loading.load import build, with_architecture
     from pthserve.zoos import own
 
     # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
-    described = card.read(Path(settings.model))
+    described = with_architecture(card.read(Path(settings.model)), settings.architecture)
     with reading(settings.model) as progress:
         if described.architecture and own.is_code(described.architecture):
             sha256 = settings.sha256 or described.sha256
             read = weights.read(described.weights, sha256, progress, described.container)
             return _told(described, read) | {"architecture": described.architecture}
-        built = build(settings.model, settings, progress)
+        try:
+            built = build(settings.model, settings, progress)
+        except AmbiguousArchitecture as error:
+            sha256 = settings.sha256 or described.sha256
+            read = weights.read(described.weights, sha256, None, described.container)
+            return _told(described, read) | {"candidates": [list(names) for names in error.choices]}
 
     from pthserve.zoos.architecture import (
         flops,
@@ -99,6 +105,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "container": weights.container,
         "metadata": dict(weights.metadata),
         "architecture": None,
+        "candidates": [],
         "inferred": [],
         "ignored": [],
         "prefix": None,
@@ -162,6 +169,8 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "SHA-256": found["sha256"],
         **({"metadata": _metadata(found["metadata"])} if found["metadata"] else {}),
     }
+    if found["candidates"]:
+        return rows | _choices(found["candidates"])
     if found["parameters"] is None:
         return rows | {
             "architecture": f"names code: {quoted(found['architecture'])}, which inspect does not run",
@@ -190,6 +199,16 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         ),
         "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
+    }
+
+
+def _choices(candidates: list[list[str]]) -> dict[str, str]:
+    """The rows for a file that fits several architectures which compute differently."""
+    first = candidates[0][0]
+    return {
+        "architecture": "one of several that have these names and shapes, and compute differently; state it "
+        f"with --architecture {first} or in model.yaml with `architecture: {first}`",
+        "candidates": "\n".join(" or ".join(names) for names in candidates),
     }
 
 

@@ -187,7 +187,9 @@ class Fields(_Fields):
         "default: found",
     )
     architecture: Text | None = Field(
-        None, description="torchvision's name, or `package.module:callable`; default: found from the weights"
+        None,
+        description="a name such as `resnet50` or `timm/vit_tiny_patch16_224`, or "
+        "`package.module:callable`; default: found from the weights",
     )
     kwargs: dict[str, Any] = Field({}, description="keyword arguments of the architecture")
     labels: Labels | None = Field(

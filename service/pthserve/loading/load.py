@@ -1,6 +1,6 @@
 """Load: anything that a user may name to a Model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,23 +8,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pthserve.certainty import Inferred, Origin
-from pthserve.errors import ArchitectureError, CardError, PackError, RequestError, WeightsError
+from pthserve.errors import (
+    AmbiguousArchitecture,
+    ArchitectureError,
+    CardError,
+    PackError,
+    RequestError,
+    WeightsError,
+)
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
+from pthserve.loading.golden import check_golden
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.loading.settle import settle
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
 from pthserve.planning.candidates import EngineFactory
+from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
     from pthserve.files.weights import Progress, Weights
     from pthserve.zoos.base import Architecture
+
+_MOST_CHOICES = 8
+"""Most architectures that are built to see which of them agrees with the golden images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +64,16 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     from pthserve.files import card, weights
     from pthserve.zoos import own
 
-    described = card.read(path)
+    described = with_architecture(card.read(path), settings.architecture)
     allowed = settings.code_modules
     if described.architecture and own.is_code(described.architecture):
         own.check(described.architecture, allowed)  # before the weights are read, which takes longer
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
-    from pthserve.zoos import architecture
-
-    found = architecture.build(
-        read.state_dict,
-        described.architecture,
-        described.kwargs,
-        allowed,
-        first_layer=described.first_layer,
-        head=described.head,
-        spec=described.spec,
-        path=described.weights,
-        format=read.format,
-        content=read.content,
-        beside=read.beside,
-    )
+    try:
+        found = _architecture(described, read, described.architecture, allowed)
+    except AmbiguousArchitecture as error:
+        found = _settled(error, described, read, settings)
     if found.num_classes < 2:
         raise ArchitectureError(
             f"this {found.name} has one output (sigmoid); pthserve needs two or more classes"
@@ -89,6 +90,73 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
         inferred = tuple(settled.get(one.subject, one) for one in inferred)
     return Built(described, read, found, labels, spec, inferred)
+
+
+def _architecture(
+    described: "Card", read: "Weights", name: str | None, allowed: Collection[str] = ()
+) -> "Architecture":
+    from pthserve.zoos import architecture
+
+    return architecture.build(
+        read.state_dict,
+        name,
+        described.kwargs,
+        allowed,
+        first_layer=described.first_layer,
+        head=described.head,
+        spec=described.spec,
+        path=described.weights,
+        metadata=read.metadata,
+        format=read.format,
+        content=read.content,
+        beside=read.beside,
+    )
+
+
+def _settled(
+    error: AmbiguousArchitecture, described: "Card", read: "Weights", settings: ModelOptions
+) -> "Architecture":
+    """The only one of several architectures that gives the golden images their known answers.
+
+    Raises:
+        AmbiguousArchitecture: there are no golden images, too many choices, or several or none that agree.
+    """
+    if settings.golden == "off" or not described.golden or len(error.choices) > _MOST_CHOICES:
+        raise error
+    from pthserve.engines.torch_engine import TorchEngine
+
+    agreeing = []
+    for name, *_ in error.choices:
+        found = _architecture(described, read, name)
+        spec = _spec(described, found)
+        model = Model(
+            forward=TorchEngine(found.module, spec, threads=settings.cpus),
+            labels=_labels(described, read, found)[0],
+            spec=spec,
+            plan=Plan(),
+            digest=read.digest,
+            name=described.name,
+            version=described.version,
+            architecture=found.name,
+            parameters=found.parameters,
+            golden=described.golden,
+        )
+        if check_golden(model, settings.tolerance, settings.decode).agrees:
+            agreeing.append(found)
+    if len(agreeing) != 1:
+        names = ", ".join(found.name for found in agreeing) or "none of them"
+        raise AmbiguousArchitecture(f"{error}; the golden images agree with {names}", error.choices)
+    (found,) = agreeing
+    settled = Inferred("architecture", found.name, Origin.GOLDEN, f"architecture: {found.name}")
+    return replace(found, inferred=(settled, *found.inferred[1:]))
+
+
+def with_architecture(described: "Card", name: str | None) -> "Card":
+    """The card with the architecture that an option names; the card's arguments are for its own."""
+    if name is None or name == described.architecture:
+        return described
+    kwargs = {} if described.architecture else described.kwargs
+    return replace(described, architecture=name, kwargs=kwargs)
 
 
 def load(
@@ -171,8 +239,7 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
     spec = described.spec
     if spec is None or spec.assumed:
         stated = {name: getattr(spec, name) for name in described.stated}
-        usual = _usual(found)
-        spec = replace(usual, **stated, assumed=usual.assumed or not found.preprocessing)
+        spec = replace(_usual(found), **stated)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing produces {spec.channels} channels, but "
@@ -196,10 +263,10 @@ def _specs(described: "Card", spec: Spec) -> list[Spec]:
 
 def _usual(found: "Architecture") -> Spec:
     """The preprocessing that the architecture is trained with by default, in its size and channels."""
-    preset, size = found.spec or Spec(), found.input_size
+    preset, size = found.spec or Spec(assumed=True), found.input_size
     if found.preprocessing:
         return preset
-    if preset.crop != (size, size):
+    if preset.crop[0] != size:
         preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
     if preset.channels > found.channels:
         mean, std = (round(sum(values) / len(values), 3) for values in (preset.mean, preset.std))
@@ -222,8 +289,9 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     preset, size = found.spec, found.input_size
     if found.preprocessing and spec == preset:
         return found.preprocessing
-    usual = preset is not None and preset.crop == (size, size) and preset.channels == spec.channels
-    origin = Origin.CARD if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
+    usual = preset is not None and preset.crop[0] == size and preset.channels == spec.channels
+    stated = Origin.FILE if preset is not None and not preset.assumed and spec == preset else Origin.CARD
+    origin = stated if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
 
 

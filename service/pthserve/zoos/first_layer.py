@@ -20,6 +20,11 @@ _TRANSPARENT = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.
 class FirstLayer:
     """The first convolution of `module`, and the max pooling right behind it where there is one."""
 
+    @staticmethod
+    def exists(module: nn.Module) -> bool:
+        """Whether the module has a convolution."""
+        return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+
     def __init__(self, module: nn.Module) -> None:
         """module: has a convolution."""
         leaves = [(path, layer) for path, layer in module.named_modules() if not any(layer.children())]

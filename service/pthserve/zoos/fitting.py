@@ -1,21 +1,20 @@
 """A state dict put into one of a catalogue's architectures, part by part."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
-from pthserve.files import checkpoint
 from pthserve.text import quoted
 from pthserve.zoos import heads, variants
 from pthserve.zoos.base import Choice, Source, shapes
-from pthserve.zoos.catalogue import Catalogue, Entry
+from pthserve.zoos.catalogue import Catalogue, Entry, blank
 from pthserve.zoos.first_layer import FirstLayer
 from pthserve.zoos.layout import Layout, Part, Shape, compare, loose, some, words
-from pthserve.zoos.search import Match, find, nearest
+from pthserve.zoos.search import Match, nearest
 
 ADVICE = (
     "Name your own in model.yaml: `architecture: package.module:callable`, and allow it with --allow-code"
@@ -29,26 +28,6 @@ _COLOUR = 3
 
 # Below this, "the nearest" would say nothing.
 _RESEMBLES = 0.2
-
-
-def match(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> Match:
-    """The one network in `layout`; of several the moving average. name: the user's, for the message."""
-    found = find(layout, entries) or variants.find(layout, catalogue, entries)
-    if not found:
-        raise ArchitectureError(_misfit(layout, catalogue, entries, name))
-    means = [one for one in found if averaged(one)]
-    if len(found) > 1 and len(means) != 1:
-        places = " and ".join(f"`{quoted(one.prefix) or '(top)'}`" for one in found)
-        raise ArchitectureError(
-            f"the state dict holds several networks (prefixes {places}); save only the tensors of the one to "
-            "serve"
-        )
-    return (means if len(found) > 1 else found)[0]
-
-
-def averaged(one: Match) -> bool:
-    """Whether the network is a moving average of another."""
-    return bool(checkpoint.AVERAGED.search(one.prefix))
 
 
 class Fit:
@@ -95,7 +74,8 @@ class Fit:
             **pretrained,
             **kwargs,
         }
-        self.input_size = arguments.get(catalogue.size_argument, catalogue.spec(match.name).crop[0])
+        size = arguments.get(catalogue.size_argument, catalogue.spec(match.name).crop[0])
+        self.input_size = size if isinstance(size, int) else size[0]
         unused = self._build(arguments)
         self._fit_body()
         self._fit_head(unused)
@@ -166,6 +146,8 @@ class Fit:
         return Layout(shapes(self.module.state_dict())).part((), {top: top for top in self.entry.tops})
 
     def _fit_first_layer(self, body: Part) -> None:
+        if not FirstLayer.exists(self.module):
+            return
         first, weight = self._first_layer(body)
         theirs = self.match.body.shapes
         assumed = None
@@ -186,7 +168,7 @@ class Fit:
         path = name.rpartition(".")[0]
         layer = self.module.get_submodule(path)
         if (
-            isinstance(layer, nn.Conv2d)
+            type(layer) is nn.Conv2d  # others standardise their weights, or pad in a way of their own
             and layer.groups == 1
             and ours != theirs
             and loose(ours) == loose(theirs)
@@ -196,19 +178,27 @@ class Fit:
     def _fit_head(self, unused: list[str]) -> None:
         """Give the module the file's head: the library's own; with its last layer replaced; or all of it."""
         path, last, prefix = self.entry.head, self.entry.last, self.match.prefix
-        ours = _under(path, shapes(self.module.state_dict()))
-        theirs = {
-            full.removeprefix(prefix): self.layout.shapes[full]
-            for full in self.layout.names.get((*self.match.node, path), ())
-        }
+        ours: dict[str, Shape] = {}
+        theirs: dict[str, Shape] = {}
+        for top in self.entry.heads:
+            ours |= _under(top, shapes(self.module.state_dict()))
+            theirs |= {
+                full.removeprefix(prefix): self.layout.shapes[full]
+                for full in self.layout.names.get((*self.match.node, top), ())
+            }
         if ours == theirs:
             self.names |= {key: prefix + key for key in theirs}
             return
+        if self.entry.beside:
+            raise ArchitectureError(
+                f"the body is {self.match.name}'s, whose answer is the average of several layers "
+                f"({', '.join((last, *self.entry.beside))}); they must be as the library has them. {ADVICE}"
+            )
         kept = {key: shape for key, shape in ours.items() if key not in _under(last, ours)}
         new = {key: shape for key, shape in theirs.items() if key not in kept}
         beside = False
         head = self.module.get_submodule(path)
-        if kept and kept.items() <= theirs.items() and new == _under(last, new):
+        if kept.items() <= theirs.items() and new == _under(last, new):
             self.names |= {key: prefix + key for key in kept}
             path, head = last, self.module.get_submodule(last)
         else:
@@ -222,7 +212,9 @@ class Fit:
                 f"this is {self.match.name} without its classification head; "
                 "save the state dict of the whole model"
             )
-        width = heads.features(head)
+        # What else a library's head does, such as pooling, is lost with it.
+        plain = isinstance(head, nn.Linear | nn.Sequential)
+        width = heads.features(head) if plain else None
         takes = f"linear layers and norms on {width} features" if width else "the library's own"
         made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
         if made is None and width:
@@ -314,39 +306,39 @@ class Fit:
         return not node or len(self.layout.children[node]) == 1
 
 
-def blank(catalogue: Catalogue, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The catalogue's module without weights; ArchitectureError where it cannot use `kwargs`."""
-    try:
-        return catalogue.blank(name, **kwargs)
-    except Exception as error:  # libraries check few of their arguments, and fail on others as they may
-        raise ArchitectureError(
-            f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
-        ) from error
-
-
 def trained(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the running means show that the model saw images."""
     return any(bool(tensor.any()) for name, tensor in state_dict.items() if name.endswith("running_mean"))
 
 
-def _misfit(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> str:
-    """Why no entry fits: the nearest, and what differs."""
-    close, alike = nearest(layout, entries)
+def misfit(tried: Sequence[tuple[Layout, Catalogue, Mapping[str, Entry]]], name: str | None) -> str:
+    """Why no entry fits: the nearest, and what differs.
+
+    Args:
+        tried: the state dict as each catalogue's library has its names, and the entries that were tried.
+        name: the user's, if any.
+    """
+    near = [(*nearest(layout, entries), catalogue, entries) for layout, catalogue, entries in tried]
+    # The likeness is an estimate: of two that are about equal, the first catalogue's is named.
+    close, alike, catalogue, entries = max(near, key=lambda one: round(one[1], 1))
+    known = " or ".join(catalogue.name for _, catalogue, _ in tried)
     if close is None or (alike < _RESEMBLES and not name):
+        layout, catalogue, entries = tried[0]
         if same := next(variants.namesakes(layout, catalogue, entries), None):
             one, body = same
             return (
-                f"no architecture of {catalogue.name} fits; the nearest is {one.name}, which has the same "
+                f"no architecture of {known} fits; the nearest is {one.name}, which has the same "
                 f"names and {compare(body, one.body)}. Where arguments of its builder make these shapes, "
                 f"state them in model.yaml: `architecture: {one.name}` and `kwargs: {{...}}`. {ADVICE}"
             )
-        return f"no architecture of {catalogue.name} has keys like {some(layout.shapes)}. {ADVICE}"
+        return f"no architecture of {known} has keys like {some(layout.shapes)}. {ADVICE}"
     reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
     body = reference.part((), {top: top for top in entries[close.name].tops})
+    library = "" if catalogue is tried[0][1] else f"{catalogue.name}/"
     which = (
         f"this is no {name}"
         if name
-        else f"no architecture of {catalogue.name} fits; the nearest is {close.name}"
+        else f"no architecture of {known} fits; the nearest is {library}{close.name}"
     )
     under = f" under `{quoted(close.prefix)}`" if close.prefix else ""
     return f"{which}{under}: {compare(body, close.body) or 'its layers are nested in another way'}. {ADVICE}"

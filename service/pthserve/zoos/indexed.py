@@ -4,18 +4,15 @@ A module is built without weights and takes the state dict's tensors as they are
 nothing is copied that is float32 already.
 """
 
-import difflib
 from dataclasses import replace
 
-from torch import Tensor
-
 from pthserve.certainty import Inferred, Origin
-from pthserve.errors import ArchitectureError
-from pthserve.text import quoted
-from pthserve.zoos import fitting
-from pthserve.zoos.base import Architecture, Source, described, put, shapes
+from pthserve.images.spec import Spec
+from pthserve.zoos import fitting, statements
+from pthserve.zoos.base import Architecture, Source, described, put
+from pthserve.zoos.candidates import Candidate, averaged, choose
 from pthserve.zoos.layout import Layout
-from pthserve.zoos.torchvision import TORCHVISION, entry
+from pthserve.zoos.timm import TIMM, completed, preset
 
 
 class Indexed:
@@ -27,51 +24,54 @@ class Indexed:
 
     def build(self, source: Source) -> Architecture:
         """The architecture of a catalogue that the state dict fits; see `Zoo`."""
-        name = source.architecture
-        if name and name not in TORCHVISION.names():
-            close = ", ".join(difflib.get_close_matches(name[:100], TORCHVISION.names(), cutoff=0.5))
-            advice = f"did you mean {close}?" if close else fitting.ADVICE
-            raise ArchitectureError(f"torchvision has no architecture {quoted(repr(name))}; {advice}")
-        state_dict = {TORCHVISION.modern(key): tensor for key, tensor in source.state_dict.items()}
-        return _fit(replace(source, state_dict=state_dict))
+        chosen, inferred = choose(source)
+        return _fit(chosen, source, inferred)
 
-    def infer(self, state_dict: dict[str, Tensor]) -> str:
-        """The name of the architecture that `state_dict` fits; builds nothing."""
-        layout = Layout(shapes({TORCHVISION.modern(key): tensor for key, tensor in state_dict.items()}))
-        return fitting.match(layout, TORCHVISION, TORCHVISION.index(), None).name
+    def infer(self, source: Source) -> str:
+        """The name of the architecture that `source` fits, with its library; builds nothing."""
+        return choose(source)[0].full
 
 
-def _fit(source: Source) -> Architecture:
-    name = source.architecture
-    entries = (
-        {name: entry(name, fitting.blank(TORCHVISION, name, source.kwargs))} if name else TORCHVISION.index()
-    )
-    layout = Layout(shapes(source.state_dict))
-    match = fitting.match(layout, TORCHVISION, entries, name)
+def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
+    view, match = chosen.view, chosen.match
+    layout, state_dict = view.layout, view.state_dict
     beside: tuple[str, ...] = ()
-    if fitting.averaged(match):
+    if averaged(match):
         # What it averages lies beside it, and is another network.
         beside = tuple(key for key in layout.shapes if not key.startswith(match.prefix))
         layout = Layout({key: shape for key, shape in layout.shapes.items() if key not in beside})
-    fitted = fitting.Fit(layout, TORCHVISION, entries[match.name], match, source)
-    put(fitted.module, fitted.names, source.state_dict)
+    fitted = fitting.Fit(layout, view.catalogue, chosen.entry, match, replace(source, state_dict=state_dict))
+    put(fitted.module, fitted.names, state_dict)
+    spec, stated = _spec(chosen, source, fitted.input_size)
     return described(
-        match.name,
+        chosen.called,
         fitted.module,
         num_classes=fitted.outputs,
         prefix=match.prefix,
-        input_size=fitted.input_size,
-        inferred=(
-            Inferred(
-                "architecture",
-                match.name,
-                Origin.CARD if name else Origin.FILE,
-                f"architecture: {match.name}",
-            ),
-            *fitted.inferred,
-        ),
-        spec=TORCHVISION.spec(match.name),
+        input_size=spec.crop[0] if view.catalogue is TIMM else fitted.input_size,
+        inferred=(inferred, *fitted.inferred, *stated),
+        spec=spec,
         ignored=(*fitted.ignored, *beside),
         task_hint=fitted.task_hint,
         choices=tuple(fitted.choices),
     )
+
+
+def _spec(chosen: Candidate, source: Source, size: int) -> tuple[Spec, tuple[Inferred, ...]]:
+    """The preprocessing, in the image's size; the checkpoint's own where it states one, as timm writes it."""
+    if chosen.view.catalogue is not TIMM:
+        return chosen.view.catalogue.spec(chosen.name), ()
+    values = TIMM.preset(f"{chosen.name}.{chosen.tag}")
+    assumed, stated = True, statements.pretrained_cfg(source)
+    if stated:
+        cfg, where = stated
+        try:
+            values, assumed = completed(cfg), False
+            preset(**values)
+        except ValueError as error:
+            advice = f"the architecture's default, as {where} cannot be followed: {error}"
+            values = TIMM.preset(chosen.name)
+            return preset(**values), (Inferred("preprocessing", advice, Origin.ASSUMED),)
+    if TIMM.law(chosen.name) or size != TIMM.size(chosen.name):  # else the module takes any size
+        values = {**values, "input_size": [3, size, size]}
+    return replace(preset(**values), assumed=assumed), ()

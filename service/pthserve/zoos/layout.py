@@ -7,6 +7,7 @@ torchvision's alike, so that `module.`, `_orig_mod.` or `features.module.` need 
 
 import hashlib
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
 _SKETCH = 24
+
+SIZED = re.compile(
+    r"(^|\.)(pos_emb(ed_?\d*)?|patch_pos|relative_position_bias_table|(height|width)_rel|rel_pos_[hw]"
+    r"|attention_biases|attention_bias_idxs)$"
+)
+"""Names of tensors whose shapes follow the size of the image, or of the windows that it is cut into."""
 
 
 class Layout:
@@ -63,8 +70,12 @@ class Part:
     @property
     def digest(self) -> str:
         """Equal for two parts with equal short names and shapes, up to what `_loose` leaves open."""
-        lines = sorted(self._lines())
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return digest(self._lines())
+
+    @property
+    def sizes(self) -> str:
+        """Equal for two parts with an equal `digest` whose images have the same size."""
+        return digest(f"{name} {words(shape)}" for name, shape in self.shapes.items() if sized(name, shape))
 
     @property
     def marks(self) -> set[int]:
@@ -80,13 +91,27 @@ class Part:
         return sorted(self.marks)[:_SKETCH]
 
     def _lines(self) -> Iterator[str]:
-        return (f"{name} {loose(shape)}" for name, shape in self.shapes.items())
+        return (f"{name} {loose(shape, name)}" for name, shape in self.shapes.items())
 
 
-def loose(shape: Shape) -> str:
+def digest(lines: Iterable[str]) -> str:
+    """16 hexadecimal digits, equal for equal lines in any order."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def sized(name: str, shape: Shape) -> bool:
+    """Whether the tensor's shape follows the size of the image: a position embedding's does."""
+    return (len(shape) == 3 and shape[0] == 1) or SIZED.search(name) is not None
+
+
+def loose(shape: Shape, name: str = "") -> str:
     """A shape in words, less what a user may change in a known architecture: the channels of the image (the
-    second dimension of a convolution, where it is small) and its size (that of a position embedding)."""
-    if (len(shape) == 4 and shape[1] <= 4) or (len(shape) == 3 and shape[0] == 1):
+    second dimension of a convolution, where it is small) and its size (see `sized`)."""
+    if len(shape) == 3 and shape[0] == 1:
+        return f"1x*x{shape[2]}"
+    if sized(name, shape):
+        return f"{len(shape)} dimensions"
+    if len(shape) == 4 and shape[1] <= 4:
         return f"{shape[0]}x*x{'x'.join(map(str, shape[2:]))}"
     return "x".join(map(str, shape))
 
@@ -96,16 +121,19 @@ def compare(expected: Part, found: Part, *, strict: bool = False) -> str:
 
     strict: whether shapes must be equal in what `loose` leaves open, too.
     """
-    key = words if strict else loose
     missing = [name for short, name in expected.names.items() if short not in found.names]
     surplus = [name for short, name in found.names.items() if short not in expected.names]
     shapes = [
         f"{quoted(found.names[short])} is {words(found.shapes[short])} and not {words(shape)}"
         for short, shape in expected.shapes.items()
-        if short in found.shapes and key(found.shapes[short]) != key(shape)
+        if short in found.shapes and _other(short, found.shapes[short], shape, strict)
     ]
     told = (("missing", missing), ("not expected", surplus), ("other shapes:", shapes))
     return "; ".join(f"{what} {some(names)}" for what, names in told if names)
+
+
+def _other(name: str, one: Shape, other: Shape, strict: bool) -> bool:
+    return one != other if strict else loose(one, name) != loose(other, name)
 
 
 def some(names: Iterable[str], count: int = 3) -> str:
@@ -120,12 +148,13 @@ def words(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
-def resemblance(known: list[int], count: int, part: Part) -> float:
-    """How alike a part of `count` names with the sketch `known` is to `part`, 0 to 1 (Jaccard, estimated)."""
+def resemblance(known: list[int], count: int, marks: set[int]) -> float:
+    """How alike a part of `count` names with the sketch `known` is to one with `marks`, 0 to 1 (Jaccard,
+    estimated)."""
     if not known:
         return 0.0
-    common = len(part.marks.intersection(known)) / len(known) * count
-    return common / (count + len(part.shapes) - common)
+    common = len(marks.intersection(known)) / len(known) * count
+    return common / (count + len(marks) - common)
 
 
 def square(count: int) -> int | None:

@@ -1,5 +1,6 @@
-"""Where in a state dict an architecture's body lies, and which architecture it is."""
+"""Where in a state dict an architecture's body lies, and which architectures it may be."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,32 +8,44 @@ from typing import Any
 from pthserve.zoos.catalogue import Entry
 from pthserve.zoos.layout import Layout, Part, Path, resemblance
 
+_NODES = 50
+"""Most nodes of a state dict, the largest, that are compared to find the nearest architecture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The body of the architecture `name`, built with `kwargs`, lies under `node` of a state dict."""
+    """The body of the architecture `name`, built with `kwargs`, lies under `node` of a state dict.
+
+    names: all architectures whose bodies have the same names and shapes; `name` is one of them.
+    """
 
     name: str
     node: Path
     body: Part
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> str:
-        """What stands before torchvision's names, dot and all."""
+        """What stands before the library's names, dot and all."""
         return "".join(f"{part}." for part in self.node)
 
 
 def find(layout: Layout, entries: Mapping[str, Entry]) -> list[Match]:
-    """Every place in `layout` where the body of one of `entries` lies, the outermost first."""
-    known = {entry.digest: name for name, entry in entries.items()}
-    counts = {entry.count for entry in entries.values()}
-    found: dict[frozenset[str], Match] = {}
-    for node, tops, _exact in sorted(_places(layout, entries, counts), key=lambda place: not place[2]):
+    """Every place in `layout` where the body of one of `entries` lies, the outermost first.
+
+    A body that is a part of another one is no place: a hybrid has the whole of a ResNet in it.
+    """
+    known: dict[str, list[str]] = defaultdict(list)
+    for name, entry in entries.items():
+        known[entry.digest].append(name)
+    places: dict[frozenset[str], Match] = {}
+    for node, tops, _exact in sorted(_places(layout, entries), key=lambda place: not place[2]):
         part = layout.part(node, tops)
-        if name := known.get(part.digest):
-            found.setdefault(frozenset(part.names.values()), Match(name, node, part))
-    return sorted(found.values(), key=lambda match: len(match.node))
+        if names := known.get(part.digest):
+            places.setdefault(frozenset(part.names.values()), Match(names[0], node, part, names=tuple(names)))
+    whole = [match for names, match in places.items() if not any(names < other for other in places)]
+    return sorted(whole, key=lambda match: len(match.node))
 
 
 def places(layout: Layout, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Path, dict[str, str]]]:
@@ -45,19 +58,19 @@ def places(layout: Layout, entries: Mapping[str, Entry]) -> Iterator[tuple[str, 
                     yield name, node, tops
 
 
-def _places(
-    layout: Layout, entries: Mapping[str, Entry], counts: set[int]
-) -> Iterator[tuple[Path, dict[str, str], bool]]:
-    """Where a body of as many names as one of `counts` might lie: node, its children that are the body, and
-    whether they are called as in torchvision."""
+def _places(layout: Layout, entries: Mapping[str, Entry]) -> Iterator[tuple[Path, dict[str, str], bool]]:
+    """Where a body might lie: node, its children that are the body, and whether they are called as in the
+    library."""
     spellings = _spellings(entries)
     for node, children in layout.children.items():
-        for tops in spellings:
+        for child in children:
+            for tops, counts in spellings.get(child, ()):
+                if tops.keys() <= children.keys() and _count(layout, node, tops) in counts:
+                    yield node, tops, all(name == top for name, top in tops.items())
             # A body under a single name is known by any other.
-            named = [{child: child} for child in children] if len(tops) == 1 else [tops]
-            for here in named:
-                if here.keys() <= children.keys() and _count(layout, node, here) in counts:
-                    yield node, here, here == tops and all(name == top for name, top in tops.items())
+            for tops, counts in spellings.get("", ()):
+                if len(layout.names[(*node, child)]) in counts:
+                    yield node, {child: child}, child in tops
 
 
 def _count(layout: Layout, node: Path, children: Iterable[str]) -> int:
@@ -67,22 +80,36 @@ def _count(layout: Layout, node: Path, children: Iterable[str]) -> int:
 def nearest(layout: Layout, entries: Mapping[str, Entry]) -> tuple[Match | None, float]:
     """The architecture that is most like a part of `layout`, and how alike they are, 0 to 1."""
     best: tuple[Match | None, float] = (None, 0.0)
-    spellings = _spellings(entries)
-    for node, children in layout.children.items():
-        for tops in spellings:
-            here = {name: top for name, top in tops.items() if name in children}
-            if 2 * len(here) < len(tops) + (len(tops) > 1):
+    spelled: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for name, entry in entries.items():
+        for tops in entry.spellings:
+            spelled[tuple(tops.items())].append(name)
+    largest = sorted(layout.children, key=lambda node: -len(layout.names.get(node, layout.shapes)))
+    for node in largest[:_NODES]:
+        children = layout.children[node]
+        for spelling, names in spelled.items():
+            here = {name: top for name, top in spelling if name in children}
+            if 2 * len(here) < len(spelling) + (len(spelling) > 1):
                 continue
             part = layout.part(node, here)
-            for name, entry in entries.items():
-                alike = resemblance(entry.sketch, entry.count, part)
+            marks = part.marks
+            for name in names:
+                alike = resemblance(entries[name].sketch, entries[name].count, marks)
                 if alike > best[1]:
-                    best = Match(name, node, part), alike
+                    best = Match(name, node, part, names=(name,)), alike
     return best
 
 
-def _spellings(entries: Mapping[str, Entry]) -> list[dict[str, str]]:
-    spellings = {
-        tuple(spelling.items()): spelling for entry in entries.values() for spelling in entry.spellings
-    }
-    return list(spellings.values())
+def _spellings(entries: Mapping[str, Entry]) -> dict[str, list[tuple[dict[str, str], set[int]]]]:
+    """Each way to call a body's top-level names, and the counts of such bodies, under the first name.
+
+    Those with a single name are under "".
+    """
+    spelled: dict[tuple[tuple[str, str], ...], set[int]] = defaultdict(set)
+    for entry in entries.values():
+        for tops in entry.spellings:
+            spelled[tuple(tops.items())].add(entry.count)
+    under: dict[str, list[tuple[dict[str, str], set[int]]]] = defaultdict(list)
+    for spelling, counts in spelled.items():
+        under[spelling[0][0] if len(spelling) > 1 else ""].append((dict(spelling), counts))
+    return under

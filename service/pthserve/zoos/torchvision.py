@@ -18,7 +18,7 @@ from torchvision import models
 
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import shapes
-from pthserve.zoos.catalogue import Entry, describe
+from pthserve.zoos.catalogue import Entry, blank, describe
 from pthserve.zoos.layout import Part, square
 
 INDEX = Path(__file__).with_name("torchvision.json")
@@ -70,6 +70,12 @@ class Torchvision:
     def index(self) -> Mapping[str, Entry]:
         """Name to entry, as written by `make_index`."""
         return _index()
+
+    def entry(self, name: str, **kwargs: Any) -> Entry:
+        """The entry of the architecture as these arguments make it."""
+        module = blank(self, name, kwargs)
+        last = list(shapes(module.state_dict()))[-1].rpartition(".")[0]
+        return describe(module, last, self.auxiliary(name))
 
     def modern(self, key: str) -> str:
         """The present spelling of a name in a state dict."""
@@ -131,15 +137,14 @@ def _presets() -> dict[str, Spec]:
 TORCHVISION = Torchvision()
 
 
-def entry(name: str, module: nn.Module) -> Entry:
-    """The entry of the architecture called `name`, as `module` is built."""
-    last = list(shapes(module.state_dict()))[-1].rpartition(".")[0]
-    return describe(module, last, AUXILIARY.get(name, ()))
-
-
 def make_index() -> dict[str, Entry]:
     """Name to entry, from the torchvision that is installed. Takes some 20 s."""
-    return {name: entry(name, TORCHVISION.blank(name)) for name in TORCHVISION.names()}
+    return {name: TORCHVISION.entry(name) for name in TORCHVISION.names()}
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """The entry's values for JSON, without those that are empty."""
+    return {key: value for key, value in asdict(entry).items() if value}
 
 
 def make_presets() -> dict[str, Spec]:
@@ -196,5 +201,5 @@ class _Computed(TorchFunctionMode):
 
 
 if __name__ == "__main__":
-    _write(INDEX, {name: asdict(entry) for name, entry in make_index().items()})
+    _write(INDEX, {name: _plain(entry) for name, entry in make_index().items()})
     _write(PRESETS, {name: _changed(spec) for name, spec in make_presets().items()})

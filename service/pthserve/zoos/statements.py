@@ -1,0 +1,83 @@
+"""What a checkpoint states of its architecture: beside its tensors, in a file beside it, by its name."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pthserve.files import documents, regular_files
+from pthserve.zoos.base import Source
+
+CONFIG = "config.json"
+"""What timm and transformers write beside the weights that they save."""
+
+_BYTES = 4 * 2**20
+_NAMES = ("architecture", "arch", "model_name", "model", "timm_model", "backbone", "encoder_name")
+"""Under which a training script keeps the name of what it trained, the most telling first."""
+_GROUPS = ("args", "hparams", "hyper_parameters", "config", "cfg", "opt", "model_args", "pretrained_cfg")
+"""Under which it keeps its options, among them those names."""
+_PRETRAINED = ("pretrained_cfg", "default_cfg")
+_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A name, and where it stands, in words."""
+
+    name: str
+    where: str
+
+
+def architectures(source: Source) -> Iterator[Statement]:
+    """Each name of an architecture that the checkpoint, or the `config.json` beside it, states."""
+    for values, where in _documents(source):
+        for group in ("", *_GROUPS):
+            inner = values.get(group) if group else values
+            if not isinstance(inner, Mapping):
+                continue
+            for key in _NAMES:
+                name = inner.get(key)
+                if isinstance(name, str) and len(name) <= _LENGTH:
+                    yield Statement(name, f"{f'{group}.' if group else ''}{key} {where}")
+
+
+def pretrained_cfg(source: Source) -> tuple[Mapping[str, Any], str] | None:
+    """How timm says that images are preprocessed for these weights, and where that stands."""
+    for values, where in _documents(source):
+        for key in _PRETRAINED:
+            cfg = values.get(key)
+            if isinstance(cfg, Mapping) and cfg.keys() & {"mean", "std", "crop_pct", "input_size"}:
+                return cfg, f"{key} {where}"
+    return None
+
+
+def named_by_file(source: Source, names: Collection[str]) -> str | None:
+    """Which of `names` the name of the weights file has in it; None for none, or several apart.
+
+    Where one is a part of another, as of `tf_efficientnet_b0`, the longer one is.
+    """
+    if source.path is None:
+        return None
+    text = source.path.name.lower()
+    places = [
+        (match.start(), match.end(), name)
+        for name in names
+        for match in re.finditer(rf"(?<![a-z0-9]){re.escape(name.lower())}(?![a-z0-9])", text)
+    ]
+    start, end, longest = max(places, key=lambda place: place[1] - place[0], default=(0, 0, None))
+    apart = {name for first, last, name in places if not (start <= first and last <= end)}
+    return None if apart - {longest} else longest
+
+
+def _documents(source: Source) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The metadata, and `config.json`; with where that is."""
+    yield source.metadata, "in the file"
+    if source.path is None:
+        return
+    try:
+        text = regular_files.read(source.path.with_name(CONFIG), _BYTES).decode()
+        values = documents.parse_json(text)
+    except (OSError, ValueError):
+        return
+    if isinstance(values, Mapping):
+        yield values, f"in {CONFIG}"

@@ -1,0 +1,478 @@
+"""timm's classifiers: recognised, built and fed as timm itself does; and never guessed between."""
+
+import json
+import os
+import random
+import zlib
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from pthserve.certainty import Origin
+from pthserve.errors import AmbiguousArchitecture, ArchitectureError
+from pthserve.images.preprocess import OWN_MAX_PIXELS, crop, normalise
+from pthserve.images.spec import Spec
+from pthserve.zoos import architecture, candidates, timm_index
+from pthserve.zoos.base import Architecture, Source, shapes
+from pthserve.zoos.timm import TIMM, completed, preset
+
+SAMPLES = [
+    Path(str(path)) for path in files("pthserve.images.samples").iterdir() if path.name.endswith(".jpg")
+]
+"""Real photos."""
+CLASSES = 7
+QUICK = ("test_convnext", "test_efficientnet", "test_resnet", "test_vit")
+SMALL = (
+    "convnext_atto",
+    "efficientformer_l1",
+    "levit_128s",
+    "mixer_s32_224",
+    "mobilenetv3_small_050",
+    "mobilevit_xxs",
+    "resnet10t",
+    "swin_tiny_patch4_window7_224",
+    "vit_tiny_patch16_224",
+    "xcit_nano_12_p16_224",
+)
+AMBIGUOUS = "tf_efficientnet_b0"
+TWIN = "efficientnet_b0"
+DRAWN = 80
+"""How many architectures the long test draws."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take long where others use the processor too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """The module with weights that let each layer matter, in eval mode."""
+    computed = {name for name, buffer in module.named_buffers() if "running" not in name}
+    for name, tensor in module.state_dict().items():
+        if name in computed or not tensor.is_floating_point():
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        numbers = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.copy_(numbers.abs() + 0.5)
+        elif tensor.ndim > 1 and "pos" not in name and "token" not in name:
+            tensor.copy_(numbers / max(tensor[0].numel(), 1) ** 0.5)
+        elif name.endswith(("weight", "gamma")):
+            tensor.copy_(1 + 0.2 * numbers)
+        else:
+            tensor.copy_(0.2 * numbers)
+    return module.eval()
+
+
+def settled(module: nn.Module, size: int) -> nn.Module:
+    """The module with the statistics of noise in its norms over batches, so that no activation explodes."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            module(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(5)))
+    return module.eval()
+
+
+def made(name: str, **arguments: Any) -> nn.Module:
+    """timm's own module."""
+    module = lively(timm.create_model(name, pretrained=False, **{"num_classes": CLASSES, **arguments}))
+    return module if arguments else settled(module, TIMM.size(name))
+
+
+def weightless(name: str, **arguments: Any) -> dict[str, Tensor]:
+    """A state dict of the right names and shapes, of any size in next to no memory."""
+    state_dict = TIMM.blank(name, **{"num_classes": CLASSES, **arguments}).state_dict()
+    return {
+        key: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for key, tensor in state_dict.items()
+    }
+
+
+def photos(spec: Spec, count: int) -> Tensor:
+    """Real photos as the service gives them to the module."""
+    pixels = [crop(path.read_bytes(), spec, max_pixels=OWN_MAX_PIXELS) for path in SAMPLES[:count]]
+    return torch.from_numpy(normalise(np.stack(pixels), spec))
+
+
+def check_same(built: Architecture, module: nn.Module, count: int = 2) -> None:
+    """Both give the same logits for real photos, each with its own preprocessing."""
+    config = resolve_data_config(pretrained_cfg=module.pretrained_cfg)
+    transform = create_transform(**config, is_training=False)
+    theirs = torch.stack([transform(Image.open(path).convert("RGB")) for path in SAMPLES[:count]])
+    assert built.spec is not None
+    with torch.inference_mode():
+        expected = module(theirs)
+        logits = built.module(photos(built.spec, count))
+    assert expected.std() > 1e-3, "logits that are all alike would show nothing"
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def paced(names: tuple[str, ...]) -> list[Any]:
+    """Parameters: all but the quickest are slow tests."""
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
+
+
+# --- recognition ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", paced(QUICK + SMALL))
+def test_the_built_module_answers_as_timms_own_with_timms_own_preprocessing(name: str) -> None:
+    module = made(name)
+    built = architecture.build(module.state_dict(), None if unambiguous(name) else f"timm/{name}")
+    assert (built.num_classes, built.prefix, built.ignored) == (CLASSES, "", ())
+    check_same(built, module)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_architectures_of_all_families_answer_as_timms_own() -> None:
+    """PTHSERVE_TIMM_SEED draws others, PTHSERVE_TIMM_PART=1/4 runs a part of them."""
+    seed = int(os.environ.get("PTHSERVE_TIMM_SEED", random.randrange(10**6)))
+    part, parts = map(int, os.environ.get("PTHSERVE_TIMM_PART", "1/1").split("/"))
+    drawn = draw(seed)[part - 1 :: parts]
+    print(f"seed {seed}: {len(drawn)} architectures")
+    wrong = {}
+    for name in drawn:
+        try:
+            module = made(name)
+            check_same(architecture.build(module.state_dict(), f"timm/{name}"), module, count=1)
+            print(f"{name}: the same", flush=True)
+        except (AssertionError, ArchitectureError) as error:
+            wrong[name] = str(error)
+            print(f"{name}: {error}", flush=True)
+    assert not wrong, f"seed {seed}"
+
+
+def draw(seed: int) -> list[str]:
+    """Architectures of up to 100 million parameters, of as many families as there are."""
+    chance = random.Random(seed)
+    families: dict[str, list[str]] = {}
+    for name in TIMM.names():
+        if TIMM.size(name) <= 300:
+            families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+    for names in families.values():
+        chance.shuffle(names)
+    drawn: list[str] = []
+    while len(drawn) < DRAWN:
+        for _, names in sorted(families.items()):
+            while names and parameters(names[-1]) > 1e8:
+                names.pop()
+            if names and len(drawn) < DRAWN:
+                drawn.append(names.pop())
+    return drawn
+
+
+def parameters(name: str) -> int:
+    """How many the architecture has."""
+    return sum(parameter.numel() for parameter in TIMM.blank(name).parameters())
+
+
+def unambiguous(name: str) -> bool:
+    """Whether no other architecture has the same keys and shapes and computes differently."""
+    entry = TIMM.index()[name]
+    alike = {other.group for other in TIMM.index().values() if other.digest == entry.digest}
+    return len(alike) == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.net.backbone."])
+@pytest.mark.parametrize("name", paced(("test_vit", "resnet26d", "swin_tiny_patch4_window7_224")))
+def test_an_architecture_is_recognised_bare_and_wrapped_with_other_classes(name: str, prefix: str) -> None:
+    built = architecture.build({prefix + key: tensor for key, tensor in weightless(name).items()})
+    assert (built.name, built.num_classes, built.prefix) == (f"timm/{name}", CLASSES, prefix)
+
+
+def test_the_smaller_of_two_networks_of_which_one_is_in_the_other_is_none() -> None:
+    """A hybrid has a whole ResNetV2 in its patch embedding."""
+    source = Source(weightless("vit_small_r26_s32_224"))
+    names = {one.name for one in candidates.find_candidates(source)}
+    assert names == {"vit_small_r26_s32_224", "vit_small_r26_s32_384"}
+
+
+def test_images_of_one_channel_are_those_of_timms_own_argument() -> None:
+    module = made("test_resnet", in_chans=1)
+    built = architecture.build(module.state_dict(), "timm/test_resnet")
+    assert built.channels == 1
+    grey = torch.rand(2, 1, 160, 160)
+    with torch.inference_mode():
+        torch.testing.assert_close(built.module(grey), module(grey))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size"),
+    [
+        ("test_vit", {"img_size": 240}, 240),
+        ("beit_base_patch16_224", {"img_size": 160}, 160),
+        ("levit_128s", {"img_size": 256}, 256),
+        ("swin_base_patch4_window7_224", {"img_size": 256, "window_size": 8}, 256),
+        ("mvitv2_tiny", {"img_size": 256}, 256),
+        ("volo_d1_224", {"img_size": 256}, 256),
+    ],
+)
+def test_another_image_size_is_told_by_the_shapes(name: str, arguments: dict[str, int], size: int) -> None:
+    state_dict = weightless(name, **arguments)
+    built = architecture.build(state_dict, None if unambiguous(name) else f"timm/{name}")
+    assert (built.name, built.input_size) == (f"timm/{name}", size)
+    assert built.spec is not None
+    assert built.spec.crop == (size, size)
+    assert shapes(built.module.state_dict()) == shapes(state_dict)
+
+
+def test_a_classifier_with_a_hidden_layer_is_rebuilt_where_it_stood() -> None:
+    module = made("test_convnext")
+    width = module.head.fc.in_features
+    module.head.fc = nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, CLASSES))
+    built = architecture.build(lively(module).state_dict())
+    check_same(built, module)
+
+
+def test_a_head_that_pools_is_not_replaced_by_layers_that_do_not() -> None:
+    state_dict = weightless("test_convnext")
+    state_dict["head.weight"] = torch.zeros(CLASSES, state_dict["head.fc.weight"].shape[1])
+    for key in [key for key in state_dict if key.startswith("head.") and key != "head.weight"]:
+        del state_dict[key]
+    with pytest.raises(ArchitectureError, match="its head cannot be rebuilt"):
+        architecture.build(state_dict)
+
+
+def test_tensors_that_old_versions_saved_and_new_ones_compute_do_not_matter() -> None:
+    state_dict = weightless("swin_tiny_patch4_window7_224")
+    state_dict["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    state_dict["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    assert architecture.build(state_dict).name == "timm/swin_tiny_patch4_window7_224"
+
+
+def test_what_is_computed_when_a_module_is_built_is_there() -> None:
+    """The tables of rotary embeddings, relative positions and windows are no weights."""
+    for name in (
+        "test_vit",
+        "swin_tiny_patch4_window7_224",
+        "eva02_tiny_patch14_224",
+        "vit_tiny_r_s16_p8_224",
+    ):
+        theirs = dict(timm.create_model(name, pretrained=False, num_classes=CLASSES).named_buffers())
+        for key, buffer in TIMM.blank(name, num_classes=CLASSES).named_buffers():
+            torch.testing.assert_close(buffer, theirs[key], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"pretrained": True}, {"checkpoint_path": "/etc/passwd"}, {"pretrained_cfg": {"file": "x"}}]
+)
+def test_a_card_cannot_make_timm_fetch_or_read_another_file(argument: dict[str, Any]) -> None:
+    with pytest.raises(ArchitectureError, match="only the weights file is read"):
+        architecture.build(weightless("test_vit"), "timm/test_vit", argument)
+
+
+# --- never a guess ----------------------------------------------------------------------------------
+
+
+def test_architectures_that_compute_differently_are_not_guessed_between() -> None:
+    with pytest.raises(AmbiguousArchitecture) as caught:
+        architecture.build(weightless(AMBIGUOUS))
+    choices = [set(names) for names in caught.value.choices]
+    assert any(f"timm/{TWIN}" in names for names in choices)
+    assert any(f"timm/{AMBIGUOUS}" in names for names in choices)
+    assert not any({f"timm/{TWIN}", f"timm/{AMBIGUOUS}"} <= names for names in choices)
+    assert "--architecture timm/" in str(caught.value)
+    assert "`architecture: timm/" in str(caught.value)
+
+
+def test_what_is_one_choice_computes_the_same_and_what_is_two_does_not() -> None:
+    state_dict = made(AMBIGUOUS).state_dict()
+    one, other = (architecture.build(state_dict, f"timm/{name}") for name in (AMBIGUOUS, TWIN))
+    images = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert (one.module(images) - other.module(images)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"arch": AMBIGUOUS},
+        {"args": {"model": AMBIGUOUS}},
+        {"model_name": f"hf_hub:timm/{AMBIGUOUS}.ns_jft_in1k"},
+        {"hyper_parameters": {"model_name": AMBIGUOUS}},
+        {"pretrained_cfg": {"architecture": AMBIGUOUS}},
+    ],
+)
+def test_what_the_checkpoint_says_decides(metadata: Mapping[str, Any]) -> None:
+    built = architecture.build(weightless(AMBIGUOUS), metadata=metadata)
+    assert built.name == f"timm/{AMBIGUOUS}"
+    assert built.inferred[0].origin == Origin.FILE
+
+
+def test_what_the_checkpoint_says_of_another_architecture_decides_nothing() -> None:
+    with pytest.raises(AmbiguousArchitecture):
+        architecture.build(weightless(AMBIGUOUS), metadata={"arch": "resnet50", "model": 3})
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (f"{AMBIGUOUS}.pth", AMBIGUOUS),
+        ("my-tf_efficientnet_b0_ns-c0e6a31c.pth", AMBIGUOUS),
+        ("efficientnet_b0.ra_in1k.pth", TWIN),
+    ],
+)
+def test_the_name_of_the_file_decides_and_that_is_said(file: str, name: str, tmp_path: Path) -> None:
+    built = architecture.build(weightless(AMBIGUOUS), path=tmp_path / file)
+    assert built.name == f"timm/{name}"
+    assert f"the name of {file}" in built.inferred[0].value
+
+
+def test_the_name_of_the_network_within_a_larger_module_decides() -> None:
+    for name in (AMBIGUOUS, TWIN):
+        state_dict = {f"net.{name}.{key}": tensor for key, tensor in weightless(name).items()}
+        assert architecture.build(state_dict).name == f"timm/{name}"
+
+
+def test_a_file_whose_name_has_two_architectures_is_not_guessed(tmp_path: Path) -> None:
+    with pytest.raises(AmbiguousArchitecture):
+        architecture.build(weightless(AMBIGUOUS), path=tmp_path / f"{AMBIGUOUS}-or-{TWIN}.pth")
+
+
+def test_a_resnet_is_torchvisions_and_it_is_said_that_a_variant_would_fit() -> None:
+    built = architecture.build(weightless("resnetblur18"))
+    assert (built.name, built.inferred[0].origin) == ("resnet18", Origin.ASSUMED)
+    assert "timm/resnetblur18" in built.inferred[0].value
+    assert architecture.build(weightless("resnetblur18"), "timm/resnetblur18").name == "timm/resnetblur18"
+
+
+def test_a_bare_name_is_torchvisions_where_that_fits_and_else_timms() -> None:
+    assert architecture.build(weightless("resnet18"), "resnet18").name == "resnet18"
+    assert architecture.build(weightless("resnet18"), "timm/resnet18").name == "timm/resnet18"
+    assert architecture.build(weightless("convnext_tiny"), "convnext_tiny").name == "timm/convnext_tiny"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ArchitectureError, match=r"did you mean .*timm/vit_tiny_patch16_224"):
+        architecture.build(weightless("test_vit"), "timm/vit_tiny_patch16_242")
+
+
+# --- preprocessing ----------------------------------------------------------------------------------
+
+
+def test_the_presets_are_those_of_timms_pretrained_weights() -> None:
+    for full in timm.list_pretrained():
+        if full.partition(".")[0] in TIMM.names():
+            theirs = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(full).to_dict())
+            assert theirs["crop_mode"] != "border"
+            assert TIMM.preset(full) == json.loads(json.dumps(theirs)), full
+    for name in TIMM.names():
+        theirs = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        assert TIMM.preset(name) == json.loads(json.dumps(theirs)), name
+
+
+@pytest.mark.slow
+def test_every_preset_gives_the_pixels_of_timms_transform() -> None:
+    full = [f"{name}.{tag}" for name in TIMM.names() for tag in TIMM.tags(name)]
+    for config in map(json.loads, {json.dumps(TIMM.preset(name)) for name in full}):
+        spec = preset(**config)
+        transform = create_transform(**config, is_training=False)
+        for path in SAMPLES[:3]:
+            pixels = crop(path.read_bytes(), spec, max_pixels=OWN_MAX_PIXELS)
+            expected = transform(Image.open(path).convert("RGB")).numpy()
+            np.testing.assert_array_equal(normalise(pixels[None], spec)[0], expected, str(config))
+
+
+def test_the_preset_of_pretrained_weights_is_found_by_their_tag() -> None:
+    tagged = architecture.build(weightless("resnet50"), "timm/resnet50.tv_in1k").spec
+    default = architecture.build(weightless("resnet50"), "timm/resnet50").spec
+    assert tagged is not None
+    assert default is not None
+    assert (tagged.interpolation, tagged.resize, tagged.assumed) == ("bilinear", 256, True)
+    assert (default.interpolation, default.resize) != (tagged.interpolation, tagged.resize)
+
+
+def test_a_tag_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(ArchitectureError, match=r"no weights 'a9_in1k' of resnet50; there are .*a1_in1k"):
+        architecture.build(weightless("resnet50"), "timm/resnet50.a9_in1k")
+
+
+CFG = {
+    "input_size": [3, 192, 192],
+    "crop_pct": 0.9,
+    "crop_mode": "squash",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_preprocessing_that_the_checkpoint_states_is_taken(beside: bool, tmp_path: Path) -> None:
+    stated = {"architecture": "resnet18", "pretrained_cfg": CFG}
+    if beside:
+        (tmp_path / "config.json").write_text(json.dumps(stated))
+    built = architecture.build(
+        weightless("resnet18"), path=tmp_path / "model.safetensors", metadata={} if beside else stated
+    )
+    assert built.name == "timm/resnet18"
+    assert built.spec == Spec((213, 213), (192, 192), "bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_mode": "border"},
+        {"interpolation": "psychic"},
+        {"mean": [0.5]},
+        {"std": [0, 0, 0]},
+        {"crop_pct": "all"},
+        {"input_size": [3, 10**9, 10**9]},
+    ],
+)
+def test_preprocessing_that_cannot_be_followed_is_said_and_not_followed(wrong: dict[str, Any]) -> None:
+    built = architecture.build(weightless("resnet18"), metadata={"pretrained_cfg": CFG | wrong})
+    assert built.spec == TIMM.spec("resnet18")
+    (said,) = [one for one in built.inferred if one.subject == "preprocessing"]
+    assert said.uncertain
+    assert "cannot be followed" in said.value
+
+
+def test_a_config_that_says_little_is_completed_as_timm_does() -> None:
+    for cfg in ({}, {"mean": [0.1, 0.2, 0.3]}, {"crop_pct": None, "interpolation": "bilinear"}):
+        expected = resolve_data_config(pretrained_cfg=cfg or {"architecture": "x"})
+        ours = completed(cfg)
+        assert {
+            key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()
+        } == ours
+
+
+# --- the index --------------------------------------------------------------------------------------
+
+
+def test_the_index_is_small_and_read_without_timm() -> None:
+    from pthserve.zoos.timm import INDEX
+
+    assert INDEX.stat().st_size < 2**20
+
+
+@pytest.mark.slow
+def test_the_index_is_that_of_the_installed_timm() -> None:
+    """Else: python -m pthserve.zoos.timm_index."""
+    chance = random.Random(seed := random.randrange(10**6))
+    for name in chance.sample(list(TIMM.names()), 20):
+        described = timm_index.described(name)
+        assert described is not None
+        entry, law = described
+        known = TIMM.index()[name]
+        assert (entry.digest, entry.last, entry.sizes, law) == (
+            known.digest,
+            known.last,
+            known.sizes,
+            TIMM.law(name),
+        ), f"seed {seed}"
