@@ -56,3 +56,8 @@ def test_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPa
     series = {sample.labels["label"]: sample.value for sample in family.samples}
     assert len(series) == 101
     assert series["other"] == 200
+
+
+def test_the_page_explains_every_reason_for_which_a_request_is_turned_away() -> None:
+    explained = PAGE.partition("\n- `reason`:")[2].partition("\n- ")[0]
+    assert set(re.findall(r"`(\w+)`,", explained)) == set(metrics.Rejection)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 
 from prometheus_client import (
     CollectorRegistry,
@@ -77,9 +78,28 @@ LAST_INFERENCE = Gauge(
     "Time of the last answered request, in seconds since the epoch; 0 before the first.",
     registry=REGISTRY,
 )
-REJECTED = Counter(
+
+
+class Rejection(StrEnum):
+    """Why a request was turned away although nothing is wrong with it."""
+
+    PERMITS = "permits"
+    """As many images as `max_inflight` allows are being answered."""
+    WAIT = "wait"
+    """The images ahead take longer than the request's deadline allows."""
+    MEMORY = "memory"
+    """The bodies of other requests take all the memory for bodies."""
+    EXPLAIN = "explain"
+    """As many heat maps as possible at the same time are being made."""
+    NOT_READY = "not_ready"
+    """No model is loaded yet."""
+    DRAINING = "draining"
+    """The service is shutting down."""
+
+
+_REJECTED = Counter(
     "pthserve_rejected",
-    "Requests rejected, by reason: permits, wait, memory, explain, not_ready or draining.",
+    f"Requests rejected, by reason: {', '.join(list(Rejection)[:-1])} or {list(Rejection)[-1]}.",
     ["reason"],
     registry=REGISTRY,
 )
@@ -129,6 +149,11 @@ CONFIDENCE = Histogram(
     registry=REGISTRY,
 )
 BUILD_INFO = Info("pthserve_build", "Version of the service and of Python.", registry=REGISTRY)
+
+
+def count_rejection(reason: Rejection) -> None:
+    """Count a request that is turned away."""
+    _REJECTED.labels(reason).inc()
 
 
 _labels_seen: set[str] = set()

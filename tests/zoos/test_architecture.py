@@ -731,7 +731,7 @@ def test_two_networks_are_refused_by_their_prefixes() -> None:
     state_dict = {
         f"{who}.{key}": t for who in ("teacher", "student") for key, t in weightless("resnet18").items()
     }
-    with pytest.raises(ArchitectureError, match=r"several networks, under `teacher\.` and `student\.`"):
+    with pytest.raises(ArchitectureError, match=r"several networks \(prefixes `teacher\.` and `student\.`"):
         architecture.build(state_dict)
 
 
@@ -783,7 +783,7 @@ def test_messages_are_short() -> None:
 
 def test_a_body_without_a_head_is_told_from_a_model() -> None:
     state_dict = {key: tensor for key, tensor in weightless("resnet18").items() if not key.startswith("fc.")}
-    with pytest.raises(ArchitectureError, match="body of resnet18 without a head"):
+    with pytest.raises(ArchitectureError, match="this is resnet18 without its classification head"):
         architecture.build(state_dict)
 
 
@@ -904,7 +904,7 @@ def test_the_users_code_runs_only_when_named_and_allowed(own: dict[str, Tensor])
         ("their_own_net:Missing", {}, "their_own_net:Missing failed: AttributeError"),
         ("their_own_net:Net", {"classes": 6}, "failed: TypeError.*classes"),
         ("their_own_net:broken", {}, "failed: RuntimeError: no luck"),
-        ("their_own_net:number", {}, "gave a int and no nn.Module"),
+        ("their_own_net:number", {}, "returned a int, not an nn.Module"),
         (
             "their_own_net:Net",
             {},

@@ -92,7 +92,7 @@ def read(path: Path) -> Card:
     Raises CardError, or WeightsError where a file is missing.
     """
     if not path.exists():
-        raise WeightsError(f"{quoted(path)}: there is no such file or folder")
+        raise WeightsError(f"{quoted(path)}: no such file or folder")
     folder, given = (path, None) if path.is_dir() else (path.parent, path)
     file = folder / FILE
     fields = _parse(file) if file.is_symlink() or file.exists() else _EMPTY
@@ -205,9 +205,11 @@ def _named_weights(name: str, card: Path) -> Path:
     what is no weights file is not read, and what is one is the model."""
     weights = card.parent / name
     if ".." in Path(name).parts or Path(name).is_absolute():
-        raise CardError(f"{card}: weights: must be a file in the card's folder, and {quoted(name)} is not")
+        raise CardError(
+            f"{card}: weights: must be a file in the folder of the card, but {quoted(name)} is not"
+        )
     if not os.path.isfile(weights):  # noqa: PTH113, it takes any name
-        raise WeightsError(f"{card}: weights: there is no file {quoted(weights)}")
+        raise WeightsError(f"{card}: weights: the file {quoted(weights)} does not exist")
     return weights
 
 
@@ -225,7 +227,7 @@ def _only_weights(folder: Path) -> Path:
     if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in found):
         return usual[0]
     if not found:
-        raise WeightsError(f"{folder}: there is no weights file here, which ends in {', '.join(SUFFIXES)}")
+        raise WeightsError(f"{folder}: contains no weights file ({', '.join(SUFFIXES)})")
     if len(found) > 1:
         names = ", ".join(entry.name for entry in found)
         raise CardError(
@@ -237,7 +239,7 @@ def _only_weights(folder: Path) -> Path:
 def _parse(file: Path) -> Fields:
     values = _parsed(file, _text(file, None), documents.parse_yaml)
     if not isinstance(values, dict | None):
-        raise CardError(f"{file}: must be a mapping of fields, such as `name: digits`")
+        raise CardError(f"{file}: must contain fields, such as `name: digits`")
     try:
         return Fields.model_validate(values or {})
     except ValidationError as error:
@@ -296,13 +298,12 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
     if index is None:
         found = [number for number, name in enumerate(names or ()) if name == fields.label]
         if len(found) != 1:
-            count = "several labels are" if found else "no label is"
+            problem = "is not unique" if found else "is missing"
             raise CardError(
-                f"{card}: {place}.label: {count} {quoted(repr(fields.label))}; give its class_index"
+                f"{card}: {place}.label: the label {quoted(repr(fields.label))} {problem}; "
+                "give class_index instead"
             )
         index = found[0]
     elif names is not None and index >= len(names):
-        raise CardError(
-            f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels"
-        )
+        raise CardError(f"{card}: {place}.class_index: must be less than {len(names)}, the number of labels")
     return Golden(image, index, fields.probability, recorded=fields.recorded)

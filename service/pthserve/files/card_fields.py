@@ -21,7 +21,7 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, and YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
+        raise ValueError(f"must be text, but YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
     if not value:
         raise ValueError("must not be empty")
     return whole(value)
@@ -31,14 +31,14 @@ def _word(value: object) -> str:
     """Text that stands in URLs, metrics and the log."""
     text = _text(value)
     if not text.isprintable() or len(text) > MAX_WORD:
-        raise ValueError(f"must be at most {MAX_WORD} characters, all of them printable")
+        raise ValueError(f"must have at most {MAX_WORD} characters, all of them printable")
     return text
 
 
 def _name(value: object) -> str:
     text = _word(value)
     if "/" in text:
-        raise ValueError("must have no slash, as it is part of URLs")
+        raise ValueError("must not contain a slash, since it is part of URLs")
     return text
 
 
@@ -55,7 +55,7 @@ def _sides(value: object) -> int | tuple[int, int]:
             return side
         case [int(height), int(width)] if _is_side(height) and _is_side(width):
             return height, width
-    raise ValueError(f"must be pixels, 1 to {MAX_SIDE}, or two of them as [height, width]")
+    raise ValueError(f"must be a number of pixels from 1 to {MAX_SIDE}, or [height, width]")
 
 
 def _is_side(value: int) -> bool:
@@ -105,14 +105,14 @@ class Preprocessing(_Fields):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if ("resize" in self.model_fields_set) != ("crop" in self.model_fields_set):
-            raise ValueError("`resize` and `crop` belong together; give both (`resize: null` for none)")
+            raise ValueError("set both `resize` and `crop` (`resize: null` for no resizing)")
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
-            raise ValueError("`mean` and `std` must both have three numbers, or both one")
+            raise ValueError("`mean` and `std` must both have three numbers or both have one")
         if not self.antialias and self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
         if self.channel_order == "bgr" and len(self.mean) == 1:
             raise ValueError(
-                "`channel_order: bgr` is for colour images; `mean` has one number, for grey ones"
+                "`channel_order: bgr` needs colour images, but `mean` has one number, as for grey images"
             )
         return self
 

@@ -99,9 +99,7 @@ def of(file: IO[bytes], name: str) -> str:
     if _MAGIC_NUMBER in head[:40]:
         return LEGACY
     _refuse_pickle(file, name)
-    raise WeightsError(
-        f"is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
-    )
+    raise WeightsError(f"is neither a torch.save file nor safetensors; it starts with {bytes(head[:12])!r}")
 
 
 def _refuse_foreign(head: bytes) -> None:
@@ -113,7 +111,7 @@ def _refuse_foreign(head: bytes) -> None:
         raise WeightsError("is an OpenVINO model; serve the PyTorch or ONNX model that it was made from")
     if head.lstrip().lower().startswith(_PAGES):
         raise WeightsError(
-            "is a web page and not the weights; the download met a login or an error page, so fetch it again"
+            "is a web page, not a weights file (probably a login or error page); download it again"
         )
 
 

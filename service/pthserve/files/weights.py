@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -97,8 +96,8 @@ def read(
         digest = _digest(files, held, path.parent) if len(files) > 1 else held[0][0]
         if sha256 is not None and digest != sha256.lower():
             raise WeightsError(
-                f"{path}: its SHA-256 is {digest}, but {sha256} is pinned; "
-                "this is not the file that was meant, or it was changed"
+                f"{path}: its SHA-256 is {digest}, but {sha256} is expected; "
+                "this is a different file, or it was changed"
             )
         if not is_index and (form := _format(path, copies[0])) in formats.EXPORTED:
             return Weights(
@@ -147,11 +146,13 @@ def _external(path: Path, copy: "_Copy") -> list[str]:
 def _check_readable(form: str) -> None:
     if form in formats.EXPORTED:
         raise WeightsError("is an exported model, which is served alone and not as a shard")
-    if find_spec("torch") is None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
         raise WeightsError(
             "reading weights needs PyTorch, which is not installed; "
             "install pthserve[build], or serve a model packed by `pthserve pack`"
-        )
+        ) from None
 
 
 def _safetensors(path: Path, copy: "_Copy", form: str, container: str | None) -> Weights:
@@ -309,17 +310,15 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise WeightsError(f"{path}: is a folder; name the .pth, .pt or .safetensors file in it") from None
+        raise WeightsError(f"{path}: is a folder; give the .pth, .pt or .safetensors file in it") from None
     except PermissionError:
-        raise WeightsError(
-            f"{path}: may not be read by user {os.getuid()}; give it read permission"
-        ) from None
+        raise WeightsError(f"{path}: cannot be read by user {os.getuid()}; grant read permission") from None
     except OSError as error:
         raise WeightsError(
-            f"{path}: cannot be read: {error.strerror}; name a .pth, .pt or .safetensors file"
+            f"{path}: cannot be read: {error.strerror}; give a .pth, .pt or .safetensors file"
         ) from error
     if (done, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
         raise WeightsError(
-            f"{path}: changed while it was read; write a new file beside it and rename that over this one"
+            f"{path}: changed while it was being read; write updates to a new file and rename it"
         )
     return digest.hexdigest(), done

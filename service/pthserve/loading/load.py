@@ -48,7 +48,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     """The module that `source` holds, and what is known of it; see `load`."""
     path = Path(source)
     if packed.is_packed(path):
-        raise PackError(f"{path}: is packed already; name the weights that it was made from")
+        raise PackError(f"{path}: is already packed; give the original weights file")
     from pthserve.files import card, weights
     from pthserve.zoos import own
 
@@ -75,7 +75,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     )
     if found.num_classes < 2:
         raise ArchitectureError(
-            f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
+            f"this {found.name} has one output (sigmoid); pthserve needs two or more classes"
         )
     if found.activation == "sigmoid":
         raise ArchitectureError(
@@ -132,8 +132,8 @@ def load(
 def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
-            f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
-            "pinned"
+            f"{model.folder}: was packed from weights with SHA-256 {model.digest}, but {settings.sha256} is "
+            "expected"
         )
     images, reference = model.proof()
     options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
@@ -153,8 +153,8 @@ def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[
     if described.labels is not None:
         if len(described.labels) != count:
             raise CardError(
-                f"{described.file}: there are {len(described.labels)} labels, and the model tells "
-                f"{count} classes apart"
+                f"{described.file}: there are {len(described.labels)} labels, but the model has "
+                f"{count} classes"
             )
         return described.labels, Inferred("labels", f"{count} of the card", Origin.CARD, setting)
     if beside := labels.of_metadata(read.metadata, count):
@@ -175,8 +175,8 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
         spec = replace(usual, **stated, assumed=usual.assumed or not found.preprocessing)
     if spec.channels != found.channels:
         raise CardError(
-            f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
-            f"the model takes {found.channels}"
+            f"{described.file}: preprocessing produces {spec.channels} channels, but "
+            f"the model needs {found.channels}"
         )
     return spec
 

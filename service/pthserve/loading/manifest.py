@@ -133,17 +133,17 @@ def parse(data: bytes, file: Path) -> Manifest:
         if head.format > FORMAT:
             maker = str(head.made_with.get("pthserve", ""))[:_QUOTED]
             raise PackError(
-                f"{file.parent}: was packed by pthserve {maker}, in a format that this version does not "
-                "know; serve it with that one, or pack the weights anew"
+                f"{file.parent}: was packed by pthserve {maker}, in a format that this version cannot read; "
+                "use that version, or pack the weights again"
             )
         found = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise PackError(f"{file}: {_first(error)}; pack the weights anew") from None
+        raise PackError(f"{file}: {_first(error)}; pack the weights again") from None
     for number, one in enumerate(found.golden):
         if one.class_index >= len(found.labels):
             raise PackError(
-                f"{file}: golden[{number}].class_index: is {one.class_index}, and there are "
-                f"{len(found.labels)} labels; pack the weights anew"
+                f"{file}: golden[{number}].class_index: is {one.class_index}, but there are "
+                f"{len(found.labels)} labels; pack the weights again"
             )
     return found
 

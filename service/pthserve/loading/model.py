@@ -123,9 +123,7 @@ class Model:
             EngineFailed: the row is not finite.
         """
         if not np.isfinite(output).all():
-            raise EngineFailed(
-                "the model's answer is not a number; its weights, or its precision, are at fault"
-            )
+            raise EngineFailed("the model returned NaN or infinity; check its weights and the precision")
         return self.task.answer(output, self.labels)
 
     def close(self) -> None:

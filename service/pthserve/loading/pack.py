@@ -37,7 +37,7 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
         PackError: `output` is something else than a packed model, or cannot be written.
     """
     if output.exists() and not packed.is_packed(output):
-        raise PackError(f"{output}: is there already, and no packed model; name another folder")
+        raise PackError(f"{output}: exists and is not a packed model; choose another folder")
     settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
     built = build(source, settings, progress)
     part = output.with_name(f".{output.name}.{uuid4().hex}")

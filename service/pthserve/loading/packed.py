@@ -114,13 +114,15 @@ class Packed:
         try:
             found = _parsed(data, np.dtype(dtype))
         except Exception as error:  # numpy's reader raises whatever the header's text provokes
-            raise PackError(f"{file}: is no array of {np.dtype(dtype)}; pack the weights anew") from error
+            raise PackError(
+                f"{file}: is not an array of {np.dtype(dtype)}; pack the weights again"
+            ) from error
         count = len(found) if found.ndim == len(shape) else 0
         if not count or found.shape[1:] != shape[1:] or shape[0] not in (-1, count):
             wanted = ", ".join("n" if side < 0 else str(side) for side in shape)
             raise PackError(
-                f"{file}: has the shape {found.shape}, and the manifest makes it ({wanted}); "
-                "pack the weights anew"
+                f"{file}: has the shape {found.shape}, but the manifest needs ({wanted}); "
+                "pack the weights again"
             )
         return found
 
@@ -173,7 +175,7 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
     values = manifest.parse(copies.content(file, digests[MANIFEST], manifest.MAX_BYTES), file)
     if lost := next((one.image for one in values.golden if one.image not in digests), None):
         raise PackError(
-            f"{file}: names the golden image {lost[:200]!r}, which is no file of the packed model"
+            f"{file}: names the golden image {lost[:200]!r}, which is not a file of the packed model"
         )
     return Packed(
         folder,
@@ -245,13 +247,15 @@ def _verified(folder: Path, keep: set[str]) -> tuple[dict[str, str], dict[str, C
         raise PackError(f"{folder}: the packed model cannot be read: {error}") from error
     if written != lines(digests).encode():
         raise PackError(
-            f"{folder}: is not as it was packed: {_differences(written, digests)}; copy it again, or "
-            "pack the weights anew"
+            f"{folder}: was changed after packing: {_differences(written, digests)}; copy it again, or "
+            "pack the weights again"
         )
     needed = {MANIFEST, GRAPH, _weights(GRAPH), IMAGES, PROBABILITIES}
     needed |= {INT8, _weights(INT8)} if {INT8, _weights(INT8)} & digests.keys() else set()
     if lost := sorted(needed - digests.keys()):
-        raise PackError(f"{folder}: is no whole packed model: {', '.join(lost)} is not in it; pack it anew")
+        raise PackError(
+            f"{folder}: is not a complete packed model: {', '.join(lost)} is missing; pack it again"
+        )
     return digests, kept
 
 
@@ -285,7 +289,7 @@ def _names(folder: Path) -> list[str]:
             raise PackError(f"{folder}: the file name {name[:200]!a} is not printable; remove the file")
         found.append(name)
         if len(found) > MAX_FILES:
-            raise PackError(f"{folder}: has more than {MAX_FILES} files, and is no packed model")
+            raise PackError(f"{folder}: has more than {MAX_FILES} files, and is not a packed model")
     return sorted(found)
 
 

@@ -15,7 +15,7 @@ from pthserve.engines.heat_map import heat_map
 from pthserve.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from pthserve.images.preprocess import Pixels
 from pthserve.loading.model import Model
-from pthserve.metrics import REJECTED
+from pthserve.metrics import Rejection, count_rejection
 from pthserve.serving.background import run
 from pthserve.serving.batcher import Entry, Inference
 from pthserve.serving.estimators import Smoothed
@@ -61,7 +61,7 @@ class Explainer:
                 f"class {class_index} does not exist; the model has classes 0 to {model.num_classes - 1}"
             )
         if self._making >= PERMITS:
-            REJECTED.labels("explain").inc()
+            count_rejection(Rejection.EXPLAIN)
             raise Overloaded(
                 f"the limit of {PERMITS} heat maps at the same time is reached; try again later",
                 retry_after=self._seconds.value,

@@ -109,7 +109,7 @@ class ClassificationTask:
     """Logits, float32 (n, classes), and the softmax of them; see `Task`."""
 
     name = "classification"
-    answer_model = ClassificationAnswer
+    answer_model: type[BaseModel] = ClassificationAnswer
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
         """The classes of one image; see `Task`."""

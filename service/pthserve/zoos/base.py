@@ -175,7 +175,7 @@ def _check_dtypes(
     ]
     if strange:
         raise ArchitectureError(
-            f"weights must be floating-point numbers, and these are not: {some(strange)}; save the state "
+            f"weights must be floating-point numbers, but these are not: {some(strange)}; save the state "
             "dict of the model as it was trained, not quantised"
         )
 

@@ -40,7 +40,8 @@ def match(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], na
     if len(found) > 1 and len(means) != 1:
         places = " and ".join(f"`{quoted(one.prefix) or '(top)'}`" for one in found)
         raise ArchitectureError(
-            f"the state dict holds several networks, under {places}; save only the names of the one to serve"
+            f"the state dict holds several networks (prefixes {places}); save only the tensors of the one to "
+            "serve"
         )
     return (means if len(found) > 1 else found)[0]
 
@@ -157,7 +158,7 @@ class Fit:
         body = self._body()
         if body.shapes != self.match.body.shapes:
             raise ArchitectureError(
-                f"this is no {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
+                f"this is not {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
             )
         self.names |= {name: self.match.body.names[short] for short, name in body.names.items()}
 
@@ -218,8 +219,8 @@ class Fit:
             beside = True
         if not tensors:
             raise ArchitectureError(
-                f"this is the body of {self.match.name} without a head: it gives features and no classes; "
-                "save the whole model's state dict"
+                f"this is {self.match.name} without its classification head; "
+                "save the state dict of the whole model"
             )
         width = heads.features(head)
         takes = f"linear layers and norms on {width} features" if width else "the library's own"
@@ -264,7 +265,9 @@ class Fit:
         if behind := self._layers(unused):
             made = heads.rebuild(behind, self.outputs)
             if made is None:
-                raise ArchitectureError(f"{where}, but nothing takes {some(behind)}. {ADVICE}")
+                raise ArchitectureError(
+                    f"{where}, but the tensors {some(behind)} do not belong to any layer. {ADVICE}"
+                )
             self._infer("head", "the layers beside the model run on its classes", OWN)
             self.module = nn.Sequential(self.module, made.module)
             self.names = {f"0.{key}": full for key, full in self.names.items()}
@@ -272,7 +275,9 @@ class Fit:
         left = self._left(unused)
         strange = [name for name in left if self.layout.shapes[name] not in ((), (1,), (self.outputs,))]
         if strange:
-            raise ArchitectureError(f"{where}, but nothing takes {some(strange)}. {ADVICE}")
+            raise ArchitectureError(
+                f"{where}, but the tensors {some(strange)} do not belong to any layer. {ADVICE}"
+            )
         return left
 
     def _adopt(self, made: heads.Head, prefix: str) -> None:
