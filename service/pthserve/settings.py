@@ -192,6 +192,7 @@ _ORDER = (
     "sha256",
     "name",
     "allow_code",
+    "task",
     "host",
     "port",
     "metrics_port",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @MODEL
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@takes_settings("sha256")
+@takes_settings("sha256", "task")
 def command(settings: Settings, as_json: bool) -> None:
     """Show what a weights file or a packed model contains.
 
@@ -62,6 +62,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
             return _told(described, read) | {"architecture": described.architecture}
         built = build(settings.model, settings, progress)
 
+    from pthserve.tasks.choice import task_fields
     from pthserve.zoos.architecture import (
         flops,
     )  # with torch, which a file that is refused need not wait for
@@ -75,6 +76,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
         "parameters": architecture.parameters,
         "flops": flops(architecture.module, (1, *spec.tensor_shape)),
         "num_classes": architecture.num_classes,
+        "task": task_fields(built.task),
         "preprocessing": spec.to_dict(),
     }
 
@@ -97,6 +99,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "flops": None,
         "num_classes": card.labels and len(card.labels),
         "labels": card.labels and list(card.labels),
+        "task": {"name": card.task.name} if card.task.name else None,
         "preprocessing": card.spec and card.spec.to_dict(),
         "golden": len(card.golden),
     }
@@ -104,6 +107,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
 
 def _packed(folder: Path) -> dict[str, Any]:
     from pthserve.loading import packed
+    from pthserve.tasks.choice import task_fields
 
     model = packed.read(folder, graphs=False)
     return {
@@ -117,6 +121,7 @@ def _packed(folder: Path) -> dict[str, Any]:
         "parameters": model.parameters,
         "num_classes": len(model.labels),
         "labels": list(model.labels),
+        "task": task_fields(model.task),
         "preprocessing": model.spec.to_dict(),
         "golden": len(model.golden),
         "int8": model.has_int8,
@@ -134,6 +139,7 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "SHA-256": f"{found['sha256']} (of the weights that it was made from)",
         "architecture": found["architecture"],
         "parameters": f"{found['parameters']:,}",
+        "task": found["task"]["name"],
         "classes": str(found["num_classes"]),
         "preprocessing": Spec.from_dict(found["preprocessing"]).words(),
         "golden images": str(found["golden"]),
@@ -170,7 +176,7 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         ),
         "parameters": f"{found['parameters']:,}",
         "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
-        "classes": str(found["num_classes"]),
+        "classes" if found["task"]["name"] == "classification" else "outputs": str(found["num_classes"]),
         "golden images": str(found["golden"]),
     }
 

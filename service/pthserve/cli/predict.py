@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -12,6 +12,9 @@ from pthserve.cli.headers import HEADERS, Header
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
+
+if TYPE_CHECKING:
+    from pthserve.tasks.base import Row
 
 
 @click.command("predict")
@@ -39,7 +42,7 @@ def command(
     headers: tuple[Header, ...],
     settings: Settings,
 ) -> None:
-    """Classify images with a model or through a running service.
+    """Run images through a model or through a running service.
 
     MODEL is the same as for `pthserve serve`. URL is the address of a service, such as http://127.0.0.1:8000.
     No tuning is done: without --plan, the model runs on the default engine.
@@ -61,11 +64,18 @@ def command(
         return
     from pthserve.cli.display import predictions, show
 
-    rows = [
-        (str(image), [(best["label"], best["probability"]) for best in answer["top"]])
-        for image, answer in zip(images, answers, strict=True)
-    ]
+    rows = [(str(image), _rows(answer)) for image, answer in zip(images, answers, strict=True)]
     show(predictions(rows))
+
+
+def _rows(answer: dict[str, Any]) -> "list[Row]":
+    """The lines that show an answer, whose `task` says what it is."""
+    from pthserve.tasks.choice import TASKS
+
+    task = answer.get("task", "classification")
+    if task not in TASKS:
+        raise PthserveError(f"the service answers for the task {task}, which this version does not support")
+    return TASKS[task].rows(answer)
 
 
 def _predict_remotely(
@@ -110,4 +120,4 @@ def _predict_locally(
     model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
     for image in images:
         fields = model(image).to_dict(top)
-        yield {**fields, "probabilities": fields["probabilities"].tolist()}
+        yield {name: value.tolist() if hasattr(value, "tolist") else value for name, value in fields.items()}

@@ -89,6 +89,7 @@ class Info(BaseModel):
     parameters: int
     num_classes: int
     labels: list[str]
+    task: dict[str, Any] = Field(description="what it answers: `name`, and the parameters of that task")
     digest: str = Field(description="SHA-256 of the weights file")
     engine: str
     precision: str

@@ -17,6 +17,7 @@ from pthserve.metrics import REGISTRY
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tasks.choice import task_fields
 
 TOP = 5
 """How many of the best classes are named where the request does not say."""
@@ -61,6 +62,7 @@ class Routes:
                 "parameters": model.parameters,
                 "num_classes": model.num_classes,
                 "labels": model.labels,
+                "task": task_fields(model.task),
                 "digest": model.digest,
                 "engine": model.forward.name,
                 "precision": model.forward.precision,
@@ -69,7 +71,7 @@ class Routes:
                 "golden": self._golden(model),
                 "last_reload": self._predictor.last_reload,
                 "files_changed": self._predictor.files_changed,
-                "explain": self._settings.explain == "on",
+                "explain": self._settings.explain == "on" and model.task.explains,
             }
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pthserve.certainty import Inferred, Origin
-from pthserve.errors import ArchitectureError, CardError, PackError, RequestError, WeightsError
+from pthserve.errors import CardError, PackError, RequestError, WeightsError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
@@ -18,6 +18,8 @@ from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
 from pthserve.planning.tune import tune
+from pthserve.tasks.base import Task
+from pthserve.tasks.choice import choose
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
@@ -32,6 +34,7 @@ class Built:
     card: "Card"
     weights: "Weights"
     architecture: "Architecture"
+    task: Task
     labels: tuple[str, ...]
     spec: Spec
     inferred: tuple[Inferred, ...]
@@ -62,25 +65,16 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         head=described.head,
         path=described.weights,
     )
-    if found.num_classes < 2:
-        raise ArchitectureError(
-            f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
-        )
     spec = _spec(described, found)
-    labels = _labels(described, found)
+    task, inferred_task = _task(described, found, settings)
+    labels = _labels(described, task, found)
     inferred = (
         *found.inferred,
         _inferred_spec(spec, found),
-        Inferred(
-            "labels",
-            f"{len(labels)} of the card"
-            if described.labels
-            else f"the class indices, 0 to {len(labels) - 1}",
-            Origin.CARD if described.labels else Origin.ASSUMED,
-            "labels: labels.txt",
-        ),
+        inferred_task,
+        *_inferred_labels(described, task, labels),
     )
-    return Built(described, read, found, labels, spec, inferred)
+    return Built(described, read, found, task, labels, spec, inferred)
 
 
 def load(
@@ -101,7 +95,7 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings)
+    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings, task=built.task)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -113,6 +107,7 @@ def load(
         architecture=found.name,
         parameters=found.parameters,
         golden=described.golden,
+        task=built.task,
         inferred=built.inferred,
         source=path,
         options=settings,
@@ -125,6 +120,11 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
             "pinned"
         )
+    if settings.task not in ("auto", model.task.name):
+        raise PackError(
+            f"{model.folder}: was packed for the task {model.task.name}, and {settings.task} is asked for; "
+            f"pack the weights anew with --task {settings.task}"
+        )
     images, expected = model.proof()
     plan, engine = tune(
         None,
@@ -132,6 +132,7 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
         model.digest,
         images,
         settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
+        task=model.task,
         graph=model.graph(),
         quantized=model.quantized(),
         known=None if measure else model.plan,
@@ -141,16 +142,34 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
-def _labels(described: "Card", found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, or the classes' numbers."""
-    if described.labels is None:
-        return tuple(map(str, range(found.num_classes)))
-    if len(described.labels) != found.num_classes:
-        raise CardError(
-            f"{described.file}: there are {len(described.labels)} labels, and the model tells "
-            f"{found.num_classes} classes apart"
-        )
-    return described.labels
+def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:
+    """The task that the settings, the card or the file tell."""
+    stated = described.task
+    if settings.task != "auto":
+        stated = replace(stated, name=settings.task)
+    try:
+        return choose(stated, found.num_classes, found.hint, found.task_hint)
+    except CardError as error:
+        raise CardError(f"{described.weights}: {error}") from None
+
+
+def _labels(described: "Card", task: Task, found: "Architecture") -> tuple[str, ...]:
+    """The card's labels, or those that the task has without any."""
+    try:
+        return task.labels(described.labels, found.num_classes)
+    except ValueError as error:
+        raise CardError(f"{described.file}: {error}") from None
+
+
+def _inferred_labels(described: "Card", task: Task, labels: tuple[str, ...]) -> tuple[Inferred, ...]:
+    """What the labels rest on, where the task has labels that a card states with `labels`."""
+    if task.name in ("regression", "embedding"):
+        return ()
+    if described.labels:
+        return (Inferred("labels", f"{len(labels)} of the card", Origin.CARD, "labels: labels.txt"),)
+    numbered = labels == tuple(map(str, range(len(labels))))
+    value = f"the class indices, 0 to {len(labels) - 1}" if numbered else ", ".join(labels)
+    return (Inferred("labels", value, Origin.ASSUMED, "labels: labels.txt"),)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:

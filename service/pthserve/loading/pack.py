@@ -57,13 +57,17 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
 def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
-    sources = Sources(built.architecture.module, spec, settings)
+    sources = Sources(built.architecture.module, spec, settings, built.task)
     expected = sources.expected(images)
     int8 = settings.precision == "int8"
     sources.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
     graph, quantized = sources.graph, sources.quantized
     plan, engine = tune(
-        None, spec, digest, images, settings, graph=graph, quantized=quantized, expected=expected
+        *(None, spec, digest, images, settings),
+        task=built.task,
+        graph=graph,
+        quantized=quantized,
+        expected=expected,
     )
 
     made = Packed(
@@ -77,6 +81,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         plan=plan,
         digest=digest,
         golden=_copied(built.card.golden, folder),
+        task=built.task,
         made_with=_versions(),
     )
     apply_golden_policy(made.model(engine, plan), settings)

@@ -8,8 +8,8 @@ from typing import Any
 class Trial:
     """One measured candidate.
 
-    rate: images a second at `batch`, 0 where it was not measured; difference: largest |dp| from fp32 torch on
-    the proof images; agrees: whether the guard let it pass; note: why not, in words.
+    rate: images a second at `batch`, 0 where it was not measured; difference: largest from fp32 torch on the
+    proof images, see `Agreement`; agrees: whether the guard let it pass; note: why not, in words.
     """
 
     engine: str
@@ -28,7 +28,7 @@ class Plan:
 
     reason: why this won over `trials`, in words.
     digest, cpu, library: the weights, the processor and the engine's version that were measured ("" when
-    nothing was).
+    nothing was). task: the task whose answers were compared.
     """
 
     engine: str = "torch"
@@ -40,11 +40,12 @@ class Plan:
     digest: str = ""
     cpu: str = ""
     library: str = ""
+    task: str = "classification"
     trials: tuple[Trial, ...] = ()
 
     @property
     def difference(self) -> float:
-        """Largest |dp| from fp32 torch that the winner showed on the proof images."""
+        """Largest difference from fp32 torch, see `Agreement`, that the winner showed on the proof images."""
         return max(
             (
                 trial.difference
@@ -55,8 +56,11 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain values, ready for JSON."""
-        return asdict(self)
+        """The plan as plain values, ready for JSON; a classification's do not name the task."""
+        values = asdict(self)
+        if self.task == Plan.__dataclass_fields__["task"].default:
+            del values["task"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":

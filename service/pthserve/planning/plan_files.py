@@ -49,10 +49,11 @@ def cache_file(digest: str, settings: ModelOptions) -> Path | None:
     )
 
 
-def fits(plan: Plan, digest: str, settings: ModelOptions) -> bool:
-    """Whether `plan` was measured with these weights on such a processor, and is what `settings` ask for."""
+def fits(plan: Plan, digest: str, settings: ModelOptions, task: str = "classification") -> bool:
+    """Whether `plan` was measured with these weights and this task on such a processor, as `settings` ask."""
     return (
         plan.digest == digest
+        and plan.task == task
         and plan.cpu == cpu(settings.cpus)
         and plan.library == library(plan.engine)
         and settings.engine in ("auto", plan.engine)

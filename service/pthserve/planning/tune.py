@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pthserve.engines.base import Engine
 from pthserve.engines.cpu import cpu
@@ -22,7 +23,8 @@ from pthserve.planning.agreement import prove
 from pthserve.planning.candidates import Candidate, Sources
 from pthserve.planning.plan import Plan, Trial
 from pthserve.planning.plan_files import cache_file, fits, library, read, write
-from pthserve.tasks.classification import Probabilities
+from pthserve.tasks.base import Task
+from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +53,7 @@ _log = logging.getLogger(__name__)
 class Run:
     """A candidate whose answers agree, and its images a second by batch size.
 
-    difference: largest |dp| from the reference. cpus: how many it shares with the threads that decode.
+    difference: largest from the reference, see `Agreement`. cpus: how many it shares with the decoders.
     """
 
     candidate: Candidate
@@ -109,17 +111,19 @@ def tune(
     images: Pixels,
     settings: ModelOptions,
     *,
+    task: Task = CLASSIFICATION,
     graph: Any = None,
     quantized: Any = None,
     known: Plan | None = None,
-    expected: Probabilities | None = None,
+    expected: NDArray[np.float32] | None = None,
 ) -> tuple[Plan, Engine]:
     """The plan for a model on this machine, and the engine that runs it.
 
     module: the model, in eval mode; or None where there is only `graph`, as in a pack.
     images: uint8 (n, height, width, channels), on which a candidate must answer as the reference does.
-    expected: what the reference says of them, float32 (n, classes). Where that is left out it is asked:
-    PyTorch at fp32, or OpenVINO at fp32 where there is no module.
+    task: by which answers are compared.
+    expected: the task's scores of what the reference says of them, float32 (n, outputs). Where that is left
+    out it is asked: PyTorch at fp32, or OpenVINO at fp32 where there is no module.
     graph, quantized: what `engine.openvino.convert` and `quantize` made of the module, where that is done.
     `auto` takes int8 only where `quantized` is given.
     known: a plan that a pack brings.
@@ -133,10 +137,10 @@ def tune(
     Raises:
         EngineError: nothing that the settings allow runs the model, or its answers disagree.
     """
-    sources = Sources(module, spec, settings, graph=graph, quantized=quantized)
+    sources = Sources(module, spec, settings, task, graph=graph, quantized=quantized)
     cached = cache_file(digest, settings)
     for plan in (settings.plan and read(settings.plan), _if_readable(cached), known):
-        if plan and fits(plan, digest, settings):
+        if plan and fits(plan, digest, settings, task.name):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
             sources.prepare([candidate])
             return replace(plan, max_batch=settings.max_batch or plan.max_batch), sources.engine(candidate)
@@ -156,13 +160,13 @@ def tune(
 class Contest:
     """Candidates against each other, until the clock says `end`.
 
-    images: uint8 (n, height, width, channels); expected: their probabilities by the reference.
+    images: uint8 (n, height, width, channels); expected: their scores by the reference.
     runs: of all that agree; the engine of the best alone is open. failed: the others.
     """
 
     sources: Sources
     images: Pixels
-    expected: Probabilities
+    expected: NDArray[np.float32]
     end: float
     best: Run | None = None
     runs: list[Run] = field(default_factory=list)
@@ -199,7 +203,7 @@ class Contest:
 
 
 def _measured(
-    sources: Sources, digest: str, images: Pixels, expected: Probabilities | None
+    sources: Sources, digest: str, images: Pixels, expected: NDArray[np.float32] | None
 ) -> tuple[Plan, Engine]:
     settings = sources.settings
     candidates = sources.candidates()
@@ -231,7 +235,9 @@ def _measured(
 
     trials = (*(trial for run in contest.runs for trial in run.trials()), *contest.failed)
     engine, precision, device, threads = best.candidate
-    plan = Plan(engine, precision, device, threads, settings.max_batch or 8, trials=trials)
+    plan = Plan(
+        engine, precision, device, threads, settings.max_batch or 8, task=sources.task.name, trials=trials
+    )
     if not best.rates:
         reason = f"{best.candidate}, not measured: the first candidate that agrees with the reference"
         return replace(plan, reason=reason), best.engine

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
+from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
 from pthserve.zoos.layout import Shape, some
 
@@ -75,8 +76,9 @@ class Architecture:
     input_size: side of the square image in pixels. channels: 1 or 3 of them.
     inferred: what was found out about it: the architecture first. spec: the preprocessing that the
     architecture was trained with by default, None where it has none. ignored: names in the file that no
-    inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
-    nothing says so. choices: what was assumed of `module`, and might have been otherwise.
+    inference uses. hint: what the file tells about the task, where it does. task_hint: why its numbers may be
+    for another task than classification, in words; "" where nothing says so.
+    choices: what was assumed of `module`, and might have been otherwise.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Architecture:
     inferred: tuple[Inferred, ...]
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
+    hint: Hint | None = None
     task_hint: str = ""
     choices: tuple[Choice, ...] = ()
 

@@ -72,6 +72,7 @@ def _fit(source: Source) -> Architecture:
         ),
         spec=TORCHVISION.spec(match.name),
         ignored=(*fitted.ignored, *beside),
+        hint=fitted.hint,
         task_hint=fitted.task_hint,
         choices=tuple(fitted.choices),
     )

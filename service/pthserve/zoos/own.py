@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # a card's code is looked at before torch is there
     from torch import nn
 
     from pthserve.zoos.base import Architecture, Source
+    from pthserve.zoos.outputs import Seen
 
 
 class Own:
@@ -47,14 +48,16 @@ class Own:
         if differences:
             raise ArchitectureError(f"the weights do not fit {name}: {differences}")
         put(module, names, source.state_dict)
+        module, outputs, hint = _seen(module, name)
         return described(
             name,
             module,
-            num_classes=_outputs(module, name),
+            num_classes=outputs,
             prefix=prefix,
             input_size=DEFAULT_SIZE,
             inferred=(Inferred("architecture", name, Origin.CARD, f"architecture: {name}"),),
             ignored=ignored,
+            hint=hint,
         )
 
 
@@ -161,15 +164,18 @@ def _prefix(names: list[str], expected: list[str]) -> str:
     return max(counts, key=lambda prefix: counts[prefix])
 
 
-def _outputs(module: "nn.Module", name: str) -> int:
-    """How many classes a module gives: the width of its last linear or convolutional layer."""
+def _seen(module: "nn.Module", name: str) -> "Seen":
+    """What the module gives, by a forward pass, or else by the width of its last layer."""
     from torch import nn
 
-    widths = [
-        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    if not widths or widths[-1] < 2:
-        raise ArchitectureError(f"{name} ends in no layer that gives two classes or more")
-    return widths[-1]
+    from pthserve.zoos.outputs import Seen, seen
+
+    layers = [layer for layer in module.eval().modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    channels = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), 3)
+    found = seen(module, channels, name)
+    if found is not None:
+        return found
+    if not layers:
+        raise ArchitectureError(f"{name} has no linear or convolutional layer")
+    last = layers[-1]
+    return Seen(module, last.out_features if isinstance(last, nn.Linear) else last.out_channels, None)
