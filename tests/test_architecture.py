@@ -24,9 +24,9 @@ MAY_IMPORT_TORCH = {
     "engines.openvino_engine",  # to convert a module
     "engines.torch_engine",
     "files.checkpoint",
+    "files.tensors",
     "files.weights",
-    "planning.candidates",  # to ask for CUDA
-    "planning.tune",  # a type
+    "planning.candidates",  # to ask for CUDA, and a type
 }
 """Beside the zoos."""
 

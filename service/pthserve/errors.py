@@ -1,31 +1,31 @@
-"""Every error that the service raises on purpose.
+"""Every error that pthserve raises on purpose.
 
 PthserveError
 ├── ModelError                the model cannot be loaded (exit code 3)
 │   ├── WeightsError          the weights file: missing, truncated, foreign, unsafe, wrong digest, not finite
 │   ├── ArchitectureError     no architecture fits the state dict, or the named one does not
-│   ├── CardError             model.yaml says something that cannot be
+│   ├── CardError             model.yaml is not valid
 │   ├── EngineError           no engine can run this model here
 │   ├── PackError             a packed model is incomplete or was changed
 │   └── GoldenError           the golden images disagree (exit code 4)
-├── RequestError              the client can mend it
+├── RequestError              the client can fix it
 │   ├── MalformedRequest      no image part, or a request that cannot be parsed
 │   ├── Unauthorized          no key, or not one of ours
-│   ├── CrossOrigin           what changes something, from a page of another site
+│   ├── CrossOrigin           a page of another site calls a route that changes something
 │   ├── NotFound              no such route, model or version
 │   ├── TooLarge              more bytes, pixels, frames, parts or images than allowed
 │   ├── WrongHost             the Host header names a host that is not this service
 │   ├── TooSlow               the body did not arrive within the deadline
 │   ├── UnsupportedImage      not an image, or not of an allowed format
 │   ├── BrokenImage           an image of an allowed format that cannot be decoded
-│   └── RateLimited           this key's tokens are spent; `retry_after` seconds
+│   └── RateLimited           the rate limit is exceeded; `retry_after` seconds
 ├── Unavailable               the client may try again after `retry_after` seconds
-│   ├── Overloaded            no permit is free, or the wait would outlast the deadline
-│   ├── TooManyCalls          as many calls of this kind are being answered as may be
-│   ├── Draining              on the way out
+│   ├── Overloaded            no permit is free, or the wait would exceed the deadline
+│   ├── TooManyCalls          the limit of calls of this kind is reached
+│   ├── Draining              the service is shutting down
 │   └── NotReady              no model is ready yet
-├── DeadlineExceeded          the answer would come too late to be useful
-└── EngineFailed              the forward pass raised, or its thread is gone
+├── DeadlineExceeded          the deadline of the request has passed
+└── EngineFailed              the forward pass failed, or its thread has died
 
 No error knows an HTTP status or an exit code: `http.problems` and `cli` map them, each in one table.
 """
@@ -34,9 +34,9 @@ from pthserve.text import MESSAGE, quoted
 
 
 class PthserveError(Exception):
-    """The root. `str(error)` is one sentence for a person: what was wrong, where, and what to do.
+    """The root. `str(error)` is one sentence for people: what was wrong, where, and what to do.
 
-    Whatever it quotes, it is one line, without control characters, and not longer than a person would read.
+    It is one line of bounded length without control characters, whatever it quotes.
     """
 
     def __init__(self, message: str) -> None:
@@ -48,7 +48,7 @@ class ModelError(PthserveError):
 
 
 class WeightsError(ModelError):
-    """The weights file is missing, truncated, foreign, unsafe, not finite, or not the one that was pinned."""
+    """The weights file is missing, truncated, foreign, unsafe, not finite, or not the expected one."""
 
 
 class ArchitectureError(ModelError):
@@ -56,11 +56,11 @@ class ArchitectureError(ModelError):
 
 
 class CardError(ModelError):
-    """`model.yaml` says something that cannot be."""
+    """`model.yaml` is not valid."""
 
 
 class EngineError(ModelError):
-    """No engine can run this model on this machine as asked."""
+    """No engine can run this model on this machine with these settings."""
 
 
 class PackError(ModelError):
@@ -68,11 +68,11 @@ class PackError(ModelError):
 
 
 class GoldenError(ModelError):
-    """The golden images disagree with their known answers."""
+    """A golden image did not give its expected result."""
 
 
 class RequestError(PthserveError):
-    """The request is at fault, and the client can mend it."""
+    """The request is wrong, and the client can fix it."""
 
 
 class MalformedRequest(RequestError):
@@ -80,11 +80,11 @@ class MalformedRequest(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The request carries no API key, or not one of ours."""
+    """The request has no API key, or an unknown one."""
 
 
 class CrossOrigin(RequestError):
-    """A page of another site has a browser send what changes something."""
+    """A page of another site calls a route that changes something."""
 
 
 class NotFound(RequestError):
@@ -100,21 +100,22 @@ class WrongHost(RequestError):
 
 
 class TooSlow(RequestError):
-    """The request's body did not arrive within its deadline."""
+    """The request body did not arrive before the deadline."""
 
 
 class UnsupportedImage(RequestError):
-    """The bytes are no image, or not of an allowed format."""
+    """The data is not an image, or not of an allowed format."""
 
 
 class BrokenImage(RequestError):
-    """The bytes are an image of an allowed format, but cannot be decoded."""
+    """The image has an allowed format but cannot be decoded."""
 
 
 class RateLimited(RequestError):
-    """The key's tokens are spent.
+    """The rate limit is exceeded.
 
-    retry_after: seconds until the next one.
+    Attributes:
+        retry_after: Seconds until the next request is allowed.
     """
 
     def __init__(self, message: str, retry_after: float) -> None:
@@ -123,9 +124,10 @@ class RateLimited(RequestError):
 
 
 class Unavailable(PthserveError):
-    """Not now.
+    """The service cannot answer now.
 
-    retry_after: seconds after which a try is likely to succeed.
+    Attributes:
+        retry_after: Seconds after which another attempt is likely to succeed.
     """
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
@@ -134,15 +136,15 @@ class Unavailable(PthserveError):
 
 
 class Overloaded(Unavailable):
-    """No permit is free, or the wait would outlast the deadline."""
+    """No permit is free, or the wait would exceed the deadline."""
 
 
 class TooManyCalls(Unavailable):
-    """As many calls of this kind are being answered as may be."""
+    """The limit of calls of this kind is reached."""
 
 
 class Draining(Unavailable):
-    """The service is on its way out."""
+    """The service is shutting down."""
 
 
 class NotReady(Unavailable):
@@ -150,8 +152,8 @@ class NotReady(Unavailable):
 
 
 class DeadlineExceeded(PthserveError):
-    """The answer would come too late to be useful."""
+    """The deadline of the request has passed."""
 
 
 class EngineFailed(PthserveError):
-    """The forward pass raised, or the thread that runs it is gone."""
+    """The forward pass failed, or the thread that runs it has died."""

@@ -1,4 +1,4 @@
-"""Exits: the codes that the process ends with, and an end that nothing holds up."""
+"""Exits: the exit codes, and ending the process without waiting for other threads."""
 
 import os
 import sys
@@ -13,23 +13,23 @@ EXIT_CODES: tuple[tuple[type[PthserveError], int], ...] = (
     (ModelError, 3),
     (PthserveError, 1),
 )
-"""The first that fits counts. click exits with 2 on wrong usage, and with 1 on what a command cannot do."""
+"""The first class that fits counts. click exits with 2 on wrong usage."""
 DIFFERENT = 5
 """What `pthserve compare` exits with where the user's function and the model differ."""
 FLUSH_SECONDS = 1.0
-"""How long the last message may take: standard error may be a pipe that nobody reads."""
+"""Maximum time in seconds for the last message: standard error may be a pipe that nobody reads."""
 
 
 def code(error: PthserveError) -> int:
-    """The exit code that says what `error` is."""
+    """Return the exit code for `error`."""
     return next(number for kind, number in EXIT_CODES if isinstance(error, kind))
 
 
 def leave(code: int, message: str = "") -> NoReturn:
-    """End the process with `code`, after `message` on standard error.
+    """Print `message` to standard error and end the process with `code`.
 
-    Python's own end is not waited for: a library that still computes in a thread, such as a load that nobody
-    needs any more, aborts the process when Python takes itself down beneath it.
+    Python's own finalisation is skipped: a library that still computes in a thread, such as a load that is no
+    longer needed, would abort the process during it.
     """
     writing = threading.Thread(target=_write, args=(message,), daemon=True)
     writing.start()

@@ -3,31 +3,31 @@
 import unicodedata
 
 QUOTED = 120
-"""Most characters of one name or value that a message quotes."""
+"""Maximum number of characters of one name or value in a message."""
 MESSAGE = 2000
-"""Most characters of a whole message."""
+"""Maximum number of characters of a message."""
 
-# Controls, formats (among them those that turn the direction of text), surrogates, separators of lines.
-_UNSHOWN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+# Control and format characters (including changes of text direction), surrogates, line separators.
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
-def quoted(value: object, most: int = QUOTED) -> str:
-    """`value` as a message may quote it: one line, no control characters, and its middle left out if long."""
+def quoted(value: object, limit: int = QUOTED) -> str:
+    """Make `value` safe for a message: one line, no control characters, shortened in the middle if long."""
     text = value if isinstance(value, str) else str(value)
-    if len(text) > most:
-        head, tail = most * 2 // 3, most // 3
+    if len(text) > limit:
+        head, tail = limit * 2 // 3, limit // 3
         text = f"{text[:head]}[... {len(text) - head - tail} characters ...]{text[-tail:]}"
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
 def _visible(character: str) -> str:
-    if character.isprintable() or unicodedata.category(character) not in _UNSHOWN:
+    if character.isprintable() or unicodedata.category(character) not in _INVISIBLE:
         return character
     return ascii(character)[1:-1]
 
 
 def whole(text: str) -> str:
-    """`text` with surrogate pairs, by which JSON writes an emoji, joined; ValueError where one is alone."""
+    """Join surrogate pairs, with which JSON writes an emoji; raises ValueError for an unpaired one."""
     if text.isascii():
         return text
     try:
@@ -37,5 +37,5 @@ def whole(text: str) -> str:
 
 
 def of_path(name: str) -> str:
-    """A file's name as text; bytes of it that are no UTF-8 become U+FFFD."""
+    """Convert a file name to text; bytes that are not UTF-8 become U+FFFD."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

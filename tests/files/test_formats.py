@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pthserve.errors import WeightsError
-from pthserve.files import formats
+from pthserve.files import formats, inert
 
 STATE = {"0.weight": torch.ones(2, 2), "0.bias": torch.zeros(2)}
 
@@ -149,7 +149,7 @@ def test_a_directory_of_millions_of_parts_is_refused_before_it_is_read(tmp_path:
 def test_a_header_of_safetensors_is_bounded(tmp_path: Path) -> None:
     header = json.dumps({f"{n}.w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(2)})
     path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", formats.HEADER + 1) + header.encode().ljust(formats.HEADER + 1))
+    path.write_bytes(struct.pack("<Q", inert.BYTES + 1) + header.encode().ljust(inert.BYTES + 1))
     with pytest.raises(WeightsError, match="lists its tensors in 8388609 bytes"):
         formats.detect(path)
     save_file(STATE, path)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pthserve.images.spec import Spec
-from pthserve.planning.agreement import prove, sample_images, samples
+from pthserve.planning.agreement import compare, sample_images, samples
 from pthserve.tasks.classification import CLASSIFICATION, softmax
 
 from .one_layer import SPEC, TOLERANCE, engine
@@ -16,10 +16,10 @@ from .one_layer import SPEC, TOLERANCE, engine
 def test_an_engine_agrees_with_itself_and_not_with_another() -> None:
     images = sample_images(SPEC)
     reference = softmax(engine()(images))
-    same = prove(CLASSIFICATION, engine(), images, reference, TOLERANCE)
+    same = compare(CLASSIFICATION, engine(), images, reference, TOLERANCE)
     assert same.agrees
     assert same.difference < 1e-5
-    other = prove(CLASSIFICATION, engine(noise=0.5), images, reference, TOLERANCE)
+    other = compare(CLASSIFICATION, engine(noise=0.5), images, reference, TOLERANCE)
     assert not other.agrees
     assert other.difference > TOLERANCE
     assert len(other.disagreements) <= len(images)

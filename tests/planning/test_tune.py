@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from pthserve.engines.base import Engine
 from pthserve.engines.openvino_engine import convert, precisions
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 from pthserve.planning import plan_files
-from pthserve.planning.candidates import Candidate, calibration_images
+from pthserve.planning.candidates import Candidate, EngineFactory, calibration_images
 from pthserve.planning.plan import Plan
-from pthserve.planning.tune import Run, tune
+from pthserve.planning.tune import Measurement, tune
 from pthserve.settings import Settings
 from pthserve.tasks.classification import softmax
 
@@ -67,15 +68,28 @@ class Fickle(nn.Module):
         return logits if logits.sum() > 0 else logits + 0
 
 
-def run(threads: int, rates: dict[int, float], device: str = "cpu") -> Run:
+def tuned(
+    module: nn.Module | None,
+    spec: Spec,
+    digest: str,
+    images: NDArray[np.uint8],
+    options: Settings,
+    *,
+    known: Plan | None = None,
+    **graphs: object,
+) -> tuple[Plan, Engine]:
+    return tune(EngineFactory(module, spec, options, **graphs), digest, images, known=known)  # type: ignore[arg-type]
+
+
+def run(threads: int, rates: dict[int, float], device: str = "cpu") -> Measurement:
     unused: Any = None
-    return Run(Candidate("openvino", "fp32", device, threads), unused, 0.0, cpus=2, rates=rates)
+    return Measurement(Candidate("openvino", "fp32", device, threads), unused, 0.0, cpus=2, rates=rates)
 
 
 def test_auto_takes_what_agrees_with_torch_but_no_int8_and_says_why(
     module: nn.Module, images: NDArray[np.uint8], graph: object
 ) -> None:
-    plan, engine = tune(module, SPEC, DIGEST, images, settings(), graph=graph)
+    plan, engine = tuned(module, SPEC, DIGEST, images, settings(), graph=graph)
     assert (plan.engine, plan.precision, plan.threads) == (engine.name, engine.precision, engine.threads)
     with torch.no_grad():
         expected = module(torch.from_numpy(normalise(images, SPEC))).softmax(1).numpy()
@@ -92,7 +106,7 @@ def test_auto_takes_what_agrees_with_torch_but_no_int8_and_says_why(
 def test_without_a_budget_it_is_openvino_at_fp32_unmeasured(
     module: nn.Module, images: NDArray[np.uint8], graph: object
 ) -> None:
-    plan, engine = tune(module, SPEC, DIGEST, images, settings(tune_budget=0), graph=graph)
+    plan, engine = tuned(module, SPEC, DIGEST, images, settings(tune_budget=0), graph=graph)
     assert (engine.name, engine.precision, plan.max_batch) == ("openvino", "fp32", 8)
     assert [(trial.rate, trial.agrees) for trial in plan.trials] == [(0.0, True)]
     assert "not measured" in plan.reason
@@ -100,7 +114,7 @@ def test_without_a_budget_it_is_openvino_at_fp32_unmeasured(
 
 
 def test_what_openvino_cannot_express_runs_on_torch(module: nn.Module, images: NDArray[np.uint8]) -> None:
-    plan, engine = tune(Fickle(module), SPEC, DIGEST, images, settings(tune_budget=0))
+    plan, engine = tuned(Fickle(module), SPEC, DIGEST, images, settings(tune_budget=0))
     assert plan.engine == engine.name == "torch"
     refused = next(trial for trial in plan.trials if not trial.agrees)
     assert refused.engine == "openvino"
@@ -111,7 +125,7 @@ def test_a_candidate_that_disagrees_does_not_count(
     build: Build, module: nn.Module, images: NDArray[np.uint8]
 ) -> None:
     other = convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), SPEC)
-    plan, engine = tune(module, SPEC, DIGEST, images, settings(), graph=other)
+    plan, engine = tuned(module, SPEC, DIGEST, images, settings(), graph=other)
     assert plan.engine == engine.name == "torch"
     refused = next(trial for trial in plan.trials if trial.engine == "openvino")
     assert not refused.agrees
@@ -124,14 +138,14 @@ def test_nothing_that_agrees_is_an_error_with_all_reasons(
 ) -> None:
     other = convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), SPEC)
     with pytest.raises(EngineError, match=r"openvino fp32: image \d"):
-        tune(module, SPEC, DIGEST, images, settings(engine="openvino", precision="fp32"), graph=other)
+        tuned(module, SPEC, DIGEST, images, settings(engine="openvino", precision="fp32"), graph=other)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_the_engine_that_is_asked_for_is_the_only_one_tried(
     module: nn.Module, images: NDArray[np.uint8], graph: object, engine: Any
 ) -> None:
-    plan, made = tune(module, SPEC, DIGEST, images, settings(engine=engine), graph=graph)
+    plan, made = tuned(module, SPEC, DIGEST, images, settings(engine=engine), graph=graph)
     assert made.name == engine
     assert {trial.engine for trial in plan.trials} == {engine}
 
@@ -142,7 +156,7 @@ def test_a_precision_that_the_cpu_lacks_is_an_error_that_names_what_it_needs(
     if "bf16" in precisions():
         pytest.skip("this CPU computes bf16")
     with pytest.raises(EngineError, match="avx512_bf16"):
-        tune(module, SPEC, DIGEST, images, settings(precision="bf16"), graph=graph)
+        tuned(module, SPEC, DIGEST, images, settings(precision="bf16"), graph=graph)
 
 
 @pytest.mark.parametrize("values", [{"engine": "torch", "precision": "int8"}, {"precision": "fp8"}])
@@ -151,13 +165,13 @@ def test_what_nothing_computes_is_an_error(
 ) -> None:
     asked = settings().model_copy(update=values)
     with pytest.raises(EngineError, match=rf"precision {values['precision']} is not available"):
-        tune(module, SPEC, DIGEST, images, asked)
+        tuned(module, SPEC, DIGEST, images, asked)
 
 
 def test_the_largest_batch_that_is_asked_for_bounds_what_is_tried(
     module: nn.Module, images: NDArray[np.uint8], graph: object
 ) -> None:
-    plan, _ = tune(module, SPEC, DIGEST, images, settings(max_batch=3), graph=graph)
+    plan, _ = tuned(module, SPEC, DIGEST, images, settings(max_batch=3), graph=graph)
     assert plan.max_batch == 3
     assert {trial.batch for trial in plan.trials} <= {1, 2}
 
@@ -166,9 +180,9 @@ def test_int8_needs_images_to_calibrate_on(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineError, match="--calibration"):
-        tune(module, SPEC, DIGEST, images, settings(precision="int8"), graph=graph)
+        tuned(module, SPEC, DIGEST, images, settings(precision="int8"), graph=graph)
     with pytest.raises(EngineError, match="no image"):
-        tune(module, SPEC, DIGEST, images, settings(precision="int8", calibration=tmp_path), graph=graph)
+        tuned(module, SPEC, DIGEST, images, settings(precision="int8", calibration=tmp_path), graph=graph)
 
 
 def test_int8_passes_the_same_guard(
@@ -180,24 +194,24 @@ def test_int8_passes_the_same_guard(
         Image.fromarray(image).resize((300, 280)).save(tmp_path / "more" / f"{number}.png")
     assert calibration_images(tmp_path, SPEC).shape == (6, 32, 32, 3)
     asked = settings(precision="int8", calibration=tmp_path, tolerance=1)
-    plan, engine = tune(module, SPEC, DIGEST, images[:1], asked, graph=graph)
+    plan, engine = tuned(module, SPEC, DIGEST, images[:1], asked, graph=graph)
     assert engine.precision == "int8"
     assert 0 < plan.difference < 1
     with pytest.raises(EngineError, match="int8: image 0"):
-        tune(module, SPEC, DIGEST, images[:1], asked.model_copy(update={"tolerance": 0}), graph=graph)
+        tuned(module, SPEC, DIGEST, images[:1], asked.model_copy(update={"tolerance": 0}), graph=graph)
 
 
 def test_a_plan_is_taken_from_the_cache_without_measuring(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:
     asked = settings(cache_dir=tmp_path)
-    first, _ = tune(module, SPEC, DIGEST, images, asked, graph=graph)
-    again, engine = tune(module, SPEC, DIGEST, images, asked, graph=graph)
+    first, _ = tuned(module, SPEC, DIGEST, images, asked, graph=graph)
+    again, engine = tuned(module, SPEC, DIGEST, images, asked, graph=graph)
     assert again == first
     assert (engine.name, engine.precision, engine.threads) == (first.engine, first.precision, first.threads)
     smaller = asked.model_copy(update={"max_batch": 2})
-    assert tune(module, SPEC, DIGEST, images, smaller, graph=graph)[0] == replace(first, max_batch=2)
-    other, _ = tune(module, SPEC, "e" * 64, images, asked, graph=graph)
+    assert tuned(module, SPEC, DIGEST, images, smaller, graph=graph)[0] == replace(first, max_batch=2)
+    other, _ = tuned(module, SPEC, "e" * 64, images, asked, graph=graph)
     assert other.digest == "e" * 64
 
 
@@ -208,16 +222,16 @@ def test_a_broken_plan_in_the_cache_is_made_anew(
     file = plan_files.cache_file(DIGEST, asked)
     assert file
     file.write_text("{")
-    plan, _ = tune(module, SPEC, DIGEST, images, asked, graph=graph)
+    plan, _ = tuned(module, SPEC, DIGEST, images, asked, graph=graph)
     assert plan_files.read(file) == plan
 
 
 def test_a_plan_that_is_named_is_taken_where_it_fits(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:
-    plan, _ = tune(module, SPEC, DIGEST, images, settings(engine="torch"), graph=graph)
+    plan, _ = tuned(module, SPEC, DIGEST, images, settings(engine="torch"), graph=graph)
     plan_files.write(plan, tmp_path / "plan.json")
-    taken, engine = tune(module, SPEC, DIGEST, images, settings(plan=tmp_path / "plan.json"), graph=graph)
+    taken, engine = tuned(module, SPEC, DIGEST, images, settings(plan=tmp_path / "plan.json"), graph=graph)
     assert taken == plan
     assert engine.name == "torch"
 
@@ -232,7 +246,7 @@ def test_a_plan_that_is_named_but_does_not_fit_is_warned_of_and_measured_anew(
     plan_files.write(Plan(digest="e" * 64, reason="old"), tmp_path / "plan.json")
     asked = settings(plan=tmp_path / "plan.json")
     with caplog.at_level(logging.WARNING, "pthserve"):
-        plan, _ = tune(module, SPEC, DIGEST, images, asked, graph=graph)
+        plan, _ = tuned(module, SPEC, DIGEST, images, asked, graph=graph)
     assert "plan.json does not fit" in caplog.text
     assert plan.digest == DIGEST
 
@@ -241,26 +255,26 @@ def test_a_plan_that_is_named_but_is_none_is_an_error(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineError, match=r"plan\.json"):
-        tune(module, SPEC, DIGEST, images, settings(plan=tmp_path / "plan.json"), graph=graph)
+        tuned(module, SPEC, DIGEST, images, settings(plan=tmp_path / "plan.json"), graph=graph)
 
 
 def test_a_pack_needs_no_module_and_brings_its_plan(
     images: NDArray[np.uint8], graph: object, module: nn.Module
 ) -> None:
-    known, _ = tune(module, SPEC, DIGEST, images, settings(engine="openvino"), graph=graph)
-    plan, engine = tune(None, SPEC, DIGEST, images, settings(), graph=graph, known=known)
+    known, _ = tuned(module, SPEC, DIGEST, images, settings(engine="openvino"), graph=graph)
+    plan, engine = tuned(None, SPEC, DIGEST, images, settings(), graph=graph, known=known)
     assert plan == known
     elsewhere = replace(known, cpu="another")
-    plan, engine = tune(None, SPEC, DIGEST, images, settings(), graph=graph, known=elsewhere)
+    plan, engine = tuned(None, SPEC, DIGEST, images, settings(), graph=graph, known=elsewhere)
     assert engine.name == "openvino"
     assert plan.cpu != "another"
     with pytest.raises(EngineError, match="precision auto is not available on cpu with engine torch"):
-        tune(None, SPEC, DIGEST, images, settings(engine="torch"), graph=graph)
+        tuned(None, SPEC, DIGEST, images, settings(engine="torch"), graph=graph)
 
 
 def test_int8_of_a_pack_is_among_what_auto_tries(images: NDArray[np.uint8], graph: object) -> None:
     asked = settings(tolerance=1)
-    plan, _ = tune(None, SPEC, DIGEST, images[:1], asked, graph=graph, quantized=graph)
+    plan, _ = tuned(None, SPEC, DIGEST, images[:1], asked, graph=graph, quantized=graph)
     assert "int8" in {trial.precision for trial in plan.trials}
 
 

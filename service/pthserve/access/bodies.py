@@ -1,7 +1,7 @@
-"""Bodies: how many bytes of requests' bodies the process holds at once, and the threads that read large ones.
+"""Bodies: the memory for request bodies, and the threads that parse large ones.
 
-One `Bodies` counts for HTTP and gRPC together. It counts bytes as they arrive, and those that a compressed
-body becomes before it is inflated. Where there is no room, the request that goes is the one that holds the
+One `Bodies` counts for HTTP and gRPC together. It counts bytes as they arrive, and the decompressed size of a
+body before it is decompressed. If there is no memory left, the request that is refused is the one that holds
 most and has not arrived in full: a few large uploads that never end cannot keep small requests out.
 """
 
@@ -14,12 +14,12 @@ from pthserve.errors import DeadlineExceeded, Overloaded, PthserveError
 from pthserve.metrics import REJECTED
 
 BODIES = 16
-"""How many bodies of the largest size may be held at once, however many requests they belong to."""
+"""Maximum memory for bodies, in bodies of the maximum size."""
 LARGE = 2**16
-"""A body of so many bytes, or a compressed one, is read beside the event loop."""
+"""Size in bytes from which a body is parsed outside the event loop; a compressed one always is."""
 
 _EXPANSION = 1032
-"""Most bytes that one byte of deflate becomes (zlib's technical notes)."""
+"""Maximum number of bytes from one byte of deflate (technical notes of zlib)."""
 
 Result = TypeVar("Result")
 
@@ -27,7 +27,10 @@ Result = TypeVar("Result")
 class Holding:
     """The bytes that one request holds.
 
-    arriving: whether more of its body may come; refuse: ends the request, where its bytes are needed.
+    Attributes:
+        size: Number of bytes.
+        arriving: Whether more of the body may arrive.
+        refuse: Ends the request if its memory is needed.
     """
 
     def __init__(self, bodies: "Bodies", refuse: Callable[[], None] | None = None) -> None:
@@ -37,33 +40,36 @@ class Holding:
         self._bodies = bodies
 
     def grow(self, size: int) -> None:
-        """Hold `size` bytes more. Raises Overloaded where there is no room for them."""
+        """Hold `size` more bytes; raises Overloaded if there is no memory for them."""
         self.size += size
         self._bodies.held += size
         while self._bodies.held > self._bodies.limit:
             self._bodies.make_room(self)
 
     def shrink(self, size: int) -> None:
-        """Hold `size` bytes less."""
-        size = min(size, self.size)  # what was refused holds nothing any more
+        """Release `size` bytes."""
+        size = min(size, self.size)  # a refused request holds nothing
         self.size -= size
         self._bodies.held -= size
 
     def close(self) -> None:
-        """Hold nothing any more."""
+        """Release all bytes."""
         self.shrink(self.size)
-        self.arriving, self.refuse = False, None  # which leads back to the request
+        self.arriving, self.refuse = False, None  # `refuse` refers to the request
         self._bodies.forget(self)
 
 
 class Bodies:
     """Holds at most `BODIES` bodies of `max_body` bytes. One event loop uses it.
 
-    cpus: every two of them have a thread that inflates and parses large bodies; the others are for images.
-    held: bytes that are held now.
+    Attributes:
+        limit: Maximum number of bytes.
+        max_body: Maximum size of one body.
+        held: Number of bytes held now.
     """
 
     def __init__(self, max_body: int, cpus: int) -> None:
+        """Start with nothing held; there is one parsing thread for every two of `cpus`."""
         self.limit = BODIES * max_body
         self.max_body = max_body
         self.held = 0
@@ -73,17 +79,17 @@ class Bodies:
         self._turns = asyncio.Semaphore(readers)
 
     def hold(self, refuse: Callable[[], None] | None = None) -> Holding:
-        """What a request holds, nothing to begin with; to be closed when it ends. See `Holding`."""
+        """Return a `Holding` for a new request, to be closed when the request ends."""
         holding = Holding(self, refuse)
         self._holdings.add(holding)
         return holding
 
     def forget(self, holding: Holding) -> None:
-        """`holding` is closed."""
+        """Remove a closed holding."""
         self._holdings.discard(holding)
 
     def make_room(self, asking: Holding) -> None:
-        """Refuse the arriving request that holds the most; raises Overloaded where it asks itself."""
+        """Refuse the arriving request that holds most; raises Overloaded if that is the one asking."""
         arriving = (holding for holding in self._holdings if holding.arriving)
         largest = max(arriving, key=lambda holding: holding.size, default=asking)
         REJECTED.labels("memory").inc()
@@ -101,11 +107,18 @@ class Bodies:
         parse: Callable[[bytes], Result],
         inflate: Callable[[bytes], bytes] | None = None,
     ) -> Result:
-        """What `parse` makes of `body`: at once, or in a reader's thread where that may take long.
+        """Parse a body: at once if it is small, otherwise in a thread.
 
-        until: the request's deadline, on the event loop's clock. inflate: makes the body out of a compressed
-        one, at most `max_body` bytes; they are held before they are there.
-        Raises Overloaded, DeadlineExceeded, and what `parse` and `inflate` raise.
+        Args:
+            holding: The holding of the request.
+            body: The body as it arrived.
+            until: The deadline of the request, on the clock of the event loop.
+            parse: Parses the body.
+            inflate: Decompresses the body to at most `max_body` bytes, if it is compressed.
+
+        Raises:
+            Overloaded: There is no memory for the decompressed body.
+            DeadlineExceeded: The deadline passed first.
         """
         if len(body) < LARGE and inflate is None:
             return parse(body)
@@ -131,16 +144,16 @@ class Bodies:
             del work, body  # an error leads to this frame, and must not keep the body
 
     def close(self) -> None:
-        """End the readers, when what they have begun is done."""
+        """Stop the threads after their current work."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
 
 def bare(error: PthserveError) -> PthserveError:
-    """`error` without what led to it: that holds the body, and would until the garbage collector comes by."""
+    """Remove traceback and cause of `error`, which would hold the body until the next garbage collection."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 def no_room() -> Overloaded:
-    """What a request is told for whose body there is no room."""
+    """Return the error for a request whose body there is no memory for."""
     return Overloaded("the service has no memory left for another request body; try again later")

@@ -1,4 +1,4 @@
-"""Clients: the address that a request comes from, the same over HTTP and gRPC, and through proxies."""
+"""Clients: the address of the client of a request, over HTTP and gRPC, directly or through proxies."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -9,27 +9,26 @@ from pthserve.settings import listed
 
 Address = IPv4Address | IPv6Address
 _LONGEST = 100
-"""Characters of an address, with a port and brackets; what is longer is not looked at."""
+"""Maximum number of characters of an address with port and brackets; longer text is not parsed."""
 
 
 class Clients:
     """Names clients by address.
 
-    trusted_proxies: addresses and networks, with commas; as the setting of that name.
-
-    Only the right-most address of `X-Forwarded-For` that is not of a trusted proxy is believed: what is left
-    of it was written by whoever sent the request. `Forwarded` (RFC 7239) is not read: a proxy that writes one
-    of the two headers passes on the other as the client sent it.
+    Only the rightmost address of `X-Forwarded-For` that is not a trusted proxy is used: the client can write
+    anything to the left of it. `Forwarded` (RFC 7239) is not read: a proxy that sets one of the two headers
+    passes on the other as the client sent it.
     """
 
     def __init__(self, trusted_proxies: str | None = None) -> None:
         self._trusted = [ip_network(text) for text in listed(trusted_proxies)]
 
     def name(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """The client's name.
+        """Return the name of a client.
 
-        peer: the other end of the connection, an address as in ASGI's scope or as gRPC writes it. headers:
-        names in lower case.
+        Args:
+            peer: The address of the other end of the connection, as in ASGI or as gRPC writes it.
+            headers: The headers of the request, with names in lower case.
         """
         address = _address(peer)
         if address is None:
@@ -42,7 +41,7 @@ class Clients:
         written = b",".join(value for name, value in headers if name == b"x-forwarded-for")
         for hop in reversed(written.decode("latin-1").split(",")):
             parsed = _address(hop)
-            if parsed is None:  # not the work of a proxy: the last hop that is known counts
+            if parsed is None:  # not written by a proxy: the last valid hop counts
                 break
             address = parsed
             if not self._is_trusted(address):
@@ -54,13 +53,13 @@ class Clients:
 
 
 def _address(text: str) -> Address | None:
-    """The address that `text` is; None where it is none."""
+    """Parse an address; None if `text` is not one."""
     return _parsed(text.strip()) if len(text) <= _LONGEST else None
 
 
 @lru_cache(4096)
 def _parsed(text: str) -> Address | None:
-    """As it stands in ASGI, in `X-Forwarded-For` (`192.0.2.1:80`, `[2001:db8::1]`) or gRPC (`ipv4:...`)."""
+    """Parse an address of ASGI, `X-Forwarded-For` (`192.0.2.1:80`, `[2001:db8::1]`) or gRPC (`ipv4:...`)."""
     text = unquote(text).removeprefix("ipv4:").removeprefix("ipv6:")
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -75,7 +74,7 @@ def _parsed(text: str) -> Address | None:
 
 @lru_cache(4096)
 def _name(address: Address) -> str:
-    """A network of 64 bits for IPv6, of which a client chooses the rest of its address as it likes."""
+    """Return the address, or for IPv6 its network of 64 bits: a client is free to choose the rest."""
     if isinstance(address, IPv6Address) and not address.is_loopback:
         return str(IPv6Network((int(address), 64), strict=False))
     return str(address)

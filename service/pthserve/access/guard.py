@@ -1,4 +1,4 @@
-"""Guard: who is let in, over HTTP and gRPC alike, before anything of a request but its headers is read."""
+"""Guard: checks API key and rate limit over HTTP and gRPC, before the body of a request is read."""
 
 from collections.abc import Collection, Iterator
 
@@ -9,27 +9,33 @@ from pthserve.errors import Unauthorized
 from pthserve.settings import Settings
 
 Headers = Collection[tuple[bytes, bytes]]
-ACQUAINTED = 10_000
-"""Pairs of an address and a key it has used that are remembered."""
+KNOWN_PAIRS = 10_000
+"""Maximum number of remembered pairs of a client address and a key that it has used."""
 
 
 class Guard:
-    """Holds clients to the keys and the rate of `settings`; one for all transports, so that they share both.
+    """Enforces the API keys and the rate limit of `settings`, shared by all transports.
 
-    Raises PthserveError where the keys cannot be read.
+    Raises:
+        PthserveError: The keys cannot be read.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._keys = Keys(settings.api_keys) if settings.api_keys is not None else None
         self._rates = Rates(settings.rate_limit) if settings.rate_limit is not None else None
         self._clients = Clients(settings.trusted_proxies)
-        self._acquainted: dict[tuple[str, str], None] = {}
+        self._known_pairs: dict[tuple[str, str], None] = {}
 
     def admit(self, headers: Headers, peer: str) -> None:
-        """Let the request with these headers, names in lower case, from the address `peer` in.
+        """Check a request.
 
-        Raises Unauthorized without one of the keys, and RateLimited where the key, or the address where there
-        are no keys, has no token left.
+        Args:
+            headers: Its headers, with names in lower case.
+            peer: The address that it comes from.
+
+        Raises:
+            Unauthorized: It has no valid key.
+            RateLimited: The rate of the key, or of the address if there are no keys, is exceeded.
         """
         if self._rates is None:
             if self._keys is not None:
@@ -41,21 +47,21 @@ class Guard:
         self._rates.take(client)
 
     def _owner(self, keys: Keys, rates: Rates, headers: Headers, address: str) -> str:
-        """The owner of the key in `headers`. Without one, the address pays for the guess.
+        """Return the owner of the key in `headers`. A wrong key counts against the rate of the address.
 
-        An address that has no token left is told nothing about a key that it has not used before: otherwise
-        it could go on guessing. Keys that it has used still work, for many clients may share an address.
+        If the rate of an address is exceeded, a key that it has not used before is not checked: otherwise it
+        could go on guessing. Keys that it has used still work, since many clients may share an address.
         """
         try:
             owner = keys.owner(_offered(headers))
         except Unauthorized:
             rates.take(address)
             raise
-        if (address, owner) not in self._acquainted:
+        if (address, owner) not in self._known_pairs:
             rates.check(address)
-            if len(self._acquainted) >= ACQUAINTED:
-                del self._acquainted[next(iter(self._acquainted))]
-            self._acquainted[address, owner] = None
+            if len(self._known_pairs) >= KNOWN_PAIRS:
+                del self._known_pairs[next(iter(self._known_pairs))]
+            self._known_pairs[address, owner] = None
         return owner
 
 

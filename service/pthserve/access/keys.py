@@ -1,4 +1,4 @@
-"""Keys: the API keys in a file, which may change while the service runs."""
+"""Keys: the API keys from a file, which may change while the service runs."""
 
 import hashlib
 import hmac
@@ -13,30 +13,32 @@ from pthserve.files import regular_files
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks at whether the file has changed."""
+CHECK_INTERVAL = 1.0
+"""Seconds between checks for a changed file."""
 SETTLED = 2.0
-"""Seconds without a change after which a last line without a newline is taken for whole."""
-LARGEST = 2**20
-"""Bytes of the file."""
+"""Seconds without a change after which a last line without a newline counts as complete."""
+MAX_BYTES = 2**20
+"""Maximum size of the file in bytes."""
 
 _State = tuple[int, int, int, int, int]
-"""What changes when a file does: its place, size and times."""
+"""Device, inode, size and times of a file, by which a change is detected."""
 
 
 class Keys:
-    """The keys in `file`, one a line; empty lines and those that begin with `#` do not count.
+    """The keys in a file, one per line. Empty lines and lines that start with `#` are ignored.
 
-    It is read again when it changes. Where that fails, the keys that were read last hold; an empty file lets
-    nobody in. A line is a key once it ends in a newline, or once the file has stood unchanged for a while:
-    the beginning of a key that is still being written is none. Keys are held as SHA-256 digests only.
-    Raises PthserveError where the file cannot be read, or holds no key, at the start.
+    The file is read again when it changes. If that fails, the keys read before stay in use; an empty file
+    rejects all requests. A last line without a newline counts only once the file has not changed for a while,
+    since it may still be being written. Keys are kept as SHA-256 digests only.
+
+    Raises:
+        PthserveError: At the start, the file cannot be read or contains no key.
     """
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
         self._clock = clock
-        self._looked = self._changed = clock()
+        self._checked = self._changed = clock()
         self._digests: tuple[bytes, ...] = ()
         self._unfinished = False
         self._seen: _State | None = None
@@ -48,9 +50,12 @@ class Keys:
             raise PthserveError(f"{file}: contains no API key; write one key per line")
 
     def owner(self, offered: Iterable[bytes]) -> str:
-        """Which key one of `offered` is, as a name that gives nothing away; raises Unauthorized.
+        """Return a name for the key that one of `offered` is; the name does not reveal the key.
 
-        Every key is compared, and each in constant time: how long it takes says nothing about any of them.
+        All keys are compared, each in constant time, so that the duration reveals nothing about them.
+
+        Raises:
+            Unauthorized: None of them is a key.
         """
         self._refresh()
         owner = ""
@@ -67,9 +72,9 @@ class Keys:
 
     def _refresh(self) -> None:
         now = self._clock()
-        if now - self._looked < LOOK_EVERY:
+        if now - self._checked < CHECK_INTERVAL:
             return
-        self._looked = now
+        self._checked = now
         try:
             state = _state(self._file.stat())
         except OSError:
@@ -92,7 +97,7 @@ class Keys:
             log.info("%s: loaded %d API keys", self._file, len(self._digests))
 
     def _read(self) -> None:
-        """Take the keys from the file. A change while it is read is met by the next look."""
+        """Read the keys. The next check notices a change during reading."""
         text, status = _content(self._file)
         lines = text.splitlines(keepends=True)
         ended = not lines or lines[-1].endswith((b"\n", b"\r"))
@@ -108,12 +113,12 @@ class Keys:
 
 
 def _content(path: Path) -> tuple[bytes, os.stat_result]:
-    """The bytes of a file, and its status from before they were read; raises OSError unless it is a file."""
+    """Return the content of a regular file and its status before it was read; raises OSError."""
     with regular_files.open_regular(path) as file:
         status = os.fstat(file.fileno())
-        text = file.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        raise OSError(0, f"is larger than {LARGEST} bytes")
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise OSError(0, f"is larger than {MAX_BYTES} bytes")
     return text, status
 
 

@@ -1,6 +1,6 @@
-"""OTLP: requests' spans to an OpenTelemetry collector. Whatever the collector does, no request waits for it.
+"""OTLP: send the spans of requests to an OpenTelemetry collector. No request waits for the collector.
 
-The SDK's own OTEL_ variables say what no setting does: sampling, headers, names of the service.
+The OTEL_ variables of the SDK configure what has no setting: sampling, headers, names of the service.
 """
 
 import logging
@@ -33,15 +33,15 @@ from pthserve.tracing import Caller
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 2.0
-"""Seconds that the last spans may take at the end."""
+CLOSE_SECONDS = 2.0
+"""Maximum time in seconds to send the last spans at the end."""
 _PATH = "/v1/traces"
 
 
 class Otlp:
     """A `tracing.Tracer` that sends to the collector at `endpoint`, an http address with or without a path.
 
-    A thread sends, many spans at a time; those that it cannot get rid of are dropped.
+    A thread sends spans in batches; those that it cannot send are dropped.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -54,7 +54,7 @@ class Otlp:
         }
         resource = Resource.create({**defaults, **OTELResourceDetector().detect().attributes})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(_Told(exporter, endpoint)))
+        self._provider.add_span_processor(BatchSpanProcessor(_LoggingExporter(exporter, endpoint)))
         self._tracer = self._provider.get_tracer("pthserve", pthserve.__version__)
 
     def begin(self, caller: Caller | None) -> "Request":
@@ -62,11 +62,11 @@ class Otlp:
         return Request(self._tracer, _context(caller))
 
     def close(self) -> None:
-        """Send what there is; what takes longer than PATIENCE is left behind."""
+        """Send the remaining spans, for at most CLOSE_SECONDS."""
         # The SDK would wait half a minute for a collector that does not answer.
         closing = threading.Thread(target=self._provider.shutdown, name="otlp-close", daemon=True)
         closing.start()
-        closing.join(PATIENCE)
+        closing.join(CLOSE_SECONDS)
 
 
 class Request:
@@ -76,8 +76,8 @@ class Request:
         self._tracer = tracer
         self._epoch = time.time_ns() - time.perf_counter_ns()
         self._span: Span = tracer.start_span("request", context, SpanKind.SERVER)
-        found = self._span.get_span_context()
-        self.trace_id = f"{found.trace_id:032x}" if found.is_valid else ""
+        context = self._span.get_span_context()
+        self.trace_id = f"{context.trace_id:032x}" if context.is_valid else ""
 
     def stage(self, name: str, began: float, seconds: float, **attributes: str | float) -> None:
         """A span below this one; began: on time.perf_counter()'s clock."""
@@ -101,8 +101,8 @@ class Request:
         self._span.end()
 
 
-class _Told(SpanExporter):
-    """Sends, and says in the log when that begins to fail, and when it works again; not what the SDK says."""
+class _LoggingExporter(SpanExporter):
+    """Sends spans, and logs when sending starts to fail and when it works again."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter

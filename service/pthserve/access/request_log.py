@@ -66,12 +66,12 @@ class Logged:
         finally:
             method, template = scope["method"], route(scope)
             if span is not None:
-                said = {
+                attributes = {
                     "http.request.method": method,
                     "http.route": template,
                     "http.response.status_code": code,
                 }
-                span.end(f"{method} {template}", said, str(code) if code >= 500 else "")
+                span.end(f"{method} {template}", attributes, str(code) if code >= 500 else "")
             record(method, template, code, time.perf_counter() - began, _notes(scope))
 
 
@@ -139,8 +139,8 @@ def record(method: str, template: str, code: int, seconds: float, notes: Mapping
     if log.isEnabledFor(level):
         fields = {"method": method, "route": template, "code": code, "duration": round(seconds, 6), **notes}
         # As `log.log` does, but without a walk up the stack for a line number that no line has.
-        message, told = "%s %s %d", (method, template, code)
-        log.handle(log.makeRecord(log.name, level, "", 0, message, told, None, extra={"fields": fields}))
+        message, values = "%s %s %d", (method, template, code)
+        log.handle(log.makeRecord(log.name, level, "", 0, message, values, None, extra={"fields": fields}))
 
 
 class _Lines(logging.Handler):
@@ -248,8 +248,8 @@ class _Text(logging.Formatter):
             for name, value in getattr(record, "fields", {}).items()
             if name not in ("method", "route", "code")  # the message has them
         )
-        told = quoted(record.getMessage(), MESSAGE)
-        line = f"{clock} {record.levelname.lower():7} {told} {fields}".rstrip()
+        message = quoted(record.getMessage(), MESSAGE)
+        line = f"{clock} {record.levelname.lower():7} {message} {fields}".rstrip()
         if not record.exc_info:
             return line
         # Indented, so that no line of an exception's message can pass for a line of the log.

@@ -1,6 +1,7 @@
 """`pthserve inspect`: what is in this file, and how that was found out."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from pthserve.text import MESSAGE, quoted
 if TYPE_CHECKING:
     from pthserve.files.card import Card
     from pthserve.files.weights import Weights
+
+
+_METADATA = 20
+"""Keys of a checkpoint's metadata that are shown."""
 
 
 @click.command("inspect")
@@ -44,7 +49,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
     table = Table.grid("", "", padding=(0, 2))
     for name, value in in_words(found).items():
-        table.add_row(name, quoted(value, MESSAGE))
+        table.add_row(name, "\n".join(quoted(line, MESSAGE) for line in value.split("\n")))
     show(table)
 
 
@@ -58,7 +63,8 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     described = card.read(Path(settings.model))
     with reading(settings.model) as progress:
         if described.architecture and own.is_code(described.architecture):
-            read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+            sha256 = settings.sha256 or described.sha256
+            read = weights.read(described.weights, sha256, progress, described.container)
             return _told(described, read) | {"architecture": described.architecture}
         built = build(settings.model, settings, progress)
 
@@ -77,6 +83,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
         "flops": flops(architecture.module, (1, *spec.tensor_shape)),
         "num_classes": architecture.num_classes,
         "task": task_fields(built.task),
+        "labels": None if built.labels_assumed else list(built.labels),
         "preprocessing": spec.to_dict(),
     }
 
@@ -91,6 +98,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "bytes": weights.size,
         "format": weights.format,
         "container": weights.container,
+        "metadata": dict(weights.metadata),
         "architecture": None,
         "inferred": [],
         "ignored": [],
@@ -133,7 +141,7 @@ def _packed(folder: Path) -> dict[str, Any]:
 def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
     plan = found["plan"]
     return {
-        "model": f"{found['name']}, version {found['version']}",
+        "model": f"{quoted(found['name'])}, version {found['version']}",
         "packed": f"{found['packed']}, {found['bytes']:,} bytes, no byte of it changed",
         "made with": ", ".join(f"{name} {version}" for name, version in found["made_with"].items()),
         "SHA-256": f"{found['sha256']} (of the weights that it was made from)",
@@ -150,10 +158,11 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
 
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
     rows = {
-        "model": f"{found['name']}, version {found['version']}",
+        "model": f"{quoted(found['name'])}, version {found['version']}",
         "file": f"{quoted(found['weights'])}, {found['bytes']:,} bytes, {found['format']}"
         + (f", under `{quoted(found['container'])}`" if found["container"] else ""),
         "SHA-256": found["sha256"],
+        **({"metadata": _metadata(found["metadata"])} if found["metadata"] else {}),
     }
     if found["parameters"] is None:
         return rows | {
@@ -179,6 +188,17 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
         "classes" if found["task"]["name"] == "classification" else "outputs": str(found["num_classes"]),
         "golden images": str(found["golden"]),
     }
+
+
+def _metadata(values: dict[str, Any]) -> str:
+    """What lies beside the weights, a line for each key, cut where it is long."""
+    shown = [f"{quoted(key)}: {quoted(_short(value))}" for key, value in islice(values.items(), _METADATA)]
+    more = len(values) - len(shown)
+    return "\n".join(shown + ([f"and {more} more, which --json prints"] if more else []))
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _inferred(values: list[dict[str, Any]]) -> dict[str, str]:

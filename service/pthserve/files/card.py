@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +12,30 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
-from pthserve.files import documents, regular_files
-from pthserve.files.card_fields import (
-    Fields,
-    FirstLayer,
-    GoldenImage,
-    Head,
-    OutputFields,
-    Preprocessing,
-    labels,
-)
+from pthserve.files import documents, labels, regular_files
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
 from pthserve.files.golden import Golden
 from pthserve.files.stated_task import StatedTask
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
 
 FILE = "model.yaml"
-SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".bin", ".pt2", ".onnx")
 """What the name of a weights file ends in, where a folder does not say which it is."""
+USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""The weights files of transformers. A folder may have several of them, with the same weights, and the shards
+that an index lists; the first is read."""
 BYTES = 4 * 2**20
 """Most bytes of a card, and of a file of labels."""
+
+_SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
+_NO_WEIGHTS = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth")
+"""What trainers put beside the weights."""
 
 _PARTS: dict[str, type[BaseModel]] = {
     "first_layer": FirstLayer,
@@ -53,8 +58,9 @@ class Card:
     """What is known about a model before its weights are read.
 
     folder: where the card lies, or would.
-    sha256: what the weights must hash to, in lower case. architecture: a name, or `package.module:callable`;
-    kwargs: for it. first_layer, head: what the card states of them, by field. labels: one a class.
+    sha256: what the weights must hash to, in lower case. container: the key under which the state dict lies
+    in them; None where it is to be found. architecture: a name, or `package.module:callable`; kwargs: for it.
+    first_layer, head: what the card states of them, by field. labels: one a class.
     spec: None where the card says nothing of preprocessing; `assumed` where it leaves out the sizes.
     stated: the fields of `spec` that the card states.
     """
@@ -64,6 +70,7 @@ class Card:
     weights: Path
     version: str = "1"
     sha256: str | None = None
+    container: str | None = None
     architecture: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     first_layer: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +110,7 @@ def read(path: Path) -> Card:
         weights=weights,
         version=fields.version,
         sha256=fields.sha256,
+        container=fields.container,
         architecture=fields.architecture,
         kwargs=fields.kwargs,
         first_layer=_stated(fields.first_layer),
@@ -141,6 +149,7 @@ def dump(card: Card) -> str:
         "version": card.version,
         "weights": os.path.relpath(card.weights, card.folder),
         "sha256": card.sha256,
+        "container": card.container,
         "architecture": card.architecture,
         "kwargs": dict(card.kwargs),
         "first_layer": dict(card.first_layer),
@@ -215,8 +224,14 @@ def _only_weights(folder: Path) -> Path:
     found = sorted(
         entry
         for entry in folder.iterdir()
-        if entry.name.endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+        if (entry.name.endswith(SUFFIXES) or entry.name in USUAL)
+        and not entry.name.startswith(".")
+        and not _NO_WEIGHTS.fullmatch(entry.name)
+        and entry.is_file()
     )
+    usual = [folder / name for name in USUAL if folder / name in found]
+    if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in found):
+        return usual[0]
     if not found:
         raise WeightsError(f"{folder}: there is no weights file here, which ends in {', '.join(SUFFIXES)}")
     if len(found) > 1:
@@ -272,23 +287,14 @@ def _first(error: ValidationError) -> str:
     return f"{place}: {reason}"
 
 
-def _labels(given: str | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
-    if not isinstance(given, str):
+def _labels(given: labels.LabelFile | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
+    if not isinstance(given, labels.LabelFile):
         return given
-    file = card.parent / given
-    text = _text(file, card.parent)
+    file = card.parent / given.file
     found: tuple[str, ...] = _parsed(
-        file, text, _labels_of_json if file.suffix == ".json" else _labels_of_lines
+        file, _text(file, card.parent), lambda text: labels.read(file.name, text, given.kind)
     )
     return found
-
-
-def _labels_of_json(text: str) -> tuple[str, ...]:
-    return labels(documents.parse_json(text))
-
-
-def _labels_of_lines(text: str) -> tuple[str, ...]:
-    return labels([line.strip() for line in text.rstrip().splitlines()])
 
 
 def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, place: str) -> Golden:

@@ -1,11 +1,11 @@
 """The fields of `model.yaml`, and what each means. The table is docs/card.md."""
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
+from pthserve.files.labels import LabelFile, of_card, short
 from pthserve.files.stated_task import KINDS, PARAMETERS, NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import ChannelOrder, Interpolation, Spec
 from pthserve.text import quoted, whole
@@ -17,8 +17,6 @@ MAX_GOLDEN = 1000
 """Golden images of a card: all of them are in memory at once."""
 MAX_STATED = 10_000
 """Numbers that a golden image states, and outputs that a card names."""
-_DIGITS = 9
-"""Most digits of a class's number."""
 
 
 def _text(value: object) -> str:
@@ -26,19 +24,10 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, and YAML reads it as {_short(value)}; put it in quotes")  # noqa: TRY004
+        raise ValueError(f"must be text, and YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
     if not value:
         raise ValueError("must not be empty")
     return whole(value)
-
-
-def _short(value: object) -> str:
-    match value:
-        case dict():
-            return "a mapping"
-        case list() | tuple() | set():
-            return "a list"
-    return quoted(repr(value))
 
 
 def _word(value: object) -> str:
@@ -88,40 +77,16 @@ def _numbers(value: object) -> object:
 def _golden_labels(value: object) -> object:
     if not isinstance(value, list | tuple) or len(value) > MAX_STATED:
         raise ValueError(f"must be a list of labels or their numbers, at most {MAX_STATED}")
-    return tuple(one if _is_number(one) and isinstance(one, int) else _text(one) for one in value)
-
-
-def labels(value: object) -> tuple[str, ...]:
-    """Labels in the order of the classes, out of a list, or a mapping of index to label or label to index.
-
-    The last is what torchvision's ImageFolder has as `class_to_idx`. Raises ValueError.
-    """
-    if isinstance(value, list | tuple) and value:
-        return tuple(map(_text, value))
-    if not isinstance(value, dict) or not value:
-        raise ValueError("must be a list of labels, or a mapping of index to label or label to index")
-    pairs: Iterable[tuple[Any, Any]] = value.items()
-    if not all(_is_number(key) for key in value):
-        pairs = [(index, label) for label, index in pairs]
-    by_index = {int(index): _text(label) for index, label in pairs if _is_number(index)}
-    if sorted(by_index) != list(range(len(value))):
-        raise ValueError(f"must number its {len(value)} classes from 0 to {len(value) - 1}")
-    return tuple(by_index[index] for index in range(len(value)))
-
-
-def _is_number(value: object) -> bool:
-    """Whether `value`, or the text of it, is the number of a class."""
-    if isinstance(value, int):  # not `str` at once, which refuses a number of many digits
-        return not isinstance(value, bool) and 0 <= value < 10**_DIGITS
-    return isinstance(value, str) and len(value) <= _DIGITS and value.isdecimal()
+    return tuple(
+        one if isinstance(one, int) and not isinstance(one, bool) and one >= 0 else _text(one)
+        for one in value
+    )
 
 
 Text = Annotated[str, PlainValidator(_text)]
 Word = Annotated[str, PlainValidator(_word)]
 Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
-Labels = Annotated[
-    str | tuple[str, ...], PlainValidator(lambda value: value if isinstance(value, str) else labels(value))
-]
+Labels = Annotated[LabelFile | tuple[str, ...], PlainValidator(of_card)]
 Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu", "hardswish", "sigmoid", "none"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -292,14 +257,19 @@ class Fields(_Fields):
     sha256: Annotated[str, PlainValidator(_sha256)] | None = Field(
         None, description="what the weights file must hash to"
     )
+    container: Text | None = Field(
+        None,
+        description="the key under which the state dict lies in the weights file, dotted where nested; "
+        "default: found",
+    )
     architecture: Text | None = Field(
         None, description="torchvision's name, or `package.module:callable`; default: found from the weights"
     )
     kwargs: dict[str, Any] = Field({}, description="keyword arguments of the architecture")
     labels: Labels | None = Field(
         None,
-        description="one a class: a list, a mapping of index to label or label to index, a `.json` file of "
-        "either, or a text file with one a line; default: the indices",
+        description="one a class: a list, a mapping of index to label or label to index, or the name of a "
+        "file; see below; default: those in the weights file, or the indices",
     )
     task: TaskName | None = Field(
         None,

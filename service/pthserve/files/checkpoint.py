@@ -1,16 +1,22 @@
 """Checkpoint: what a training script saved, and the state dict in it."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pthserve.errors import WeightsError
-from pthserve.files import pickles
+from pthserve.files import inert, metadata, tensors
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
+"""Keys under which training scripts put the state dict, the surest first."""
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
 """In the name of a moving average. Of several state dicts it is the one that its author evaluates; timm's
 `load_state_dict` chooses the same."""
@@ -23,108 +29,284 @@ NAME = 1000
 """Most characters of a tensor's name."""
 PARTS = 32
 """Most parts of a tensor's name, with dots between them."""
+VISITS = 2_000_000
+"""Most values that are looked at for a state dict."""
 
 _DEPTH = 4
 _PLAIN = re.compile(r"torch\.(float(16|32|64|8_\w+)|bfloat16|u?int(8|16|32|64)|bool)")
 """The types that PyTorch converts to float32 on a CPU; it has others that hold parts of a byte."""
+_QUANTISED = re.compile(
+    r"(^|\.)(_packed_params|qweight|qzeros|SCB|quant_state|quant_map|weight_format)(\.|$)"
+)
+"""Names in the state dicts of torch.ao.quantization, GPTQ and bitsandbytes."""
+_ADAPTER = re.compile(r"(^|\.)lora_(A|B|down|up|embedding_[AB])(\.|$)")
+EXPORT = 'torch.export.save(torch.export.export(model.eval(), (example,)), "model.pt2")'
+"""The call that saves any model so that it needs no class; `example` is a batch of images."""
 
 
-def unwrap(root: Any, name: str) -> "tuple[str, dict[str, Tensor]]":
-    """The state dict in `root`, after the key under which it lay (dotted where nested, "" for `root` itself).
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The state dict that a checkpoint holds.
 
-    name: of the file, for the line that saves one of several. Raises WeightsError where none can be chosen.
+    container: the key under which it lies, dotted where nested; "" for the whole. tensors: by name. others:
+    the containers of the other state dicts. ids: the `id` of each state dict.
     """
-    found = dict(_state_dicts(root, "", 0, set()))
+
+    container: str
+    tensors: Mapping[str, Any]
+    others: tuple[str, ...]
+    ids: frozenset[int]
+
+
+def unwrap(root: Any, name: str, container: str | None = None) -> Found:
+    """The state dict in `root`, an inert value or a dict of tensors.
+
+    Args:
+        name: of the file, for the line that saves a part of it.
+        container: the one that is wanted; None where it is to be found.
+
+    Raises:
+        WeightsError: there is none, none can be chosen, or it is one that no architecture here can take.
+    """
+    search = _Search()
+    search.visit(root, "", 0)
+    found = search.found
     if not found:
-        held = (
-            f"keys are {some(map(str, root))}" if isinstance(root, Mapping) else f"content is a {_type(root)}"
-        )
-        raise WeightsError(f"has no state dict in it; its {held}. Save `model.state_dict()` with torch.save")
+        raise WeightsError(_nothing(root, name))
+    chosen = _choose(found, name) if container is None else container
+    if chosen not in found:
+        raise WeightsError(f"has no state dict under {quoted(chosen)}; there are {some(_shown(found))}")
+    _refuse_special(search.names[chosen], found[chosen])
+    others = tuple(key for key in found if key != chosen)
+    return Found(chosen, found[chosen], others, frozenset(search.ids))
+
+
+def _shown(found: Iterable[str]) -> list[str]:
+    return [key or "the whole file" for key in found]
+
+
+def _choose(found: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """Under which of these keys the state dict lies that its author would serve."""
     if len(found) == 1:
-        return next(iter(found.items()))
-    named = [key for wrapper in pickles.WRAPPERS for key in found if key.split(".")[-1] == wrapper]
+        return next(iter(found))
+    named = [key for wrapper in WRAPPERS for key in found if key.split(".")[-1] == wrapper]
     # An average of the parameters alone lacks the buffers, and could not be loaded.
     complete = max((len(found[key]) for key in named), default=0)
     averaged = [key for key in found if AVERAGED.search(key) and len(found[key]) >= complete]
     chosen = next(iter(averaged + named), None)
     if chosen is None:
-        part = "LOADED" + "".join(f'["{part}"]' for part in next(iter(found)).split("."))
+        first = next(iter(found))
         raise WeightsError(
-            f"holds several state dicts ({some(found)}) and none by a usual name. "
-            f"Save the one to serve on its own: {pickles.resave(name, part)}"
+            f"holds several state dicts ({some(found)}) and none by a usual name; name the one to serve in "
+            f"model.yaml, such as `container: {quoted(first)}`, or save it on its own: "
+            f"{resave(name, 'LOADED' + _subscripts(first), weights_only=True)}"
         )
-    return chosen, found[chosen]
+    return chosen
 
 
-def _state_dicts(
-    value: Any, key: str, depth: int, seen: set[int]
-) -> "Iterator[tuple[str, dict[str, Tensor]]]":
+class _Search:
     """Every mapping that names, under dotted keys, tensors of two or more dimensions."""
-    from torch import Tensor
 
-    if not isinstance(value, Mapping) or depth > _DEPTH or id(value) in seen:
-        return
-    seen.add(id(value))
-    tensors = {
-        name: tensor.detach()
-        for name, tensor in value.items()
-        if isinstance(name, str) and isinstance(tensor, Tensor)
-    }
-    if any("." in name and tensor.ndim > 1 for name, tensor in tensors.items()):
-        yield key, tensors
-        return
-    for name, inner in value.items():
-        if isinstance(name, str):
-            yield from _state_dicts(inner, f"{key}.{name}".lstrip("."), depth + 1, seen)
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, Any]] = {}
+        self.names: dict[str, list[str]] = {}
+        self.ids: set[int] = set()
+        self._left = VISITS
+        self._seen: set[int] = set()
+
+    def visit(self, value: Any, key: str, depth: int) -> None:
+        pairs = metadata.mapping(value)
+        if pairs is None or depth > _DEPTH or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        within: dict[str, Any] = {}
+        names, inner = [], []
+        for name, held in pairs:
+            self._left -= 1
+            if self._left < 0:
+                raise WeightsError(f"holds more than {VISITS} values; save the state dict alone")
+            if isinstance(name, str):
+                names.append(name)
+                tensor = held if hasattr(held, "ndim") else tensors.stored(held)
+                if tensor is not None:
+                    within[name] = tensor
+                elif isinstance(held, dict | inert.Object):
+                    inner.append((name, held))
+        if any("." in name and tensor.ndim > 1 for name, tensor in within.items()):
+            self.found[key], self.names[key] = within, names
+            self.ids.add(id(value))
+            return
+        for name, held in inner:
+            self.visit(held, f"{key}.{name}".lstrip("."), depth + 1)
 
 
-def check(state_dict: "dict[str, Tensor]", size: int) -> None:
-    """Raise WeightsError unless every tensor is plain and finite, and all fit into a file of `size` bytes."""
-    if len(state_dict) > TENSORS:
-        raise WeightsError(f"holds {len(state_dict)} tensors; at most {TENSORS} are taken")
-    if odd_name := next((n for n in state_dict if len(n) > NAME or n.count(".") >= PARTS), None):
+def _refuse_special(names: Iterable[str], found: Mapping[str, Any]) -> None:
+    """Raise WeightsError for a state dict that is not of a plain model."""
+    quantised = next((name for name in names if _QUANTISED.search(name)), None) or next(
+        (name for name, tensor in found.items() if getattr(tensor, "oddity", "") == "quantised"), None
+    )
+    if quantised:
+        raise WeightsError(
+            f"{quoted(quantised)} is quantised; serve the floating-point model that it was made from: "
+            "`--precision int8` quantises it here"
+        )
+    if adapter := next((name for name in names if _ADAPTER.search(name)), None):
+        raise WeightsError(
+            f"is a LoRA adapter, which changes another model ({quoted(adapter)}); merge it into that model "
+            'and save the result: `model.merge_and_unload().save_pretrained("merged")`'
+        )
+
+
+# --- files without a state dict
+
+
+def _nothing(root: Any, name: str) -> str:
+    """Why `root` has no state dict, and what to do."""
+    pairs = metadata.mapping(root)
+    held = {key: value for key, value in islice(pairs or (), TENSORS) if isinstance(key, str)}
+    if module := _module(root):
+        return _whole_module(*module, name)
+    if {"state", "param_groups"} <= held.keys():
+        return (
+            "is the state of an optimizer, without weights; name the file with the model's, or save "
+            "`model.state_dict()` with torch.save"
+        )
+    if any(metadata.is_array(value) for value in held.values()):
+        part = "{k: torch.as_tensor(v) for k, v in LOADED.items() if hasattr(v, 'shape')}"
+        return (
+            "holds numpy arrays and not tensors. If you trust the file, save tensors where it was made: "
+            f"{resave(name, part)}"
+        )
+    if pairs is not None:
+        what = f"keys are {some(held)}"
+    elif tensors.stored(root):
+        what = "content is a torch.Tensor"
+    elif isinstance(root, inert.Object):
+        what = f"content is an object of `{quoted(metadata.class_of(root))}`, which was not made"
+    else:
+        what = f"content is a {type(root).__name__}"
+    return f"has no state dict in it; its {what}. Save `model.state_dict()` with torch.save"
+
+
+def _module(root: Any) -> tuple[inert.Object, str] | None:
+    """The whole module in a checkpoint that would be served, with the Python that takes it out."""
+    level: list[tuple[Any, str, int]] = [(root, "", 0)]
+    left = VISITS // 100
+    for _ in range(_DEPTH):
+        if modules := [one for one in level if metadata.is_module(one[0])]:
+            module, part, _ = min(modules, key=lambda one: one[2])
+            return module, part
+        inner = []
+        for value, part, _ in level:
+            pairs = metadata.mapping(value)
+            is_dict = pairs is not None
+            for key, held in islice(pairs if pairs is not None else metadata.attributes(value).items(), left):
+                left -= 1
+                if isinstance(key, str) and isinstance(held, dict | inert.Object):
+                    step = f"[{json.dumps(key)}]" if is_dict else f".{key}"
+                    if is_dict or key.isidentifier():
+                        inner.append((held, part + step, _rank(key)))
+        level = inner
+    return None
+
+
+def _rank(key: str) -> int:
+    """How likely the value under `key` is the one to serve; 0 is the surest."""
+    if AVERAGED.search(key):
+        return 0
+    return 1 + (WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS))
+
+
+def _whole_module(module: inert.Object, part: str, name: str) -> str:
+    """What to do about a file that holds a module, and not its weights alone."""
+    kind = metadata.class_of(module)
+    where = f" under `{quoted(part)}`" if part else ""
+    if kind.startswith("ultralytics."):
+        return (
+            f"is a whole model of Ultralytics (`{quoted(kind)}`{where}), and to rebuild it would run code, "
+            f"so nothing was loaded. Export it by `yolo export model={shlex.quote(name)} format=onnx`, and "
+            "serve the .onnx file"
+        )
+    line = resave(name, f"LOADED{part}.state_dict()")
+    return (
+        f"holds a whole module (`{quoted(kind)}`{where}), and to rebuild it would run code, so nothing was "
+        f"loaded. Export it where it was made: `{EXPORT}`. Or, if you trust the file and its architecture is "
+        f"one of torchvision, timm or transformers, save its weights where it was made: {line}"
+    )
+
+
+def plain_pickle(root: Any, name: str) -> str:
+    """What to say of a pickle that `torch.save` did not write."""
+    kind = f" (an object of `{quoted(metadata.class_of(root))}`)" if isinstance(root, inert.Object) else ""
+    pairs = metadata.mapping(root)
+    held = {key: value for key, value in islice(pairs or (), TENSORS) if isinstance(key, str)}
+    within = next((key for key in WRAPPERS if isinstance(held.get(key), dict | inert.Object)), None)
+    part = "LOADED" + (_subscripts(within) if within else "")
+    if metadata.is_module(root):
+        part = "LOADED.state_dict()"
+    else:
+        part = f"{{k: torch.as_tensor(v) for k, v in {part}.items() if hasattr(v, 'shape')}}"
+    loader = f'pickle.load(open({json.dumps(name)}, "rb"))'
+    return (
+        f"is a pickle{kind} that torch.save did not write, and to load it could run code, so nothing was "
+        "loaded. If you trust the file, save its weights where it was made: "
+        f"{resave(name, part, loader=loader)}"
+    )
+
+
+def _subscripts(container: str) -> str:
+    return "".join(f"[{json.dumps(part)}]" for part in container.split(".")) if container else ""
+
+
+def resave(name: str, part: str, *, weights_only: bool = False, loader: str = "") -> str:
+    """The shell line that saves one part of the file `name` beside it.
+
+    part: Python in which `LOADED` stands for what the file holds. loader: Python that loads it; by default
+    `torch.load`, which runs the file's code unless `weights_only`.
+    """
+    loader = loader or f'torch.load({json.dumps(name)}, map_location="cpu", weights_only={weights_only})'
+    target = json.dumps(f"{name.rpartition('.')[0] or name}-weights.pth")
+    code = f"import pickle, torch; torch.save({part.replace('LOADED', loader)}, {target})"
+    return f"python -c {shlex.quote(code)}"
+
+
+# --- what a state dict may hold
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise WeightsError unless the tensors' names are of a number and length that can be worked with."""
+    names = list(names)
+    if len(names) > TENSORS:
+        raise WeightsError(f"holds {len(names)} tensors; at most {TENSORS} are taken")
+    if odd_name := next((n for n in names if len(n) > NAME or n.count(".") >= PARTS), None):
         raise WeightsError(
             f"holds a tensor whose name has {len(odd_name)} characters in {odd_name.count('.') + 1} parts: "
             f"{quoted(odd_name)}; at most {NAME} and {PARTS} are taken"
         )
-    if (parts := sum(name.count(".") + 1 for name in state_dict)) > NODES:
-        deepest = max(state_dict, key=lambda name: name.count("."))
+    if (parts := sum(name.count(".") + 1 for name in names)) > NODES:
+        deepest = max(names, key=lambda name: name.count("."))
         raise WeightsError(
             f"holds tensors whose names have {parts} parts in all, such as {quoted(deepest)}; at most "
             f"{NODES} are taken"
         )
-    storages: dict[int, int] = {}
+
+
+def check_values(state_dict: "Mapping[str, Tensor]") -> None:
+    """Raise WeightsError unless every tensor is of a plain type, and finite."""
     for name, tensor in state_dict.items():
-        if odd := _oddity(tensor):
+        if tensor.is_complex():
+            raise WeightsError(f"{quoted(name)} is complex; {_PLAIN_MODEL}")
+        if not _PLAIN.fullmatch(str(tensor.dtype)):
             raise WeightsError(
-                f"{quoted(name)} is {odd}; save the state dict of a plain floating-point model"
+                f"{quoted(name)} is of type {str(tensor.dtype).partition('.')[2]}; {_PLAIN_MODEL}"
             )
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        if tensor.nbytes > storage.nbytes():
-            raise WeightsError(
-                f"{quoted(name)} claims more values than the file holds; save or download it again"
-            )
-    if sum(storages.values()) > size:
-        raise WeightsError("the tensors claim more values than the file holds; save or download it again")
     if bad := [name for name, tensor in state_dict.items() if not _finite(tensor)]:
         raise WeightsError(
             f"NaN or infinity in {some(bad)}; the training diverged, so take an earlier checkpoint"
         )
 
 
-def _oddity(tensor: "Tensor") -> str | None:
-    import torch
-
-    if tensor.device.type != "cpu":
-        return f"on the {tensor.device.type} device, without values"
-    if tensor.layout is not torch.strided:
-        return "sparse"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.is_complex():
-        return "complex"
-    return None if _PLAIN.fullmatch(str(tensor.dtype)) else f"of type {str(tensor.dtype).partition('.')[2]}"
+_PLAIN_MODEL = "save the state dict of a plain floating-point model"
 
 
 def _finite(tensor: "Tensor") -> bool:
@@ -132,10 +314,6 @@ def _finite(tensor: "Tensor") -> bool:
         return True
     least, most = (tensor if tensor.itemsize > 1 else tensor.float()).aminmax()
     return bool(least.isfinite() and most.isfinite())
-
-
-def _type(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 def some(names: Iterable[str], count: int = 4) -> str:

@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import IO
 
 from pthserve.errors import WeightsError
-from pthserve.files import pickles, regular_files
+from pthserve.files import checkpoint, inert, regular_files
 from pthserve.text import quoted
 
 ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "onnx"
 """The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
 
-HEADER = 8 * 2**20
-"""Most bytes of what lists a file's tensors: the header of safetensors, the pickles of `torch.save`, the
-directory of a zip archive."""
 FIELDS = 20_000
 """Most fields of an ONNX file's outermost message: its functions and metadata are among them."""
 
-_EXPORT = (
-    "export the model where it was made: "
-    '`torch.export.save(torch.export.export(model.eval(), (example,)), "model.pt2")`'
-)
+_EXPORT = f"export the model where it was made: `{checkpoint.EXPORT}`"
 _SCRIPTED = 'torch.save(torch.jit.load("model.pt", "cpu").state_dict(), "weights.pth")'
 _UNPACK = "unpack it, and name the weights file in it"
 _FROM_TENSORFLOW = "convert the model to ONNX with tf2onnx, and serve the .onnx file"
@@ -73,15 +67,18 @@ def detect(path: Path) -> str:
     """
     try:
         with regular_files.open_regular(path) as file:
-            return of(file)
+            return of(file, path.name)
     except OSError as error:
         raise WeightsError(f"{quoted(path)}: cannot be read: {error.strerror}") from error
     except WeightsError as error:
         raise WeightsError(f"{quoted(path)}: {error}") from error
 
 
-def of(file: IO[bytes]) -> str:
-    """The format of `file`, which is open for reading; see `detect`. Its messages name no path."""
+def of(file: IO[bytes], name: str) -> str:
+    """The format of `file`, which is open for reading; see `detect`. Its messages have no path.
+
+    name: of the file, for the line that saves it in another format.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(512)
@@ -92,20 +89,17 @@ def of(file: IO[bytes]) -> str:
     if head[8:9] == b"{" and 0 in head[4:8]:
         length = int.from_bytes(head[:8], "little")
         if length <= size:  # else it is cut short, or no header at all
-            check_header(length)
+            inert.check_length(length)
         return SAFETENSORS
     _refuse_foreign(head)
     if _is_onnx(file, size):
         return ONNX
-    file.seek(0)
-    # Protocol 2, which torch.save writes, begins with this byte; older protocols with anything.
-    if head[0] != 0x80 and not pickles.scan(file).names:
-        raise WeightsError(
-            f"is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
-        )
-    file.seek(0)
-    check_header(pickles.length(file, HEADER + 1))
-    return LEGACY
+    if _MAGIC_NUMBER in head[:40]:
+        return LEGACY
+    _refuse_pickle(file, name)
+    raise WeightsError(
+        f"is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
+    )
 
 
 def _refuse_foreign(head: bytes) -> None:
@@ -121,17 +115,25 @@ def _refuse_foreign(head: bytes) -> None:
         )
 
 
-def check_header(size: int) -> None:
-    """Refuse what would be parsed for minutes: thousands of tensors take a hundredth of HEADER."""
-    if size > HEADER:
-        raise WeightsError(
-            f"lists its tensors in {size} bytes, and at most {HEADER} are read; save the state dict alone"
-        )
+def _refuse_pickle(file: IO[bytes], name: str) -> None:
+    """Raise WeightsError for a pickle that torch.save did not write."""
+    file.seek(0)
+    data = file.read(inert.BYTES)
+    # Protocols from 2 on begin with this byte, older ones with anything.
+    surely = data.startswith(b"\x80")
+    try:
+        pickle = inert.read(data)
+    except inert.BrokenPickle as error:
+        if surely:
+            raise WeightsError(f"is truncated or damaged ({error}); save or download it again") from error
+        return
+    if surely or isinstance(pickle.value, inert.Object | dict | list):
+        raise WeightsError(checkpoint.plain_pickle(pickle.value, name))
 
 
 def _of_archive(file: IO[bytes]) -> str:
     """The format of a zip archive; refused before anybody allocates what it claims to hold."""
-    check_header(_directory_size(file))
+    inert.check_length(_directory_size(file))
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -148,7 +150,7 @@ def _of_archive(file: IO[bytes]) -> str:
         found = PT2
     elif "data.pkl" in last:
         found = ZIP
-        check_header(max(entry.file_size for entry in entries if entry.filename.endswith("data.pkl")))
+        inert.check_length(max(entry.file_size for entry in entries if entry.filename.endswith("data.pkl")))
     else:
         raise WeightsError(_other_archive(names, last))
     held = sum(entry.file_size for entry in entries)

@@ -3,23 +3,24 @@
 The file is copied once into memory of our own, hashed on the way, and everything after that reads the copy:
 what was hashed is what is parsed, whoever writes to the file meanwhile. Tensors are views of the copy where
 the format allows it (zip, safetensors), so that a large file is in memory once.
-Pickles go through `torch.load(weights_only=True)`, whatever the file's name says; there is no other way in.
+Pickles are read by `inert`, which runs nothing, whatever the file's name says; there is no other way in.
 """
 
 import hashlib
-import io
+import json
 import os
-import pickle
+import re
 import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import WeightsError
-from pthserve.files import checkpoint, formats, pickles, regular_files
+from pthserve.files import checkpoint, formats, inert, metadata, regular_files, tensors
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes in all."""
 
+INDEX = ".index.json"
+"""What the name of an index ends in: the file of transformers that lists the shards of a state dict."""
+SHARDS = 1000
+"""Most shards of a state dict."""
+
 _CHUNK = 4 * 2**20
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,12 @@ class Weights:
     """A state dict, and the file it came from.
 
     state_dict: name to CPU tensor, dtypes as in the file; names are as in the file too, prefixes and all.
-    digest: SHA-256 of the file, 64 hexadecimal digits. size: of the file, in bytes.
+    digest: SHA-256 of the file, 64 hexadecimal digits; of an index, that of what `sha256sum` prints for it
+    and its shards, in the order of their names. size: of the files, in bytes.
     container: the key under which the state dict lay, dotted where nested; "" if it was the whole file.
     format: `zip` or `legacy` (two of `torch.save`), or `safetensors`.
+    metadata: what else the file holds, as plain values; see `metadata.plain`.
+    inferred: which of several state dicts was taken, where nobody said which.
     """
 
     state_dict: "dict[str, Tensor]"
@@ -46,29 +56,171 @@ class Weights:
     size: int
     container: str
     format: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    inferred: tuple[Inferred, ...] = ()
 
 
-def read(path: Path, sha256: str | None = None, progress: Progress | None = None) -> Weights:
-    """The state dict in the file at `path`.
+def read(
+    path: Path, sha256: str | None = None, progress: Progress | None = None, container: str | None = None
+) -> Weights:
+    """The state dict in the file at `path`, or in the shards that the index at `path` lists.
 
-    sha256: what the file's must be; compared before anything is parsed. progress: called as the file is read.
-    Raises WeightsError, whose message says what is wrong with the file and what to do.
+    Args:
+        sha256: what the file's must be; compared before anything is parsed.
+        progress: called as the file is read.
+        container: the key under which the state dict lies, dotted where nested; None where it is to be found.
+
+    Raises:
+        WeightsError: the message says what is wrong with the file and what to do.
     """
-    with _Copy() as copy:
-        digest, size = _fill(copy, path, progress)
+    is_index = path.name.endswith(INDEX)
+    files = _shards(path) if is_index else [_whole(path)]
+    with ExitStack() as stack:
+        copies = [stack.enter_context(_Copy()) for _ in files]
+        held: list[tuple[str, int]] = []  # SHA-256 and size
+        for number, (copy, file) in enumerate(zip(copies, files, strict=True)):
+            before, after = sum(size for _, size in held), sum(map(_file_size, files[number + 1 :]))
+            held.append(_fill(copy, file, progress and _part(progress, before, after)))
+        digest = _digest(files, held) if is_index else held[0][0]
         if sha256 is not None and digest != sha256.lower():
             raise WeightsError(
                 f"{path}: its SHA-256 is {digest}, but {sha256} is pinned; "
                 "this is not the file that was meant, or it was changed"
             )
-        form = _format(path, copy)
-        root = _parse(path, copy, form)
+        parts = [
+            _read(file, copy, container)
+            for file, copy in zip(files, copies, strict=True)
+            if not (is_index and file == path)
+        ]
+    whole = {name: tensor for part in parts for name, tensor in part.state_dict.items()}
     try:
-        container, state_dict = checkpoint.unwrap(root, path.name)
-        checkpoint.check(state_dict, size)
+        checkpoint.check_names(whole)
+        checkpoint.check_values(whole)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return Weights(state_dict, digest, size, container, form)
+    return replace(parts[0], state_dict=whole, digest=digest, size=sum(size for _, size in held))
+
+
+def _read(path: Path, copy: "_Copy", container: str | None) -> Weights:
+    """The state dict in the copy of the file at `path`, without digest and size."""
+    try:
+        form = formats.of(copy.file, path.name)
+        _check_readable(form)
+        read = _safetensors if form == formats.SAFETENSORS else _saved
+        return read(path, copy, form, container)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _check_readable(form: str) -> None:
+    if form in (formats.PT2, formats.ONNX):
+        raise WeightsError("is an exported model and not a state dict; no weights are read from it")
+    if find_spec("torch") is None:
+        raise WeightsError(
+            "reading weights needs PyTorch, which is not installed; "
+            "install pthserve[build], or serve a model packed by `pthserve pack`"
+        )
+
+
+def _safetensors(path: Path, copy: "_Copy", form: str, container: str | None) -> Weights:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(copy.path, framework="pt") as file:
+            root = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            words = file.metadata() or {}
+    except Exception as error:  # the library raises errors of its own, which have no common class
+        raise tensors.damaged(quoted(error, 200)) from error
+    found = checkpoint.unwrap(root, path.name, container)
+    return Weights(dict(found.tensors), "", 0, found.container, form, metadata.plain(words))
+
+
+def _saved(path: Path, copy: "_Copy", form: str, container: str | None) -> Weights:
+    """What torch.save wrote."""
+    saved = tensors.read(copy.file, legacy=form == formats.LEGACY)
+    found = checkpoint.unwrap(saved.root, path.name, container)
+    checkpoint.check_names(found.tensors)
+    state_dict = tensors.load(found.tensors, saved)
+    beside = metadata.plain(saved.root, found.ids)
+    return Weights(state_dict, "", 0, found.container, form, beside, _inferred(found, container))
+
+
+def _inferred(found: checkpoint.Found, container: str | None) -> tuple[Inferred, ...]:
+    """Which of several state dicts was taken, where nobody said which."""
+    if container is not None or not found.others:
+        return ()
+    averaged = ", a moving average" if checkpoint.AVERAGED.search(found.container) else ""
+    return (
+        Inferred(
+            "weights",
+            f"{quoted(found.container)}{averaged}; there are also {checkpoint.some(found.others)}",
+            Origin.ASSUMED,
+            f"container: {json.dumps(found.container)}",
+        ),
+    )
+
+
+# --- shards
+
+
+def _whole(path: Path) -> Path:
+    """`path`; raises WeightsError where its name is that of one shard of several."""
+    match = _SHARD.fullmatch(path.name)
+    if match and int(match[3]) > 1:
+        index = f"{match[1]}{match[4]}{INDEX}"
+        advice = (
+            "name the folder" if (path.parent / index).exists() else f"put all of them and {index} beside it"
+        )
+        raise WeightsError(
+            f"{path}: is shard {int(match[2])} of {int(match[3])} of a state dict; {quoted(advice)}"
+        )
+    return path
+
+
+def _shards(path: Path) -> list[Path]:
+    """The index at `path` and the shards that it lists, in the order of their names."""
+    try:
+        index = json.loads(regular_files.read(path, inert.BYTES))
+        names = set(index["weight_map"].values())
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: is not an index of shards, which has a `weight_map` of tensors and files"
+        ) from error
+    if not names or len(names) > SHARDS:
+        raise WeightsError(f"{path}: lists {len(names)} shards; 1 to {SHARDS} are read")
+    odd = next((name for name in names if not isinstance(name, str) or not _is_beside(name)), None)
+    if odd is not None:
+        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; a shard lies beside its index")
+    files = [path, *(path.parent / name for name in names)]
+    if missing := [file.name for file in files if not os.path.isfile(file)]:  # noqa: PTH113, it takes any name
+        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are not beside it")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _is_beside(name: str) -> bool:
+    return Path(name).name == name and not name.startswith(".") and not name.endswith(INDEX)
+
+
+def _digest(files: list[Path], held: list[tuple[str, int]]) -> str:
+    """The SHA-256 of what `sha256sum` prints for `files`."""
+    lines = (f"{digest}  {file.name}\n" for file, (digest, _) in zip(files, held, strict=True))
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _file_size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _part(progress: Progress, before: int, after: int) -> Progress:
+    """Reports the bytes of one file among those of all."""
+    return lambda done, total: progress(before + done, before + total + after)
+
+
+# --- the copy
 
 
 class _Copy:
@@ -125,57 +277,3 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
             f"{path}: changed while it was read; write a new file beside it and rename that over this one"
         )
     return digest.hexdigest(), done
-
-
-def _format(path: Path, copy: _Copy) -> str:
-    """The format of the copy; WeightsError unless a state dict can be in it."""
-    try:
-        form = formats.of(copy.file)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    if form in (formats.PT2, formats.ONNX):
-        raise WeightsError(f"{path}: is an exported model and not a state dict; no weights are read from it")
-    return form
-
-
-def _parse(path: Path, copy: _Copy, form: str) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise WeightsError(
-            f"{path}: reading weights needs PyTorch, which is not installed; "
-            "install pthserve[build], or serve a model packed by `pthserve pack`"
-        ) from None
-    try:
-        if form == "safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(copy.path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # mmap not for speed alone: it cannot reach past the end of the file, where torch's other reader
-            # trusts the lengths that the pickle declares.
-            return torch.load(copy.path, map_location="cpu", weights_only=True, mmap=form == "zip")
-    except Exception as error:
-        raise WeightsError(_what_failed(path, copy, form, error)) from error
-
-
-def _what_failed(path: Path, copy: _Copy, form: str, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        refusal = pickles.refusal(_pickle(copy, form), str(error), path.name)
-        if refusal:
-            return f"{path}: {refusal}"
-    reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
-    return f"{path}: is truncated or damaged ({quoted(reason, 200)}); save or download it again"
-
-
-def _pickle(copy: _Copy, form: str) -> IO[bytes]:
-    """The stream of the pickle in the copy; empty where the archive around it is damaged."""
-    copy.file.seek(0)
-    if form == "legacy":
-        return copy.file
-    try:
-        archive = zipfile.ZipFile(copy.file)
-        return archive.open(next(name for name in archive.namelist() if Path(name).name == "data.pkl"))
-    except Exception:  # zipfile raises whatever broken bytes provoke
-        return io.BytesIO()

@@ -17,6 +17,7 @@ from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
+from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.tune import tune
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import choose
@@ -39,6 +40,11 @@ class Built:
     spec: Spec
     inferred: tuple[Inferred, ...]
 
+    @property
+    def labels_assumed(self) -> bool:
+        """Whether nobody named the classes, so that the labels are their indices."""
+        return any(one.subject == "labels" and one.origin is Origin.ASSUMED for one in self.inferred)
+
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
@@ -52,7 +58,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     allowed = settings.code_modules
     if described.architecture and own.is_code(described.architecture):
         own.check(described.architecture, allowed)  # before the weights are read, which takes longer
-    read = weights.read(described.weights, settings.sha256 or described.sha256, progress)
+    read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
     from pthserve.zoos import architecture
 
@@ -67,12 +73,13 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     )
     spec = _spec(described, found)
     task, inferred_task = _task(described, found, settings)
-    labels = _labels(described, task, found)
+    labels, inferred_labels = _labels(described, read, task, found)
     inferred = (
+        *read.inferred,
         *found.inferred,
         _inferred_spec(spec, found),
         inferred_task,
-        *_inferred_labels(described, task, labels),
+        *inferred_labels,
     )
     return Built(described, read, found, task, labels, spec, inferred)
 
@@ -95,7 +102,8 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(found.module, built.spec, built.weights.digest, images, settings, task=built.task)
+    engines = EngineFactory(found.module, built.spec, settings, built.task)
+    plan, engine = tune(engines, built.weights.digest, images)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -125,18 +133,13 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed for the task {model.task.name}, and {settings.task} is asked for; "
             f"pack the weights anew with --task {settings.task}"
         )
-    images, expected = model.proof()
+    images, reference = model.proof()
+    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    engines = EngineFactory(
+        *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
+    )
     plan, engine = tune(
-        None,
-        model.spec,
-        model.digest,
-        images,
-        settings if measure else settings.model_copy(update={"tune_budget": 0.0}),
-        task=model.task,
-        graph=model.graph(),
-        quantized=model.quantized(),
-        known=None if measure else model.plan,
-        expected=expected,
+        engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
@@ -153,23 +156,28 @@ def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> t
         raise CardError(f"{described.weights}: {error}") from None
 
 
-def _labels(described: "Card", task: Task, found: "Architecture") -> tuple[str, ...]:
-    """The card's labels, or those that the task has without any."""
+def _labels(
+    described: "Card", read: "Weights", task: Task, found: "Architecture"
+) -> tuple[tuple[str, ...], tuple[Inferred, ...]]:
+    """The card's labels; or those that lie beside the weights; or those that the task has without any."""
+    from pthserve.files import labels
+
+    setting = "labels: labels.txt"
     try:
-        return task.labels(described.labels, found.num_classes)
+        names = task.labels(described.labels, found.num_classes)
     except ValueError as error:
         raise CardError(f"{described.file}: {error}") from None
-
-
-def _inferred_labels(described: "Card", task: Task, labels: tuple[str, ...]) -> tuple[Inferred, ...]:
-    """What the labels rest on, where the task has labels that a card states with `labels`."""
-    if task.name in ("regression", "embedding"):
-        return ()
-    if described.labels:
-        return (Inferred("labels", f"{len(labels)} of the card", Origin.CARD, "labels: labels.txt"),)
-    numbered = labels == tuple(map(str, range(len(labels))))
-    value = f"the class indices, 0 to {len(labels) - 1}" if numbered else ", ".join(labels)
-    return (Inferred("labels", value, Origin.ASSUMED, "labels: labels.txt"),)
+    count = len(names)
+    if not task.explains:
+        return names, ()
+    if described.labels is not None:
+        return names, (Inferred("labels", f"{count} of the card", Origin.CARD, setting),)
+    if beside := labels.of_metadata(read.metadata, count):
+        names, key = beside
+        return names, (Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting),)
+    numbered = names == tuple(map(str, range(count)))
+    value = f"the class indices, 0 to {count - 1}" if numbered else ", ".join(names)
+    return names, (Inferred("labels", value, Origin.ASSUMED, setting),)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:

@@ -20,7 +20,7 @@ from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import Built, build, proof_images
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
-from pthserve.planning.candidates import Candidate, Sources
+from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.tune import tune
 
 MAKERS = ("pthserve", "openvino", "torch", "torchvision", "nncf")
@@ -57,18 +57,12 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
 def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
-    sources = Sources(built.architecture.module, spec, settings, built.task)
-    expected = sources.expected(images)
+    engines = EngineFactory(built.architecture.module, spec, settings, built.task)
+    reference = engines.reference(images)
     int8 = settings.precision == "int8"
-    sources.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
-    graph, quantized = sources.graph, sources.quantized
-    plan, engine = tune(
-        *(None, spec, digest, images, settings),
-        task=built.task,
-        graph=graph,
-        quantized=quantized,
-        expected=expected,
-    )
+    engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
+    # Without the module, as the packed model is served.
+    plan, engine = tune(replace(engines, module=None), digest, images, reference=reference)
 
     made = Packed(
         folder,
@@ -86,7 +80,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     )
     apply_golden_policy(made.model(engine, plan), settings)
     engine.close()
-    packed.write(made, graph, quantized, images, expected)
+    packed.write(made, engines.graph, engines.quantized, images, reference)
     return made
 
 

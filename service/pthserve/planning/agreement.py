@@ -1,4 +1,4 @@
-"""Agreement: whether an engine may stand in for the reference, and the sample images that this rests on."""
+"""Agreement: compare an engine with the reference, and the sample images for that."""
 
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -12,20 +12,20 @@ from pthserve.images.spec import Spec
 from pthserve.tasks.base import Agreement, Task
 
 
-def prove(
+def compare(
     task: Task,
     forward: Callable[[Images], Logits],
     images: Images,
     reference: NDArray[np.float32],
     tolerance: float,
 ) -> Agreement:
-    """Whether `forward`, an engine, agrees with the scores `reference` on `images`; it gets one at a time."""
+    """Compare the scores of an engine with those of the reference on `images`, one image at a time."""
     scores = [task.scores(forward(images[number : number + 1])) for number in range(len(images))]
     return task.compare(np.concatenate(scores), reference, tolerance)
 
 
 def samples() -> Sequence[bytes]:
-    """The sample images that ship, as JPEG files."""
+    """Return the sample images of the package, as JPEG files."""
     folder = resources.files("pthserve.images") / "samples"
     return [
         file.read_bytes()
@@ -35,5 +35,5 @@ def samples() -> Sequence[bytes]:
 
 
 def sample_images(spec: Spec) -> Pixels:
-    """The sample images as a model sees them: uint8 (n, height, width, channels)."""
+    """Return the preprocessed sample images: uint8 (n, height, width, channels)."""
     return np.stack([crop(data, spec, max_pixels=OWN_MAX_PIXELS) for data in samples()])

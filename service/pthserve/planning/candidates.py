@@ -1,4 +1,4 @@
-"""Candidates: which engines and precisions a model can be run with on this machine, and how each is made."""
+"""Candidates: the engines and precisions that can run a model on this machine, and how they are made."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,15 +31,15 @@ CANDIDATES = {
     ),
     "cuda": (("torch", "fp32"), ("torch", "fp16"), ("torch", "bf16")),
 }
-"""Engine and precision, by device, the safest bet first: fp32, and on OpenVINO, which has been quicker than
-PyTorch at the same precision for every family of torchvision's."""
+"""Engines and precisions by device, the most reliable first: fp32, and on a CPU OpenVINO, which is faster
+than PyTorch at the same precision for every family of torchvision."""
 
 CALIBRATION_IMAGES = 300
-"""At most so many images of the calibration folder are used; NNCF's own default."""
+"""Maximum number of images used from the calibration folder; the default of NNCF."""
 
 
 class Candidate(NamedTuple):
-    """What an engine is made with."""
+    """The configuration of an engine."""
 
     engine: str
     precision: str
@@ -52,47 +52,58 @@ class Candidate(NamedTuple):
 
 
 @dataclass(slots=True)
-class Sources:
-    """What engines are made from: a module, OpenVINO's graph of it, its int8 graph; what there is of them."""
+class EngineFactory:
+    """Makes the engines of one model.
+
+    Attributes:
+        module: The model in eval mode; None for a packed model, which has only `graph`.
+        spec: Its preprocessing.
+        options: How it is loaded.
+        task: How its answers are compared.
+        graph: The OpenVINO graph of the module; `prepare` makes it if it is None.
+        quantized: The int8 graph; likewise. `auto` selects int8 only if it is given.
+    """
 
     module: "nn.Module | None"
     spec: Spec
-    settings: ModelOptions
+    options: ModelOptions
     task: Task = CLASSIFICATION
     graph: Any = None
     quantized: Any = None
 
     def candidates(self) -> list[Candidate]:
-        """What the settings ask for, and, where they say `auto`, what this machine computes natively.
+        """Return the candidates that the options allow; for `auto`, those that this machine runs natively.
 
         Raises:
-            EngineError: there is no such thing.
+            EngineError: There is none.
         """
-        asked, device = self.settings, self._device()
+        options, device = self.options, self._device()
         auto = dict(self._auto(device))
-        found = [
-            Candidate(engine, precision, device, asked.cpus)
+        candidates = [
+            Candidate(engine, precision, device, options.cpus)
             for engine, precision in CANDIDATES[device]
             if engine in auto
-            and asked.engine in ("auto", engine)
-            and (asked.precision == precision or (asked.precision == "auto" and precision in auto[engine]))
+            and options.engine in ("auto", engine)
+            and (
+                options.precision == precision or (options.precision == "auto" and precision in auto[engine])
+            )
         ]
-        if not found:
+        if not candidates:
             raise EngineError(
-                f"precision {asked.precision} is not available on {device} with engine {asked.engine}; "
+                f"precision {options.precision} is not available on {device} with engine {options.engine}; "
                 "available: "
                 + ", ".join(
                     f"{engine} {precision}" for engine, precision in CANDIDATES[device] if engine in auto
                 )
             )
-        return found
+        return candidates
 
     def prepare(self, candidates: Sequence[Candidate]) -> None:
-        """Convert and quantise, where `candidates` need it.
+        """Convert and quantise the model if `candidates` need it.
 
         Raises:
-            EngineError: OpenVINO cannot express the module, there is nothing to calibrate int8 on, or a pack
-                has no int8.
+            EngineError: OpenVINO cannot convert the module, there are no calibration images for int8, or a
+                packed model has no int8 graph.
         """
         if self.graph is None and any(candidate.engine == "openvino" for candidate in candidates):
             from pthserve.engines.openvino_engine import convert
@@ -107,11 +118,11 @@ class Sources:
                 )
             from pthserve.engines.openvino_engine import quantize
 
-            images = calibration_images(self.settings.calibration, self.spec)
+            images = calibration_images(self.options.calibration, self.spec)
             self.quantized = quantize(self.graph, normalise(images, self.spec))
 
-    def engine(self, candidate: Candidate) -> Engine:
-        """The engine of `candidate`, which was prepared; raises EngineError."""
+    def make(self, candidate: Candidate) -> Engine:
+        """Make the engine of a candidate that was prepared; raises EngineError."""
         name, precision, device, threads = candidate
         if name == "torch":
             from pthserve.engines.torch_engine import TorchEngine
@@ -121,33 +132,33 @@ class Sources:
         from pthserve.engines.openvino_engine import OpenVINOEngine
 
         graph = self.quantized if precision == "int8" else self.graph
-        cache = self.settings.cache_dir
+        cache = self.options.cache_dir
         return OpenVINOEngine(graph, self.spec, precision=precision, threads=threads, cache_dir=cache)
 
-    def expected(self, images: Pixels) -> NDArray[np.float32]:
-        """What every candidate must agree with: of PyTorch at fp32, or of OpenVINO without a module."""
+    def reference(self, images: Pixels) -> NDArray[np.float32]:
+        """Return the scores that candidates must agree with: of PyTorch at fp32, or of OpenVINO at fp32."""
         name = "torch" if self.module is not None else "openvino"
-        engine = self.engine(Candidate(name, "fp32", "cpu", self.settings.cpus))
-        answers = np.concatenate([self.task.scores(engine(image[None])) for image in images])
+        engine = self.make(Candidate(name, "fp32", "cpu", self.options.cpus))
+        scores = np.concatenate([self.task.scores(engine(image[None])) for image in images])
         engine.close()
-        return answers
+        return scores
 
     def _device(self) -> str:
-        if self.settings.device != "auto":
-            return self.settings.device
-        if self.module is None or self.settings.engine == "openvino" or self.settings.precision == "int8":
+        if self.options.device != "auto":
+            return self.options.device
+        if self.module is None or self.options.engine == "openvino" or self.options.precision == "int8":
             return "cpu"
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
-        """The engines that can be made, and which of their precisions `auto` takes: int8 only from a pack."""
+        """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
         if device == "cpu":
             from pthserve.engines import openvino_engine
 
-            left_out = "int8" if self.quantized is None else ""
-            yield "openvino", [name for name in openvino_engine.precisions() if name != left_out]
+            excluded = "int8" if self.quantized is None else ""
+            yield "openvino", [name for name in openvino_engine.precisions() if name != excluded]
         if self.module is not None:
             from pthserve.engines import torch_engine
 
@@ -155,22 +166,22 @@ class Sources:
 
 
 def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
-    """Images of `folder` as a model sees them: uint8 (n, height, width, channels).
+    """Read and preprocess the images of `folder`: uint8 (n, height, width, channels).
 
-    Subfolders are looked into, and what is no image is passed over. Of more files than CALIBRATION_IMAGES,
-    evenly spread ones are taken.
+    Subfolders are included, and files that are not images are skipped. If there are more than
+    CALIBRATION_IMAGES files, evenly spaced ones are used.
 
     Raises:
-        EngineError: no folder is named, or there is no image in it.
+        EngineError: There is no folder, or it contains no image.
     """
     if folder is None:
         raise EngineError("int8 needs calibration images: set --calibration to a folder of images")
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     images: list[Pixels] = []
-    for index in np.unique(np.linspace(0, len(found) - 1, CALIBRATION_IMAGES).astype(int)) if found else ():
+    for index in np.unique(np.linspace(0, len(files) - 1, CALIBRATION_IMAGES).astype(int)) if files else ():
         try:
             images.append(
-                crop(regular_files.read(found[index], regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
+                crop(regular_files.read(files[index], regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
             )
         except (RequestError, OSError):
             continue

@@ -1,4 +1,4 @@
-"""Plan: which engine runs a model on this machine, and how. `tune` chooses it."""
+"""Plan: which engine runs a model on this machine, and how. `tune` makes it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,10 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One measured candidate.
+    """A candidate at one batch size, as measured.
 
-    rate: images a second at `batch`, 0 where it was not measured; difference: largest from fp32 torch on the
-    proof images, see `Agreement`; agrees: whether the guard let it pass; note: why not, in words.
+    Attributes:
+        rate: Images per second at `batch`; 0 if it was not measured.
+        difference: Largest difference from fp32 PyTorch on the proof images; see `Agreement`.
+        agrees: Whether the difference is within the tolerance.
+        note: Why the candidate was rejected, or "".
     """
 
     engine: str
@@ -24,11 +27,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to run a model: engine, precision, threads, the largest batch worth making.
+    """How to run a model.
 
-    reason: why this won over `trials`, in words.
-    digest, cpu, library: the weights, the processor and the engine's version that were measured ("" when
-    nothing was). task: the task whose answers were compared.
+    Attributes:
+        max_batch: Largest batch size that is worth using.
+        reason: Why this plan was chosen over the other `trials`.
+        digest: SHA-256 of the weights that were measured; "" if nothing was measured.
+        cpu: The processor on which they were measured, or "".
+        library: Name and version of the library that ran them, or "".
+        task: The task whose answers were compared.
     """
 
     engine: str = "torch"
@@ -45,7 +52,7 @@ class Plan:
 
     @property
     def difference(self) -> float:
-        """Largest difference from fp32 torch, see `Agreement`, that the winner showed on the proof images."""
+        """Largest difference of the engine from fp32 PyTorch on the proof images; see `Agreement`."""
         return max(
             (
                 trial.difference
@@ -56,7 +63,7 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain values, ready for JSON; a classification's do not name the task."""
+        """Convert the plan to plain values for JSON. The task is left out for a classification."""
         values = asdict(self)
         if self.task == Plan.__dataclass_fields__["task"].default:
             del values["task"]
@@ -64,5 +71,5 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        """The inverse of `to_dict`; raises TypeError on a field it does not know."""
+        """Make a plan from the values of `to_dict`; raises TypeError for an unknown field."""
         return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values.get("trials", ()))})

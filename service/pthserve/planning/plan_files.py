@@ -1,4 +1,4 @@
-"""Plans in files: kept from one start to the next, and used again where they fit."""
+"""Plan files: plans are kept for the next start and used again if they fit."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
 from pthserve.text import quoted
 
-MOST = 2**20
-"""Most bytes of a plan's file."""
+MAX_BYTES = 2**20
+"""Maximum size of a plan file in bytes."""
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Write `plan` to `path` as JSON, in one step."""
+    """Write `plan` to `path` as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
@@ -25,13 +25,13 @@ def write(plan: Plan, path: Path) -> None:
 
 
 def read(path: Path) -> Plan:
-    """The plan that `write` wrote to `path`.
+    """Read the plan that `write` wrote to `path`.
 
     Raises:
-        EngineError: there is no such file, or no plan in it.
+        EngineError: The file cannot be read, or is not a plan file.
     """
     try:
-        return Plan.from_dict(json.loads(regular_files.read(path, MOST)))
+        return Plan.from_dict(json.loads(regular_files.read(path, MAX_BYTES)))
     except OSError as error:
         raise EngineError(f"{path}: the plan cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -41,7 +41,7 @@ def read(path: Path) -> Plan:
 
 
 def cache_file(digest: str, settings: ModelOptions) -> Path | None:
-    """Where the plan for these weights and settings is kept; None where they name no cache folder."""
+    """Return the file for the plan of these weights and settings; None if there is no cache folder."""
     if settings.cache_dir is None:
         return None
     return settings.cache_dir / "-".join(
@@ -50,7 +50,7 @@ def cache_file(digest: str, settings: ModelOptions) -> Path | None:
 
 
 def fits(plan: Plan, digest: str, settings: ModelOptions, task: str = "classification") -> bool:
-    """Whether `plan` was measured with these weights and this task on such a processor, as `settings` ask."""
+    """Whether `plan` was measured for these weights, task and processor, and is allowed by `settings`."""
     return (
         plan.digest == digest
         and plan.task == task
@@ -64,7 +64,7 @@ def fits(plan: Plan, digest: str, settings: ModelOptions, task: str = "classific
 
 
 def library(engine: str) -> str:
-    """Name and version of what runs `engine`, without importing it; "" where it is not installed."""
+    """Return name and version of the library of `engine` without importing it; "" if it is not installed."""
     try:
         return f"{engine} {version(engine)}"
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""Tune: measure what this machine can run a model with, and keep what serves most images.
+"""Tune: measure the candidates on this machine and choose the one that serves most images.
 
-The guard: a candidate counts only if it answers the proof images as fp32 PyTorch does.
+A candidate counts only if its answers to the proof images agree with fp32 PyTorch.
 """
 
 import logging
@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,43 +16,43 @@ from pthserve.engines.base import Engine
 from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
-from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import prove
-from pthserve.planning.candidates import Candidate, Sources
+from pthserve.planning.agreement import compare
+from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.plan import Plan, Trial
 from pthserve.planning.plan_files import cache_file, fits, library, read, write
-from pthserve.tasks.base import Task
-from pthserve.tasks.classification import CLASSIFICATION
-
-if TYPE_CHECKING:
-    from torch import nn
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-"""Batch sizes that the winner is measured at; the others are at COMPARED alone."""
+"""Batch sizes at which the best candidate is measured."""
 COMPARED = (1, 8)
+"""Batch sizes at which all candidates are measured."""
 
 NOTICEABLE = 1.03
-"""How many times better something must be to be worth a larger batch or another engine."""
+"""Factor by which throughput must improve to justify a larger batch or another engine."""
 LONE_CLIENT = 1.1
-"""How many times longer than before a lone client may wait for the sake of throughput."""
+"""Factor by which the latency of a single client may increase for more throughput."""
 DECODE_SECONDS = 0.003
 """CPU time to decode and resize a photo of 500 x 375 pixels, on the cores that the forward pass shares."""
 LONGEST_PASS = 0.25
-"""Seconds; no batch is made larger than what is computed in them."""
+"""Maximum duration of a forward pass in seconds; larger batches are not considered."""
 FEWEST_BITS = ("int8", "bf16", "fp16", "fp32")
-"""Precisions by how quick they are expected to be on a CPU that computes them natively."""
+"""Precisions, the fastest first on a CPU that supports them natively."""
 SLICE = 0.3
-"""Seconds that one measurement takes."""
+"""Duration of one measurement in seconds."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Run:
-    """A candidate whose answers agree, and its images a second by batch size.
+class Measurement:
+    """A candidate that agrees with the reference, and how fast it is.
 
-    difference: largest from the reference, see `Agreement`. cpus: how many it shares with the decoders.
+    Attributes:
+        candidate: The configuration.
+        engine: The engine; open only while the candidate is the best one.
+        difference: Largest difference from the reference; see `Agreement`.
+        cpus: Number of CPUs that the engine shares with the decoders.
+        rates: Images per second by batch size.
     """
 
     candidate: Candidate
@@ -63,7 +62,7 @@ class Run:
     rates: dict[int, float] = field(default_factory=dict)
 
     def measure(self, images: Pixels, sizes: Sequence[int], end: float) -> None:
-        """Fill in the rates at `sizes`, smallest first, until the clock says `end`."""
+        """Measure the rates at `sizes`, smallest first, until the time `end`."""
         for size in sizes:
             if size in self.rates:
                 continue
@@ -74,7 +73,7 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """The smallest batch that no larger one beats noticeably."""
+        """The smallest batch size that no larger one beats noticeably."""
         best = 1
         for size in sorted(self.rates):
             if self.rates[size] > NOTICEABLE * self.rates[best]:
@@ -83,19 +82,19 @@ class Run:
 
     @property
     def served(self) -> float:
-        """Images a second at saturation: what the engine computes, or what the CPUs do beside decoding."""
+        """Images per second at saturation: the rate of the engine, or of the CPUs with decoding."""
         rate, (*_, device, threads) = self.rates[self.batch], self.candidate
         return rate if device != "cpu" else min(rate, self.cpus / (threads / rate + DECODE_SECONDS))
 
-    def beats(self, other: "Run") -> bool:
-        """Whether it serves noticeably more images than `other`, and keeps no lone client waiting for it."""
+    def beats(self, other: "Measurement") -> bool:
+        """Whether it serves noticeably more images than `other` without delaying a single client."""
         if not (self.rates and other.rates):
             return False
-        waits, before = (DECODE_SECONDS + 1 / run.rates[1] for run in (self, other))
-        return self.served > NOTICEABLE * other.served and waits < LONE_CLIENT * before
+        latency, previous = (DECODE_SECONDS + 1 / one.rates[1] for one in (self, other))
+        return self.served > NOTICEABLE * other.served and latency < LONE_CLIENT * previous
 
     def trials(self) -> list[Trial]:
-        """What was measured, for the plan."""
+        """Convert the measurement for the plan: one trial per batch size."""
         engine, precision, _, threads = self.candidate
         rates = self.rates or {1: 0.0}
         return [
@@ -105,163 +104,158 @@ class Run:
 
 
 def tune(
-    module: "nn.Module | None",
-    spec: Spec,
+    engines: EngineFactory,
     digest: str,
     images: Pixels,
-    settings: ModelOptions,
     *,
-    task: Task = CLASSIFICATION,
-    graph: Any = None,
-    quantized: Any = None,
     known: Plan | None = None,
-    expected: NDArray[np.float32] | None = None,
+    reference: NDArray[np.float32] | None = None,
 ) -> tuple[Plan, Engine]:
-    """The plan for a model on this machine, and the engine that runs it.
+    """Choose a plan for a model on this machine, and make the engine that runs it.
 
-    module: the model, in eval mode; or None where there is only `graph`, as in a pack.
-    images: uint8 (n, height, width, channels), on which a candidate must answer as the reference does.
-    task: by which answers are compared.
-    expected: the task's scores of what the reference says of them, float32 (n, outputs). Where that is left
-    out it is asked: PyTorch at fp32, or OpenVINO at fp32 where there is no module.
-    graph, quantized: what `engine.openvino.convert` and `quantize` made of the module, where that is done.
-    `auto` takes int8 only where `quantized` is given.
-    known: a plan that a pack brings.
+    A plan from `options.plan`, from `options.cache_dir` or `known` is used if it was measured for these
+    weights on such a processor. Otherwise candidates are measured for `options.tune_budget` seconds, not
+    counting conversion and calibration. With a budget of 0, the first candidate that agrees with the
+    reference is chosen; for a packed model, the one with the fewest bits is tried first.
 
-    A plan from `settings.plan`, from `settings.cache_dir` or from `known` that was measured with these
-    weights on such a processor is taken as it is. Otherwise `settings.tune_budget` seconds are spent on
-    measuring; what every engine of a kind needs, conversion and calibration, is not counted. With a budget of
-    0 the first candidate that agrees is the plan; where there is no module, the one that computes with the
-    fewest bits goes first.
+    Args:
+        engines: Makes the engines of the model.
+        digest: SHA-256 of the weights.
+        images: Proof images, uint8 (n, height, width, channels), on which candidates must agree with the
+            reference.
+        known: The plan of a packed model.
+        reference: The scores of the reference on `images`, float32 (n, outputs); computed if None.
 
     Raises:
-        EngineError: nothing that the settings allow runs the model, or its answers disagree.
+        EngineError: No candidate runs the model and agrees with the reference.
     """
-    sources = Sources(module, spec, settings, task, graph=graph, quantized=quantized)
-    cached = cache_file(digest, settings)
-    for plan in (settings.plan and read(settings.plan), _if_readable(cached), known):
-        if plan and fits(plan, digest, settings, task.name):
+    options = engines.options
+    cached = cache_file(digest, options)
+    for plan in (options.plan and read(options.plan), _read_if_valid(cached), known):
+        if plan and fits(plan, digest, options, engines.task.name):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
-            sources.prepare([candidate])
-            return replace(plan, max_batch=settings.max_batch or plan.max_batch), sources.engine(candidate)
-    if settings.plan:
-        _log.warning("%s does not fit these weights, this processor or these settings", settings.plan)
-    plan, engine = _measured(sources, digest, images, expected)
+            engines.prepare([candidate])
+            return replace(plan, max_batch=options.max_batch or plan.max_batch), engines.make(candidate)
+    if options.plan:
+        _log.warning("%s does not fit these weights, this processor or these settings", options.plan)
+    plan, engine = _choose(engines, digest, images, reference)
     if known and known.digest and not plan.digest:
         plan = replace(
-            plan, reason=f"{plan.reason}; what the pack's plan says is for {known.cpu}, {known.library}"
+            plan, reason=f"{plan.reason}; the plan of the pack is for {known.cpu}, {known.library}"
         )
     if cached and plan.digest:
         write(plan, cached)
     return plan, engine
 
 
-@dataclass(slots=True)
-class Contest:
-    """Candidates against each other, until the clock says `end`.
-
-    images: uint8 (n, height, width, channels); expected: their scores by the reference.
-    runs: of all that agree; the engine of the best alone is open. failed: the others.
-    """
-
-    sources: Sources
-    images: Pixels
-    expected: NDArray[np.float32]
-    end: float
-    best: Run | None = None
-    runs: list[Run] = field(default_factory=list)
-    failed: list[Trial] = field(default_factory=list)
-
-    @property
-    def over(self) -> bool:
-        """Whether there is no time for another candidate; there is, as long as none has agreed."""
-        return self.best is not None and time.monotonic() > self.end
-
-    def enter(self, candidate: Candidate) -> None:
-        """Make the engine of `candidate`, hold it to the guard, measure it, and keep it if it is the best."""
-        settings = self.sources.settings
-        try:
-            engine = self.sources.engine(candidate)
-        except EngineError as error:
-            self.failed.append(_failed(candidate, str(error)))
-            return
-        proof = prove(self.sources.task, engine, self.images, self.expected, settings.tolerance)
-        if not proof.agrees:
-            self.failed.append(_failed(candidate, proof.disagreements[0], proof.difference))
-            engine.close()
-            return
-        run = Run(candidate, engine, proof.difference, settings.cpus)
-        end = self.end
-        if self.best is None and settings.tune_budget:  # a plan of nothing measured is of no use to anybody
-            end = max(end, time.monotonic() + SLICE)
-        run.measure(self.images, _sizes(COMPARED, settings), end)
-        self.runs.append(run)
-        if self.best is None or run.beats(self.best):
-            self.best, run = run, self.best or run
-        if run is not self.best:
-            run.engine.close()
-
-
-def _measured(
-    sources: Sources, digest: str, images: Pixels, expected: NDArray[np.float32] | None
+def _choose(
+    engines: EngineFactory, digest: str, images: Pixels, reference: NDArray[np.float32] | None
 ) -> tuple[Plan, Engine]:
-    settings = sources.settings
-    candidates = sources.candidates()
-    if sources.module is None and not settings.tune_budget:
+    """Measure the candidates, and return the plan and the open engine of the best one."""
+    options = engines.options
+    candidates = engines.candidates()
+    if engines.module is None and not options.tune_budget:
         candidates.sort(key=lambda candidate: FEWEST_BITS.index(candidate.precision))
     failed: list[Trial] = []
     try:
-        sources.prepare(candidates)
+        engines.prepare(candidates)
     except EngineError as error:
-        failed = [
-            _failed(candidate, str(error)) for candidate in candidates if candidate.engine == "openvino"
-        ]
-        candidates = [candidate for candidate in candidates if candidate.engine != "openvino"]
-    if expected is None:
-        expected = sources.expected(images)
+        failed = [_failed(one, str(error)) for one in candidates if one.engine == "openvino"]
+        candidates = [one for one in candidates if one.engine != "openvino"]
+    if reference is None:
+        reference = engines.reference(images)
 
-    end = time.monotonic() + settings.tune_budget
-    contest = Contest(sources, images, expected, end, failed=failed)
-    while candidates and not contest.over:
-        contest.enter(candidates.pop(0))
-    best = contest.best
+    end = time.monotonic() + options.tune_budget
+    best: Measurement | None = None
+    measured: list[Measurement] = []
+    halved = False
+    while best is None or time.monotonic() <= end:
+        if candidates:
+            candidate = candidates.pop(0)
+        elif best and not halved and best.candidate.device == "cpu" and best.candidate.threads > 1:
+            halved = True
+            candidate = best.candidate._replace(threads=best.candidate.threads // 2)
+        else:
+            break
+        result = _measure(engines, candidate, images, reference, end, required=best is None)
+        if isinstance(result, Trial):
+            failed.append(result)
+        else:
+            measured.append(result)
+            best = _better(result, best)
     if best is None:
-        tried = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in contest.failed)
-        raise EngineError(f"no engine can run this model with these settings. {tried}")
-    if best.candidate.device == "cpu" and best.candidate.threads > 1 and not contest.over:
-        contest.enter(best.candidate._replace(threads=best.candidate.threads // 2))
-        best = contest.best or best
-    best.measure(images, _sizes(BATCHES, settings), end)
+        notes = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in failed)
+        raise EngineError(f"no engine can run this model with these settings. {notes}")
+    best.measure(images, _sizes(BATCHES, options), end)
 
-    trials = (*(trial for run in contest.runs for trial in run.trials()), *contest.failed)
+    trials = (*(trial for one in measured for trial in one.trials()), *failed)
     engine, precision, device, threads = best.candidate
     plan = Plan(
-        engine, precision, device, threads, settings.max_batch or 8, task=sources.task.name, trials=trials
+        engine, precision, device, threads, options.max_batch or 8, task=engines.task.name, trials=trials
     )
     if not best.rates:
         reason = f"{best.candidate}, not measured: the first candidate that agrees with the reference"
         return replace(plan, reason=reason), best.engine
     plan = replace(
         plan,
-        max_batch=settings.max_batch or best.batch,
-        reason=_reason(best, contest.runs, candidates),
+        max_batch=options.max_batch or best.batch,
+        reason=_reason(best, measured, candidates),
         digest=digest,
-        cpu=cpu(settings.cpus),
+        cpu=cpu(options.cpus),
         library=library(engine),
     )
     return plan, best.engine
 
 
-def _reason(best: Run, runs: Sequence[Run], untried: Sequence[Candidate]) -> str:
-    """Why `best` won, in words."""
-    words = f"{best.candidate}: {best.rates[best.batch]:.0f} images per second in batches of {best.batch}"
-    others = [run for run in runs if run is not best and run.rates]
+def _measure(
+    engines: EngineFactory,
+    candidate: Candidate,
+    images: Pixels,
+    reference: NDArray[np.float32],
+    end: float,
+    *,
+    required: bool,
+) -> Measurement | Trial:
+    """Make the engine of a candidate and measure it until `end`, or return why it failed.
+
+    Args:
+        required: Measure it even if the time is over: a plan without any measurement is not kept.
+    """
+    options = engines.options
+    try:
+        engine = engines.make(candidate)
+    except EngineError as error:
+        return _failed(candidate, str(error))
+    agreement = compare(engines.task, engine, images, reference, options.tolerance)
+    if not agreement.agrees:
+        engine.close()
+        return _failed(candidate, agreement.disagreements[0], agreement.difference)
+    measurement = Measurement(candidate, engine, agreement.difference, options.cpus)
+    if required and options.tune_budget:
+        end = max(end, time.monotonic() + SLICE)
+    measurement.measure(images, _sizes(COMPARED, options), end)
+    return measurement
+
+
+def _better(new: Measurement, best: Measurement | None) -> Measurement:
+    """Return the better of two measurements, and close the engine of the other."""
+    if best is None:
+        return new
+    better, worse = (new, best) if new.beats(best) else (best, new)
+    worse.engine.close()
+    return better
+
+
+def _reason(best: Measurement, measured: Sequence[Measurement], skipped: Sequence[Candidate]) -> str:
+    """Explain why `best` was chosen."""
+    text = f"{best.candidate}: {best.rates[best.batch]:.0f} images per second in batches of {best.batch}"
+    others = [one for one in measured if one is not best and one.rates]
     if others:
-        second = max(others, key=lambda run: run.served)
-        words += f"; {second.candidate}: {second.rates[second.batch]:.0f} in batches of {second.batch}"
-    if untried:
-        words += f"; no time for {', '.join(map(str, untried))}"
-    return words
+        second = max(others, key=lambda one: one.served)
+        text += f"; {second.candidate}: {second.rates[second.batch]:.0f} in batches of {second.batch}"
+    if skipped:
+        text += f"; no time for {', '.join(map(str, skipped))}"
+    return text
 
 
 def _failed(candidate: Candidate, note: str, difference: float = 0.0) -> Trial:
@@ -269,12 +263,12 @@ def _failed(candidate: Candidate, note: str, difference: float = 0.0) -> Trial:
     return Trial(engine, precision, threads, 1, 0.0, difference, agrees=False, note=note)
 
 
-def _sizes(sizes: Sequence[int], settings: ModelOptions) -> list[int]:
-    return [size for size in sizes if size <= (settings.max_batch or size)]
+def _sizes(sizes: Sequence[int], options: ModelOptions) -> list[int]:
+    return [size for size in sizes if size <= (options.max_batch or size)]
 
 
 def _seconds(engine: Engine, batch: Pixels, end: float) -> float:
-    """The least that a pass over `batch` takes: what others do on the machine can only add to it."""
+    """Return the shortest time of a forward pass: other load on the machine can only add to it."""
     engine(batch)
     stop = min(time.monotonic() + SLICE, end)
     passes: list[float] = []
@@ -285,7 +279,7 @@ def _seconds(engine: Engine, batch: Pixels, end: float) -> float:
     return min(passes)
 
 
-def _if_readable(path: Path | None) -> Plan | None:
+def _read_if_valid(path: Path | None) -> Plan | None:
     try:
         return read(path) if path else None
     except EngineError:
