@@ -27,6 +27,15 @@ def test_a_model_here_and_a_service_give_the_same_answers(served_digits: str, di
         assert [best["label"] for best in one["top"]] == [best["label"] for best in other["top"]]
 
 
+def test_what_the_answers_of_a_model_here_rest_on_is_noted_beside_them(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.pth").symlink_to(digits / "digits.pth")
+    done = predict(tmp_path / "bare.pth", digits / "golden" / "7.png", "--json")
+    assert json.loads(done.stdout)
+    assert "Note: preprocessing: " in done.stderr
+    assert "`preprocessing: {resize: 256, crop: 224}`" in done.stderr
+    assert "Note" not in predict(digits, digits / "golden" / "7.png").stderr
+
+
 def test_the_table_shows_as_many_classes_as_asked_for(served_digits: str, digits: Path) -> None:
     done = predict(served_digits, digits / "golden" / "7.png", "--top", "3")
     assert done.stdout.count("%") == 3
@@ -54,3 +63,21 @@ def test_a_service_that_is_not_there_is_said_in_one_line(digits: Path) -> None:
     assert done.returncode == 1
     assert "does not respond" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_broken_image_keeps_no_other_from_being_shown(
+    served_digits: str, digits: Path, tmp_path: Path, remote: bool
+) -> None:
+    broken, gone = tmp_path / "text.png", tmp_path / "more.png"
+    broken.write_text("no image")
+    gone.write_text("none either")
+    images = (broken, digits / "golden" / "7.png", gone, digits / "golden" / "2.png")
+    source = served_digits if remote else digits
+    done = predict(source, *images, "--top", "1")
+    assert done.returncode == 1
+    assert done.stdout.count("%") == 2
+    assert [str(image) in line for image, line in zip((broken, gone), done.stderr.splitlines(), strict=True)]
+    answers = json.loads(predict(source, *images, "--json").stdout)
+    assert [answer.get("class_index") for answer in answers] == [None, 7, None, 2]
+    assert "not a supported image" in answers[0]["error"]

@@ -48,7 +48,7 @@ def usual(*before: Any, normalise: Any = IMAGENET) -> Any:
 
 def caffe(image: Image.Image) -> np.ndarray:
     bgr = np.asarray(image.resize((112, 112), BILINEAR), np.float32)[..., ::-1]
-    return (bgr - np.float32([103.939, 116.779, 123.68])).transpose(2, 0, 1)
+    return (bgr - np.array([103.939, 116.779, 123.68], np.float32)).transpose(2, 0, 1)
 
 
 def values_to_255(image: Image.Image) -> np.ndarray:
@@ -178,6 +178,6 @@ def test_an_image_of_one_colour_has_no_slope_and_fits_a_tensor_of_one_value() ->
 
 def test_what_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("text")
-    for path, words in ((tmp_path / "x.jpg", "not an image"), (tmp_path / "gone.jpg", "No such file")):
+    for path, words in ((tmp_path / "x.jpg", "send one of"), (tmp_path / "gone.jpg", "No such file")):
         with pytest.raises(PthserveError, match=f"{path}.*{words}"):
             sample(path, CARD)

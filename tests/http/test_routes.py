@@ -67,6 +67,13 @@ def test_info_says_what_is_served_and_how(client: httpx.Client) -> None:
     assert told | {"preprocess", "plan", "golden", "last_reload"} <= info.keys()
     assert info["labels"] == ["red", "green", "blue"]
     assert info["preprocess"]["crop"] == [32, 32]
+    (inferred,) = info["inferred"]
+    assert inferred == {
+        "subject": "architecture",
+        "value": "squares",
+        "origin": "file",
+        "setting": "architecture: squares",
+    }
     assert info["plan"]["trials"] == []
 
 

@@ -84,10 +84,10 @@ def test_bgr_is_what_opencv_and_a_mean_in_its_order_give() -> None:
     mean = (103.939, 116.779, 123.68)
     spec = Spec(
         channel_order="bgr",
-        mean=tuple(value / 255 for value in mean),  # type: ignore[arg-type]
+        mean=tuple(value / 255 for value in mean),
         std=(1 / 255,) * 3,
     )
-    image = reference(file_of("PNG"), Spec())[..., ::-1].astype(np.float32) - np.float32(mean)
+    image = reference(file_of("PNG"), Spec())[..., ::-1].astype(np.float32) - np.array(mean, np.float32)
     found = normalise(exact(file_of("PNG"), spec)[None], spec)[0]
     assert np.abs(found - image.transpose(2, 0, 1)).max() < 1e-3
 

@@ -55,6 +55,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     *((("format",), value) for value in (None, "1", 0, -1, True, 1.5)),
     *((("name",), value) for value in (None, "", 7, [], "x" * 2000)),  # type: ignore[var-annotated]
     *((("parameters",), value) for value in (-1, "many", 10**30, 1.5)),
+    *((("inferred",), value) for value in ([{}], ["labels"], "labels", [{"subject": "labels"}])),  # type: ignore[var-annotated]
     *((("digest",), value) for value in ("", "0" * 63, "G" * 64, None, 0)),
     *((("labels",), value) for value in ([], "ant", {"0": "ant"}, [1, 2, 3, 4, 5], [""] * 5, None)),
     *((("spec", "crop"), value) for value in (32, [32], [0, 32], [32, -1], [32, 10**9], ["32", "32"])),

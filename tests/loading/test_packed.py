@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.engines.openvino_engine import OpenVINOEngine, precisions
 from pthserve.errors import EngineError, PackError, WeightsError
 from pthserve.images.preprocess import normalise
@@ -55,6 +56,12 @@ def copy(made: Path, tmp_path: Path) -> Path:
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     written = tiny_pack(tmp_path / "pack", plan=Plan("openvino", "bf16", threads=3, reason="so"))
     assert packed.read(tmp_path / "pack") == written
+
+
+def test_what_the_model_s_answers_rest_on_is_packed_with_it(tmp_path: Path) -> None:
+    told = (Inferred("activation", "ReLU", Origin.ASSUMED, "head: {activation: relu}"),)
+    tiny_pack(tmp_path / "pack", inferred=told)
+    assert load(str(tmp_path / "pack"), SETTINGS).inferred == told
 
 
 def test_the_same_model_is_written_as_the_same_bytes(made: Path, tmp_path: Path) -> None:

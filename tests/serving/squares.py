@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.engines.base import Images, Logits
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
@@ -79,6 +80,7 @@ def squares(engine: Squares | None = None, max_batch: int = 8, **fields: Any) ->
         version="1",
         architecture="squares",
         parameters=0,
+        inferred=(Inferred("architecture", "squares", Origin.FILE, "architecture: squares"),),
     )
     return replace(model, **fields)
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.engines.base import Images, Logits
 from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
 from pthserve.files.fingerprint import fingerprint
@@ -70,6 +72,22 @@ def digest(predictor: Predictor) -> str:
 
 def loads(result: str) -> float:
     return REGISTRY.get_sample_value("pthserve_model_loads_total", {"result": result}) or 0.0
+
+
+async def test_what_is_uncertain_about_a_model_is_a_warning_with_the_line_that_states_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = (
+        Inferred("architecture", "resnet18", Origin.FILE, "architecture: resnet18"),
+        Inferred("activation", "ReLU", Origin.ASSUMED, "head: {activation: relu}"),
+    )
+    async with served() as (_, reload, source):
+        caplog.set_level(logging.WARNING, "pthserve")  # whatever level other tests left
+        source.model = lambda: replace(squares(digest=NEW), inferred=told)
+        await reload.again()
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert warning == f"{told[1]}"
+    assert "`head: {activation: relu}`" in warning
 
 
 # --- what takes the old model's place ---------------------------------------------------------------------

@@ -601,6 +601,72 @@ def test_features_under_another_name_are_recognised() -> None:
     check_same(built, module)
 
 
+class Concat(nn.Module):
+    """As fastai's AdaptiveConcatPool2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([nn.AdaptiveMaxPool2d(1)(x), nn.AdaptiveAvgPool2d(1)(x)], 1)
+
+
+def fastai(name: str, cut: int, width: int) -> nn.Sequential:
+    """What fastai's `vision_learner` makes: a body by number, and a head on two poolings."""
+    body = nn.Sequential(*list(make(name).children())[:cut])
+    head = nn.Sequential(
+        *(Concat(), nn.Flatten()),
+        *(nn.BatchNorm1d(2 * width), nn.Dropout(), nn.Linear(2 * width, 64, bias=False), nn.ReLU()),
+        *(nn.BatchNorm1d(64), nn.Dropout(), nn.Linear(64, 5, bias=False)),
+    )
+    return nn.Sequential(body, randomised(head))
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "width"),
+    [("resnet18", -2, 512), pytest.param("vgg11_bn", -2, 512, marks=[pytest.mark.slow, pytest.mark.long])],
+)
+def test_the_head_of_a_fastai_learner_is_rebuilt(name: str, cut: int, width: int) -> None:
+    module = fastai(name, cut, width)
+    built = architecture.build(module.state_dict())
+    assert (built.name, built.num_classes, built.prefix) == (name, 5, "0.")
+    assert not any(one.uncertain for one in built.inferred)
+    check_same(built, module)
+
+
+def test_two_poolings_under_another_head_are_assumed_to_be_in_fastais_order() -> None:
+    module = make("resnet18")
+    module.avgpool = Concat()
+    module.fc = randomised(nn.Linear(1024, 5))
+    built = architecture.build(module.state_dict())
+    assert [(one.subject, one.uncertain) for one in built.inferred][1:] == [("head", True)]
+    check_same(built, module)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("mobilenet_v2", {"width_mult": 0.5}),
+        ("mobilenet_v3_small", {"width_mult": 0.75}),
+        ("resnet50", {"groups": 2, "width_per_group": 64}),
+    ],
+    ids=str,
+)
+def test_arguments_that_the_shapes_tell_are_found(name: str, kwargs: dict[str, Any]) -> None:
+    built = architecture.build(weightless(name, num_classes=4, **kwargs))
+    assert (built.name, built.num_classes) == (name, 4)
+    stated = yaml.safe_load(built.inferred[1].setting)
+    assert (stated, built.inferred[1].uncertain) == ({"kwargs": kwargs}, False)
+    named = architecture.build(weightless(name, num_classes=4, **kwargs), name, kwargs)
+    assert named.parameters == built.parameters
+
+
+def test_the_architecture_with_the_same_names_and_other_shapes_is_named() -> None:
+    state_dict = {
+        key: torch.zeros([max(side // 2, 1) for side in tensor.shape])
+        for key, tensor in weightless("resnet18").items()
+    }
+    with pytest.raises(ArchitectureError, match=r"nearest is resnet18.*same names.*`kwargs: \{\.\.\.\}`"):
+        architecture.build(state_dict)
+
+
 # --- wrappers, and what lies beside the network ----------------------------------------------------
 
 

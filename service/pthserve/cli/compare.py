@@ -90,9 +90,13 @@ def _table(found: "Comparison") -> "Table":
     for stage in found.stages:
         differs = {True: "differs", False: "agrees", None: "?"}[stage.differs]
         unit = "" if stage.name == "forward" else " of 255"
-        difference = "" if stage.difference is None else f"{stage.difference:.2g}{unit}"
+        difference = "" if stage.difference is None else f"{_figure(stage.difference)}{unit}"
         table.add_row(stage.name, differs, stage.ours, stage.theirs, difference)
     return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _summary(found: "Comparison", model: "Model") -> Iterator[str]:

@@ -53,7 +53,7 @@ def _answers(model: "Model", images: Sequence[Path]) -> Iterator["Golden"]:
     from pthserve.files.golden import Golden
 
     for image in images:
-        yield Golden(image, **model.task.golden(model(image)))
+        yield Golden(image, recorded=True, **model.task.golden(model(image)))
 
 
 def _check(model: "Model", settings: Settings) -> None:

@@ -134,6 +134,7 @@ def _packed(folder: Path) -> dict[str, Any]:
         "golden": len(model.golden),
         "int8": model.has_int8,
         "plan": model.plan.to_dict(),
+        "inferred": [one.to_dict() for one in model.inferred],
         "made_with": dict(model.made_with),
     }
 
@@ -146,10 +147,11 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "made with": ", ".join(f"{name} {version}" for name, version in found["made_with"].items()),
         "SHA-256": f"{found['sha256']} (of the weights that it was made from)",
         "architecture": found["architecture"],
+        "preprocessing": Spec.from_dict(found["preprocessing"]).words(),
+        **_inferred(found["inferred"]),
         "parameters": f"{found['parameters']:,}",
         "task": found["task"]["name"],
         "classes": str(found["num_classes"]),
-        "preprocessing": Spec.from_dict(found["preprocessing"]).words(),
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
         "plan": plan["reason"],

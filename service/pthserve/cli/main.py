@@ -18,11 +18,16 @@ COMMANDS = {
     "tune": "Find the fastest way to run a model on this machine.",
     "pack": "Write a packed model: a folder that is served without PyTorch.",
     "golden": "Record or check the expected results for golden images.",
+    "init": "Write a `model.yaml` with everything that was inferred about a model.",
+    "import": "Import a model archive of TorchServe.",
     "compare": "Compare the preprocessing and results of your training script with those of a model.",
     "bench": "Measure the latency and throughput of a service.",
     "fetch": "Download a weights file and verify its SHA-256.",
 }
-"""Command name to summary; each is the function `command` in `cli/<name>.py`."""
+"""Command name to summary; each is the function `command` in `cli/<name>.py`, or as MODULES says."""
+
+MODULES = {"import": "import_archive"}
+"""Modules of commands whose names are words of Python."""
 
 NOT_IN_EVERY_INSTALLATION = {"torch", "torchvision", "nncf", "safetensors"}
 
@@ -34,7 +39,8 @@ class Lazy(click.RichCommand):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Import the command and make its context."""
-        command: click.RichCommand = importlib.import_module(f"pthserve.cli.{self.name}").command
+        module = MODULES.get(str(self.name), self.name)
+        command: click.RichCommand = importlib.import_module(f"pthserve.cli.{module}").command
         return command.make_context(info_name, args, parent, **extra)
 
 

@@ -1,7 +1,7 @@
 """`pthserve predict`: classify images with a local model or through a service."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,12 @@ import rich_click as click
 from pthserve.addresses import printable
 from pthserve.cli.headers import HEADERS, Header
 from pthserve.cli.options import model_options, takes_settings
-from pthserve.errors import PthserveError
+from pthserve.errors import PthserveError, RequestError
 from pthserve.settings import Settings
+from pthserve.text import MESSAGE, quoted
+
+_OF_THE_IMAGE = (400, 413, 415, 422)
+"""Statuses by which a service refuses one image; others follow whatever the image."""
 
 if TYPE_CHECKING:
     from pthserve.tasks.base import Row
@@ -45,6 +49,8 @@ def command(
     """Run images through a model or through a running service.
 
     MODEL is the same as for `pthserve serve`. URL is the address of a service, such as http://127.0.0.1:8000.
+    An image that cannot be read is reported after the others, and the exit code is 1.
+
     No tuning is done: without --plan, the model runs on the default engine.
     """
     remote = source.startswith(("http://", "https://"))
@@ -55,17 +61,32 @@ def command(
         if remote
         else _predict_locally(source, images, top, settings)
     )
+    found = list(zip(images, answers, strict=True))
     if as_json:
         click.echo(
             json.dumps(
-                [{"image": str(image), **answer} for image, answer in zip(images, answers, strict=True)]
+                [
+                    {"image": str(image), **(answer if isinstance(answer, dict) else {"error": str(answer)})}
+                    for image, answer in found
+                ]
             )
         )
-        return
+    else:
+        _show(found)
+    failures = [answer for _, answer in found if not isinstance(answer, dict)]
+    for failure in failures[:-1]:
+        click.echo(f"pthserve: {failure}", err=True)
+    if failures:
+        raise failures[-1]
+
+
+def _show(found: Iterable[tuple[Path, dict[str, Any] | PthserveError]]) -> None:
+    """Print a table of the images that were classified."""
     from pthserve.cli.display import predictions, show
 
-    rows = [(str(image), _rows(answer)) for image, answer in zip(images, answers, strict=True)]
-    show(predictions(rows))
+    rows = [(str(image), _rows(answer)) for image, answer in found if isinstance(answer, dict)]
+    if rows:
+        show(predictions(rows))
 
 
 def _rows(answer: dict[str, Any]) -> "list[Row]":
@@ -80,7 +101,8 @@ def _rows(answer: dict[str, Any]) -> "list[Row]":
 
 def _predict_remotely(
     url: str, images: Sequence[Path], top: int, headers: Sequence[Header]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | PthserveError]:
+    """What the service answers to each image, or why it refuses one; raises PthserveError where it fails."""
     import httpx
 
     try:
@@ -96,11 +118,15 @@ def _predict_remotely(
                 reply = client.post(address, params={"top": top}, files={"image": image.read_bytes()})
             except httpx.TransportError as error:
                 raise PthserveError(f"{shown} does not respond: {error or type(error).__name__}") from error
-            if reply.status_code != httpx.codes.OK:
-                raise PthserveError(
-                    f"{shown} responds with {reply.status_code} to {image}: {_error_text(reply.text)}"
-                )
-            yield reply.json()
+            if reply.status_code == httpx.codes.OK:
+                yield reply.json()
+                continue
+            failure = PthserveError(
+                f"{shown} responds with {reply.status_code} to {image}: {_error_text(reply.text)}"
+            )
+            if reply.status_code not in _OF_THE_IMAGE:
+                raise failure
+            yield failure
 
 
 def _error_text(body: str) -> str:
@@ -113,11 +139,19 @@ def _error_text(body: str) -> str:
 
 def _predict_locally(
     source: str, images: Sequence[Path], top: int, settings: Settings
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | PthserveError]:
+    """The answer for each image, or why it cannot be read."""
     from pthserve.cli import demo
     from pthserve.cli.local import loaded
 
     model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
+    for inferred in model.inferred:
+        if inferred.uncertain:
+            click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
     for image in images:
-        fields = model(image).to_dict(top)
-        yield {name: value.tolist() if hasattr(value, "tolist") else value for name, value in fields.items()}
+        try:
+            fields = model(image).to_dict(top)
+        except RequestError as error:
+            yield error
+        else:
+            yield {name: one.tolist() if hasattr(one, "tolist") else one for name, one in fields.items()}

@@ -21,7 +21,7 @@ from pthserve.comparison.normalisation import Floats
 from pthserve.comparison.search import SEARCHED, Sample, nearest, sample
 from pthserve.comparison.user_function import Returned, UserFunction
 from pthserve.errors import PthserveError
-from pthserve.files.card_fields import Preprocessing
+from pthserve.files.card_fields import preprocessing_fields
 from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.text import quoted
@@ -201,7 +201,7 @@ def _stages(
         )
         stages = [Stage(name, None, _words(spec, name)) for name in STAGES]
         return stages, left, None
-    return _differing(samples, spec, found.spec), left, card_fields(found.spec)
+    return _differing(samples, spec, found.spec), left, preprocessing_fields(found.spec)
 
 
 def _differing(samples: Sequence[Sample], spec: Spec, other: Spec) -> list[Stage]:
@@ -291,7 +291,9 @@ def _by_answers(
     if after <= tolerance:
         forward = replace(forward, differs=False, theirs="the same, once the lines are stated")
         stages = _differing(samples, spec, best)
-        return Comparison((*stages, forward), len(samples), card=card_fields(best), notes=tuple(notes))
+        return Comparison(
+            (*stages, forward), len(samples), card=preprocessing_fields(best), notes=tuple(notes)
+        )
     notes.append(
         "No variation of the preprocessing gives your function's results; the nearest, "
         f"{best.words()}, leaves a difference of {after:.3f}. Return the tensor too, so that each stage can "
@@ -299,14 +301,6 @@ def _by_answers(
     )
     stages = [replace(stage, differs=None) for stage in stages]
     return Comparison((*stages, forward), len(samples), notes=tuple(notes))
-
-
-def card_fields(spec: Spec) -> dict[str, Any]:
-    """`spec` as the fields of a card's `preprocessing`, all of them."""
-    values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
-    height, width = spec.crop
-    values["crop"] = height if height == width else spec.crop
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 _WORDS: dict[str, Callable[[Spec], str]] = {

@@ -30,6 +30,8 @@ CLOSE = 0.05
 """Grey levels: variations whose difference is larger by no more than this count as equally good."""
 FITS = 2.0
 """Grey levels: pixels that differ by less are the same image, whatever the normalisation is."""
+ROUNDING = 0.5
+"""Grey levels: by so little the same preprocessing differs where it rounds in other places."""
 CROP_RATIOS = (0.8, 0.85, 0.875, 0.9, 0.95, 0.96)
 """Usual shares of the resized image that the crop leaves, of images that are resized to a square."""
 FILTERS: tuple[tuple[Interpolation, bool], ...] = (
@@ -198,7 +200,7 @@ def _normalised(pairs: Sequence[tuple[Sample, Floats]], found: Spec, spec: Spec)
     whole = fit_all([one.pixels(found) for one in samples], tensors)
     if found.channels == 3:
         without = fit_all([one.grey().pixels(found) for one in samples], tensors)
-        if without.levels < min(FITS, whole.levels / 2):
+        if without.levels < FITS and whole.levels > max(ROUNDING, 2 * without.levels):
             return Variation(found, without.levels, "makes the image grey and repeats it in three channels")
     if whole.levels > FITS and (border := _border(tensors)):
         return Variation(found, whole.levels, f"pads the image: its tensors have {border} of one value")
@@ -229,7 +231,7 @@ def _border(tensors: Sequence[Floats]) -> str:
 
 def _depends_on_the_image(whole: Fit, each: Sequence[Fit]) -> bool:
     levels = float(np.mean([one.levels for one in each]))
-    return len(each) > 1 and levels < min(FITS, whole.levels / 3)
+    return len(each) > 1 and levels < FITS and whole.levels > max(ROUNDING, 3 * levels)
 
 
 def _unstatable(found: Fit) -> str:

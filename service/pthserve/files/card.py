@@ -186,6 +186,7 @@ def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
         {
             "image": os.path.relpath(one.image, folder),
             **one.answer(),
+            **({"recorded": True} if one.recorded else {}),
         }
         for one in golden
     ]
@@ -306,6 +307,7 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
     if fields.kind != "class":
         return Golden(
             image,
+            recorded=fields.recorded,
             labels=None
             if fields.labels is None
             else tuple(
@@ -324,7 +326,7 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
         raise CardError(
             f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels"
         )
-    return Golden(image, index, fields.probability)
+    return Golden(image, index, fields.probability, recorded=fields.recorded)
 
 
 def _index(label: str, names: tuple[str, ...] | None, card: Path, place: str, advice: str = "") -> int:

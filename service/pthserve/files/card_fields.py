@@ -191,6 +191,10 @@ class GoldenImage(_Fields):
         None, description="embedding: the vector"
     )
 
+    recorded: Annotated[bool, Field(strict=True)] = Field(
+        False, description="`true`: `pthserve golden` recorded the answer; it settles nothing that is assumed"
+    )
+
     @model_validator(mode="after")
     def _one_answer(self) -> Self:
         stated = [
@@ -335,3 +339,11 @@ class Fields(_Fields):
             ),
             normalize=bool(self.normalize),
         )
+
+
+def preprocessing_fields(spec: Spec) -> dict[str, Any]:
+    """`spec` as the fields of `preprocessing`, all of them, ready for YAML."""
+    values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
+    height, width = spec.crop
+    values["crop"] = height if height == width else spec.crop
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

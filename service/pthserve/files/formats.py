@@ -133,7 +133,7 @@ def _refuse_pickle(file: IO[bytes], name: str) -> None:
 
 def _of_archive(file: IO[bytes]) -> str:
     """The format of a zip archive; refused before anybody allocates what it claims to hold."""
-    inert.check_length(_directory_size(file))
+    inert.check_length(directory_size(file))
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -169,7 +169,7 @@ def _other_archive(names: set[str], last: set[str]) -> str:
     if "model.weights.h5" in last:
         return f"is a Keras model; {_FROM_TENSORFLOW}"
     if "MAR-INF/MANIFEST.json" in names:
-        return "is a TorchServe archive; unpack it, and name the state dict in it"
+        return "is a TorchServe archive; make a folder of it with `pthserve import`, and serve that"
     if last and all(name.endswith(".npy") for name in last):
         return (
             "holds numpy arrays (.npz); save them as tensors where they were made: "
@@ -178,7 +178,7 @@ def _other_archive(names: set[str], last: set[str]) -> str:
     return "is a zip archive that PyTorch did not write; unpack it if the weights are in it"
 
 
-def _directory_size(file: IO[bytes]) -> int:
+def directory_size(file: IO[bytes]) -> int:
     """How many bytes the directory of a zip archive claims to take; 0 where none is found.
 
     zipfile makes an object of each of its entries, however many there are.

@@ -17,6 +17,7 @@ class Golden:
     labels: the indices of all labels that apply. probabilities: one a label, None where it is not known.
     values: one an output, None where it is not known. vector: the embedding.
     sha256: of the file, where a packed model says so; None where any content counts.
+    recorded: whether the answer is one that pthserve gave, and no evidence of what is right.
     """
 
     image: Path
@@ -27,6 +28,7 @@ class Golden:
     probabilities: tuple[float | None, ...] | None = None
     values: tuple[float | None, ...] | None = None
     vector: tuple[float, ...] | None = None
+    recorded: bool = field(default=False, compare=False)
 
     @property
     def kind(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 import pthserve
+from pthserve.certainty import Origin
 from pthserve.http.problems import JSON
 
 
@@ -80,6 +81,15 @@ class Golden(BaseModel):
     result: str = Field(description="agreed, disagreed, or unchecked")
 
 
+class Fact(BaseModel):
+    """One thing that was found out about the model; see docs/card.md."""
+
+    subject: str
+    value: str
+    origin: Origin
+    setting: str = Field(description="the line of model.yaml that states it")
+
+
 class Info(BaseModel):
     """What is served, and how."""
 
@@ -94,6 +104,7 @@ class Info(BaseModel):
     engine: str
     precision: str
     preprocess: dict[str, Any] = Field(description="of an image; `assumed` where nobody said")
+    inferred: list[Fact] = Field(description="what was found out about the model, and what that rests on")
     plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="what the latest reload came to")

@@ -67,6 +67,7 @@ class Routes:
                 "engine": model.forward.name,
                 "precision": model.forward.precision,
                 "preprocess": model.spec.to_dict(),
+                "inferred": [one.to_dict() for one in model.inferred],
                 "plan": model.plan.to_dict(),
                 "golden": self._golden(model),
                 "last_reload": self._predictor.last_reload,

@@ -34,6 +34,19 @@ is answered meanwhile, for 0.1 s at twice as many."""
 SLOW_PIXELS = 4_000_000
 """Pixels that a run-length-coded BMP may have: Pillow decodes those in Python."""
 
+_OTHERS = (
+    # offset, first bytes there, format
+    (4, re.compile(rb"ftyp(avi[fs]|mif1.{4,24}avi[fs])", re.DOTALL), "AVIF"),
+    (4, re.compile(rb"ftyp(hei[cxms]|hev[cx]|mif1|msf1)"), "HEIC"),
+    (0, re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), "JPEG 2000"),
+    (0, re.compile(rb"\x00\x00\x01\x00[^\x00]\x00"), "ICO"),
+    (0, re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
+    (0, re.compile(rb"8BPS"), "Photoshop"),
+    (0, re.compile(rb"\s*(<\?xml[^>]{0,200}>\s*)?(<!--.{0,200}-->\s*)?<svg[\s>]", re.DOTALL), "SVG"),
+    (0, re.compile(rb"%PDF-"), "PDF"),
+)
+"""Formats that people send, and that are not read; by their bytes."""
+
 _EXIF_ORIENTATION = 0x0112
 
 _MAGIC = re.compile(
@@ -78,6 +91,14 @@ class Decoded(NamedTuple):
     size: tuple[int, int]
 
 
+def _named(data: bytes) -> str:
+    """What data is that is not an image of an allowed format."""
+    for offset, magic, name in _OTHERS:
+        if magic.match(data, offset):
+            return f"the image is {name}, which is not supported"
+    return "the data is not a supported image"
+
+
 class Picture:
     """An image whose header has been read, and whose pixels have not been decoded.
 
@@ -101,7 +122,7 @@ class Picture:
         """
         magic = _MAGIC.match(data)
         if magic is None or magic.lastgroup is None:
-            raise UnsupportedImage(f"the data is not a supported image; send one of {', '.join(FORMATS)}")
+            raise UnsupportedImage(f"{_named(data)}; send one of {', '.join(FORMATS)}")
         self._data = data
         self._mode = mode
         self._name = magic.lastgroup

@@ -67,7 +67,7 @@ class Spec:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return (
             f"{self._resizing()}, crop {self.crop[0]}x{self.crop[1]}, "
-            f"{'RGB' if self.channels == 3 else 'grey'}, mean {mean}, std {std}"
+            f"{'grey' if self.channels == 1 else self.channel_order.upper()}, mean {mean}, std {std}"
             + ", upright by EXIF"
             * self.exif
         )

@@ -15,6 +15,7 @@ from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
+from pthserve.loading.settle import settle
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
 from pthserve.planning.candidates import EngineFactory
@@ -69,6 +70,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         allowed,
         first_layer=described.first_layer,
         head=described.head,
+        spec=described.spec,
         path=described.weights,
     )
     spec = _spec(described, found)
@@ -81,6 +83,9 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         inferred_task,
         *inferred_labels,
     )
+    if settings.golden != "off" and task.name == "classification":
+        spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
+        inferred = tuple(settled.get(one.subject, one) for one in inferred)
     return Built(described, read, found, task, labels, spec, inferred)
 
 
@@ -192,6 +197,19 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
             f"the model takes {found.channels}"
         )
     return spec
+
+
+def _specs(described: "Card", spec: Spec) -> list[Spec]:
+    """`spec`, and what else images may have been preprocessed with where the card does not say."""
+    if not spec.assumed:
+        return [spec]
+    size = min(spec.crop)
+    common = replace(spec, resize=round(size * 256 / 224), interpolation=Spec().interpolation)
+    if spec.channels == Spec().channels:
+        common = replace(common, mean=Spec().mean, std=Spec().std)
+    squashed = replace(spec, resize=spec.crop)
+    stated = {name: getattr(spec, name) for name in described.stated}
+    return list(dict.fromkeys(replace(one, **stated) for one in (spec, common, squashed)))
 
 
 def _usual(found: "Architecture") -> Spec:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import CardError, PackError
 from pthserve.files.card_fields import MAX_SIDE, MAX_STATED, Preprocessing
 from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
@@ -123,6 +124,19 @@ class PackedTask(_Part):
         return make(self.name, stated, outputs)
 
 
+class PackedInferred(_Part):
+    """What was found out about the model; see `Inferred`."""
+
+    subject: Name
+    value: Text
+    origin: Origin
+    setting: Text
+
+    def inferred(self) -> Inferred:
+        """The same as an Inferred."""
+        return Inferred(self.subject, self.value, self.origin, self.setting)
+
+
 class Manifest(_Part):
     """A whole `manifest.json`; see `Packed` for what the fields mean."""
 
@@ -137,6 +151,7 @@ class Manifest(_Part):
     spec: PackedSpec
     plan: PackedPlan
     golden: tuple[PackedGolden, ...]
+    inferred: Annotated[tuple[PackedInferred, ...], Field(max_length=100)] = ()
     made_with: dict[Name, Text]
 
     def served_task(self) -> Task:

@@ -76,6 +76,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         digest=digest,
         golden=_copied(built.card.golden, folder),
         task=built.task,
+        inferred=built.inferred,
         made_with=_versions(),
     )
     apply_golden_policy(made.model(engine, plan), settings)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from pthserve.certainty import Inferred
 from pthserve.engines.base import Engine
 from pthserve.errors import PackError
 from pthserve.files import copies
@@ -70,6 +71,7 @@ class Packed:
     digest: str
     golden: tuple[Golden, ...] = ()
     task: Task = CLASSIFICATION
+    inferred: tuple[Inferred, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     copies: Mapping[str, Copy] = field(default_factory=dict, compare=False, repr=False)
@@ -132,7 +134,8 @@ class Packed:
 
     def model(self, engine: Engine, plan: Plan) -> Model:
         """The model as `engine` runs it by `plan`."""
-        shared = {name: getattr(self, name) for name in (*_PLAIN, "labels", "spec", "golden", "task")}
+        names = (*_PLAIN, "labels", "spec", "golden", "task", "inferred")
+        shared = {name: getattr(self, name) for name in names}
         return Model(forward=engine, plan=plan, **shared)
 
     def to_json(self) -> str:
@@ -152,6 +155,7 @@ class Packed:
                 }
                 for one in self.golden
             ],
+            "inferred": [one.to_dict() for one in self.inferred],
             "made_with": dict(self.made_with),
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
@@ -192,6 +196,7 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
             for one in values.golden
         ),
         task=values.served_task(),
+        inferred=tuple(one.inferred() for one in values.inferred),
         made_with=values.made_with,
         digests=digests,
         copies=kept,

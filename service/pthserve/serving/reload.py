@@ -156,6 +156,9 @@ class Reload:
 
     def _adopt(self, checked: _Checked) -> None:
         self._predictor.adopt(checked.model, checked.golden)
+        for inferred in checked.model.inferred:
+            if inferred.uncertain:
+                log.warning("%s", quoted(str(inferred), MESSAGE))
         MODEL_LOAD_SECONDS.set(checked.seconds)
         self._served = self._tried
         self._report(self._served)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pthserve.errors import ArchitectureError
+from pthserve.images.spec import Spec
 from pthserve.zoos.base import Architecture, Source, Zoo
 from pthserve.zoos.indexed import Indexed
 from pthserve.zoos.own import Own
@@ -24,6 +25,7 @@ def build(
     *,
     first_layer: Mapping[str, Any] | None = None,
     head: Mapping[str, Any] | None = None,
+    spec: Spec | None = None,
     path: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Architecture:
@@ -34,7 +36,7 @@ def build(
             the architecture has no place for.
     """
     source = Source(
-        state_dict, name, kwargs or {}, first_layer or {}, head or {}, path, metadata or {}, allowed
+        state_dict, name, kwargs or {}, first_layer or {}, head or {}, spec, path, metadata or {}, allowed
     )
     built = next(zoo for zoo in ZOOS if zoo.claims(source)).build(source)
     subjects = {inferred.subject for inferred in built.inferred}

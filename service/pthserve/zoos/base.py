@@ -26,6 +26,7 @@ class Source:
     state_dict: name to CPU tensor, names as in the file; empty where the file has none, as an ONNX graph.
     architecture: what the card or an option names, if anything; kwargs: its arguments.
     first_layer, head: what the card states of them, as `card_fields.FirstLayer` and `Head` have it.
+    spec: the card's preprocessing, where it states one.
     path: the weights file, beside which others may lie; None where there is no file.
     metadata: plain values that the checkpoint holds beside its tensors.
     allowed: modules whose code may be imported and called.
@@ -36,6 +37,7 @@ class Source:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     first_layer: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
+    spec: Spec | None = None
     path: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     allowed: Collection[str] = ()
@@ -163,15 +165,17 @@ def _check_dtypes(
         )
 
 
-def described(name: str, module: nn.Module, **rest: Any) -> Architecture:
+def described(name: str, module: nn.Module, channels: int | None = None, **rest: Any) -> Architecture:
     """The architecture called `name`: `module` in eval mode; rest: the other fields.
+
+    channels: of its images; by default, those of its first convolution.
 
     Raises:
         ArchitectureError: its images have neither 1 nor 3 channels.
     """
     module.eval()
-    convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
-    channels = next((layer.in_channels for layer in convolutions), 3)
+    if channels is None:
+        channels = first_channels(module)
     if channels not in (1, 3):
         raise ArchitectureError(
             f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB) of them. Code of your "
@@ -179,3 +183,9 @@ def described(name: str, module: nn.Module, **rest: Any) -> Architecture:
         )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Architecture(name, module, parameters=parameters, channels=channels, **rest)
+
+
+def first_channels(module: nn.Module) -> int:
+    """Channels that the first convolution takes, in order of registration; 3 where there is none."""
+    convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    return next((layer.in_channels for layer in convolutions), 3)

@@ -1,7 +1,8 @@
 """A state dict put into one of a catalogue's architectures, part by part."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from pthserve.errors import ArchitectureError
 from pthserve.files import checkpoint
 from pthserve.files.stated_task import Hint
 from pthserve.text import quoted
-from pthserve.zoos import heads
+from pthserve.zoos import heads, variants
 from pthserve.zoos.base import Choice, Source, shapes
 from pthserve.zoos.catalogue import Catalogue, Entry
 from pthserve.zoos.first_layer import FirstLayer
@@ -33,7 +34,7 @@ _RESEMBLES = 0.2
 
 def match(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], name: str | None) -> Match:
     """The one network in `layout`; of several the moving average. name: the user's, for the message."""
-    found = find(layout, entries) or _with_another_first_layer(layout, catalogue, entries)
+    found = find(layout, entries) or variants.find(layout, catalogue, entries)
     if not found:
         raise ArchitectureError(_misfit(layout, catalogue, entries, name))
     means = [one for one in found if averaged(one)]
@@ -43,39 +44,6 @@ def match(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], na
             f"the state dict holds several networks, under {places}; save only the names of the one to serve"
         )
     return (means if len(found) > 1 else found)[0]
-
-
-def _with_another_first_layer(
-    layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]
-) -> list[Match]:
-    """The network that the nearest architecture becomes with another kernel, or bias, in its first layer."""
-    close, alike = nearest(layout, entries)
-    if close is None or alike < _RESEMBLES:
-        return []
-    module = blank(catalogue, close.name, {})
-    reference = Layout(shapes(module.state_dict()))
-    body = reference.part((), {top: top for top in entries[close.name].tops})
-    path = FirstLayer(module).path
-    weight = next((short for short, name in body.names.items() if name == f"{path}.weight"), "")
-    if weight not in close.body.names or not _same_width(body.shapes[weight], close.body.shapes[weight]):
-        return []
-    bias = weight.removesuffix("weight") + "bias"
-    full = close.body.names[weight]
-    full_bias = full.removesuffix("weight") + "bias"
-    as_known = {**layout.shapes, full: body.shapes[weight], full_bias: body.shapes.get(bias, ())}
-    if bias not in body.shapes:
-        del as_known[full_bias]
-    matches = []
-    for one in find(Layout(as_known), {close.name: entries[close.name]}):
-        names = {**one.body.names, bias: full_bias}
-        theirs = {short: layout.shapes[name] for short, name in names.items() if name in layout.shapes}
-        matches.append(Match(one.name, one.node, Part({short: names[short] for short in theirs}, theirs)))
-    return matches
-
-
-def _same_width(ours: Shape, theirs: Shape) -> bool:
-    """Whether both are weights of convolutions to as many channels."""
-    return len(ours) == len(theirs) == len(("out", "in", "height", "width")) and ours[0] == theirs[0]
 
 
 def averaged(one: Match) -> bool:
@@ -121,6 +89,7 @@ class Fit:
                 f"kwargs: {{{stated}}}",
                 Origin.DEFAULT,
             )
+        self._infer_arguments()
         arguments = {
             "num_classes": self.outputs,
             **catalogue.implied(match.name, match.body),
@@ -132,6 +101,13 @@ class Fit:
         self._fit_body()
         self._fit_head(unused)
         self.ignored = (*self._fit_rest(unused), *unused)
+
+    def _infer_arguments(self) -> None:
+        """List the arguments by which the match is another network than the library's own of this name."""
+        if not self.match.kwargs:
+            return
+        stated = ", ".join(f"{key}: {value}" for key, value in self.match.kwargs.items())
+        self._infer("architecture", f"with {stated}, by its shapes", f"kwargs: {{{stated}}}", Origin.FILE)
 
     def _pretrained(self) -> dict[str, Any]:
         """What the library sets with its pretrained weights, where the model seems to descend from them."""
@@ -176,8 +152,8 @@ class Fit:
 
     def _fit_body(self) -> None:
         theirs = self.match.body.shapes
+        self._fit_first_layer(self._body())
         body = self._body()
-        self._fit_first_layer(body)
         for short, name in body.names.items():
             self._widen(name, body.shapes[short], theirs.get(short, ()))
         body = self._body()
@@ -194,7 +170,7 @@ class Fit:
         first, weight = self._first_layer(body)
         theirs = self.match.body.shapes
         assumed = None
-        if _same_width(body.shapes.get(weight, ()), theirs.get(weight, ())):
+        if variants.same_width(body.shapes.get(weight, ()), theirs.get(weight, ())):
             assumed = first.fit(theirs[weight], bias=weight.removesuffix("weight") + "bias" in theirs)
         if stated := self.source.first_layer:
             option = first.state(stated)
@@ -231,6 +207,7 @@ class Fit:
             return
         kept = {key: shape for key, shape in ours.items() if key not in _under(last, ours)}
         new = {key: shape for key, shape in theirs.items() if key not in kept}
+        beside = False
         head = self.module.get_submodule(path)
         if kept and kept.items() <= theirs.items() and new == _under(last, new):
             self.names |= {key: prefix + key for key in kept}
@@ -244,15 +221,19 @@ class Fit:
             if not tensors:
                 self._leave_out(path, head, width)
                 return
-            self._infer("head", "the layers beside the body are its head", OWN)
+            beside = True
         takes = f"linear layers and norms on {width} features" if width else "the library's own"
         made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
+        if made is None and width:
+            made, beside = self._fit_two_poolings(tensors, width), False
         if made is None:
             raise ArchitectureError(
                 f"the body is {self.match.name}'s, but its head cannot be rebuilt "
                 f"({some(f'{quoted(key)} {words(shape)}' for key, shape in tensors.items())}): "
                 f"it must be {takes}. {ADVICE}"
             )
+        if beside:
+            self._infer("head", "the layers beside the body are its head", OWN)
         self.module.set_submodule(path, made.module)
         self._adopt(made, f"{path}.")
 
@@ -266,6 +247,25 @@ class Fit:
         self.module.set_submodule(path, nn.Sequential(*heads.leading(head), nn.Flatten(1)))
         self.outputs = width
         self.hint = Hint("embedding", reason)
+
+    def _fit_two_poolings(self, tensors: dict[str, Shape], width: int) -> heads.Head | None:
+        """The head, where it takes what two poolings give side by side, as fastai's `vision_learner` has."""
+        pool = getattr(self.module, "avgpool", None)
+        if not isinstance(pool, nn.AdaptiveAvgPool2d):
+            return None
+        places = math.prod(
+            (1, 1) if pool.output_size in (1, (1, 1)) else cast("tuple[int, int]", pool.output_size)
+        )
+        made = heads.rebuild(tensors, 2 * width // places)
+        if made is None:
+            return None
+        both = heads.TwoPoolings()
+        self.module.avgpool = both
+        if made.fastai:
+            self._infer("head", f"{both.words}, as of fastai's vision_learner", OWN, Origin.FILE)
+        else:
+            self._assume(both.orders)
+        return made
 
     def _fit_rest(self, unused: list[str]) -> list[str]:
         """Put layers that run on the classes behind the module; the names that are then left."""
@@ -293,6 +293,9 @@ class Fit:
             option = made.activate(**{"activation": "relu", **self.source.head})
             option.apply()
             self._infer("activation", option.value, option.setting, Origin.CARD)
+        elif made.gaps and made.fastai:
+            (option, *_) = made.activations.options
+            self._infer("activation", f"{option.value}, as of fastai's", option.setting, Origin.FILE)
         elif made.gaps:
             self._assume(made.activations)
         if made.alone:
@@ -336,6 +339,13 @@ def _misfit(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry], 
     """Why no entry fits: the nearest, and what differs."""
     close, alike = nearest(layout, entries)
     if close is None or (alike < _RESEMBLES and not name):
+        if same := next(variants.namesakes(layout, catalogue, entries), None):
+            one, body = same
+            return (
+                f"no architecture of {catalogue.name} fits; the nearest is {one.name}, which has the same "
+                f"names and {compare(body, one.body)}. Where arguments of its builder make these shapes, "
+                f"state them in model.yaml: `architecture: {one.name}` and `kwargs: {{...}}`. {ADVICE}"
+            )
         return f"no architecture of {catalogue.name} has keys like {some(layout.shapes)}. {ADVICE}"
     reference = Layout(shapes(catalogue.blank(close.name).state_dict()))
     body = reference.part((), {top: top for top in entries[close.name].tops})

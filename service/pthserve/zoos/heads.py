@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pthserve.zoos.base import Choice, Option
 from pthserve.zoos.layout import Shape
@@ -48,6 +48,7 @@ class Head:
 
     names: its own name of a tensor to the file's. outputs: how many numbers it gives.
     gaps: where in `module` activations stand, which no file tells.
+    fastai: whether it begins as those of fastai, which puts two poolings and a flattening before a norm.
     alone: whether it is one linear layer, the first in an `nn.Sequential`: nobody wraps a layer for nothing,
     and what follows it leaves no trace.
     """
@@ -56,6 +57,7 @@ class Head:
     names: dict[str, str]
     outputs: int
     gaps: tuple[int, ...]
+    fastai: bool
     alone: bool
 
     def activate(self, activation: str, slope: float = 0.01) -> Option:
@@ -129,7 +131,43 @@ def rebuild(shapes: Mapping[str, Shape], width: int, *, before: tuple[nn.Module,
             gaps.append(len(modules))
             modules.append(nn.ReLU())
     alone = len(layers) == 1 and layers[0].path[-1:] == ("0",)
-    return Head(nn.Sequential(*modules), names, width, tuple(gaps), alone)
+    fastai = layers[0].path[-1:] == ("2",) and not layers[0].linear
+    return Head(nn.Sequential(*modules), names, width, tuple(gaps), fastai, alone)
+
+
+class TwoPoolings(nn.Module):
+    """Maximum and average of each channel side by side, as fastai's `AdaptiveConcatPool2d`."""
+
+    words = "the maximum and the average of each channel, side by side"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poolings = nn.ModuleList([nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Twice the channels, of one place each."""
+        return torch.cat([pooling(features) for pooling in self.poolings], 1)
+
+    @property
+    def orders(self) -> Choice:
+        """Which of the two comes first: no file tells."""
+
+        def ordered(*poolings: nn.Module) -> Callable[[], None]:
+            return lambda: setattr(self, "poolings", nn.ModuleList(poolings))
+
+        most, average = self.poolings
+        setting = "architecture: package.module:callable"
+        return Choice(
+            "head",
+            (
+                Option(self.words, setting, ordered(most, average)),
+                Option(
+                    "the average and the maximum of each channel, side by side",
+                    setting,
+                    ordered(average, most),
+                ),
+            ),
+        )
 
 
 def _ordered(shapes: Mapping[str, Shape], width: int) -> list[_Layer]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # a card's code is looked at before torch is there
     from torch import nn
 
     from pthserve.zoos.base import Architecture, Source
-    from pthserve.zoos.outputs import Seen
 
 
 class Own:
@@ -28,7 +27,9 @@ class Own:
 
     def build(self, source: "Source") -> "Architecture":
         """What the callable returns, with the weights loaded strictly; see `Zoo`."""
-        from pthserve.zoos.base import DEFAULT_SIZE, described, put, shapes
+        from pthserve.zoos.activation import without_activation
+        from pthserve.zoos.base import DEFAULT_SIZE, described, first_channels, put, shapes
+        from pthserve.zoos.outputs import probe
 
         name = source.architecture or ""
         module = _call(name, dict(source.kwargs), source.allowed)
@@ -48,11 +49,16 @@ class Own:
         if differences:
             raise ArchitectureError(f"the weights do not fit {name}: {differences}")
         put(module, names, source.state_dict)
-        module, outputs, hint = _seen(module, name)
+        size = (DEFAULT_SIZE, DEFAULT_SIZE)
+        crop = source.spec.crop if source.spec and not source.spec.assumed else size
+        channels = [count for count in (first_channels(module), 3, 1) if count in (1, 3)]
+        module, hint = without_activation(module, channels[0], crop)
+        probed = probe(module, name, dict.fromkeys(channels), crop)
         return described(
             name,
-            module,
-            num_classes=outputs,
+            probed.module,
+            probed.channels,
+            num_classes=probed.outputs,
             prefix=prefix,
             input_size=DEFAULT_SIZE,
             inferred=(Inferred("architecture", name, Origin.CARD, f"architecture: {name}"),),
@@ -162,20 +168,3 @@ def _prefix(names: list[str], expected: list[str]) -> str:
                 prefix = "".join(f"{part}." for part in parts[:depth])
                 counts[prefix] = counts.get(prefix, 0) + 1
     return max(counts, key=lambda prefix: counts[prefix])
-
-
-def _seen(module: "nn.Module", name: str) -> "Seen":
-    """What the module gives, by a forward pass, or else by the width of its last layer."""
-    from torch import nn
-
-    from pthserve.zoos.outputs import Seen, seen
-
-    layers = [layer for layer in module.eval().modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    channels = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), 3)
-    found = seen(module, channels, name)
-    if found is not None:
-        return found
-    if not layers:
-        raise ArchitectureError(f"{name} has no linear or convolutional layer")
-    last = layers[-1]
-    return Seen(module, last.out_features if isinstance(last, nn.Linear) else last.out_channels, None)

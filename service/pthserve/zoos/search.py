@@ -1,7 +1,8 @@
 """Where in a state dict an architecture's body lies, and which architecture it is."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pthserve.zoos.catalogue import Entry
 from pthserve.zoos.layout import Layout, Part, Path, resemblance
@@ -9,11 +10,12 @@ from pthserve.zoos.layout import Layout, Part, Path, resemblance
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The body of the architecture `name` lies under `node` of a state dict."""
+    """The body of the architecture `name`, built with `kwargs`, lies under `node` of a state dict."""
 
     name: str
     node: Path
     body: Part
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -31,6 +33,16 @@ def find(layout: Layout, entries: Mapping[str, Entry]) -> list[Match]:
         if name := known.get(part.digest):
             found.setdefault(frozenset(part.names.values()), Match(name, node, part))
     return sorted(found.values(), key=lambda match: len(match.node))
+
+
+def places(layout: Layout, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Path, dict[str, str]]]:
+    """Where one of `entries` might lie by its top-level names, as the library has them, and how many names
+    are under them: its name, the node, and the node's children that are the body."""
+    for node, children in layout.children.items():
+        for name, entry in entries.items():
+            for tops in entry.spellings:
+                if tops.keys() <= children.keys() and _count(layout, node, tops) == entry.count:
+                    yield name, node, tops
 
 
 def _places(

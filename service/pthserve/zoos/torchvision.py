@@ -31,6 +31,16 @@ PRETRAINED = {"googlenet": {"transform_input": True}, "inception_v3": {"transfor
 """Arguments that torchvision sets with its pretrained weights, from which nearly all such models descend. No
 key tells them."""
 
+_WIDTHS = {
+    "mobilenet_v2": ("17.2.weight", 320),
+    "mobilenet_v3_large": ("15.3.0.weight", 160),
+    "mobilenet_v3_small": ("11.3.0.weight", 96),
+}
+"""A tensor that tells the width of the network, and how many rows it has at the usual width."""
+
+_FACTORS = (0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 1.3, 1.4, 1.5, 2.0)
+"""Widths that these networks are built with."""
+
 _RENAMED = (
     # Names in weights that torchvision saved before it renamed modules: DenseNet (0.2) and ViT (0.12).
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
@@ -87,6 +97,15 @@ class Torchvision:
             # One position is the class token's.
             side = square(length - 1)
             return {"image_size": side * patch} if side else {}
+        if name in _WIDTHS:
+            layer, usual = _WIDTHS[name]
+            width = body.shapes[layer][0] / usual
+            factor = min(_FACTORS, key=lambda factor: abs(factor - width))
+            return {} if factor == 1 else {"width_mult": factor}
+        if name.startswith(("resnet", "resnext", "wide_resnet")) and "layer1.0.conv3.weight" in body.shapes:
+            width, group, *_ = body.shapes["layer1.0.conv2.weight"]
+            groups = width // group
+            return {"groups": groups, "width_per_group": width // groups}
         return {}
 
     def pretrained(self, name: str) -> dict[str, Any]:

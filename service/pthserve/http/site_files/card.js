@@ -3,7 +3,20 @@
 const SHOWN = 200; // labels in the list at once
 const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
 const count = new Intl.NumberFormat("en", { notation: "compact", compactDisplay: "long", maximumSignificantDigits: 3 });
+const UNCERTAIN = { default: "the architecture's default", assumed: "assumed" };
 const ENGINES = { openvino: "OpenVINO", torch: "PyTorch" };
+
+// What was found out about the model: by subject, with what it rests on, and the line that settles what is uncertain.
+function found(inferred) {
+  const rows = {};
+  for (const { subject, value, origin, setting } of inferred) {
+    if (subject === "architecture" || (subject === "labels" && origin === "card")) continue;
+    const title = subject[0].toUpperCase() + subject.slice(1);
+    const text = origin in UNCERTAIN ? `${value} (${UNCERTAIN[origin]}; in model.yaml: ${setting})` : value;
+    rows[title] = rows[title] ? `${rows[title]}; ${text}` : text;
+  }
+  return rows;
+}
 
 export function facts(list, info) {
   const { preprocess: spec, golden } = info;
@@ -13,7 +26,7 @@ export function facts(list, info) {
     Task: info.task.name + (info.task.threshold === undefined ? "" : `, threshold ${info.task.threshold}`),
     ...(info.labels.length ? { [info.task.outputs ? "Values" : "Classes"]: info.num_classes } : { Vector: `${info.task.dimensions} numbers` }),
     Input: `${spec.crop[1]} × ${spec.crop[0]}, ${spec.mean.length === 1 ? "grey" : "colour"}`,
-    Preprocessing: spec.assumed ? "assumed; nobody said how it was trained" : "as the card says",
+    ...found(info.inferred),
     Engine: ENGINES[info.engine] ?? info.engine,
     Precision: info.precision,
     "Golden images": golden ? `${golden.images}, ${golden.result}` : "none",

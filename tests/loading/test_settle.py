@@ -1,0 +1,162 @@
+"""Golden images decide what a weights file leaves open."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from pthserve.certainty import Inferred, Origin
+from pthserve.images.preprocess import crop, normalise
+from pthserve.images.spec import Spec
+from pthserve.loading import settle
+from pthserve.loading.load import Built, build
+from pthserve.options import ModelOptions
+from pthserve.planning import agreement
+
+SPEC = Spec(80, (64, 64))
+OPTIONS = ModelOptions(engine="torch", precision="fp32")
+
+
+def network(*, fc: nn.Module | None = None, conv: nn.Conv2d | None = None) -> nn.Module:
+    """A small ShuffleNet whose answers differ from image to image."""
+    torch.manual_seed(3)
+    module = torchvision.models.shufflenet_v2_x0_5(num_classes=4)
+    module.conv1[0] = conv or module.conv1[0]
+    module.fc = fc or module.fc
+    spec = Spec(80, (64, 64), mean=(0.5,), std=(0.5,)) if conv else SPEC
+    images = [crop(data, spec, max_pixels=2**30) for data in agreement.samples()[:8]]
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        module.train()(torch.from_numpy(normalise(np.stack(images), spec)))
+        last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+        last.weight *= 6
+    return module.eval()
+
+
+def folder(path: Path, module: nn.Module, spec: Spec, count: int = 3, **fields: object) -> Path:
+    """A folder with the weights of `module`, and golden images with the answers that it gives by `spec`."""
+    golden = []
+    for number, data in enumerate(agreement.samples()[:count]):
+        (path / f"{number}.jpg").write_bytes(data)
+        with torch.no_grad():
+            image = torch.from_numpy(normalise(crop(data, spec, max_pixels=2**30)[None], spec))
+            probability, index = module(image).softmax(1).max(1)
+        golden.append(
+            {
+                "image": f"{number}.jpg",
+                "class_index": int(index),
+                "probability": round(float(probability), 6),
+                **({"recorded": True} if fields.get("recorded") else {}),
+            }
+        )
+    fields.pop("recorded", None)
+    torch.save(module.state_dict(), path / "m.pth")
+    (path / "model.yaml").write_text(yaml.safe_dump({"golden": golden, **fields}))
+    return path
+
+
+def about(built: Built, subject: str) -> Inferred:
+    (found,) = (one for one in built.inferred if one.subject == subject)
+    return found
+
+
+STATED = {"preprocessing": {"resize": 80, "crop": 64}}
+
+
+def two_layers(activation: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(1024, 32), activation, nn.Linear(32, 4))
+
+
+@pytest.mark.parametrize(
+    ("activation", "setting"),
+    [
+        (nn.ReLU(), "head: {activation: relu}"),
+        (nn.Tanh(), "head: {activation: tanh}"),
+        (nn.LeakyReLU(0.2), "head: {activation: leaky_relu, slope: 0.2}"),
+        (nn.Dropout(), "head: {activation: none}"),
+    ],
+    ids=str,
+)
+def test_they_settle_the_activation_of_a_head(tmp_path: Path, activation: nn.Module, setting: str) -> None:
+    module = network(fc=two_layers(activation))
+    built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
+    settled = about(built, "activation")
+    assert (settled.origin, settled.setting) == (Origin.GOLDEN, setting)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(built.architecture.module(image), module(image))
+
+
+def test_they_settle_the_stride_of_a_first_layer(tmp_path: Path) -> None:
+    grey = Spec(80, (64, 64), mean=(0.5,), std=(0.5,))
+    module = network(conv=nn.Conv2d(1, 24, 3, bias=False))
+    card = {"preprocessing": {"resize": 80, "crop": 64, "mean": 0.5, "std": 0.5}}
+    built = build(str(folder(tmp_path, module, grey, **card)), OPTIONS)
+    settled = about(built, "first layer")
+    assert (settled.origin, settled.setting) == (Origin.GOLDEN, "first_layer: {stride: 1, padding: 0}")
+
+
+@pytest.mark.parametrize(
+    "spec", [Spec(256, (224, 224)), Spec((224, 224), (224, 224))], ids=["the preset", "squashed"]
+)
+def test_they_settle_the_preprocessing(tmp_path: Path, spec: Spec) -> None:
+    built = build(str(folder(tmp_path, network(), spec)), OPTIONS)
+    assert built.spec == spec
+    assert about(built, "preprocessing").origin is Origin.GOLDEN
+
+
+def test_answers_that_nothing_gives_settle_nothing(tmp_path: Path) -> None:
+    module = network(fc=two_layers(nn.Softsign()))
+    built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
+    assert about(built, "activation").origin is Origin.ASSUMED
+    assert isinstance(built.architecture.module.fc[2], nn.ReLU)
+
+
+def test_one_image_is_too_few_to_prefer_what_was_not_assumed(tmp_path: Path) -> None:
+    module = network(fc=two_layers(nn.Tanh()))
+    built = build(str(folder(tmp_path, module, SPEC, 1, **STATED)), OPTIONS)
+    assert about(built, "activation").origin is Origin.ASSUMED
+
+
+def test_what_the_model_itself_answered_is_no_evidence(tmp_path: Path) -> None:
+    module = network(fc=two_layers(nn.ReLU()))
+    built = build(str(folder(tmp_path, module, SPEC, recorded=True, **STATED)), OPTIONS)
+    assert about(built, "activation").origin is Origin.ASSUMED
+
+
+def test_classes_without_probabilities_are_no_evidence(tmp_path: Path) -> None:
+    path = folder(tmp_path, network(fc=two_layers(nn.ReLU())), SPEC, **STATED)
+    card = yaml.safe_load((path / "model.yaml").read_text())
+    for one in card["golden"]:
+        del one["probability"]
+    (path / "model.yaml").write_text(yaml.safe_dump(card))
+    assert about(build(str(path), OPTIONS), "activation").origin is Origin.ASSUMED
+
+
+@pytest.mark.parametrize("change", [("BUDGET", 0.0)], ids=str)
+def test_what_would_take_too_long_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, float]
+) -> None:
+    monkeypatch.setattr(settle, *change)
+    module = network(fc=two_layers(nn.Tanh()))
+    built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
+    assert about(built, "activation").origin is Origin.ASSUMED
+    assert isinstance(built.architecture.module.fc[2], nn.ReLU)
+
+
+def test_golden_images_that_are_not_checked_settle_nothing(tmp_path: Path) -> None:
+    module = network(fc=two_layers(nn.Tanh()))
+    off = OPTIONS.model_copy(update={"golden": "off"})
+    built = build(str(folder(tmp_path, module, SPEC, **STATED)), off)
+    assert about(built, "activation").origin is Origin.ASSUMED
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
