@@ -1,7 +1,7 @@
 """Every Prometheus object of the service, and nothing else. The table is docs/metrics.md."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -138,14 +138,20 @@ SHADOW_IMAGES = Counter(
 )
 PREDICTIONS = Counter(
     "pthserve_predictions",
-    "Predictions by top class; labels after the first 100 are counted as `other`.",
+    "Predictions by top class, or by label that applies; labels after the first 100 are counted as `other`.",
     ["label"],
     registry=REGISTRY,
 )
 CONFIDENCE = Histogram(
     "pthserve_prediction_confidence",
-    "Probability of the top class.",
+    "Probability of the top class or label.",
     buckets=tuple(tenth / 10 for tenth in range(1, 11)),
+    registry=REGISTRY,
+)
+VALUES = Summary(
+    "pthserve_prediction_value",
+    "Values that a regression predicts, by output; outputs after the first 100 are not counted.",
+    ["output"],
     registry=REGISTRY,
 )
 BUILD_INFO = Info("pthserve_build", "Version of the service and of Python.", registry=REGISTRY)
@@ -156,17 +162,38 @@ def count_rejection(reason: Rejection) -> None:
     _REJECTED.labels(reason).inc()
 
 
+MAX_SERIES = 100
+"""Time series for labels, and for outputs."""
 _labels_seen: set[str] = set()
+_outputs_seen: set[str] = set()
 
 
 def count_prediction(label: str, probability: float) -> None:
-    """Count an answer. Every label is a time series, so those beyond the first 100 share one."""
+    """Count an answer. Every label is a time series, so those beyond the first MAX_SERIES share one."""
+    _count_label(label)
+    CONFIDENCE.observe(probability)
+
+
+def count_labels(labels: Iterable[str], probability: float) -> None:
+    """Count an answer of several labels, or none; probability: of the most probable."""
+    for label in labels:
+        _count_label(label)
+    CONFIDENCE.observe(probability)
+
+
+def count_value(output: str, value: float) -> None:
+    """Count a value. Every output is a time series, so those beyond the first MAX_SERIES are left out."""
+    if output in _outputs_seen or len(_outputs_seen) < MAX_SERIES:
+        _outputs_seen.add(output)
+        VALUES.labels(output).observe(value)
+
+
+def _count_label(label: str) -> None:
     if label not in _labels_seen:
-        if len(_labels_seen) >= 100:
+        if len(_labels_seen) >= MAX_SERIES:
             label = "other"
         _labels_seen.add(label)
     PREDICTIONS.labels(label).inc()
-    CONFIDENCE.observe(probability)
 
 
 @contextmanager

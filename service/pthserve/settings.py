@@ -209,6 +209,7 @@ _ORDER = (
     "name",
     "architecture",
     "allow_code",
+    "task",
     "host",
     "port",
     "metrics_port",

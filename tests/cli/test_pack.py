@@ -57,7 +57,7 @@ def digits_pack(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "packed"
     done = run("pack", digits, "-o", folder)
     assert done.returncode == 0, done.stderr
-    assert f"{folder}: digits, version 1, resnet18, 10 classes" in done.stdout
+    assert f"{folder}: packed digits, version 1, resnet18, 10 classes" in done.stdout
     return folder
 
 

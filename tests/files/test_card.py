@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,8 +15,9 @@ from pydantic import BaseModel
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import NamedOutput, StatedTask
 from pthserve.images.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +188,7 @@ def test_a_card_says_it_all(folder: Path) -> None:
         architecture="zoo.nets:Cat",
         kwargs={"depth": 3, "drop": 0.5, "wide": False},
         labels=("tom", "1"),
+        task=StatedTask(implied="classification"),
         spec=spec,
         stated=frozenset({"resize", "crop", "interpolation", "antialias", "exif", "mean", "std"}),
         golden=(Golden(image, 1, 0.75), Golden(image, 0)),
@@ -523,12 +526,108 @@ def test_golden_answers_are_not_written_into_a_card_that_is_wrong(folder: Path) 
         "{name: Käse, version: '010', labels: ['no', '1', 'a: b'], kwargs: {a: [1, {b: null}]}}",
         "{preprocessing: {resize: null, crop: [28, 32], mean: 0.5, std: 0.5}, architecture: resnet18}",
         "{labels: [tom], golden: [{image: tom.jpg, label: tom, probability: 0.123456789}]}",
+        "{task: multilabel, threshold: 0, labels: [a, b], golden: [{image: tom.jpg, labels: [b]}]}",
+        "{task: regression, outputs: [{name: age, unit: years, range: [0, 120]}, {name: size}]}",
+        "{task: regression, golden: [{image: tom.jpg, values: [1.5, null]}]}",
+        "{task: embedding, normalize: true, golden: [{image: tom.jpg, vector: [0.6, 0.8]}]}",
+        "task: binary",
     ],
 )
 def test_a_dumped_card_reads_back_the_same(folder: Path, made: str) -> None:
     before = card.read(write(folder, made))
     write(folder, card.dump(before))
     assert card.read(folder) == before
+
+
+# --- the task
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("", StatedTask()),
+        ("task: binary", StatedTask("binary")),
+        ("threshold: 0.3", StatedTask(implied="multilabel", threshold=0.3)),
+        ("outputs: [{name: age}]", StatedTask(implied="regression", outputs=(NamedOutput("age"),))),
+        ("normalize: true", StatedTask(implied="embedding", normalize=True)),
+        ("golden: [{image: tom.jpg, class_index: 1}]", StatedTask(implied="classification")),
+        ("golden: [{image: tom.jpg, labels: []}]", StatedTask(implied="multilabel")),
+        ("golden: [{image: tom.jpg, values: 3}]", StatedTask(implied="regression")),
+        ("golden: [{image: tom.jpg, vector: [1]}]", StatedTask(implied="embedding")),
+    ],
+)
+def test_a_card_states_the_task_or_tells_it_by_what_only_one_task_has(
+    folder: Path, text: str, stated: StatedTask
+) -> None:
+    assert card.read(write(folder, text)).task == stated
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ("labels: [ant, bee, cat]\ngolden: [{image: tom.jpg, labels: [cat, 0]}]", {"labels": (2, 0)}),
+        (
+            "labels: [ant, bee]\ngolden: [{image: tom.jpg, probabilities: {bee: 0.25}}]",
+            {"probabilities": (None, 0.25)},
+        ),
+        (
+            "outputs: [{name: age}, {name: size}]\ngolden: [{image: tom.jpg, values: {size: -2}}]",
+            {"values": (None, -2.0)},
+        ),
+        ("golden: [{image: tom.jpg, values: [1, null]}]", {"values": (1.0, None)}),
+        ("golden: [{image: tom.jpg, values: 31}]", {"values": (31.0,)}),
+        ("golden: [{image: tom.jpg, vector: [0, 1.5]}]", {"vector": (0.0, 1.5)}),
+    ],
+)
+def test_a_golden_image_states_the_answer_of_its_task(
+    folder: Path, fields: str, answer: dict[str, Any]
+) -> None:
+    assert card.read(write(folder, fields)).golden == (Golden(folder / "tom.jpg", **answer),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("task: detect", "task: "),
+        ("{task: binary, threshold: 0.3}", "`threshold` is for `task: multilabel`, and the task is binary"),
+        ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
+        (
+            "{task: regression, golden: [{image: tom.jpg, class_index: 1}]}",
+            "golden\\[0\\] states an answer of `task: classification`, and the task is regression",
+        ),
+        (
+            "golden: [{image: tom.jpg, class_index: 1, values: [1]}]",
+            "`class_index` and `values` are answers of",
+        ),
+        ("outputs: [{name: a}, {name: a}]", "`outputs` has the name 'a' twice"),
+        ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the least and the largest value"),
+        ("outputs: [{name: a, nit: m}]", r"outputs\[0\].nit: .*did you mean `unit`"),
+        ("outputs: []", "outputs"),
+        ("{labels: [a], golden: [{image: tom.jpg, labels: [b]}]}", "no label is 'b'; give its number"),
+        ("golden: [{image: tom.jpg, values: {age: 1}}]", "no label is 'age'; name them in the card"),
+        ("golden: [{image: tom.jpg, values: [.nan]}]", "golden"),
+        ("golden: [{image: tom.jpg, vector: []}]", "golden"),
+        ("golden: [{image: tom.jpg, labels: [1.5]}]", "golden"),
+        ("threshold: 1.5", "threshold"),
+    ],
+)
+def test_what_does_not_fit_a_task_is_refused(folder: Path, text: str, words: str) -> None:
+    with pytest.raises(CardError, match=words):
+        card.read(write(folder, text))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"labels": (0, 2), "probabilities": (0.9, None, 0.7)},
+        {"values": (1.5, None)},
+        {"vector": (0.6, 0.8)},
+    ],
+)
+def test_golden_answers_of_any_task_are_written(folder: Path, answer: dict[str, Any]) -> None:
+    golden = Golden(folder / "tom.jpg", **answer)
+    card.write_golden(folder, [golden])
+    assert card.read(folder).golden == (golden,)
 
 
 # --- the table
@@ -549,6 +648,7 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
     rows = re.findall(r"^\| (`[\w.\[\]]+`) \| (.*?) \| (.*?) ?\|$", text, re.MULTILINE)
     parts = (
         *fields(Fields),
+        *fields(OutputFields, "outputs[]."),
         *fields(FirstLayer, "first_layer."),
         *fields(Head, "head."),
         *fields(Preprocessing, "preprocessing."),
@@ -557,10 +657,13 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
     assert rows == list(parts)
 
 
-def test_the_example_in_the_documentation_is_a_card(folder: Path) -> None:
+def test_the_examples_in_the_documentation_are_cards(folder: Path) -> None:
     text = (ROOT / "docs" / "card.md").read_text()
-    example, *_ = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    for name in yaml.safe_load(example)["golden"]:
-        (folder / name["image"]).write_bytes(b"image")
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 4
     (folder / "labels.txt").write_text("cat\ndog\n")
-    assert card.read(write(folder, example)).golden
+    (folder / "classes.json").write_text('{"0": 0, "2": 1}')
+    for example in examples:
+        for name in yaml.safe_load(example).get("golden", ()):
+            (folder / name["image"]).write_bytes(b"image")
+        card.read(write(folder, example))

@@ -17,6 +17,7 @@ from torchvision import models
 from pthserve.certainty import Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files import weights
+from pthserve.files.stated_task import Hint
 from pthserve.zoos import architecture, torchvision
 from pthserve.zoos.base import Architecture, Source
 from pthserve.zoos.first_layer import FirstLayer
@@ -788,8 +789,15 @@ def test_messages_are_short() -> None:
 
 def test_a_body_without_a_head_is_told_from_a_model() -> None:
     state_dict = {key: tensor for key, tensor in weightless("resnet18").items() if not key.startswith("fc.")}
-    with pytest.raises(ArchitectureError, match="this is resnet18 without its classification head"):
-        architecture.build(state_dict)
+    found = architecture.build(state_dict)
+    assert found.num_classes == 512
+    assert found.hint == Hint("embedding", "this is the body of resnet18 without a head")
+
+
+def test_a_body_whose_head_takes_a_map_cannot_do_without_it() -> None:
+    body = {key: value for key, value in weightless("squeezenet1_1").items() if key.startswith("features")}
+    with pytest.raises(ArchitectureError, match="body of squeezenet1_1 without a head"):
+        architecture.build(body)
 
 
 def test_a_head_that_cannot_be_rebuilt_is_told_with_what_it_needs() -> None:

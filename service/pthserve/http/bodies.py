@@ -15,7 +15,6 @@ from pthserve.inference_protocol.infer import (
     Request,
     Response,
     check_parameters,
-    everything,
     flag,
     timeout,
     wanted,
@@ -57,7 +56,7 @@ class InferInput(Part):
 
 
 class InferOutput(Part):
-    """An output to be answered: probabilities, logits, label or class_index."""
+    """An output to be answered; the model's metadata names them, such as probabilities or logits."""
 
     name: str
 
@@ -123,7 +122,7 @@ def compressed(encoding: str) -> bool:
 
 def one_image(image: memoryview, model: str, version: str, *, binary: bool) -> Request:
     """The request that a body makes which is nothing but an image."""
-    return Request(model, version, "", (Input("BYTES", (1,), [bytes(image)]),), everything(binary=binary))
+    return Request(model, version, "", (Input("BYTES", (1,), [bytes(image)]),), (), binary=binary)
 
 
 def read(text: memoryview, data: memoryview, model: str, version: str) -> Request:
@@ -141,8 +140,8 @@ def read(text: memoryview, data: memoryview, model: str, version: str) -> Reques
         version=version,
         id=asked.id or "",
         inputs=inputs,
-        wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ())
-        or everything(binary=binary),
+        wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ()),
+        binary=binary,
         timeout=timeout(given),
     )
 

@@ -17,6 +17,7 @@ from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tasks.choice import task_fields
 
 
 class State(BaseModel):
@@ -50,6 +51,7 @@ class Info(BaseModel):
     parameters: int
     num_classes: int
     labels: list[str]
+    task: dict[str, Any] = Field(description="what it answers: `name`, and the parameters of that task")
     digest: str = Field(description="SHA-256 of the weights file")
     engine: str
     precision: str
@@ -99,6 +101,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             parameters=model.parameters,
             num_classes=model.num_classes,
             labels=list(model.labels),
+            task=task_fields(model.task),
             digest=model.digest,
             engine=model.forward.name,
             precision=model.forward.precision,
@@ -108,7 +111,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             golden=_golden(predictor, model),
             last_reload=dict(predictor.last_reload) if predictor.last_reload is not None else None,
             files_changed=predictor.files_changed,
-            explain=settings.explain == "on",
+            explain=settings.explain == "on" and model.task.explains,
         )
 
     return routes

@@ -57,7 +57,8 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
 def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
-    engines = EngineFactory(built.architecture.module, spec, settings, graph=built.architecture.graph)
+    architecture = built.architecture
+    engines = EngineFactory(architecture.module, spec, settings, built.task, graph=architecture.graph)
     reference = engines.reference(images)
     int8 = settings.precision == "int8"
     engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
@@ -75,6 +76,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         plan=plan,
         digest=digest,
         golden=_copied(built.card.golden, folder),
+        task=built.task,
         inferred=built.inferred,
         made_with=_versions(),
     )

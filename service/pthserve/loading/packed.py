@@ -6,7 +6,7 @@ model.xml, model.bin     OpenVINO's graph at fp32
 int8.xml, int8.bin       and at int8, where that was asked for
 golden/                  the golden images
 proof/images.npy         uint8 (n, height, width, channels): the images that engines are held to
-proof/probabilities.npy  float32 (n, classes): what fp32 PyTorch says of them
+proof/probabilities.npy  float32 (n, outputs): what fp32 PyTorch says of them, as the task's scores
 """
 
 import io
@@ -31,7 +31,9 @@ from pthserve.loading import manifest
 from pthserve.loading.manifest import FORMAT
 from pthserve.loading.model import Model
 from pthserve.planning.plan import Plan
-from pthserve.tasks.classification import Probabilities
+from pthserve.tasks.base import Task
+from pthserve.tasks.choice import task_fields
+from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     import openvino
@@ -68,6 +70,7 @@ class Packed:
     plan: Plan
     digest: str
     golden: tuple[Golden, ...] = ()
+    task: Task = CLASSIFICATION
     inferred: tuple[Inferred, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -86,8 +89,13 @@ class Packed:
 
         file = self.folder / name
         graph = read(self.copies[name].path, self.copies[_weights(name)].path, name=file)
-        check(graph, self.spec, len(self.labels), name=file)
+        check(graph, self.spec, self.outputs, name=file)
         return graph
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model gives for an image."""
+        return self.task.outputs(self.labels)
 
     @property
     def has_int8(self) -> bool:
@@ -99,14 +107,14 @@ class Packed:
         """Bytes of all its files."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
-    def proof(self) -> tuple[Pixels, Probabilities]:
-        """The images that an engine is held to, and what fp32 PyTorch says of them.
+    def proof(self) -> tuple[Pixels, NDArray[np.float32]]:
+        """The images that an engine is held to, and what fp32 PyTorch says of them, as the task's scores.
 
         Raises:
             PackError: the files are none of that, or were changed since the model was read.
         """
         images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
-        return images, self._array(PROBABILITIES, np.float32, (len(images), len(self.labels)))
+        return images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs))
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
         file = self.folder / name
@@ -128,22 +136,24 @@ class Packed:
 
     def model(self, engine: Engine, plan: Plan) -> Model:
         """The model as `engine` runs it by `plan`."""
-        shared = {name: getattr(self, name) for name in (*_PLAIN, "labels", "spec", "golden", "inferred")}
+        names = (*_PLAIN, "labels", "spec", "golden", "task", "inferred")
+        shared = {name: getattr(self, name) for name in names}
         return Model(forward=engine, plan=plan, **shared)
 
     def to_json(self) -> str:
         """The manifest; the same model, the same text."""
         values = {
-            "format": FORMAT,
+            "format": FORMAT if self.task != CLASSIFICATION else 1,
             **{name: getattr(self, name) for name in _PLAIN},
             "labels": list(self.labels),
+            **({"task": task_fields(self.task)} if self.task != CLASSIFICATION else {}),
             "spec": self.spec.to_dict(),
             "plan": self.plan.to_dict(),
             "golden": [
                 {
                     "image": one.image.relative_to(self.folder).as_posix(),
-                    "class_index": one.class_index,
-                    "probability": one.probability,
+                    **one.answer(),
+                    **({"probability": one.probability} if one.kind == "class" else {}),
                 }
                 for one in self.golden
             ],
@@ -184,9 +194,10 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
         spec=values.spec.spec(),
         plan=values.plan.plan(),
         golden=tuple(
-            Golden(folder / one.image, one.class_index, one.probability, digests[one.image])
+            Golden(folder / one.image, sha256=digests[one.image], **one.model_dump(exclude={"image"}))
             for one in values.golden
         ),
+        task=values.served_task(),
         inferred=tuple(one.inferred() for one in values.inferred),
         made_with=values.made_with,
         digests=digests,
@@ -199,7 +210,7 @@ def write(
     graph: "openvino.Model",
     quantized: "openvino.Model | None",
     images: Pixels,
-    expected: Probabilities,
+    expected: NDArray[np.float32],
 ) -> None:
     """Write what `read` reads into `model.folder`, where nothing is yet but the golden images.
 

@@ -153,7 +153,7 @@ def _images(golden: Sequence[Golden]) -> Callable[[Spec], Iterator["Tensor | Non
 
 def _difference(found: "Architecture", image: "Tensor | None", one: Golden) -> float:
     """By how much the probability of the golden image's class differs; infinity where another is top."""
-    if image is None or one.probability is None:
+    if image is None or one.probability is None or one.class_index is None:
         return np.inf
     try:
         assert found.module is not None

@@ -56,6 +56,10 @@ class Explainer:
     def check(self, class_index: int | None) -> Model:
         """The model that a request which comes now has explained; raises what keeps the request out."""
         model = self._predictor.model()
+        if not model.task.explains:
+            raise MalformedRequest(
+                f"a heat map explains a class, but a model for {model.task.name} has no classes"
+            )
         if class_index is not None and class_index >= model.num_classes:
             raise MalformedRequest(
                 f"class {class_index} does not exist; the model has classes 0 to {model.num_classes - 1}"
@@ -129,9 +133,10 @@ class _Work:
         model, image = self.model, self.image
         index = self.class_index
         if index is None:
-            index = int(self._forward(image[None])[0].argmax())
+            index = model.answer(self._forward(image[None])[0]).class_index
+        target = model.task.target(index)
         return Explained(
-            model, image, index, heat_map(model.forward, model.spec, image, index, self._forward)
+            model, image, index, heat_map(model.forward, model.spec, image, target, self._forward)
         )
 
     def _forward(self, images: Pixels) -> Logits:

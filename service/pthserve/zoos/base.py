@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
+from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
 from pthserve.zoos.layout import Shape, some
 
@@ -84,12 +85,13 @@ class Architecture:
     input_size: side of the square image in pixels. channels: 1 or 3 of them.
     inferred: what was found out about it: the architecture first. spec: the preprocessing that the
     architecture was trained with by default, None where it has none. ignored: names in the file that no
-    inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
-    nothing says so. choices: what was assumed of `module`, and might have been otherwise.
-    preprocessing: what `spec` rests on, where it is not the architecture's default alone: it counts as it is.
-    labels: one a class, where a file beside the weights names them.
-    activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out; "" else.
-    ends: the inputs and outputs of an exported model, in words.
+    inference uses. hint: what the file tells about the task, where it does. task_hint: why its numbers may be
+    for another task than classification, in words; "" where nothing says so.
+    choices: what was assumed of `module`, and might have been otherwise.
+    graph: of an exported model that has no module. preprocessing: what `spec` rests on, where it is not the
+    architecture's default alone: it counts as it is. labels: one a class, where a file beside the weights
+    names them. activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out;
+    "" else. ends: the inputs and outputs of an exported model, in words.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Architecture:
     inferred: tuple[Inferred, ...]
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
+    hint: Hint | None = None
     task_hint: str = ""
     choices: tuple[Choice, ...] = ()
     graph: Any = None

@@ -27,6 +27,7 @@ class Own:
 
     def build(self, source: "Source") -> "Architecture":
         """What the callable returns, with the weights loaded strictly; see `Zoo`."""
+        from pthserve.zoos.activation import without_activation
         from pthserve.zoos.base import DEFAULT_SIZE, described, first_channels, put, shapes
         from pthserve.zoos.outputs import probe
 
@@ -51,6 +52,7 @@ class Own:
         size = (DEFAULT_SIZE, DEFAULT_SIZE)
         crop = source.spec.crop if source.spec and not source.spec.assumed else size
         channels = [count for count in (first_channels(module), 3, 1) if count in (1, 3)]
+        module, hint = without_activation(module, channels[0], crop)
         probed = probe(module, name, dict.fromkeys(channels), crop)
         return described(
             name,
@@ -61,6 +63,7 @@ class Own:
             input_size=DEFAULT_SIZE,
             inferred=(Inferred("architecture", name, Origin.CARD, f"architecture: {name}"),),
             ignored=ignored,
+            hint=hint,
         )
 
 
