@@ -54,6 +54,7 @@ def settle(
     """The spec of `found`, and by subject what the golden images settle; the module is changed to that.
 
     Args:
+        found: a graph without a module is left as it is.
         specs: how images may be preprocessed; the first was assumed, or is stated where it is alone.
         golden: those without a probability are not looked at, nor those whose answers are the model's own.
         tolerance: by how much a probability may differ.
@@ -69,7 +70,7 @@ def settle(
             for choice in found.choices
         ),
     ]
-    if not known or all(len(values) == 1 for values in subjects):
+    if not known or found.module is None or all(len(values) == 1 for values in subjects):
         return specs[0], {}
     assumed = tuple(values[0] for values in subjects)
     differences = _differences(found, subjects, known, tolerance)
