@@ -254,7 +254,8 @@ def test_a_replaced_first_layer_of_any_family_is_built(name: str) -> None:
     layer = TORCHVISION.blank(name).get_submodule(first.path)
     assert isinstance(layer, nn.Conv2d)
     shape: Any = (layer.kernel_size, layer.stride, layer.padding)
-    conv = nn.Conv2d(1, layer.out_channels, *shape, bias=layer.bias is None)
+    kernel, stride, padding = shape
+    conv = nn.Conv2d(1, layer.out_channels, kernel, stride, padding, bias=layer.bias is None)
     module = replaced(name, conv)
     built = architecture.build(module.state_dict())
     patches = layer.kernel_size == layer.stride
