@@ -31,9 +31,12 @@ PthserveError
 No error knows an HTTP status or an exit code: `http.problems` and `cli` map them, each in one table.
 """
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pthserve.text import MESSAGE, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class PthserveError(Exception):
@@ -64,7 +67,7 @@ class AmbiguousArchitecture(ArchitectureError):
     choices: their names; those that compute the same are one choice.
     """
 
-    def __init__(self, message: str, choices: Sequence[Sequence[str]]) -> None:
+    def __init__(self, message: str, choices: "Iterable[Iterable[str]]") -> None:
         super().__init__(message)
         self.choices = tuple(map(tuple, choices))
 
