@@ -335,7 +335,7 @@ def test_weights_beside_the_file_are_read_and_count_in_the_digest(tmp_path: Path
     changed = bytearray(data.read_bytes())
     changed[0] ^= 1
     data.write_bytes(changed)
-    with pytest.raises(WeightsError, match="is pinned"):
+    with pytest.raises(WeightsError, match="is expected"):
         served(path, sha256=model.digest)
 
 
