@@ -20,6 +20,7 @@ PATHS = {"From a file to a ready service": 20, "From a request to its answer": 1
 """The headings of the two paths, and how many files each may take."""
 
 MAY_IMPORT_TORCH = {
+    "engines.exported_graph",  # a type
     "engines.grad_cam",
     "engines.openvino_engine",  # to convert a module
     "engines.torch_engine",

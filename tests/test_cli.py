@@ -124,8 +124,8 @@ def test_a_flag_beats_the_environment(tmp_path: Path) -> None:
     given = {"PTHSERVE_SHA256": "0" * 64}
     path = tmp_path / "model.pth"
     torch.save({"a": torch.zeros(3)}, path)
-    assert f"{'0' * 64} is pinned" in run("inspect", path, **given).stderr
-    assert f"{'1' * 64} is pinned" in run("inspect", path, "--sha256", "1" * 64, **given).stderr
+    assert f"{'0' * 64} is expected" in run("inspect", path, **given).stderr
+    assert f"{'1' * 64} is expected" in run("inspect", path, "--sha256", "1" * 64, **given).stderr
 
 
 def test_a_model_that_is_not_there_exits_with_3_in_one_line() -> None:

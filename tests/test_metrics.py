@@ -46,6 +46,17 @@ def test_no_series_says_when_a_counter_was_created() -> None:
     assert b"_created" not in generate_latest(metrics.REGISTRY)
 
 
+def test_outputs_beyond_the_first_100_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_outputs_seen", set())
+    metrics.VALUES.clear()
+    for number in (*range(300), 0):
+        metrics.count_value(f"output {number}", 2.5)
+    (family,) = metrics.VALUES.collect()
+    metrics.VALUES.clear()
+    sums = {one.labels["output"]: one.value for one in family.samples if one.name.endswith("_sum")}
+    assert sums == {"output 0": 5.0} | {f"output {number}": 2.5 for number in range(1, 100)}
+
+
 def test_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_labels_seen", set())
     metrics.PREDICTIONS.clear()
@@ -56,3 +67,8 @@ def test_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPa
     series = {sample.labels["label"]: sample.value for sample in family.samples}
     assert len(series) == 101
     assert series["other"] == 200
+
+
+def test_the_page_explains_every_reason_for_which_a_request_is_turned_away() -> None:
+    explained = PAGE.partition("\n- `reason`:")[2].partition("\n- ")[0]
+    assert set(re.findall(r"`(\w+)`,", explained)) == set(metrics.Rejection)

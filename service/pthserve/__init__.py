@@ -33,23 +33,31 @@ if TYPE_CHECKING:
     )
     from pthserve.loading.model import Model
     from pthserve.options import ModelOptions
+    from pthserve.tasks.binary import Binary
     from pthserve.tasks.classification import Classification
+    from pthserve.tasks.embedding import Embedding
+    from pthserve.tasks.multilabel import MultiLabel
+    from pthserve.tasks.regression import Regression
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArchitectureError",
+    "Binary",
     "BrokenImage",
     "CardError",
     "Classification",
+    "Embedding",
     "EngineError",
     "EngineFailed",
     "GoldenError",
     "Model",
     "ModelError",
     "ModelOptions",
+    "MultiLabel",
     "PackError",
     "PthserveError",
+    "Regression",
     "RequestError",
     "Serving",
     "TooLarge",
@@ -61,9 +69,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Binary": "tasks.binary",
     "Classification": "tasks.classification",
+    "Embedding": "tasks.embedding",
     "Model": "loading.model",
     "ModelOptions": "options",
+    "MultiLabel": "tasks.multilabel",
+    "Regression": "tasks.regression",
     "Serving": "api",
     "load": "api",
     "serve": "api",

@@ -33,8 +33,8 @@ def load(source: str | PathLike[str], *, tune_budget: float = 0.0, **options: An
             folder that `pthserve pack` wrote.
         tune_budget: seconds to measure which engine and batch size are fastest here. The default measures
             nothing, unlike `pthserve serve`.
-        options: fields of `ModelOptions`, such as `precision`, `engine`, `max_batch` or `allow_code`. The
-            environment is not read.
+        options: fields of `ModelOptions`, such as `precision`, `engine`, `max_batch`, `task` or `allow_code`.
+            The environment is not read.
 
     Raises:
         ModelError: it cannot be loaded: the message says what is wrong, where, and what to do. GoldenError

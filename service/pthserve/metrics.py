@@ -1,8 +1,9 @@
 """Every Prometheus object of the service, and nothing else. The table is docs/metrics.md."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 
 from prometheus_client import (
     CollectorRegistry,
@@ -77,9 +78,28 @@ LAST_INFERENCE = Gauge(
     "Time of the last answered request, in seconds since the epoch; 0 before the first.",
     registry=REGISTRY,
 )
-REJECTED = Counter(
+
+
+class Rejection(StrEnum):
+    """Why a request was turned away although nothing is wrong with it."""
+
+    PERMITS = "permits"
+    """As many images as `max_inflight` allows are being answered."""
+    WAIT = "wait"
+    """The images ahead take longer than the request's deadline allows."""
+    MEMORY = "memory"
+    """The bodies of other requests take all the memory for bodies."""
+    EXPLAIN = "explain"
+    """As many heat maps as possible at the same time are being made."""
+    NOT_READY = "not_ready"
+    """No model is loaded yet."""
+    DRAINING = "draining"
+    """The service is shutting down."""
+
+
+_REJECTED = Counter(
     "pthserve_rejected",
-    "Requests rejected, by reason: permits, wait, memory, explain, not_ready or draining.",
+    f"Requests rejected, by reason: {', '.join(list(Rejection)[:-1])} or {list(Rejection)[-1]}.",
     ["reason"],
     registry=REGISTRY,
 )
@@ -118,30 +138,62 @@ SHADOW_IMAGES = Counter(
 )
 PREDICTIONS = Counter(
     "pthserve_predictions",
-    "Predictions by top class; labels after the first 100 are counted as `other`.",
+    "Predictions by top class, or by label that applies; labels after the first 100 are counted as `other`.",
     ["label"],
     registry=REGISTRY,
 )
 CONFIDENCE = Histogram(
     "pthserve_prediction_confidence",
-    "Probability of the top class.",
+    "Probability of the top class or label.",
     buckets=tuple(tenth / 10 for tenth in range(1, 11)),
+    registry=REGISTRY,
+)
+VALUES = Summary(
+    "pthserve_prediction_value",
+    "Values that a regression predicts, by output; outputs after the first 100 are not counted.",
+    ["output"],
     registry=REGISTRY,
 )
 BUILD_INFO = Info("pthserve_build", "Version of the service and of Python.", registry=REGISTRY)
 
 
+def count_rejection(reason: Rejection) -> None:
+    """Count a request that is turned away."""
+    _REJECTED.labels(reason).inc()
+
+
+MAX_SERIES = 100
+"""Time series for labels, and for outputs."""
 _labels_seen: set[str] = set()
+_outputs_seen: set[str] = set()
 
 
 def count_prediction(label: str, probability: float) -> None:
-    """Count an answer. Every label is a time series, so those beyond the first 100 share one."""
+    """Count an answer. Every label is a time series, so those beyond the first MAX_SERIES share one."""
+    _count_label(label)
+    CONFIDENCE.observe(probability)
+
+
+def count_labels(labels: Iterable[str], probability: float) -> None:
+    """Count an answer of several labels, or none; probability: of the most probable."""
+    for label in labels:
+        _count_label(label)
+    CONFIDENCE.observe(probability)
+
+
+def count_value(output: str, value: float) -> None:
+    """Count a value. Every output is a time series, so those beyond the first MAX_SERIES are left out."""
+    if output in _outputs_seen or len(_outputs_seen) < MAX_SERIES:
+        _outputs_seen.add(output)
+        VALUES.labels(output).observe(value)
+
+
+def _count_label(label: str) -> None:
     if label not in _labels_seen:
-        if len(_labels_seen) >= 100:
+        if len(_labels_seen) >= MAX_SERIES:
             label = "other"
         _labels_seen.add(label)
     PREDICTIONS.labels(label).inc()
-    CONFIDENCE.observe(probability)
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class ModelOptions(BaseModel):
         description="comma-separated modules whose code a card may name as its architecture; none is allowed "
         "when unset",
     )
+    task: Literal["auto", "classification", "multilabel", "binary", "regression", "embedding"] = Field(
+        "auto",
+        description="what the model answers; `auto` takes what the model card or the file states, else "
+        "classification",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(

@@ -1,19 +1,21 @@
 """The service on its ports: wiring, signals and drain."""
 
 import asyncio
+import gc
 import logging
 import math
 import platform
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvloop
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
 
 import pthserve
 from pthserve._compat import uvicorn
@@ -22,11 +24,9 @@ from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
 from pthserve.errors import PthserveError
 from pthserve.http import connection
-from pthserve.http.app import create_app, create_metrics_app
-from pthserve.http.routes import metrics
-from pthserve.http.routing import plain, schema
 from pthserve.loading.model import Model
 from pthserve.metrics import BUILD_INFO
+from pthserve.serving.background import in_background
 from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
@@ -34,9 +34,14 @@ from pthserve.settings import Settings
 from pthserve.tracing import Tracer
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from pthserve.grpc.server import Server as Rpc
 
 log = logging.getLogger(__name__)
+
+TURN = 0.0005
+"""Seconds that a thread computes before another that waits is let in, while FastAPI is imported."""
 
 END_SECONDS = 3
 """What the process may take to end, once the drain and the deadline of its last request are over."""
@@ -108,11 +113,9 @@ class Server:
         try:
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
-                importing = asyncio.create_task(_import_late(loading))
                 giving = asyncio.create_task(give_back_when(lambda: not predictor.admission.inflight))
                 await self._until_stopped(predictor, reload, loading)
                 giving.cancel()
-                importing.cancel()
         finally:
             predictor.close()
             reload.close()
@@ -123,12 +126,12 @@ class Server:
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
         bodies = Bodies(self._settings.max_body, self._settings.cpus)
-        apps: dict[str, ASGIApp] = {
-            "http": create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies),
-            "metrics": create_metrics_app(self._settings),
-        }
+        apps = await in_background(partial(self._apps, predictor, reload, bodies))
+        importing = asyncio.create_task(_import_late(loading, apps["http"]))
         self._uvicorns = [
-            uvicorn.Server(apps[name], connection.factory(), self._settings.deadline)
+            uvicorn.Server(
+                apps[name], connection.factory(self._settings.root_path or ""), self._settings.deadline
+            )
             for name in self._sockets
         ]
         serving = [
@@ -153,6 +156,20 @@ class Server:
         if self._rpc is not None:
             await self._rpc.stop(self._settings.deadline)
         await asyncio.gather(*serving)
+        importing.cancel()
+
+    def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
+        """The applications by the name of their port.
+
+        FastAPI is imported here, in a thread beside the load: the import takes 0.2 s of CPU, and the load
+        spends as much where the interpreter is free for others.
+        """
+        with _short_turns():
+            from pthserve.http.app import create_app, create_metrics_app
+
+            app = create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies)
+            scraped = {"metrics": create_metrics_app(self._settings)} if "metrics" in self._sockets else {}
+            return {"http": app, **scraped}
 
     @contextmanager
     def _signals(self, reload: Reload) -> Iterator[None]:
@@ -227,14 +244,33 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _import_late(loading: "asyncio.Task[None]") -> None:
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """For the block, which imports a lot: threads take short turns, and no garbage is collected.
+
+    With turns of 5 ms, Python's default, the load would wait that long after each of its system calls. What
+    was made until the end of the block stays, and is left out of later collections.
+    """
+    interval, collecting = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(TURN)
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.freeze()  # until `Reload.close`
+        if collecting:
+            gc.enable()
+
+
+async def _import_late(loading: "asyncio.Task[None]", app: "FastAPI") -> None:
     """Import what requests would: one that came when the process is out of descriptors could not.
 
-    A scrape runs in a thread, for which anyio imports its half of asyncio; a schema takes FastAPI.
+    A scrape runs in a thread, for which anyio imports its half of asyncio; so does the first schema.
     """
     await run_in_threadpool(bool)
     await asyncio.wait([loading])
-    await run_in_threadpool(schema, [plain("/livez", metrics)])
+    await run_in_threadpool(app.openapi)
     log.debug("imported the modules that requests need")
 
 

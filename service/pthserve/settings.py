@@ -21,6 +21,7 @@ VARIABLE = "PTHSERVE_{}"
 _ADDRESS = r"^https?://[^/\s]+"
 RATE = r"^([1-9]\d{0,8})\s*(?:/|\s+per\s+)\s*([1-9]\d{0,3})?\s*(second|minute|hour|day)s?$"
 """A rate: number of requests, number of units of time (1 if omitted), and the unit."""
+_ROOT_PATH = r"^(/[A-Za-z0-9._~-]+)+$"
 _HOST = r"(\*|(\*\.)?[\w-]+(\.[\w-]+)*)"
 _ORIGIN = r"(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)"
 
@@ -105,7 +106,15 @@ class Settings(ModelOptions):
         description="comma-separated origins whose pages may call the service from a browser, such as "
         "`https://shop.example`, or `*` for any; none when unset",
     )
+    root_path: str | None = Field(
+        None,
+        json_schema_extra={"pattern": _ROOT_PATH},
+        description="path prefix of a proxy that does not remove it from requests, such as `/cats`",
+    )
     explain: Literal["on", "off"] = Field("on", description="whether POST /explain is available")
+    torchserve_api: Literal["on", "off"] = Field(
+        "off", description="whether TorchServe's routes /predictions and /ping are available"
+    )
     otlp_endpoint: str | None = Field(
         None,
         json_schema_extra={"pattern": _ADDRESS},
@@ -181,6 +190,13 @@ class Settings(ModelOptions):
             raise ValueError("must be an http or https address, such as http://collector:4318")
         return value
 
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(_ROOT_PATH, value):
+            raise ValueError("must be a path without a slash at its end, such as /cats")
+        return value
+
     @classmethod
     def in_order(cls) -> dict[str, FieldInfo]:
         """Return the fields by name, in the order of docs/settings.md and of `pthserve serve --help`."""
@@ -193,6 +209,7 @@ _ORDER = (
     "name",
     "architecture",
     "allow_code",
+    "task",
     "host",
     "port",
     "metrics_port",
@@ -223,7 +240,9 @@ _ORDER = (
     "trusted_proxies",
     "allowed_hosts",
     "cors_origins",
+    "root_path",
     "explain",
+    "torchserve_api",
     "otlp_endpoint",
     "log_format",
     "log_level",

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from pthserve.access import request_log
 from pthserve.access.clients import Clients
 from pthserve.access.guard import Guard
-from pthserve.access.keys import LARGEST, LOOK_EVERY, SETTLED, Keys
-from pthserve.access.rate_limit import ROOM, Rates
+from pthserve.access.keys import CHECK_INTERVAL, MAX_BYTES, SETTLED, Keys
+from pthserve.access.rate_limit import CLEANUP_SIZE, Rates
 from pthserve.errors import PthserveError, RateLimited, Unauthorized
 from pthserve.settings import Settings
 
@@ -76,7 +76,7 @@ def test_no_key_is_held_in_the_clear(file: Path) -> None:
 def test_keys_are_read_again_when_the_file_changes(file: Path, clock: Clock) -> None:
     keys = Keys(file, clock)
     file.write_bytes(b"gamma-key\n")
-    clock.now += LOOK_EVERY
+    clock.now += CHECK_INTERVAL
     assert keys.owner([b"gamma-key"])
     with pytest.raises(Unauthorized):
         keys.owner([b"alpha-key"])
@@ -93,17 +93,17 @@ def test_a_secret_that_kubernetes_swaps_is_read_again(tmp_path: Path, clock: Clo
     assert keys.owner([b"old-key"])
     (tmp_path / "..data_tmp").symlink_to("..1")
     (tmp_path / "..data_tmp").replace(tmp_path / "..data")
-    clock.now += LOOK_EVERY
+    clock.now += CHECK_INTERVAL
     assert keys.owner([b"new-key"])
 
 
 def test_keys_hold_while_their_file_is_gone_and_none_holds_once_it_is_empty(file: Path, clock: Clock) -> None:
     keys = Keys(file, clock)
     file.unlink()
-    clock.now += LOOK_EVERY
+    clock.now += CHECK_INTERVAL
     assert keys.owner([b"alpha-key"])
     file.write_bytes(b"")
-    clock.now += LOOK_EVERY
+    clock.now += CHECK_INTERVAL
     with pytest.raises(Unauthorized):
         keys.owner([b"alpha-key"])
 
@@ -123,13 +123,13 @@ def test_the_beginning_of_a_key_that_is_still_being_written_is_no_key(file: Path
     with file.open("wb") as written:
         written.write(b"gamma-key\ndelta-")
         written.flush()
-        clock.now += LOOK_EVERY
+        clock.now += CHECK_INTERVAL
         assert keys.owner([b"gamma-key"])
         for beginning in (b"delta-", b"delta"):
             with pytest.raises(Unauthorized):
                 keys.owner([beginning])
         written.write(b"key\n")
-    clock.now += LOOK_EVERY
+    clock.now += CHECK_INTERVAL
     assert keys.owner([b"delta-key"])
     with pytest.raises(Unauthorized):
         keys.owner([b"delta-"])
@@ -165,7 +165,7 @@ def _folder(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _too_large(path: Path) -> Iterator[None]:
-    path.write_bytes(b"k" * LARGEST + b"\n")
+    path.write_bytes(b"k" * MAX_BYTES + b"\n")
     yield
 
 
@@ -191,7 +191,7 @@ def test_what_is_no_file_of_a_sensible_size_holds_no_keys_and_nobody_up(
     (tmp_path / "keys").unlink()
     with make(tmp_path / "keys"):
         for _ in range(3):
-            clock.now += LOOK_EVERY
+            clock.now += CHECK_INTERVAL
             assert keys.owner([b"alpha-key"])
     assert len([line for line in caplog.messages if "the keys read before stay in use" in line]) == 1
 
@@ -240,10 +240,10 @@ def test_one_client_s_haste_is_not_another_s(clock: Clock) -> None:
 
 def test_clients_that_are_gone_are_forgotten(clock: Clock) -> None:
     rates = Rates("1/second", clock)
-    for number in range(20 * ROOM):
+    for number in range(20 * CLEANUP_SIZE):
         clock.now += 0.01
         rates.take(str(number))
-    assert len(rates._full) <= 2 * ROOM
+    assert len(rates._full) <= 2 * CLEANUP_SIZE
 
 
 @pytest.mark.parametrize("limit", ["100/second", "10 per 2 minutes", "5/hour"])

@@ -497,5 +497,25 @@ def test_an_ingress_and_a_route_lead_to_the_service(helm: Helm) -> None:
     (rule,) = helm.render(SETS["ingress"]).one("Ingress")["spec"]["rules"]
     (path,) = rule["http"]["paths"]
     assert path["backend"]["service"] == {"name": "cats-pthserve", "port": {"name": "http"}}
+    assert (path["path"], path["pathType"]) == ("/", "Prefix")
     (rule,) = helm.render(SETS["route"]).one("HTTPRoute")["spec"]["rules"]
     assert rule["backendRefs"] == [{"name": "cats-pthserve", "port": 80}]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/"}}]
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"settings": {"rootPath": "/cats"}}, "/cats"),
+        ({"settings": {"rootPath": "/cats"}, "ingress": {"path": "/a"}, "httpRoute": {"path": "/a"}}, "/a"),
+    ],
+)
+def test_an_ingress_and_a_route_may_have_a_path_of_their_own(
+    helm: Helm, values: dict[str, dict[str, str]], path: str
+) -> None:
+    ingress = {**SETS["ingress"]["ingress"], **values.get("ingress", {})}
+    (rule,) = helm.render(SETS["ingress"] | values | {"ingress": ingress}).one("Ingress")["spec"]["rules"]
+    assert [found["path"] for found in rule["http"]["paths"]] == [path]
+    route = {**SETS["route"]["httpRoute"], **values.get("httpRoute", {})}
+    (rule,) = helm.render(SETS["route"] | values | {"httpRoute": route}).one("HTTPRoute")["spec"]["rules"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": path}}]

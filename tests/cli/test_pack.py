@@ -57,7 +57,7 @@ def digits_pack(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "packed"
     done = run("pack", digits, "-o", folder)
     assert done.returncode == 0, done.stderr
-    assert f"{folder}: digits, version 1, resnet18, 10 classes" in done.stdout
+    assert f"{folder}: packed digits, version 1, resnet18, 10 classes" in done.stdout
     return folder
 
 
@@ -204,7 +204,7 @@ def test_a_changed_byte_is_told_by_inspect(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_pack_is_no_output(tmp_path: Path, digits: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     done = run("pack", digits, "-o", tmp_path)
-    assert (done.returncode, "name another folder" in done.stderr) == (3, True)
+    assert (done.returncode, "choose another folder" in done.stderr) == (3, True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

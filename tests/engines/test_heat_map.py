@@ -16,14 +16,15 @@ from pthserve.images.preprocess import crop
 from pthserve.images.spec import Spec
 from pthserve.loading.load import build
 from pthserve.options import ModelOptions
+from pthserve.tasks.classification import CLASSIFICATION
 
 SPEC = Spec(resize=None, crop=(70, 84), mean=(0.0, 0.5, 1.0), std=(1.0, 1.0, 1.0))
 Pixels = NDArray[np.uint8]
 
 
-def of(engine: Any, *arguments: Any, spec: Spec = SPEC) -> Explanation:
+def of(engine: Any, image: Pixels, class_index: int, forward: Any, spec: Spec = SPEC) -> Explanation:
     """The heat map that `engine` has, or that occlusion finds."""
-    return heat_map(engine, spec, *arguments)
+    return heat_map(engine, spec, image, CLASSIFICATION.target(class_index), forward)
 
 
 class Inside:
@@ -123,7 +124,7 @@ def engine(request: pytest.FixtureRequest, demo: Any) -> Any:
 @pytest.mark.slow
 def test_the_heat_is_on_the_cat(demo: Any, engine: Any) -> None:
     _, spec, cat = demo
-    heat = heat_map(engine, spec, cat, CAT, engine.__call__).map
+    heat = heat_map(engine, spec, cat, CLASSIFICATION.target(CAT), engine.__call__).map
     assert share(heat, BOX) > 0.6
 
 
@@ -134,7 +135,7 @@ def test_the_heat_is_on_a_small_cat_wherever_it_is(demo: Any, engine: Any, corne
     top, left = corner
     scene = np.full(spec.image_shape, np.rint(255 * np.array(spec.mean)), np.uint8)
     scene[top : top + 112, left : left + 112] = Image.fromarray(cat).resize((112, 112))
-    heat = heat_map(engine, spec, scene, CAT, engine.__call__).map
+    heat = heat_map(engine, spec, scene, CLASSIFICATION.target(CAT), engine.__call__).map
     assert share(heat, (left, top, left + 112, top + 112)) > 0.6
 
 
@@ -147,7 +148,7 @@ def test_the_heat_is_on_a_cat_that_is_a_seventh_of_another_picture(
     top, left = corner
     scene = crop((imagenet / "golden" / "camera.jpg").read_bytes(), spec, max_pixels=2**30).copy()
     scene[top : top + 84, left : left + 84] = np.asarray(Image.fromarray(cat).resize((84, 84)))
-    heat = heat_map(engine, spec, scene, CAT, engine.__call__).map
+    heat = heat_map(engine, spec, scene, CLASSIFICATION.target(CAT), engine.__call__).map
     assert share(heat, (left, top, left + 84, top + 84)) > 0.6
 
 
@@ -155,6 +156,8 @@ def test_the_heat_is_on_a_cat_that_is_a_seventh_of_another_picture(
 @pytest.mark.parametrize("grey", [0, 124, 255])
 def test_a_blank_image_has_a_map_too(demo: Any, engine: Any, grey: int) -> None:
     _, spec, _ = demo
-    heat = heat_map(engine, spec, np.full(spec.image_shape, grey, np.uint8), CAT, engine.__call__).map
+    heat = heat_map(
+        engine, spec, np.full(spec.image_shape, grey, np.uint8), CLASSIFICATION.target(CAT), engine.__call__
+    ).map
     assert np.isfinite(heat).all()
     assert 0 <= heat.min() <= heat.max() <= 1

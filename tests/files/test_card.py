@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,8 +15,9 @@ from pydantic import BaseModel
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import NamedOutput, StatedTask
 from pthserve.images.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -118,12 +120,12 @@ def test_the_folders_of_transformers_hold_one_model(tmp_path: Path, names: list[
 
 
 def test_a_folder_without_weights_says_what_they_end_in(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no weights file here, which ends in \.pth, \.pt"):
+    with pytest.raises(WeightsError, match=r"no weights file \(\.pth, \.pt"):
         card.read(tmp_path)
 
 
 def test_a_path_that_leads_nowhere_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"gone\.pth: there is no such file or folder"):
+    with pytest.raises(WeightsError, match=r"gone\.pth: no such file or folder"):
         card.read(tmp_path / "gone.pth")
 
 
@@ -186,6 +188,7 @@ def test_a_card_says_it_all(folder: Path) -> None:
         architecture="zoo.nets:Cat",
         kwargs={"depth": 3, "drop": 0.5, "wide": False},
         labels=("tom", "1"),
+        task=StatedTask(implied="classification"),
         spec=spec,
         stated=frozenset({"resize", "crop", "interpolation", "antialias", "exif", "mean", "std"}),
         golden=(Golden(image, 1, 0.75), Golden(image, 0)),
@@ -268,15 +271,18 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
         ),
         (
             "preprocessing: {resize: big, crop: 3}",
-            "preprocessing.resize: must be pixels, 1 to 4096, or two of them",
+            "preprocessing.resize: must be a number of pixels from 1 to 4096, or",
         ),
         (
             "preprocessing: {resize: 9, crop: [1, 2, 3]}",
-            "preprocessing.crop: must be pixels, 1 to 4096, or two",
+            "preprocessing.crop: must be a number of pixels from 1 to 4096, or",
         ),
-        ("preprocessing: {resize: 9, crop: 0}", "preprocessing.crop: must be pixels, 1 to 4096"),
-        ("preprocessing: {crop: 28}", "preprocessing: `resize` and `crop` belong together; give both"),
-        ("preprocessing: {mean: [0.5, 0.5], std: [1, 1]}", "must both have three numbers, or both one"),
+        (
+            "preprocessing: {resize: 9, crop: 0}",
+            "preprocessing.crop: must be a number of pixels from 1 to 4096",
+        ),
+        ("preprocessing: {crop: 28}", "preprocessing: set both `resize` and `crop`"),
+        ("preprocessing: {mean: [0.5, 0.5], std: [1, 1]}", "must both have three numbers or both have one"),
         ("preprocessing: {mean: 0.5}", "preprocessing: `mean` and `std` must both have three numbers"),
         (
             "preprocessing: {mean: [123.7, 116.3, 103.5]}",
@@ -285,7 +291,7 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
         ("preprocessing: {std: [0, 1, 1]}", "preprocessing.std[0]: should be greater than 0"),
         ("preprocessing: {antialias: no, interpolation: box}", "is defined for bilinear and bicubic only"),
         ("preprocessing: {channel_order: gbr}", "preprocessing.channel_order: should be 'rgb' or 'bgr'"),
-        ("preprocessing: {channel_order: bgr, mean: 0.5, std: 0.5}", "`channel_order: bgr` is for colour"),
+        ("preprocessing: {channel_order: bgr, mean: 0.5, std: 0.5}", "`channel_order: bgr` needs colour"),
         ("preprocessing: 224", "preprocessing: must be a mapping of fields"),
         ("kwargs: 3", "kwargs: must be a mapping"),
         ("golden: 3", "golden: must be a list"),
@@ -302,21 +308,24 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
         ("golden: [{image: no.jpg, class_index: 1}]", "no.jpg: No such file or directory"),
         (
             "golden: [{image: tom.jpg, label: cat}]",
-            "golden[0].label: no label is 'cat'; give its class_index",
+            "golden[0].label: the label 'cat' is missing; give class_index",
         ),
-        ("{labels: [a, a], golden: [{image: tom.jpg, label: a}]}", "golden[0].label: several labels are 'a'"),
-        ("{labels: [a, b], golden: [{image: tom.jpg, class_index: 2}]}", "class_index: must be under 2"),
-        ("labels: [yes, no]", "labels: must be text, and YAML reads it as True; put it in quotes"),
-        ("labels: {0: a, 2: b}", "labels: must number its 2 classes from 0 to 1"),
-        ("labels: {a: 0, b: 0}", "labels: must number its 2 classes from 0 to 1"),
+        (
+            "{labels: [a, a], golden: [{image: tom.jpg, label: a}]}",
+            "golden[0].label: the label 'a' is not unique",
+        ),
+        ("{labels: [a, b], golden: [{image: tom.jpg, class_index: 2}]}", "class_index: must be less than 2"),
+        ("labels: [yes, no]", "labels: must be text, but YAML reads it as True; put it in quotes"),
+        ("labels: {0: a, 2: b}", "labels: must use the class indices 0 to 1"),
+        ("labels: {a: 0, b: 0}", "labels: must use the class indices 0 to 1"),
         ("labels: []", "labels: must be a list of labels, or a mapping of"),
         ("labels: gone.txt", "gone.txt: cannot be read: No such file or directory"),
         ("labels: tom.jpg", None),
-        ("version: 1.10", "version: must be text, and YAML reads it as 1.1; put it in quotes"),
-        ("name: a/b", "name: must have no slash, as it is part of URLs"),
+        ("version: 1.10", "version: must be text, but YAML reads it as 1.1; put it in quotes"),
+        ("name: a/b", "name: must not contain a slash, since it is part of URLs"),
         ("name: ''", "name: must not be empty"),
         ("sha256: abc", "sha256: must be 64 hexadecimal digits"),
-        ("- name", "model.yaml: must be a mapping of fields, such as `name: digits`"),
+        ("- name", "model.yaml: must contain fields, such as `name: digits`"),
         ("name: [a", "model.yaml: line 1: expected ',' or ']'"),
         ("name: \0", "model.yaml: cannot be parsed: "),
         ("1: x", "1"),
@@ -337,7 +346,7 @@ def test_a_wrong_card_is_refused_with_the_file_the_field_and_what_is_allowed(
 
 
 def test_weights_that_the_card_names_must_be_there(folder: Path) -> None:
-    with pytest.raises(WeightsError, match=r"model\.yaml: weights: there is no file .*dogs\.pth"):
+    with pytest.raises(WeightsError, match=r"model\.yaml: weights: the file .*dogs\.pth does not exist"):
         card.read(write(folder, "weights: dogs.pth"))
 
 
@@ -353,7 +362,7 @@ def test_a_file_of_labels_is_of_the_kind_that_the_card_says(folder: Path) -> Non
 
 def test_a_broken_label_file_is_named(folder: Path) -> None:
     (folder / "labels.json").write_text('{"cat": 5}')
-    with pytest.raises(CardError, match=r"labels\.json: must number its 1 classes from 0 to 0"):
+    with pytest.raises(CardError, match=r"labels\.json: must use the class indices 0 to 0"):
         card.read(write(folder, "labels: labels.json"))
     (folder / "labels.json").write_text("{")
     with pytest.raises(CardError, match=r"labels\.json: cannot be parsed"):
@@ -373,7 +382,7 @@ def test_what_a_card_names_stays_in_its_folder(folder: Path) -> None:
         with pytest.raises(CardError, match=r"golden\[0\]\.image: .* lies outside of the folder"):
             card.read(write(folder, f"golden: [{{image: {name}, class_index: 0}}]"))
     for name in ("../secret.txt", str(secret), "a/../../secret.txt"):
-        with pytest.raises(CardError, match="weights: must be a file in the card's folder"):
+        with pytest.raises(CardError, match="weights: must be a file in the folder of the card"):
             card.read(write(folder, f"weights: {name}"))
 
 
@@ -395,7 +404,7 @@ def test_a_pipe_in_the_folder_holds_nobody_up(folder: Path, name: str) -> None:
                 "weights.pth": "weights: weights.pth",
             }[name],
         )
-    with pytest.raises((CardError, WeightsError), match=r"not a regular file|there is no file"):
+    with pytest.raises((CardError, WeightsError), match=r"not a regular file|does not exist"):
         card.read(folder)
 
 
@@ -440,7 +449,7 @@ def test_a_folder_whose_name_is_not_utf_8_has_a_name_that_is_text(tmp_path: Path
 @pytest.mark.parametrize("field", ["name", "version"])
 @pytest.mark.parametrize("text", ['"a\\nb"', '"\\e[31mred"', '"\\u202e"', "a" * 201])
 def test_a_name_is_printable_and_short(folder: Path, field: str, text: str) -> None:
-    with pytest.raises(CardError, match=f"{field}: must be at most 200 characters, all of them printable"):
+    with pytest.raises(CardError, match=f"{field}: must have at most 200 characters, all of them printable"):
         card.read(write(folder, f"{field}: {text}"))
 
 
@@ -517,12 +526,108 @@ def test_golden_answers_are_not_written_into_a_card_that_is_wrong(folder: Path) 
         "{name: Käse, version: '010', labels: ['no', '1', 'a: b'], kwargs: {a: [1, {b: null}]}}",
         "{preprocessing: {resize: null, crop: [28, 32], mean: 0.5, std: 0.5}, architecture: resnet18}",
         "{labels: [tom], golden: [{image: tom.jpg, label: tom, probability: 0.123456789}]}",
+        "{task: multilabel, threshold: 0, labels: [a, b], golden: [{image: tom.jpg, labels: [b]}]}",
+        "{task: regression, outputs: [{name: age, unit: years, range: [0, 120]}, {name: size}]}",
+        "{task: regression, golden: [{image: tom.jpg, values: [1.5, null]}]}",
+        "{task: embedding, normalize: true, golden: [{image: tom.jpg, vector: [0.6, 0.8]}]}",
+        "task: binary",
     ],
 )
 def test_a_dumped_card_reads_back_the_same(folder: Path, made: str) -> None:
     before = card.read(write(folder, made))
     write(folder, card.dump(before))
     assert card.read(folder) == before
+
+
+# --- the task
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("", StatedTask()),
+        ("task: binary", StatedTask("binary")),
+        ("threshold: 0.3", StatedTask(implied="multilabel", threshold=0.3)),
+        ("outputs: [{name: age}]", StatedTask(implied="regression", outputs=(NamedOutput("age"),))),
+        ("normalize: true", StatedTask(implied="embedding", normalize=True)),
+        ("golden: [{image: tom.jpg, class_index: 1}]", StatedTask(implied="classification")),
+        ("golden: [{image: tom.jpg, labels: []}]", StatedTask(implied="multilabel")),
+        ("golden: [{image: tom.jpg, values: 3}]", StatedTask(implied="regression")),
+        ("golden: [{image: tom.jpg, vector: [1]}]", StatedTask(implied="embedding")),
+    ],
+)
+def test_a_card_states_the_task_or_tells_it_by_what_only_one_task_has(
+    folder: Path, text: str, stated: StatedTask
+) -> None:
+    assert card.read(write(folder, text)).task == stated
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ("labels: [ant, bee, cat]\ngolden: [{image: tom.jpg, labels: [cat, 0]}]", {"labels": (2, 0)}),
+        (
+            "labels: [ant, bee]\ngolden: [{image: tom.jpg, probabilities: {bee: 0.25}}]",
+            {"probabilities": (None, 0.25)},
+        ),
+        (
+            "outputs: [{name: age}, {name: size}]\ngolden: [{image: tom.jpg, values: {size: -2}}]",
+            {"values": (None, -2.0)},
+        ),
+        ("golden: [{image: tom.jpg, values: [1, null]}]", {"values": (1.0, None)}),
+        ("golden: [{image: tom.jpg, values: 31}]", {"values": (31.0,)}),
+        ("golden: [{image: tom.jpg, vector: [0, 1.5]}]", {"vector": (0.0, 1.5)}),
+    ],
+)
+def test_a_golden_image_states_the_answer_of_its_task(
+    folder: Path, fields: str, answer: dict[str, Any]
+) -> None:
+    assert card.read(write(folder, fields)).golden == (Golden(folder / "tom.jpg", **answer),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("task: detect", "task: "),
+        ("{task: binary, threshold: 0.3}", "`threshold` is for `task: multilabel`, and the task is binary"),
+        ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
+        (
+            "{task: regression, golden: [{image: tom.jpg, class_index: 1}]}",
+            "golden\\[0\\] states an answer of `task: classification`, and the task is regression",
+        ),
+        (
+            "golden: [{image: tom.jpg, class_index: 1, values: [1]}]",
+            "`class_index` and `values` are answers of",
+        ),
+        ("outputs: [{name: a}, {name: a}]", "`outputs` has the name 'a' twice"),
+        ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the least and the largest value"),
+        ("outputs: [{name: a, nit: m}]", r"outputs\[0\].nit: .*did you mean `unit`"),
+        ("outputs: []", "outputs"),
+        ("{labels: [a], golden: [{image: tom.jpg, labels: [b]}]}", "no label is 'b'; give its number"),
+        ("golden: [{image: tom.jpg, values: {age: 1}}]", "no label is 'age'; name them in the card"),
+        ("golden: [{image: tom.jpg, values: [.nan]}]", "golden"),
+        ("golden: [{image: tom.jpg, vector: []}]", "golden"),
+        ("golden: [{image: tom.jpg, labels: [1.5]}]", "golden"),
+        ("threshold: 1.5", "threshold"),
+    ],
+)
+def test_what_does_not_fit_a_task_is_refused(folder: Path, text: str, words: str) -> None:
+    with pytest.raises(CardError, match=words):
+        card.read(write(folder, text))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"labels": (0, 2), "probabilities": (0.9, None, 0.7)},
+        {"values": (1.5, None)},
+        {"vector": (0.6, 0.8)},
+    ],
+)
+def test_golden_answers_of_any_task_are_written(folder: Path, answer: dict[str, Any]) -> None:
+    golden = Golden(folder / "tom.jpg", **answer)
+    card.write_golden(folder, [golden])
+    assert card.read(folder).golden == (golden,)
 
 
 # --- the table
@@ -543,6 +648,7 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
     rows = re.findall(r"^\| (`[\w.\[\]]+`) \| (.*?) \| (.*?) ?\|$", text, re.MULTILINE)
     parts = (
         *fields(Fields),
+        *fields(OutputFields, "outputs[]."),
         *fields(FirstLayer, "first_layer."),
         *fields(Head, "head."),
         *fields(Preprocessing, "preprocessing."),
@@ -551,10 +657,13 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
     assert rows == list(parts)
 
 
-def test_the_example_in_the_documentation_is_a_card(folder: Path) -> None:
+def test_the_examples_in_the_documentation_are_cards(folder: Path) -> None:
     text = (ROOT / "docs" / "card.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    for name in yaml.safe_load(example)["golden"]:
-        (folder / name["image"]).write_bytes(b"image")
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 4
     (folder / "labels.txt").write_text("cat\ndog\n")
-    assert card.read(write(folder, example)).golden
+    (folder / "classes.json").write_text('{"0": 0, "2": 1}')
+    for example in examples:
+        for name in yaml.safe_load(example).get("golden", ()):
+            (folder / name["image"]).write_bytes(b"image")
+        card.read(write(folder, example))

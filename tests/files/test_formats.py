@@ -93,7 +93,7 @@ def test_a_format_is_told_by_the_bytes_whatever_the_name_says(
 FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "is empty"),
     "Git LFS": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "a web page": (lambda: b"\n<!DOCTYPE html><html>Sign in</html>", "web page.*fetch it again"),
+    "a web page": (lambda: b"\n<!DOCTYPE html><html>Sign in</html>", "web page.*download it again"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(60), "compressed by gzip; unpack it"),
     "Keras, HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(60), "Keras writes.*tf2onnx"),
     "Keras, zip": (
@@ -114,7 +114,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "ONNX cut short": (lambda: ONNX[:-6], "truncated or damaged"),
     "GGUF": (lambda: b"GGUF" + bytes(60), "GGUF"),
     "OpenVINO": (lambda: b'<?xml version="1.0"?>\n<net name="m" version="11">', "OpenVINO model"),
-    "text": (lambda: b"hello world, these are no weights", "neither a file of torch.save nor safetensors"),
+    "text": (lambda: b"hello world, these are no weights", "neither a torch.save file nor safetensors"),
     "a truncated zip": (lambda: saved()[:300], "truncated or damaged"),
 }
 

@@ -21,11 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pthserve.certainty import Origin
 from pthserve.errors import WeightsError
 from pthserve.files import weights
 
@@ -169,8 +171,156 @@ def test_a_checkpoint_that_refers_to_itself_many_times_is_searched_once(tmp_path
     for _ in range(5):
         inner = {f"key{i}": inner for i in range(1000)}
     torch.save(inner, tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match="no state dict in it"):
+    with pytest.raises(WeightsError, match="contains no state dict"):
         weights.read(tmp_path / "model.pth")
+
+
+def test_what_trainers_put_beside_the_weights_keeps_nobody_from_reading_them(tmp_path: Path) -> None:
+    """As DeiT, timm and torchvision save their arguments, and many a score as a number of numpy's."""
+    checkpoint = make_checkpoint(
+        model=make_state_dict(),
+        args=argparse.Namespace(model="mobilenet_v3_small", lr=1e-3, data_path=Path("/data")),
+        best_acc=np.mean([0.9, 0.95]),
+    )
+    for save in (save_zip, save_legacy):
+        save(checkpoint, tmp_path / "model.pth")
+        read = weights.read(tmp_path / "model.pth")
+        assert same(read.state_dict, make_state_dict())
+        assert read.metadata["args"] == {"model": "mobilenet_v3_small", "lr": 1e-3, "data_path": "/data"}
+        assert read.metadata["best_acc"] == pytest.approx(0.925)
+        assert read.inferred == ()
+
+
+def test_a_state_dict_under_an_unusual_key_is_found_beside_numbers_of_numpy(tmp_path: Path) -> None:
+    torch.save(make_checkpoint(classifier_weights=make_state_dict(), best=np.float64(1)), tmp_path / "m.pth")
+    assert weights.read(tmp_path / "m.pth").container == "classifier_weights"
+
+
+def test_a_module_beside_a_state_dict_is_left_out(tmp_path: Path) -> None:
+    torch.save({"classifier": nn.Linear(2, 2), "state_dict": make_state_dict()}, tmp_path / "model.pth")
+    assert same(weights.read(tmp_path / "model.pth").state_dict, make_state_dict())
+
+
+def test_which_of_several_state_dicts_was_taken_is_told_unless_the_card_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    averaged = {name: tensor * 2 for name, tensor in make_state_dict().items()}
+    torch.save({"model": make_state_dict(), "model_ema": averaged}, path)
+
+    (told,) = weights.read(path).inferred
+
+    assert (told.subject, told.origin) == ("weights", Origin.ASSUMED)
+    assert str(told).startswith("weights: model_ema, a moving average; there are also model (assumed)")
+    assert told.setting == 'container: "model_ema"'
+    plain = weights.read(path, container="model")
+    assert (plain.container, plain.inferred) == ("model", ())
+    assert same(plain.state_dict, make_state_dict())
+    with pytest.raises(WeightsError, match="no state dict under ema; there are model, model_ema"):
+        weights.read(path, container="ema")
+
+
+def test_one_of_several_state_dicts_of_unknown_names_can_be_named(tmp_path: Path) -> None:
+    torch.save({"teacher": make_state_dict(), "student": make_state_dict()}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match="`container: teacher`"):
+        weights.read(tmp_path / "model.pth")
+    assert weights.read(tmp_path / "model.pth", container="student").container == "student"
+
+
+def test_tensors_that_share_a_storage_and_views_of_it_are_read(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    state = {"a.weight": base, "b.weight": base, "c.weight": base[1:3, ::2], "d.weight": base.t()}
+    for save in (save_zip, save_legacy):
+        save(state, tmp_path / "model.pth")
+        assert same(weights.read(tmp_path / "model.pth").state_dict, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_newer_types_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {"a.weight": torch.arange(6).reshape(2, 3).to(dtype), "b.weight": torch.ones(2, 2)}
+    torch.save(state, tmp_path / "model.pth")
+    read = weights.read(tmp_path / "model.pth").state_dict["a.weight"]
+    assert read.dtype == dtype
+    assert torch.equal(read.float(), state["a.weight"].float())
+
+
+def test_many_views_of_one_storage_are_not_taken_for_as_many_values(tmp_path: Path) -> None:
+    base = torch.ones(1000, 1000)
+    torch.save({f"{n}.weight": base.view(1000, 1000) for n in range(20)}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match="many times the values"):
+        weights.read(tmp_path / "model.pth")
+
+
+# --- shards
+
+
+def make_shards(folder: Path, form: str) -> Path:
+    """Two shards and their index, as transformers saves them."""
+    state = make_state_dict()
+    names = list(state)
+    stem, ending = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")
+    shards = {f"{stem}-0000{n + 1}-of-00002.{ending}": names[n::2] for n in range(2)}
+    for file, part in shards.items():
+        FORMATS[form]({name: state[name] for name in part}, folder / file)
+    index = folder / f"{stem}.{ending}.index.json"
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+def test_shards_are_read_as_one_state_dict(tmp_path: Path, form: str) -> None:
+    index = make_shards(tmp_path, form)
+    files = sorted([index, *tmp_path.glob("*-of-*")])
+    seen: list[tuple[int, int]] = []
+
+    read = weights.read(index, progress=lambda done, total: seen.append((done, total)))
+
+    assert same(read.state_dict, make_state_dict())
+    sums = subprocess.run(["sha256sum", *[file.name for file in files]], cwd=tmp_path, capture_output=True)
+    assert read.digest == hashlib.sha256(sums.stdout).hexdigest()
+    assert read.size == sum(file.stat().st_size for file in files)
+    assert seen[-1] == (read.size, read.size)
+    assert weights.read(index, read.digest)
+    with pytest.raises(WeightsError, match=f"its SHA-256 is {read.digest}"):
+        weights.read(index, "0" * 64)
+
+
+def test_a_shard_without_the_others_is_refused(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, "safetensors")
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    with pytest.raises(WeightsError, match="is shard 1 of 2 of a state dict; name the folder"):
+        weights.read(shard)
+    index.unlink()
+    with pytest.raises(WeightsError, match=r"put all of them and model\.safetensors\.index\.json beside it"):
+        weights.read(shard)
+
+
+def test_an_index_whose_shards_are_not_there_is_refused(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, "safetensors")
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        WeightsError, match=r"model-00002-of-00002\.safetensors of its shards are not beside it"
+    ):
+        weights.read(index)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "is not an index of shards"),
+        ("{", "is not an index of shards"),
+        ("[" * 100_000, "is not an index of shards"),
+        ('{"weight_map": {}}', "lists 0 shards"),
+        ('{"weight_map": {"a": "../secret"}}', r"\.\./secret cannot be a shard"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "/etc/passwd cannot be a shard"),
+        ('{"weight_map": {"a": 3}}', "3 cannot be a shard"),
+        ('{"weight_map": {"a": ["b"]}}', "is not an index of shards"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(WeightsError, match=message):
+        weights.read(index)
 
 
 # --- files that run code when they are unpickled ---------------------------------------------------
@@ -479,7 +629,7 @@ LIES = {
     lie_compressed: "compressed or overlap",
     lie_overlap: "compressed or overlap",
     lie_length: "truncated or damaged",
-    lie_strides: "claims more values than the file holds",
+    lie_strides: "declares more values than the file contains",
     lie_legacy_length: "truncated or damaged",
     lie_safetensors_header: "truncated or damaged",
     lie_safetensors_offsets: "truncated or damaged",
@@ -585,9 +735,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (of(b""), "is empty"),
     "a folder": (lambda path: path.mkdir(), "is a folder"),
     "a pipe": (os.mkfifo, "not a regular file"),
-    "text": (of(b"hello world, these are no weights"), "neither a file of torch.save nor safetensors"),
-    "one byte": (of(b"P"), "neither a file of torch.save nor safetensors"),
-    "noise": (of(random.Random(SEED).randbytes(4096)), "neither a file of torch.save nor safetensors"),
+    "text": (of(b"hello world, these are no weights"), "neither a torch.save file nor safetensors"),
+    "one byte": (of(b"P"), "neither a torch.save file nor safetensors"),
+    "noise": (of(random.Random(SEED).randbytes(4096)), "neither a torch.save file nor safetensors"),
     "a web page": (of(b"\n<!DOCTYPE html><html><title>Sign in</title></html>"), "web page"),
     "a Git LFS pointer": (of(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
     "gzip": (of(b"\x1f\x8b\x08" + b"\0" * 60), "unpack it"),
@@ -598,15 +748,23 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a plain pickle": (of(pickle.dumps({"a": 1}, 2)), "a pickle that torch.save did not write"),
     "a tensor": (of(torch.ones(2)), "content is a torch.Tensor"),
     "a list": (of([1, 2]), "content is a list"),
-    "an optimizer alone": (of(make_checkpoint()), "no state dict in it; its keys are epoch, optimizer"),
+    "an optimizer alone": (of(make_checkpoint()), "contains no state dict; its keys are epoch, optimizer"),
     "an optimizer's file": (of(make_checkpoint()["optimizer"]), "the state of an optimizer, without weights"),
-    "an empty state dict": (of({}), "no state dict in it; its keys are none"),
-    "NaN": (of({"a.weight": torch.tensor([[1.0, NAN]])}), r"NaN or infinity in a\.weight"),
-    "infinity": (of({"a.weight": torch.tensor([[1.0, -INF]])}), r"NaN or infinity in a\.weight"),
-    "NaN, half": (of({"a.weight": torch.tensor([[1.0, NAN]]).half()}), r"NaN or infinity in a\.weight"),
+    "an empty state dict": (of({}), "contains no state dict; its keys are none"),
+    "NaN": (of({"a.weight": torch.tensor([[1.0, NAN]])}), r"a\.weight contains NaN or infinity"),
+    "infinity": (of({"a.weight": torch.tensor([[1.0, -INF]])}), r"a\.weight contains NaN or infinity"),
+    "NaN, half": (of({"a.weight": torch.tensor([[1.0, NAN]]).half()}), r"a\.weight contains NaN or infinity"),
     "complex": (of({"a.weight": torch.ones(2, 2, dtype=torch.complex64)}), r"a\.weight is complex"),
     "sparse": (of({"a.weight": torch.eye(2).to_sparse()}), r"a\.weight is sparse"),
     "quantised": (write_quantised, r"a\.weight is quantised"),
+    "of quantised layers": (
+        of({"fc.weight": torch.ones(2, 2), "fc._packed_params._packed_params": None}),
+        r"fc\._packed_params\._packed_params is quantised; serve the floating-point model",
+    ),
+    "a LoRA adapter": (
+        of({"base_model.model.q.lora_A.weight": torch.ones(2, 2)}),
+        "is a LoRA adapter.*merge_and_unload",
+    ),
     "of 4 bits": (write_four_bits, r"a\.weight is of type float4_e2m1fn_x2"),
     "larger than memory": (write_sparse_file, "more than this machine's memory"),
     "a long safetensors header": (listed(300_000), "lists its tensors in .* bytes, and at most 8388608"),
@@ -616,8 +774,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep names": (named(".a" * 3000, 300), "name has 6001 characters in 3001 parts"),
     "a long name": (named("." + "a" * 5_000_000), r"name has 5000002 characters in 2 parts: 0\.a{10,80}\["),
     "a name that is no text": (named(".\x1b]0;pwned\a" + "." * 40), r": 0\.\\x1b\]0;pwned\\x07\.+;"),
-    "many tensors": (listed(10_001), "holds 10001 tensors; at most 10000"),
-    "many parts": (named(".a" * 30, 2000), r"names have 62000 parts in all, such as 0[.a]+; at most 60000"),
+    "many tensors": (listed(10_001), "holds 10001 tensors; the limit is 10000"),
+    "many parts": (
+        named(".a" * 30, 2000),
+        r"names have 62000 parts in all, such as 0[.a]+; the limit is 60000",
+    ),
     "meta": (write_meta, r"a\.weight is on the meta device"),
 }
 
@@ -642,7 +803,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     user = os.geteuid()
     os.seteuid(65534 if user == 0 else user)  # root may read anything
     try:
-        with pytest.raises(WeightsError, match="may not be read"):
+        with pytest.raises(WeightsError, match="cannot be read"):
             weights.read(path)
     finally:
         os.seteuid(user)
@@ -729,7 +890,7 @@ def test_a_file_written_to_while_it_is_read_is_refused(
     torch.save({"a.weight": torch.zeros(3000, 1000)}, path)
     os.utime(path, (0, 0))  # the clock of modification times ticks slowly
     changes = iter([change])
-    with pytest.raises(WeightsError, match="changed while it was read"):
+    with pytest.raises(WeightsError, match="changed while it was being read"):
         weights.read(path, progress=lambda done, total: next(changes, lambda path: None)(path))
 
 

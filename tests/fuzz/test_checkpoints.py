@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pthserve.errors import WeightsError
 from pthserve.files import weights
@@ -165,7 +166,7 @@ def _fuzz(folder: Path, seed: int, count: int, monkeypatch: pytest.MonkeyPatch) 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a pickle was run")
 
-    weights.read(_good(path))  # imports what reading needs
+    _read_every_format(path)  # imports what reading needs
     unpicklers = ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load"))
     for owner, name in unpicklers:
         monkeypatch.setattr(owner, name, forbidden)
@@ -196,9 +197,13 @@ def _fuzz(folder: Path, seed: int, count: int, monkeypatch: pytest.MonkeyPatch) 
     return came
 
 
-def _good(path: Path) -> Path:
-    torch.save({"epoch": np.float64(1), "model": {"a.weight": torch.ones(2, 2)}}, path)
-    return path
+def _read_every_format(path: Path) -> None:
+    state = {"a.weight": torch.ones(2, 2)}
+    for legacy in (False, True):
+        torch.save({"n": np.ones(2), "m": state}, path, _use_new_zipfile_serialization=not legacy)
+        weights.read(path)
+    save_file(state, path)
+    weights.read(path)
 
 
 @pytest.mark.slow

@@ -1,47 +1,43 @@
 """Infer: the outputs are those that were asked for, in the shape that was asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pthserve.errors import MalformedRequest
+from pthserve.inference_protocol import infer
 from pthserve.inference_protocol.infer import (
     Wanted,
     check,
     everything,
-    output_forms,
-    outputs,
     timeout,
     wanted,
 )
+from pthserve.inference_protocol.tensors import Output
+from pthserve.tasks.classification import CLASSIFICATION, Classification
 
 LABELS = ("cat", "dog", "snö")
 
 
-@dataclass(frozen=True)
-class Answered:
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-
-    @property
-    def class_index(self) -> int:
-        return int(self.probabilities.argmax())
+FORMS = CLASSIFICATION.tensor_forms(len(LABELS))
 
 
-def answer(*logits: float) -> Answered:
-    values = np.array(logits, np.float32)
-    return Answered(values, np.exp(values) / np.exp(values).sum())
+def answer(*logits: float) -> Classification:
+    return CLASSIFICATION.answer(np.array(logits, np.float32), LABELS)
+
+
+def outputs(answers: Sequence[Classification], asked: Sequence[Wanted]) -> list[Output]:
+    return infer.outputs(CLASSIFICATION, answers, LABELS, asked)
 
 
 BATCH = [answer(0, 3, 1), answer(1, 0, 2)]
 
 
 def test_everything_is_every_output_there_is() -> None:
-    found = {output.name: output for output in outputs(BATCH, LABELS, everything(binary=False))}
+    found = {output.name: output for output in outputs(BATCH, everything(FORMS, binary=False))}
     assert [(o.name, o.datatype, o.shape) for o in found.values()] == [
-        (form.name, form.datatype, (2, *form.shape[1:])) for form in output_forms(3)
+        (form.name, form.datatype, (2, *form.shape[1:])) for form in FORMS
     ]
     np.testing.assert_array_equal(found["logits"].values, [[0, 3, 1], [1, 0, 2]])
     np.testing.assert_allclose(np.asarray(found["probabilities"].values).sum(axis=1), 1, rtol=1e-6)
@@ -50,20 +46,20 @@ def test_everything_is_every_output_there_is() -> None:
 
 
 def test_outputs_come_in_the_order_they_are_asked_for() -> None:
-    assert [o.name for o in outputs(BATCH, LABELS, [Wanted("label"), Wanted("logits")])] == [
+    assert [o.name for o in outputs(BATCH, [Wanted("label"), Wanted("logits")])] == [
         "label",
         "logits",
     ]
 
 
 def test_a_classification_gives_value_index_and_label_of_the_best() -> None:
-    (found,) = outputs(BATCH, LABELS, [Wanted("logits", classification=2)])
+    (found,) = outputs(BATCH, [Wanted("logits", classification=2)])
     assert (found.datatype, found.shape) == ("BYTES", (2, 2))
     assert found.elements() == ["3.000000:1:dog", "1.000000:2:snö", "2.000000:2:snö", "1.000000:0:cat"]
 
 
 def test_a_classification_of_more_classes_than_there_are_gives_them_all() -> None:
-    (found,) = outputs(BATCH, LABELS, [Wanted("probabilities", classification=2**62)])
+    (found,) = outputs(BATCH, [Wanted("probabilities", classification=2**62)])
     assert found.shape == (2, 3)
 
 
@@ -79,7 +75,7 @@ def test_a_classification_of_more_classes_than_there_are_gives_them_all() -> Non
 )
 def test_an_output_that_cannot_be_is_malformed(asked: list[Wanted]) -> None:
     with pytest.raises(MalformedRequest):
-        check(asked)
+        check(asked, FORMS)
 
 
 def test_the_parameters_of_an_output_are_read() -> None:

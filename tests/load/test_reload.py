@@ -128,8 +128,8 @@ def _replace(file: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Folder], AbstractContextManager[None] | None], str]] = {
-    "bad hash": (_bad_hash, "SHA-256 .* is pinned"),
-    "NaN weights": (_nan, r"NaN or infinity in head\.bias"),
+    "bad hash": (_bad_hash, "SHA-256 .* is expected"),
+    "NaN weights": (_nan, r"head\.bias contains NaN or infinity"),
     "wrong classes": (_wrong_classes, "5 classes, but the current one has 4"),
     "golden disagreement": (_golden_disagreement, f"the golden images disagree: golden.png: .*not {CLASS}"),
     "changed while read": (

@@ -73,10 +73,10 @@ def test_how_far_the_reading_is_can_be_followed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("labels: [cat, dog]", "2 labels, and the model tells 3 classes apart"),
+        ("labels: [cat, dog]", "2 labels, but the model has 3 classes"),
         (
             "preprocessing: {resize: 80, crop: 64, mean: [0.5], std: [0.5]}",
-            "1 channels, and the model takes 3",
+            "1 channels, but the model needs 3",
         ),
         ("golden: [{image: broken.png, class_index: 0}]", "broken.png: the golden image cannot be read"),
     ],

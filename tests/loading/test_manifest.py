@@ -135,16 +135,19 @@ def test_labels_and_sizes_must_be_the_graph_s(pack: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"", "is no array"),
-        (b"\x93NUMPY\x01\x00", "is no array"),
-        (b"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "is no array"),
-        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (0,), }", "is no array"),
-        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (10**12,), }", "is no array"),
-        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (1000000000000,), }", "is no array"),
+        (b"", "is not an array"),
+        (b"\x93NUMPY\x01\x00", "is not an array"),
+        (b"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "is not an array"),
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (0,), }", "is not an array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (10**12,), }", "is not an array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (1000000000000,), }", "is not an array"),
         (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (0,), }", "has the shape"),
-        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (), }", "has the shape|is no array"),
-        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (), }\n\0\0\0\0", "has the shape|is no array"),
-        (b"(" * 9000, "is no array"),
+        (b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (), }", "has the shape|is not an array"),
+        (
+            b"{'descr': 'DTYPE', 'fortran_order': False, 'shape': (), }\n\0\0\0\0",
+            "has the shape|is not an array",
+        ),
+        (b"(" * 9000, "is not an array"),
     ],
     ids=lambda value: value[:60].decode("latin-1") if isinstance(value, bytes) else "",
 )
@@ -163,7 +166,7 @@ def test_a_proof_that_is_no_array_of_the_right_kind_is_refused(
 def test_a_part_that_is_neither_there_nor_in_the_sums_is_refused_by_name(pack: Path) -> None:
     (pack / "model.bin").unlink()
     rewritten(pack, packed.MANIFEST, (pack / packed.MANIFEST).read_bytes())
-    with pytest.raises(PackError, match=r"model\.bin is not in it"):
+    with pytest.raises(PackError, match=r"model\.bin is missing"):
         packed.read(pack)
 
 

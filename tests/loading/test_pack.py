@@ -135,7 +135,7 @@ def test_int8_is_packed_when_asked_for_and_then_what_auto_takes(
 def test_what_is_there_stays_unless_it_is_a_pack(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years")
-    with pytest.raises(PackError, match="no packed model"):
+    with pytest.raises(PackError, match="not a packed model"):
         pack(str(source), tmp_path / "thesis", SETTINGS)
     assert contents(tmp_path / "thesis") == {"chapter.txt": b"years"}
 

@@ -127,13 +127,13 @@ def test_a_later_format_is_refused_with_what_to_do(copy: Path) -> None:
 
 
 def test_other_weights_than_the_pinned_ones_are_refused(made: Path) -> None:
-    with pytest.raises(WeightsError, match=f"{'ab' * 32} is pinned"):
+    with pytest.raises(WeightsError, match=f"{'ab' * 32} is expected"):
         load(str(made), asked(sha256="ab" * 32))
     assert load(str(made), asked(sha256="0" * 64)).digest == "0" * 64
 
 
 def test_it_is_no_weights_file(made: Path) -> None:
-    with pytest.raises(PackError, match="packed already; name the weights"):
+    with pytest.raises(PackError, match="already packed; give the original weights"):
         build(str(made), SETTINGS)
 
 
@@ -186,7 +186,7 @@ def test_an_engine_that_has_settled_still_computes_from_the_copy(made: Path, cop
 def test_a_proof_that_changed_after_it_was_hashed_is_refused(copy: Path, name: str) -> None:
     read = packed.read(copy)
     overwritten(copy / name)
-    with pytest.raises(PackError, match=f"{name}: was changed while it was read"):
+    with pytest.raises(PackError, match=f"{name}: was changed while it was being read"):
         read.proof()
 
 

@@ -1,6 +1,7 @@
 """Golden images decide what a weights file leaves open."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def network(*, fc: nn.Module | None = None, conv: nn.Conv2d | None = None) -> nn
     return module.eval()
 
 
-def folder(path: Path, module: nn.Module, spec: Spec, count: int = 3, **fields: object) -> Path:
+def folder(path: Path, module: nn.Module, spec: Spec, count: int = 3, **fields: Any) -> Path:
     """A folder with the weights of `module`, and golden images with the answers that it gives by `spec`."""
     golden = []
     for number, data in enumerate(agreement.samples()[:count]):
@@ -66,7 +67,7 @@ def about(built: Built, subject: str) -> Inferred:
     return found
 
 
-STATED = {"preprocessing": {"resize": 80, "crop": 64}}
+STATED: dict[str, Any] = {"preprocessing": {"resize": 80, "crop": 64}}
 
 
 def two_layers(activation: nn.Module) -> nn.Module:
@@ -89,6 +90,7 @@ def test_they_settle_the_activation_of_a_head(tmp_path: Path, activation: nn.Mod
     settled = about(built, "activation")
     assert (settled.origin, settled.setting) == (Origin.GOLDEN, setting)
     image = torch.rand(1, 3, 64, 64)
+    assert built.architecture.module is not None
     with torch.no_grad():
         torch.testing.assert_close(built.architecture.module(image), module(image))
 
@@ -96,7 +98,7 @@ def test_they_settle_the_activation_of_a_head(tmp_path: Path, activation: nn.Mod
 def test_they_settle_the_stride_of_a_first_layer(tmp_path: Path) -> None:
     grey = Spec(80, (64, 64), mean=(0.5,), std=(0.5,))
     module = network(conv=nn.Conv2d(1, 24, 3, bias=False))
-    card = {"preprocessing": {"resize": 80, "crop": 64, "mean": 0.5, "std": 0.5}}
+    card: dict[str, Any] = {"preprocessing": {"resize": 80, "crop": 64, "mean": 0.5, "std": 0.5}}
     built = build(str(folder(tmp_path, module, grey, **card)), OPTIONS)
     settled = about(built, "first layer")
     assert (settled.origin, settled.setting) == (Origin.GOLDEN, "first_layer: {stride: 1, padding: 0}")

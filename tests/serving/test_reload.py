@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ from pthserve.engines.base import Images, Logits
 from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
 from pthserve.files.fingerprint import fingerprint
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import NamedOutput
 from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
+from pthserve.tasks.base import Task
+from pthserve.tasks.classification import CLASSIFICATION
+from pthserve.tasks.embedding import EmbeddingTask
+from pthserve.tasks.multilabel import MultiLabelTask
+from pthserve.tasks.regression import RegressionTask
 
 from ..shared import until_async
 from .squares import BLUE, Gate, Squares, png, squares
@@ -42,12 +49,12 @@ class Source:
 
 @asynccontextmanager
 async def served(
-    engine: Squares | None = None, **settings: Any
+    engine: Squares | None = None, *, task: Task = CLASSIFICATION, **settings: Any
 ) -> AsyncIterator[tuple[Predictor, Reload, Source]]:
     """A service of a model with the digest OLD."""
     chosen = Settings(**settings)
     predictor = Predictor(chosen)
-    first = [squares(engine, digest=OLD)]
+    first = [squares(engine, digest=OLD, task=task)]
     source = Source(first.pop)
     reload = Reload(predictor, chosen, source)
     try:
@@ -191,6 +198,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Model], type[ModelError], str, str]] = 
         "failed",
         "2 classes, but the current one has 3",
     ),
+    "another task": (
+        lambda _: squares(task=MultiLabelTask()),
+        ModelError,
+        "failed",
+        "the task of the new model is multilabel, but that of the current one is classification; restart",
+    ),
     "another name": (
         lambda _: squares(name="circles"),
         ModelError,
@@ -230,6 +243,21 @@ async def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
             await reload.again()
             assert digest(predictor) == NEW
     assert "the model was not replaced" in caplog.text
+
+
+async def test_other_values_and_other_vectors_are_refused_like_other_classes() -> None:
+    outputs = [tuple(NamedOutput(name, unit) for name in "abc") for unit in ("mm", "cm")]
+    cases: list[tuple[Task, Task, str]] = [
+        (RegressionTask(outputs[0]), RegressionTask(outputs[1]), "predicts a in cm, .* predicts a in mm"),
+        (EmbeddingTask(3), EmbeddingTask(3, normalize=True), "returns normalised vectors of 3 numbers"),
+    ]
+    for old, new, words in cases:
+        async with served(task=old) as (_, reload, source):
+            source.model = partial(squares, task=new)
+            with pytest.raises(ModelError, match=words):
+                await reload.again()
+            source.model = partial(squares, task=old)
+            await reload.again()
 
 
 async def test_a_model_that_is_not_taken_is_freed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torchvision import models
 from pthserve.certainty import Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files import weights
+from pthserve.files.stated_task import Hint
 from pthserve.zoos import architecture, torchvision
 from pthserve.zoos.base import Architecture, Source
 from pthserve.zoos.first_layer import FirstLayer
@@ -119,6 +120,7 @@ def check_same(built: Architecture, module: nn.Module, size: int = 224, channels
     with torch.inference_mode():
         logits = module(image(size, channels))
         assert logits.std() > 1e-3, "logits that are all alike would show nothing"
+        assert built.module is not None
         torch.testing.assert_close(built.module(image(size, channels)), logits)
 
 
@@ -251,9 +253,9 @@ def test_a_replaced_first_layer_of_any_family_is_built(name: str) -> None:
     first = FirstLayer(TORCHVISION.blank(name))
     layer = TORCHVISION.blank(name).get_submodule(first.path)
     assert isinstance(layer, nn.Conv2d)
-    conv = nn.Conv2d(
-        1, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, bias=layer.bias is None
-    )  # type: ignore[arg-type]
+    shape: Any = (layer.kernel_size, layer.stride, layer.padding)
+    kernel, stride, padding = shape
+    conv = nn.Conv2d(1, layer.out_channels, kernel, stride, padding, bias=layer.bias is None)
     module = replaced(name, conv)
     built = architecture.build(module.state_dict())
     patches = layer.kernel_size == layer.stride
@@ -735,7 +737,7 @@ def test_two_networks_are_refused_by_their_prefixes() -> None:
     state_dict = {
         f"{who}.{key}": t for who in ("teacher", "student") for key, t in weightless("resnet18").items()
     }
-    with pytest.raises(ArchitectureError, match=r"several networks, under `teacher\.` and `student\.`"):
+    with pytest.raises(ArchitectureError, match=r"several networks \(prefixes `teacher\.` and `student\.`"):
         architecture.build(state_dict)
 
 
@@ -787,8 +789,15 @@ def test_messages_are_short() -> None:
 
 def test_a_body_without_a_head_is_told_from_a_model() -> None:
     state_dict = {key: tensor for key, tensor in weightless("resnet18").items() if not key.startswith("fc.")}
-    with pytest.raises(ArchitectureError, match="body of resnet18 without a head"):
-        architecture.build(state_dict)
+    found = architecture.build(state_dict)
+    assert found.num_classes == 512
+    assert found.hint == Hint("embedding", "this is the body of resnet18 without a head")
+
+
+def test_a_body_whose_head_takes_a_map_cannot_do_without_it() -> None:
+    body = {key: value for key, value in weightless("squeezenet1_1").items() if key.startswith("features")}
+    with pytest.raises(ArchitectureError, match="body of squeezenet1_1 without a head"):
+        architecture.build(body)
 
 
 def test_a_head_that_cannot_be_rebuilt_is_told_with_what_it_needs() -> None:
@@ -908,7 +917,7 @@ def test_the_users_code_runs_only_when_named_and_allowed(own: dict[str, Tensor])
         ("their_own_net:Missing", {}, "their_own_net:Missing failed: AttributeError"),
         ("their_own_net:Net", {"classes": 6}, "failed: TypeError.*classes"),
         ("their_own_net:broken", {}, "failed: RuntimeError: no luck"),
-        ("their_own_net:number", {}, "gave a int and no nn.Module"),
+        ("their_own_net:number", {}, "returned a int, not an nn.Module"),
         (
             "their_own_net:Net",
             {},

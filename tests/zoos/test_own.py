@@ -68,7 +68,7 @@ def test_what_an_allowed_package_defines_is_found(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("theirs:os.system", "stands a class, a function, or Class.method of the module itself"),
+        ("theirs:os.system", "must be a class, a function, or Class.method of the module itself"),
         ("theirs:inner.make", "of the module itself"),
         ("theirs:nn.Linear", "of the module itself"),
         ("theirs:Net.other.system", "of the module itself"),

@@ -15,7 +15,14 @@ from pthserve.zoos.torchvision import TORCHVISION
 
 from ..linear import noise
 
-VARIED = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b3", "efficientnet_v2_l", "swin_t", "swin_v2_b")
+VARIED: tuple[str, ...] = (
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b3",
+    "efficientnet_v2_l",
+    "swin_t",
+    "swin_v2_b",
+)
 VARIED += ("vit_h_14", "vit_l_16", "inception_v3", "resnet18", "resnet50", "regnet_y_128gf", "convnext_tiny")
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pthserve.errors import DeadlineExceeded, Overloaded, PthserveError
-from pthserve.metrics import REJECTED
+from pthserve.metrics import Rejection, count_rejection
 
 BODIES = 16
 """Maximum memory for bodies, in bodies of the maximum size."""
@@ -92,7 +92,7 @@ class Bodies:
         """Refuse the arriving request that holds most; raises Overloaded if that is the one asking."""
         arriving = (holding for holding in self._holdings if holding.arriving)
         largest = max(arriving, key=lambda holding: holding.size, default=asking)
-        REJECTED.labels("memory").inc()
+        count_rejection(Rejection.MEMORY)
         if largest is asking or largest.size <= asking.size or largest.refuse is None:
             raise no_room()
         largest.arriving = False

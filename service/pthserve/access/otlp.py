@@ -76,8 +76,8 @@ class Request:
         self._tracer = tracer
         self._epoch = time.time_ns() - time.perf_counter_ns()
         self._span: Span = tracer.start_span("request", context, SpanKind.SERVER)
-        context = self._span.get_span_context()
-        self.trace_id = f"{context.trace_id:032x}" if context.is_valid else ""
+        trace = self._span.get_span_context()
+        self.trace_id = f"{trace.trace_id:032x}" if trace.is_valid else ""
 
     def stage(self, name: str, began: float, seconds: float, **attributes: str | float) -> None:
         """A span below this one; began: on time.perf_counter()'s clock."""

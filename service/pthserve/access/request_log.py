@@ -25,7 +25,9 @@ from pthserve.tracing import Tracer, begin
 
 log = logging.getLogger(__name__)
 
-QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+QUIET = frozenset(
+    {"/livez", "/readyz", "/healthz", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"}
+)
 """Routes whose lines are at level debug: a cluster asks them every few seconds."""
 _BACKLOG = 10_000
 """Lines that may wait to be written."""
@@ -48,7 +50,8 @@ class Logged:
 
         began = time.perf_counter()
         its_id = request_id(scope["headers"])
-        span, trace = begin(None if scope["path"] in QUIET else self._tracer, scope["headers"])
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where it is mounted
+        span, trace = begin(None if path in QUIET else self._tracer, scope["headers"])
         code = GONE  # until an answer begins
 
         async def send_with_id(message: Message) -> None:

@@ -10,6 +10,8 @@ from pthserve.text import MESSAGE, quoted
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pthserve.tasks.base import Row
+
 LARGE = 64 * 2**20
 """Bytes; a smaller file is read before anybody could see how far it is."""
 
@@ -45,20 +47,24 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         yield update
 
 
-def predictions(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> "Table":
-    """A table with bars; rows: an image, and its best labels, each with a probability in 0..1."""
+def predictions(rows: "Sequence[tuple[str, Sequence[Row]]]") -> "Table":
+    """A table with bars; rows: an image, and the lines of its answer."""
     from rich.bar import Bar
     from rich.table import Table
 
-    table = Table("image", "class", "", "probability", box=None)
+    bars = any(row.bar is not None for _, answer in rows for row in answer)
+    table = (
+        Table("image", "class", "", "probability", box=None) if bars else Table("image", "", "", "", box=None)
+    )
     table.columns[0].overflow = "fold"
-    table.columns[3].justify = "right"
-    for image, best in rows:
-        for number, (label, probability) in enumerate(best):
+    if bars:
+        table.columns[3].justify = "right"
+    for image, answer in rows:
+        for number, row in enumerate(answer):
             table.add_row(
                 "" if number else quoted(image, MESSAGE),
-                quoted(label),
-                Bar(1, 0, probability, width=20),
-                f"{100 * probability:.1f} %",
+                quoted(row.name),
+                "" if row.bar is None else Bar(1, 0, row.bar, width=20),
+                quoted(row.text),
             )
     return table

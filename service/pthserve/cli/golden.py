@@ -45,7 +45,7 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
         _check(model, settings)
         return
     golden = list(_answers(model, images))
-    _show(golden, model.labels)
+    _show(model, images)
     click.echo(f"Recorded in {card.write_golden(folder, golden)}")
 
 
@@ -53,9 +53,7 @@ def _answers(model: "Model", images: Sequence[Path]) -> Iterator["Golden"]:
     from pthserve.files.golden import Golden
 
     for image in images:
-        answer = model(image)
-        best = answer.class_index
-        yield Golden(image, best, round(float(answer.probabilities[best]), 6), recorded=True)
+        yield Golden(image, recorded=True, **model.task.golden(model(image)))
 
 
 def _check(model: "Model", settings: Settings) -> None:
@@ -66,19 +64,17 @@ def _check(model: "Model", settings: Settings) -> None:
     proof = check_golden(model, settings.tolerance, settings.decode)
     if not proof.agrees:
         raise GoldenError("; ".join(proof.disagreements))
-    _show(list(_answers(model, [one.image for one in model.golden])), model.labels)
-    known = any(one.probability is not None for one in model.golden)
+    _show(model, [one.image for one in model.golden])
+    unknown = all(one.probability is None and one.kind == "class" for one in model.golden)
     difference = (
-        f"the largest difference is {proof.difference:.2g}"
-        if known
-        else "the model card has no probabilities to compare"
+        "the model card has no probabilities to compare"
+        if unknown
+        else f"the largest difference is {proof.difference:.2g}"
     )
     click.echo(f"All {len(model.golden)} golden images pass; {difference}")
 
 
-def _show(golden: Sequence["Golden"], labels: Sequence[str]) -> None:
+def _show(model: "Model", images: Sequence[Path]) -> None:
     from pthserve.cli.display import predictions, show
 
-    show(
-        predictions([(one.image.name, [(labels[one.class_index], one.probability or 1.0)]) for one in golden])
-    )
+    show(predictions([(image.name, model.task.rows(model(image).to_dict(1))) for image in images]))

@@ -26,7 +26,7 @@ _METADATA = 20
 @click.command("inspect")
 @MODEL
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@takes_settings("sha256", "architecture")
+@takes_settings("sha256", "architecture", "task")
 def command(settings: Settings, as_json: bool) -> None:
     """Show what a weights file or a packed model contains.
 
@@ -74,6 +74,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
             read = weights.read(described.weights, sha256, None, described.container)
             return _told(described, read) | {"candidates": [list(names) for names in error.choices]}
 
+    from pthserve.tasks.choice import task_fields
     from pthserve.zoos.architecture import (
         flops,
     )  # with torch, which a file that is refused need not wait for
@@ -85,8 +86,10 @@ def _inspect(settings: Settings) -> dict[str, Any]:
         "ignored": list(architecture.ignored),
         "prefix": architecture.prefix,
         "parameters": architecture.parameters,
-        "flops": flops(architecture.module, (1, *spec.tensor_shape)),
+        "flops": architecture.module and flops(architecture.module, (1, *spec.tensor_shape)),
+        "ends": list(architecture.ends),
         "num_classes": architecture.num_classes,
+        "task": task_fields(built.task),
         "labels": None if built.labels_assumed else list(built.labels),
         "preprocessing": spec.to_dict(),
     }
@@ -110,8 +113,10 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
         "prefix": None,
         "parameters": None,
         "flops": None,
+        "ends": [],
         "num_classes": card.labels and len(card.labels),
         "labels": card.labels and list(card.labels),
+        "task": {"name": card.task.name} if card.task.name else None,
         "preprocessing": card.spec and card.spec.to_dict(),
         "golden": len(card.golden),
     }
@@ -119,6 +124,7 @@ def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
 
 def _packed(folder: Path) -> dict[str, Any]:
     from pthserve.loading import packed
+    from pthserve.tasks.choice import task_fields
 
     model = packed.read(folder, graphs=False)
     return {
@@ -132,6 +138,7 @@ def _packed(folder: Path) -> dict[str, Any]:
         "parameters": model.parameters,
         "num_classes": len(model.labels),
         "labels": list(model.labels),
+        "task": task_fields(model.task),
         "preprocessing": model.spec.to_dict(),
         "golden": len(model.golden),
         "int8": model.has_int8,
@@ -152,6 +159,7 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "preprocessing": Spec.from_dict(found["preprocessing"]).words(),
         **_inferred(found["inferred"]),
         "parameters": f"{found['parameters']:,}",
+        "task": found["task"]["name"],
         "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
@@ -182,6 +190,7 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
     return {
         **rows,
         **_inferred(found["inferred"]),
+        **({"inputs and outputs": "\n".join(found["ends"])} if found["ends"] else {}),
         "prefix": quoted(found["prefix"]) or "none",
         **(
             {"ignored": f"{', '.join(map(quoted, ignored[:3]))}{' and more' if len(ignored) > 3 else ''}"}
@@ -189,8 +198,12 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
             else {}
         ),
         "parameters": f"{found['parameters']:,}",
-        "FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)",
-        "classes": str(found["num_classes"]),
+        **(
+            {"FLOPs": f"{found['flops'] / 1e9:.2f} billion an image (a multiply and an add are two)"}
+            if found["flops"]
+            else {}
+        ),
+        "classes" if found["task"]["name"] == "classification" else "outputs": str(found["num_classes"]),
         "golden images": str(found["golden"]),
     }
 

@@ -33,9 +33,10 @@ def command(settings: Settings, output: Path) -> None:
 
     with reading(settings.model) as progress:
         made = pack(settings.model, output, settings, progress)
+    kind = "" if made.task.name == "classification" else f"{made.task.name}, "
     summary = (
-        f"{output}: packed {made.name}, version {made.version}, {made.architecture}, {len(made.labels)} "
-        "classes, "
+        f"{output}: packed {made.name}, version {made.version}, {made.architecture}, "
+        f"{kind}{made.task.describe(made.labels).removeprefix('has ')}, "
         f"{made.size / 2**20:.1f} MiB; plan: {made.plan.reason}"
     )
     click.echo(quoted(summary, MESSAGE))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -16,6 +16,9 @@ from pthserve.text import MESSAGE, quoted
 
 _OF_THE_IMAGE = (400, 413, 415, 422)
 """Statuses by which a service refuses one image; others follow whatever the image."""
+
+if TYPE_CHECKING:
+    from pthserve.tasks.base import Row
 
 
 @click.command("predict")
@@ -43,7 +46,7 @@ def command(
     headers: tuple[Header, ...],
     settings: Settings,
 ) -> None:
-    """Classify images with a model or through a running service.
+    """Run images through a model or through a running service.
 
     MODEL is the same as for `pthserve serve`. URL is the address of a service, such as http://127.0.0.1:8000.
     An image that cannot be read is reported after the others, and the exit code is 1.
@@ -81,13 +84,19 @@ def _show(found: Iterable[tuple[Path, dict[str, Any] | PthserveError]]) -> None:
     """Print a table of the images that were classified."""
     from pthserve.cli.display import predictions, show
 
-    rows = [
-        (str(image), [(best["label"], best["probability"]) for best in answer["top"]])
-        for image, answer in found
-        if isinstance(answer, dict)
-    ]
+    rows = [(str(image), _rows(answer)) for image, answer in found if isinstance(answer, dict)]
     if rows:
         show(predictions(rows))
+
+
+def _rows(answer: dict[str, Any]) -> "list[Row]":
+    """The lines that show an answer, whose `task` says what it is."""
+    from pthserve.tasks.choice import TASKS
+
+    task = answer.get("task", "classification")
+    if task not in TASKS:
+        raise PthserveError(f"the service answers for the task {task}, which this version does not support")
+    return TASKS[task].rows(answer)
 
 
 def _predict_remotely(
@@ -145,4 +154,4 @@ def _predict_locally(
         except RequestError as error:
             yield error
         else:
-            yield {**fields, "probabilities": fields["probabilities"].tolist()}
+            yield {name: one.tolist() if hasattr(one, "tolist") else one for name, one in fields.items()}

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pthserve.engines.base import Engine, Explains, Explanation, Logits
 from pthserve.errors import EngineFailed
 from pthserve.images.spec import Spec
+from pthserve.tasks.base import Target
 
 Image = NDArray[np.uint8]
 """uint8 (height, width, channels), as the spec makes it."""
@@ -19,9 +20,9 @@ AT_ONCE = 4
 
 
 def heat_map(
-    engine: Engine, spec: Spec, image: Image, class_index: int, forward: Callable[[Image], Logits]
+    engine: Engine, spec: Spec, image: Image, target: Target, forward: Callable[[Image], Logits]
 ) -> Explanation:
-    """Where in `image` the evidence for a class is: float32 (rows, columns), 0 to 1, over the whole image.
+    """Where in `image` the evidence for `target` is: float32 (rows, columns), 0 to 1, over the whole image.
 
     The engine's own method is used where it has one, and occlusion elsewhere. Evidence against the class is
     0; so is the whole map where nothing spoke for it.
@@ -32,16 +33,18 @@ def heat_map(
     Raises:
         EngineFailed: the evidence is not finite. What `forward` raises passes through.
     """
-    found = engine.explain(image, class_index) if isinstance(engine, Explains) else None
+    found = engine.explain(image, target.output) if isinstance(engine, Explains) else None
     if found is None:
-        found = _occlusion(image, class_index, spec, forward)
+        found = _occlusion(image, target, spec, forward)
+    elif target.sign < 0:
+        found = found._replace(map=-found.map)
     if not np.isfinite(found.map).all():
         raise EngineFailed("the heat map contains NaN; check the model's weights and the precision")
     evidence = np.maximum(found.map, 0)
     return found._replace(map=evidence / max(evidence.max(), np.finfo(np.float32).tiny))
 
 
-def _occlusion(image: Image, class_index: int, spec: Spec, forward: Callable[[Image], Logits]) -> Explanation:
+def _occlusion(image: Image, target: Target, spec: Spec, forward: Callable[[Image], Logits]) -> Explanation:
     """By how much the log-probability falls when a patch is hidden, for a patch around each place of a grid.
 
     Zeiler and Fergus (2014), "Visualizing and understanding convolutional networks", 4.2. The patch is two
@@ -49,8 +52,7 @@ def _occlusion(image: Image, class_index: int, spec: Spec, forward: Callable[[Im
     """
     hidden = np.concatenate((image[None], _hidden(image, spec)))
     answers = [forward(hidden[start : start + AT_ONCE]) for start in range(0, len(hidden), AT_ONCE)]
-    logits = np.concatenate(answers)
-    chance = logits[:, class_index] - np.logaddexp.reduce(logits, axis=1)
+    chance = target.log_probability(np.concatenate(answers))
     return Explanation("occlusion", (chance[0] - chance[1:]).reshape(GRID, GRID))
 
 

@@ -43,13 +43,14 @@ MADV_DONTNEED = 4
 
 
 @functools.cache
-def _core() -> Any:
+def core() -> Any:
+    """OpenVINO's runtime, one for the process."""
     return runtime().Core()
 
 
 def precisions() -> tuple[str, ...]:
     """The precisions that this CPU computes natively, fp32 first; int8 runs everywhere."""
-    capable = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for name in PRECISIONS if name in {"fp32", "int8"} or name.upper() in capable)
 
 
@@ -64,25 +65,30 @@ def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     Raises:
         EngineError: `torch.export` or OpenVINO's frontend cannot express the module.
     """
+    # Two images: export takes a dimension of 1 for a constant.
+    return converted(module, (2, *spec.tensor_shape), free=True)
+
+
+def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "openvino.Model":
+    """The graph of `module` for a batch of `shape`, or of any number of images if `free`; see `convert`."""
     import torch
 
-    # Two images: export takes a dimension of 1 for a constant.
-    example = torch.zeros(2, *spec.tensor_shape)
+    number = torch.export.Dim.AUTO if free else torch.export.Dim.STATIC
     try:
         with torch.no_grad():
             exported = torch.export.export(
-                module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+                module.eval(), (torch.zeros(shape),), dynamic_shapes=({0: number},)
             )
             table: Any = torch.export.default_decompositions()
             for operator in supported_operators():
                 table.pop(operator, None)
             graph = graph_of(exported.run_decompositions(table).module())
+        graph.reshape(runtime().PartialShape([-1 if free else shape[0], *shape[1:]]))
+        fold_constants(graph)
     except Exception as error:
         raise EngineError(
             f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
         ) from error
-    graph.reshape(runtime().PartialShape([-1, *spec.tensor_shape]))
-    fold_constants(graph)
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph
@@ -132,7 +138,7 @@ def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -
     except OSError as error:
         raise EngineError(f"{name}: cannot be read: {error.strerror}; {_PACK_AGAIN}") from error
     with _explained(f"{name}: cannot be read as an OpenVINO graph", _PACK_AGAIN):
-        return _core().read_model(path, weights or path.with_suffix(".bin"))
+        return core().read_model(path, weights or path.with_suffix(".bin"))
 
 
 def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> None:
@@ -255,7 +261,7 @@ class OpenVINOEngine:
 
     def _compile(self, graph: "openvino.Model", streams: int) -> Any:
         with _explained("OpenVINO cannot compile the model", _ANOTHER):
-            return _core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
+            return core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
 
 
 _NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import documents, labels, regular_files
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, Preprocessing
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import StatedTask
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
 
@@ -41,6 +42,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "head": Head,
     "preprocessing": Preprocessing,
     "golden": GoldenImage,
+    "outputs": OutputFields,
 }
 _WRONG_TYPE = {
     "missing": "must be given",
@@ -74,6 +76,7 @@ class Card:
     first_layer: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
+    task: StatedTask = field(default_factory=StatedTask)
     spec: Spec | None = None
     stated: frozenset[str] = frozenset()
     golden: tuple[Golden, ...] = ()
@@ -92,7 +95,7 @@ def read(path: Path) -> Card:
     Raises CardError, or WeightsError where a file is missing.
     """
     if not path.exists():
-        raise WeightsError(f"{quoted(path)}: there is no such file or folder")
+        raise WeightsError(f"{quoted(path)}: no such file or folder")
     folder, given = (path, None) if path.is_dir() else (path.parent, path)
     file = folder / FILE
     fields = _parse(file) if file.is_symlink() or file.exists() else _EMPTY
@@ -100,6 +103,7 @@ def read(path: Path) -> Card:
         fields = _EMPTY
     weights = given or (_named_weights(fields.weights, file) if fields.weights else _only_weights(folder))
     names = _labels(fields.labels, file)
+    task = fields.stated_task()
     return Card(
         folder=folder,
         name=fields.name or of_path(given.name.split(".")[0] if given else folder.resolve().name),
@@ -112,10 +116,12 @@ def read(path: Path) -> Card:
         first_layer=_stated(fields.first_layer),
         head=_stated(fields.head),
         labels=names,
+        task=task,
         spec=fields.preprocessing.spec() if fields.preprocessing else None,
         stated=frozenset(fields.preprocessing.model_fields_set if fields.preprocessing else ()),
         golden=tuple(
-            _golden(image, names, file, f"golden[{number}]") for number, image in enumerate(fields.golden)
+            _golden(image, tuple(output.name for output in task.outputs) or names, file, f"golden[{number}]")
+            for number, image in enumerate(fields.golden)
         ),
     )
 
@@ -149,10 +155,14 @@ def dump(card: Card) -> str:
         "first_layer": dict(card.first_layer),
         "head": dict(card.head),
         "labels": card.labels and list(card.labels),
+        "task": card.task.name,
+        "threshold": card.task.threshold,
+        "outputs": [output.to_dict() for output in card.task.outputs],
+        "normalize": card.task.normalize,
         "preprocessing": card.spec and _preprocessing(card.spec, card.stated),
         "golden": _answers(card.golden, card.folder),
     }
-    return _yaml({key: value for key, value in values.items() if value})
+    return _yaml({key: value for key, value in values.items() if value or isinstance(value, float)})
 
 
 def _stated(fields: BaseModel | None) -> dict[str, Any]:
@@ -175,8 +185,7 @@ def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "image": os.path.relpath(one.image, folder),
-            "class_index": one.class_index,
-            **({} if one.probability is None else {"probability": one.probability}),
+            **one.answer(),
             **({"recorded": True} if one.recorded else {}),
         }
         for one in golden
@@ -205,9 +214,11 @@ def _named_weights(name: str, card: Path) -> Path:
     what is no weights file is not read, and what is one is the model."""
     weights = card.parent / name
     if ".." in Path(name).parts or Path(name).is_absolute():
-        raise CardError(f"{card}: weights: must be a file in the card's folder, and {quoted(name)} is not")
+        raise CardError(
+            f"{card}: weights: must be a file in the folder of the card, but {quoted(name)} is not"
+        )
     if not os.path.isfile(weights):  # noqa: PTH113, it takes any name
-        raise WeightsError(f"{card}: weights: there is no file {quoted(weights)}")
+        raise WeightsError(f"{card}: weights: the file {quoted(weights)} does not exist")
     return weights
 
 
@@ -225,7 +236,7 @@ def _only_weights(folder: Path) -> Path:
     if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in found):
         return usual[0]
     if not found:
-        raise WeightsError(f"{folder}: there is no weights file here, which ends in {', '.join(SUFFIXES)}")
+        raise WeightsError(f"{folder}: contains no weights file ({', '.join(SUFFIXES)})")
     if len(found) > 1:
         names = ", ".join(entry.name for entry in found)
         raise CardError(
@@ -237,7 +248,7 @@ def _only_weights(folder: Path) -> Path:
 def _parse(file: Path) -> Fields:
     values = _parsed(file, _text(file, None), documents.parse_yaml)
     if not isinstance(values, dict | None):
-        raise CardError(f"{file}: must be a mapping of fields, such as `name: digits`")
+        raise CardError(f"{file}: must contain fields, such as `name: digits`")
     try:
         return Fields.model_validate(values or {})
     except ValidationError as error:
@@ -264,6 +275,10 @@ def _parsed(file: Path, text: str, parse: Callable[[str], Any]) -> Any:
 def _first(error: ValidationError) -> str:
     """The first complaint: the field, what is wrong, what is allowed."""
     details = error.errors(include_url=False)[0]
+    reason = _WRONG_TYPE.get(details["type"]) or details.get("ctx", {}).get("error")
+    reason = quoted(reason or details["msg"].removeprefix("Input "), 2 * QUOTED)
+    if not details["loc"]:  # of several fields
+        return reason
     *parents, last = details["loc"]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
     place = quoted(place.removeprefix("."))
@@ -272,8 +287,7 @@ def _first(error: ValidationError) -> str:
         close = difflib.get_close_matches(str(last)[:100], known, 1, cutoff=0.5)
         hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
         return f"{place}: is no field; {hint}"
-    reason = _WRONG_TYPE.get(details["type"]) or details.get("ctx", {}).get("error")
-    return f"{place}: {quoted(reason or details['msg'].removeprefix('Input '), 2 * QUOTED)}"
+    return f"{place}: {reason}"
 
 
 def _labels(given: labels.LabelFile | tuple[str, ...] | None, card: Path) -> tuple[str, ...] | None:
@@ -292,17 +306,48 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
         regular_files.check(image, regular_files.IMAGE, card.parent)
     except OSError as error:
         raise CardError(f"{card}: {place}.image: {quoted(image)}: {error.strerror}") from error
+    if fields.kind != "class":
+        return Golden(
+            image,
+            recorded=fields.recorded,
+            labels=None
+            if fields.labels is None
+            else tuple(
+                one if isinstance(one, int) else _index(one, names, card, f"{place}.labels")
+                for one in fields.labels
+            ),
+            probabilities=_numbers(fields.probabilities, names, card, f"{place}.probabilities"),
+            values=_numbers(fields.values, names, card, f"{place}.values"),
+            vector=fields.vector,
+        )
     index = fields.class_index
     if index is None:
-        found = [number for number, name in enumerate(names or ()) if name == fields.label]
-        if len(found) != 1:
-            count = "several labels are" if found else "no label is"
-            raise CardError(
-                f"{card}: {place}.label: {count} {quoted(repr(fields.label))}; give its class_index"
-            )
-        index = found[0]
+        assert fields.label is not None
+        index = _index(fields.label, names, card, f"{place}.label", "; give class_index instead")
     elif names is not None and index >= len(names):
-        raise CardError(
-            f"{card}: {place}.class_index: must be under {len(names)}, as there are so many labels"
-        )
+        raise CardError(f"{card}: {place}.class_index: must be less than {len(names)}, the number of labels")
     return Golden(image, index, fields.probability, recorded=fields.recorded)
+
+
+def _index(label: str, names: tuple[str, ...] | None, card: Path, place: str, advice: str = "") -> int:
+    found = [number for number, name in enumerate(names or ()) if name == label]
+    if len(found) != 1:
+        problem = "is not unique" if found else "is missing"
+        advice = advice or "; give its index instead"
+        raise CardError(f"{card}: {place}: the label {quoted(repr(label))} {problem}{advice}")
+    return found[0]
+
+
+def _numbers(
+    given: tuple[float | None, ...] | dict[str, float] | None,
+    names: tuple[str, ...] | None,
+    card: Path,
+    place: str,
+) -> tuple[float | None, ...] | None:
+    """Numbers in the order of `names`, of which `given` may have some by name."""
+    if not isinstance(given, dict):
+        return given
+    known = {
+        _index(name, names, card, place, "; name them in the card"): value for name, value in given.items()
+    }
+    return tuple(known.get(number) for number in range(len(names or ())))

@@ -6,14 +6,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from pthserve.files.labels import LabelFile, of_card, short
-from pthserve.images.spec import ChannelOrder, Interpolation, Spec
-from pthserve.text import whole
+from pthserve.files.stated_task import KINDS, PARAMETERS, NamedOutput, StatedTask, TaskName
+from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, Spec
+from pthserve.text import quoted, whole
 
 MAX_SIDE = 4096
 MAX_WORD = 200
 """Characters of a name or a version."""
 MAX_GOLDEN = 1000
 """Golden images of a card: all of them are in memory at once."""
+MAX_STATED = 10_000
+"""Numbers that a golden image states, and outputs that a card names."""
 
 
 def _text(value: object) -> str:
@@ -21,7 +24,7 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, and YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
+        raise ValueError(f"must be text, but YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
     if not value:
         raise ValueError("must not be empty")
     return whole(value)
@@ -31,14 +34,14 @@ def _word(value: object) -> str:
     """Text that stands in URLs, metrics and the log."""
     text = _text(value)
     if not text.isprintable() or len(text) > MAX_WORD:
-        raise ValueError(f"must be at most {MAX_WORD} characters, all of them printable")
+        raise ValueError(f"must have at most {MAX_WORD} characters, all of them printable")
     return text
 
 
 def _name(value: object) -> str:
     text = _word(value)
     if "/" in text:
-        raise ValueError("must have no slash, as it is part of URLs")
+        raise ValueError("must not contain a slash, since it is part of URLs")
     return text
 
 
@@ -55,11 +58,29 @@ def _sides(value: object) -> int | tuple[int, int]:
             return side
         case [int(height), int(width)] if _is_side(height) and _is_side(width):
             return height, width
-    raise ValueError(f"must be pixels, 1 to {MAX_SIDE}, or two of them as [height, width]")
+    raise ValueError(f"must be a number of pixels from 1 to {MAX_SIDE}, or [height, width]")
 
 
 def _is_side(value: int) -> bool:
     return not isinstance(value, bool) and 1 <= value <= MAX_SIDE
+
+
+def _numbers(value: object) -> object:
+    """Numbers in a list, `null` where one is not known, or by name; a number alone is a list of one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, list | tuple | dict) and 0 < len(value) <= MAX_STATED:
+        return {_text(key): number for key, number in value.items()} if isinstance(value, dict) else value
+    raise ValueError(f"must be a list of numbers, or numbers by name, 1 to {MAX_STATED} of them")
+
+
+def _golden_labels(value: object) -> object:
+    if not isinstance(value, list | tuple) or len(value) > MAX_STATED:
+        raise ValueError(f"must be a list of labels or their numbers, at most {MAX_STATED}")
+    return tuple(
+        one if isinstance(one, int) and not isinstance(one, bool) and one >= 0 else _text(one)
+        for one in value
+    )
 
 
 Text = Annotated[str, PlainValidator(_text)]
@@ -68,6 +89,12 @@ Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
 Labels = Annotated[LabelFile | tuple[str, ...], PlainValidator(of_card)]
 Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu", "hardswish", "sigmoid", "none"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Numbers = Annotated[
+    tuple[Finite | None, ...] | dict[str, Finite],
+    BeforeValidator(_numbers),
+]
+GoldenLabels = Annotated[tuple[int | str, ...], BeforeValidator(_golden_labels)]
 Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
 
 
@@ -90,6 +117,11 @@ class Preprocessing(_Fields):
     channel_order: ChannelOrder = Field(
         "rgb", description="`bgr`: blue first, as OpenCV reads images; `mean` and `std` are in the same order"
     )
+    crop_rounding: CropRounding = Field(
+        "even",
+        description="where a crop starts whose middle lies between two pixels: at the `even` number, as "
+        "torchvision's; `down`, as Hugging Face's",
+    )
     mean: Annotated[tuple[Share, ...], Channels] = Field(
         (0.485, 0.456, 0.406), description="subtracted from values in 0 to 1; three numbers, or one for grey"
     )
@@ -100,14 +132,14 @@ class Preprocessing(_Fields):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if ("resize" in self.model_fields_set) != ("crop" in self.model_fields_set):
-            raise ValueError("`resize` and `crop` belong together; give both (`resize: null` for none)")
+            raise ValueError("set both `resize` and `crop` (`resize: null` for no resizing)")
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
-            raise ValueError("`mean` and `std` must both have three numbers, or both one")
+            raise ValueError("`mean` and `std` must both have three numbers or both have one")
         if not self.antialias and self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
         if self.channel_order == "bgr" and len(self.mean) == 1:
             raise ValueError(
-                "`channel_order: bgr` is for colour images; `mean` has one number, for grey ones"
+                "`channel_order: bgr` needs colour images, but `mean` has one number, as for grey images"
             )
         return self
 
@@ -151,15 +183,73 @@ class GoldenImage(_Fields):
     )
     label: Text | None = Field(None, description="or the label of that class")
     probability: Share | None = Field(None, description="with what probability; unchecked where left out")
+    labels: GoldenLabels | None = Field(
+        None, max_length=MAX_STATED, description="multilabel: all labels that apply, or their numbers"
+    )
+    probabilities: Numbers | None = Field(
+        None, description="multilabel: probabilities, in the order of the labels, or by label"
+    )
+    values: Numbers | None = Field(
+        None, description="regression: values, in the order of the outputs, or by their names"
+    )
+    vector: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_STATED)] | None = Field(
+        None, description="embedding: the vector"
+    )
 
     recorded: Annotated[bool, Field(strict=True)] = Field(
         False, description="`true`: `pthserve golden` recorded the answer; it settles nothing that is assumed"
     )
 
     @model_validator(mode="after")
-    def _one_class(self) -> Self:
-        if (self.class_index is None) == (self.label is None):
+    def _one_answer(self) -> Self:
+        stated = [
+            kind
+            for kind, fields in _ANSWERS.items()
+            if any(getattr(self, name) is not None for name in fields)
+        ]
+        if len(stated) > 1:
+            first, second = (
+                [name for name in _ANSWERS[kind] if getattr(self, name) is not None] for kind in stated[:2]
+            )
+            raise ValueError(f"`{first[0]}` and `{second[0]}` are answers of different tasks; state one")
+        if stated in ([], ["class"]) and (self.class_index is None) == (self.label is None):
             raise ValueError("needs either `class_index` or `label`")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """See `Golden.kind`."""
+        return next(
+            kind
+            for kind, fields in _ANSWERS.items()
+            if any(getattr(self, name) is not None for name in fields)
+        )
+
+
+_ANSWERS = {
+    "class": ("class_index", "label", "probability"),
+    "labels": ("labels", "probabilities"),
+    "values": ("values",),
+    "vector": ("vector",),
+}
+"""The fields of a golden image's answer, by `Golden.kind`."""
+
+
+class OutputFields(_Fields):
+    """An output of a regression."""
+
+    name: Word = Field(description="the name of the value")
+    unit: Word | None = Field(None, description="its unit, such as `years`")
+    range: Annotated[tuple[Finite, Finite], Field()] | None = Field(
+        None,
+        description="the least and the largest value: differences are measured as shares of what is "
+        "between; default: of the largest value that is known",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("`range` must be the least and the largest value, in this order")
         return self
 
 
@@ -192,6 +282,20 @@ class Fields(_Fields):
         description="one a class: a list, a mapping of index to label or label to index, or the name of a "
         "file; see below; default: those in the weights file, or the indices",
     )
+    task: TaskName | None = Field(
+        None,
+        description="what the model answers: `classification`, `multilabel`, `binary`, `regression` or "
+        "`embedding`; default: told by the file, else classification",
+    )
+    threshold: Share | None = Field(
+        None, description="multilabel: the probability from which on a label applies; default: 0.5"
+    )
+    outputs: tuple[OutputFields, ...] | None = Field(
+        None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
+    )
+    normalize: bool | None = Field(
+        None, description="embedding: whether vectors are scaled to a length of 1; default: `false`"
+    )
     first_layer: FirstLayer | None = Field(
         None, description="the architecture's first convolution, where it was replaced"
     )
@@ -203,6 +307,45 @@ class Fields(_Fields):
     golden: tuple[GoldenImage, ...] = Field(
         (), max_length=MAX_GOLDEN, description="images with known answers"
     )
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Self:
+        for name, task in PARAMETERS.items():
+            if getattr(self, name) is not None and self.task not in (None, task):
+                raise ValueError(f"`{name}` is for `task: {task}`, and the task is {self.task}")
+        wanted = "classification" if self.task == "binary" else self.task
+        for number, image in enumerate(self.golden):
+            if wanted not in (None, KINDS[image.kind]):
+                raise ValueError(
+                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, and the task is "
+                    f"{self.task}"
+                )
+        names = [output.name for output in self.outputs or ()]
+        if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+            raise ValueError(f"`outputs` has the name {quoted(repr(twice))} twice")
+        if len(self._implied()) > 1 and self.task is None:
+            told = " and ".join(f"`{field}`" for field in self._implied().values())
+            raise ValueError(f"{told} are of different tasks; state the `task`")
+        return self
+
+    def _implied(self) -> dict[TaskName, str]:
+        """The tasks that parameters and golden images tell, and by which field."""
+        told = {PARAMETERS[name]: name for name in PARAMETERS if getattr(self, name) is not None}
+        for number, image in enumerate(self.golden):
+            told.setdefault(KINDS[image.kind], f"golden[{number}]")
+        return told
+
+    def stated_task(self) -> StatedTask:
+        """What is stated about the task."""
+        return StatedTask(
+            name=self.task,
+            implied=next(iter(self._implied()), None),
+            threshold=self.threshold,
+            outputs=tuple(
+                NamedOutput(output.name, output.unit or "", output.range) for output in self.outputs or ()
+            ),
+            normalize=bool(self.normalize),
+        )
 
 
 def preprocessing_fields(spec: Spec) -> dict[str, Any]:

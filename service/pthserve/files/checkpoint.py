@@ -97,7 +97,8 @@ def _choose(found: Mapping[str, Mapping[str, Any]], name: str) -> str:
     if chosen is None:
         first = next(iter(found))
         raise WeightsError(
-            f"holds several state dicts ({some(found)}) and none by a usual name; name the one to serve in "
+            f"holds several state dicts ({some(found)}), none of which has a common name; name the one to "
+            "serve in "
             f"model.yaml, such as `container: {quoted(first)}`, or save it on its own: "
             f"{resave(name, 'LOADED' + _subscripts(first), weights_only=True)}"
         )
@@ -185,7 +186,7 @@ def _nothing(root: Any, name: str) -> str:
         what = f"content is an object of `{quoted(metadata.class_of(root))}`, which was not made"
     else:
         what = f"content is a {type(root).__name__}"
-    return f"has no state dict in it; its {what}. Save `model.state_dict()` with torch.save"
+    return f"contains no state dict; its {what}. Save `model.state_dict()` with torch.save"
 
 
 def _module(root: Any) -> tuple[inert.Object, str] | None:
@@ -277,17 +278,17 @@ def check_names(names: Iterable[str]) -> None:
     """Raise WeightsError unless the tensors' names are of a number and length that can be worked with."""
     names = list(names)
     if len(names) > TENSORS:
-        raise WeightsError(f"holds {len(names)} tensors; at most {TENSORS} are taken")
+        raise WeightsError(f"holds {len(names)} tensors; the limit is {TENSORS}")
     if odd_name := next((n for n in names if len(n) > NAME or n.count(".") >= PARTS), None):
         raise WeightsError(
             f"holds a tensor whose name has {len(odd_name)} characters in {odd_name.count('.') + 1} parts: "
-            f"{quoted(odd_name)}; at most {NAME} and {PARTS} are taken"
+            f"{quoted(odd_name)}; the limits are {NAME} and {PARTS}"
         )
     if (parts := sum(name.count(".") + 1 for name in names)) > NODES:
         deepest = max(names, key=lambda name: name.count("."))
         raise WeightsError(
-            f"holds tensors whose names have {parts} parts in all, such as {quoted(deepest)}; at most "
-            f"{NODES} are taken"
+            f"holds tensors whose names have {parts} parts in all, such as {quoted(deepest)}; the "
+            f"limit is {NODES}"
         )
 
 
@@ -302,7 +303,8 @@ def check_values(state_dict: "Mapping[str, Tensor]") -> None:
             )
     if bad := [name for name, tensor in state_dict.items() if not _finite(tensor)]:
         raise WeightsError(
-            f"NaN or infinity in {some(bad)}; the training diverged, so take an earlier checkpoint"
+            f"{some(bad)} contains NaN or infinity, so the training probably diverged; use an earlier "
+            "checkpoint"
         )
 
 

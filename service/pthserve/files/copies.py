@@ -83,9 +83,9 @@ def content(path: Path, digest: str | None, most: int) -> bytes:
     with opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise PackError(f"{path}: is larger than the {most} bytes that are allowed")
+        raise PackError(f"{path}: is larger than {most} bytes, which is the limit")
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        raise PackError(f"{path}: was changed while it was read; copy the packed model again")
+        raise PackError(f"{path}: changed while it was being read; copy the packed model again")
     return data
 
 

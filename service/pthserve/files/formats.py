@@ -15,6 +15,8 @@ from pthserve.text import quoted
 
 ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "onnx"
 """The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
+EXPORTED = (PT2, ONNX)
+"""Those that hold a computation beside its weights."""
 
 FIELDS = 20_000
 """Most fields of an ONNX file's outermost message: its functions and metadata are among them."""
@@ -97,9 +99,7 @@ def of(file: IO[bytes], name: str) -> str:
     if _MAGIC_NUMBER in head[:40]:
         return LEGACY
     _refuse_pickle(file, name)
-    raise WeightsError(
-        f"is neither a file of torch.save nor safetensors; it begins with {bytes(head[:12])!r}"
-    )
+    raise WeightsError(f"is neither a torch.save file nor safetensors; it starts with {bytes(head[:12])!r}")
 
 
 def _refuse_foreign(head: bytes) -> None:
@@ -111,7 +111,7 @@ def _refuse_foreign(head: bytes) -> None:
         raise WeightsError("is an OpenVINO model; serve the PyTorch or ONNX model that it was made from")
     if head.lstrip().lower().startswith(_PAGES):
         raise WeightsError(
-            "is a web page and not the weights; the download met a login or an error page, so fetch it again"
+            "is a web page, not a weights file (probably a login or error page); download it again"
         )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pthserve.errors import PackError
 from pthserve.files import regular_files
@@ -10,17 +11,45 @@ from pthserve.files import regular_files
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A golden image: its file, the class it must be given, and (where known) with what probability.
+    """A golden image: its file, and the answer that a model must give for it; see `kind`.
 
+    class_index, probability: the class, and its probability where that is known.
+    labels: the indices of all labels that apply. probabilities: one a label, None where it is not known.
+    values: one an output, None where it is not known. vector: the embedding.
     sha256: of the file, where a packed model says so; None where any content counts.
     recorded: whether the answer is one that pthserve gave, and no evidence of what is right.
     """
 
     image: Path
-    class_index: int
+    class_index: int | None = None
     probability: float | None = None
     sha256: str | None = field(default=None, compare=False)
+    labels: tuple[int, ...] | None = None
+    probabilities: tuple[float | None, ...] | None = None
+    values: tuple[float | None, ...] | None = None
+    vector: tuple[float, ...] | None = None
     recorded: bool = field(default=False, compare=False)
+
+    @property
+    def kind(self) -> str:
+        """What it states: `class`, `labels`, `values` or `vector`."""
+        if self.class_index is not None:
+            return "class"
+        if self.values is not None:
+            return "values"
+        return "vector" if self.vector is not None else "labels"
+
+    def answer(self) -> dict[str, Any]:
+        """What it states, by field, as plain values."""
+        fields = {
+            "class_index": self.class_index,
+            "probability": self.probability,
+            **{
+                name: None if getattr(self, name) is None else list(getattr(self, name))
+                for name in ("labels", "probabilities", "values", "vector")
+            },
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
     def read(self) -> bytes:
         """The file's bytes, within the bounds of `regular_files`.

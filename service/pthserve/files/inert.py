@@ -337,7 +337,6 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         b"0": _Reader.pop,
         b"1": _Reader.since_mark,
         b"2": lambda reader: reader.push(reader._stack[-1]),
-        # numbers
         b"N": _constant(None),
         b"\x88": _constant(True),
         b"\x89": _constant(False),
@@ -350,7 +349,6 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         b"\x8b": _long(4),
         b"F": lambda reader: reader.push(float(reader.line())),
         b"G": _Reader.binary_float,
-        # text and bytes
         b"S": lambda reader: reader.push(reader.line()[1:-1].decode("latin-1")),
         b"T": lambda reader: reader.byte_string(4),
         b"U": lambda reader: reader.byte_string(1),
@@ -362,7 +360,6 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         b"C": _bytes(1),
         b"\x8e": _bytes(8),
         b"\x96": _bytes(8),
-        # containers
         b")": _constant(()),
         b"t": lambda reader: reader.push(tuple(reader.since_mark())),
         b"\x85": lambda reader: reader.tuple_of(1),
@@ -379,7 +376,6 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         b"\x90": lambda reader: reader.append(reader.since_mark()),
         b"s": lambda reader: reader.set_items([reader._stack.pop(), reader._stack.pop()][::-1]),
         b"u": lambda reader: reader.set_items(reader.since_mark()),
-        # the memo
         b"p": lambda reader: reader.put(int(reader.line())),
         b"q": lambda reader: reader.put(reader.number(1)),
         b"r": lambda reader: reader.put(reader.number(4)),
@@ -387,7 +383,6 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         b"g": lambda reader: reader.get(int(reader.line())),
         b"h": lambda reader: reader.get(reader.number(1)),
         b"j": lambda reader: reader.get(reader.number(4)),
-        # globals, and what would be done with them
         b"c": _Reader.named_by_lines,
         b"\x93": _Reader.named_by_stack,
         b"R": _Reader.call_by_stack,

@@ -156,7 +156,7 @@ def _numbered(pairs: Iterable[tuple[Any, Any]], language: str) -> tuple[str, ...
     pairs = list(pairs)
     by_index = {int(index): _label(label, language) for index, label in pairs if _is_number(index)}
     if sorted(by_index) != list(range(len(pairs))):
-        raise ValueError(f"must number its {len(pairs)} classes from 0 to {len(pairs) - 1}")
+        raise ValueError(f"must use the class indices 0 to {len(pairs) - 1}")
     return tuple(by_index[index] for index in range(len(pairs)))
 
 
@@ -169,7 +169,7 @@ def _label(value: object, language: str) -> str:
             return str(value)
     if not isinstance(value, str):
         if language == "YAML":
-            raise ValueError(f"must be text, and YAML reads it as {short(value)}; put it in quotes")
+            raise ValueError(f"must be text, but YAML reads it as {short(value)}; put it in quotes")
         raise ValueError(f"must be text, and {short(value)} is not")  # noqa: TRY004
     if not value:
         raise ValueError("must not be empty")

@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any
 
 from pthserve.files import inert, tensors
@@ -25,6 +26,8 @@ LENGTH = 500
 ELEMENTS = 25_000
 """Most numbers of an array that is shown as a list."""
 
+_TURN = 1000
+"""Values that a container has shown before others have their turn."""
 _LEFT_OUT = "..."
 _INTEGER_BITS = 64
 _NUMPY = re.compile(r"numpy\.(core|_core)\.")
@@ -116,7 +119,7 @@ def plain(root: Any, state_dicts: Collection[int] = ()) -> dict[str, Any]:
 
 
 class _Plain:
-    """Goes through values level by level, so that a large one leaves room for what stands beside it."""
+    """Goes through values level by level and in turns, so that a large one leaves room for the others."""
 
     def __init__(self, state_dicts: Collection[int]) -> None:
         self._state_dicts = state_dicts
@@ -128,18 +131,24 @@ class _Plain:
         self._queue.append((shown, iter(pairs), 1))
         while self._queue:
             target, source, depth = self._queue.popleft()
-            for value in source:
+            for value in islice(source, _TURN):
                 if self._left <= 0:
-                    target.update({_LEFT_OUT: _LEFT_OUT}) if isinstance(target, dict) else target.append(
-                        _LEFT_OUT
+                    self._put(
+                        target, (_LEFT_OUT, _LEFT_OUT) if isinstance(target, dict) else _LEFT_OUT, depth
                     )
                     break
-                self._left -= 1
-                if isinstance(target, dict):
-                    target[_key(value[0])] = self._one(value[1], depth)
-                else:
-                    target.append(self._one(value, depth))
+                self._put(target, value, depth)
+            else:
+                if (rest := next(source, source)) is not source:  # the others come first
+                    self._queue.append((target, chain((rest,), source), depth))
         return shown
+
+    def _put(self, target: Any, value: Any, depth: int) -> None:
+        self._left -= 1
+        if isinstance(target, dict):
+            target[_key(value[0])] = self._one(value[1], depth)
+        else:
+            target.append(self._one(value, depth))
 
     def _one(self, value: Any, depth: int) -> Any:
         """The plain value; one that holds others is filled later."""

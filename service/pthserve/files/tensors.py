@@ -310,7 +310,7 @@ def _size(name: str, tensor: StoredTensor, storage: Storage, saved: Saved) -> in
         or (storage.first + storage.count) * unit > end - start
         or numbers > end - start
     ):
-        raise damaged(f"{quoted(name)} claims more values than the file holds")
+        raise damaged(f"{quoted(name)} declares more values than the file contains")
     return numbers
 
 

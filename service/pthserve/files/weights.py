@@ -4,9 +4,11 @@ The file is copied once into memory of our own, hashed on the way, and everythin
 what was hashed is what is parsed, whoever writes to the file meanwhile. Tensors are views of the copy where
 the format allows it (zip, safetensors), so that a large file is in memory once.
 Pickles are read by `inert`, which runs nothing, whatever the file's name says; there is no other way in.
+An exported model (.pt2, .onnx) is copied and hashed here, and read by `zoos.exported`.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,13 +16,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import WeightsError
-from pthserve.files import checkpoint, formats, inert, metadata, regular_files, tensors
+from pthserve.files import checkpoint, formats, inert, metadata, onnx_files, regular_files, tensors
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class Weights:
     digest: SHA-256 of the file, 64 hexadecimal digits; of an index, that of what `sha256sum` prints for it
     and its shards, in the order of their names. size: of the files, in bytes.
     container: the key under which the state dict lay, dotted where nested; "" if it was the whole file.
-    format: `zip` or `legacy` (two of `torch.save`), or `safetensors`.
+    format: `zip` or `legacy` (two of `torch.save`), `safetensors`, `pt2` or `onnx`.
     metadata: what else the file holds, as plain values; see `metadata.plain`.
     inferred: which of several state dicts was taken, where nobody said which.
+    content: the copy of an exported model, which has no state dict. beside: copies of the files in which an
+    ONNX model keeps its weights, by the path that it names. They count in `digest` and `size`.
     """
 
     state_dict: "dict[str, Tensor]"
@@ -58,6 +61,8 @@ class Weights:
     format: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     inferred: tuple[Inferred, ...] = ()
+    content: IO[bytes] | None = None
+    beside: Mapping[str, IO[bytes]] = field(default_factory=dict)
 
 
 def read(
@@ -75,17 +80,28 @@ def read(
     """
     is_index = path.name.endswith(INDEX)
     files = _shards(path) if is_index else [_whole(path)]
+    beside: dict[str, IO[bytes]] = {}
     with ExitStack() as stack:
         copies = [stack.enter_context(_Copy()) for _ in files]
         held: list[tuple[str, int]] = []  # SHA-256 and size
         for number, (copy, file) in enumerate(zip(copies, files, strict=True)):
             before, after = sum(size for _, size in held), sum(map(_file_size, files[number + 1 :]))
             held.append(_fill(copy, file, progress and _part(progress, before, after)))
-        digest = _digest(files, held) if is_index else held[0][0]
+        if onnx_files.may_be(path):
+            for name in _external(path, copies[0]):
+                copy = stack.enter_context(_Copy())
+                files.append(path.parent / name)
+                held.append(_fill(copy, files[-1], progress))
+                beside[name] = copy.kept()
+        digest = _digest(files, held, path.parent) if len(files) > 1 else held[0][0]
         if sha256 is not None and digest != sha256.lower():
             raise WeightsError(
-                f"{path}: its SHA-256 is {digest}, but {sha256} is pinned; "
-                "this is not the file that was meant, or it was changed"
+                f"{path}: its SHA-256 is {digest}, but {sha256} is expected; "
+                "this is a different file, or it was changed"
+            )
+        if not is_index and (form := _format(path, copies[0])) in formats.EXPORTED:
+            return Weights(
+                {}, digest, sum(size for _, size in held), "", form, content=copies[0].kept(), beside=beside
             )
         parts = [
             _read(file, copy, container)
@@ -112,14 +128,31 @@ def _read(path: Path, copy: "_Copy", container: str | None) -> Weights:
         raise WeightsError(f"{path}: {error}") from error
 
 
+def _format(path: Path, copy: "_Copy") -> str:
+    try:
+        return formats.of(copy.file, path.name)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _external(path: Path, copy: "_Copy") -> list[str]:
+    """The files that an ONNX model keeps its weights in, relative to its folder."""
+    try:
+        return onnx_files.external(copy.file, path.name)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
 def _check_readable(form: str) -> None:
-    if form in (formats.PT2, formats.ONNX):
-        raise WeightsError("is an exported model and not a state dict; no weights are read from it")
-    if find_spec("torch") is None:
+    if form in formats.EXPORTED:
+        raise WeightsError("is an exported model, which is served alone and not as a shard")
+    try:
+        import torch  # noqa: F401
+    except ImportError:
         raise WeightsError(
             "reading weights needs PyTorch, which is not installed; "
             "install pthserve[build], or serve a model packed by `pthserve pack`"
-        )
+        ) from None
 
 
 def _safetensors(path: Path, copy: "_Copy", form: str, container: str | None) -> Weights:
@@ -203,10 +236,13 @@ def _is_beside(name: str) -> bool:
     return Path(name).name == name and not name.startswith(".") and not name.endswith(INDEX)
 
 
-def _digest(files: list[Path], held: list[tuple[str, int]]) -> str:
-    """The SHA-256 of what `sha256sum` prints for `files`."""
-    lines = (f"{digest}  {file.name}\n" for file, (digest, _) in zip(files, held, strict=True))
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+def _digest(files: list[Path], held: list[tuple[str, int]], folder: Path) -> str:
+    """The SHA-256 of what `sha256sum` prints for `files` in `folder`, in the order of their names."""
+    lines = sorted(
+        (file.relative_to(folder).as_posix(), digest) for file, (digest, _) in zip(files, held, strict=True)
+    )
+    printed = "".join(f"{digest}  {name}\n" for name, digest in lines)
+    return hashlib.sha256(printed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _file_size(path: Path) -> int:
@@ -238,6 +274,17 @@ class _Copy:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
+    def kept(self) -> IO[bytes]:
+        """The file, which stays when this copy is left."""
+        return _Kept(os.dup(self.file.fileno()))
+
+
+class _Kept(io.FileIO):
+    """A file that is closed when nobody refers to it any more."""
+
+    def __del__(self) -> None:
+        self.close()
+
 
 def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]:
     """Copy the file at `path`; its SHA-256 and size."""
@@ -263,17 +310,15 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise WeightsError(f"{path}: is a folder; name the .pth, .pt or .safetensors file in it") from None
+        raise WeightsError(f"{path}: is a folder; give the .pth, .pt or .safetensors file in it") from None
     except PermissionError:
-        raise WeightsError(
-            f"{path}: may not be read by user {os.getuid()}; give it read permission"
-        ) from None
+        raise WeightsError(f"{path}: cannot be read by user {os.getuid()}; grant read permission") from None
     except OSError as error:
         raise WeightsError(
-            f"{path}: cannot be read: {error.strerror}; name a .pth, .pt or .safetensors file"
+            f"{path}: cannot be read: {error.strerror}; give a .pth, .pt or .safetensors file"
         ) from error
     if (done, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
         raise WeightsError(
-            f"{path}: changed while it was read; write a new file beside it and rename that over this one"
+            f"{path}: changed while it was being read; write updates to a new file and rename it"
         )
     return digest.hexdigest(), done

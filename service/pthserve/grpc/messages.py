@@ -7,7 +7,6 @@ from pthserve.inference_protocol.infer import (
     Request,
     Response,
     check_parameters,
-    everything,
     flag,
     timeout,
     wanted,
@@ -38,8 +37,8 @@ def request(message: pb.ModelInferRequest) -> Request:
         inputs=_inputs(message),
         wanted=tuple(
             wanted(output.name, parameters(output.parameters), binary=binary) for output in message.outputs
-        )
-        or everything(binary=binary),
+        ),
+        binary=binary,
         timeout=timeout(given),
     )
 

@@ -1,22 +1,26 @@
-"""App: the ASGI app, of the routes and of what stands before them."""
+"""App: the service's FastAPI application, put together of its routers and of what stands before them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import Any
 
 import orjson
-from starlette.applications import Starlette
+from fastapi import Depends, FastAPI
+from fastapi.openapi.models import APIKey
+from fastapi.security.base import SecurityBase
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp
 
+import pthserve
 from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
 from pthserve.access.request_log import Logged
 from pthserve.errors import PthserveError
-from pthserve.http import explain, problems, routes, site, v2
+from pthserve.http import explain, predict, problems, site, status, torchserve, v2
 from pthserve.http.limits import Limits
 from pthserve.http.origins import protected
-from pthserve.http.routing import Route, schema
 from pthserve.inference_protocol.service import Load
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
@@ -30,64 +34,132 @@ def create_app(
     guard: Guard | None = None,
     tracer: Tracer | None = None,
     bodies: Bodies | None = None,
-) -> ASGIApp:
-    """The app that answers for `predictor`.
+) -> "Application":
+    """The application that answers for `predictor`; it may be mounted in another.
 
-    load: reads the model's file again. guard: says who is let in; without one everybody is.
-    tracer: makes a span of each request, but of probes and scrapes. bodies: counts the bytes that requests
-    hold, with those of other servers.
+    Args:
+        load: reads the model's file again.
+        guard: says who is let in; without one everybody is.
+        tracer: makes a span of each request, except for probes and scrapes.
+        bodies: counts the bytes that requests hold, with those of other servers.
     """
     bodies = bodies or Bodies(settings.max_body, settings.cpus)
-    every = [
-        *routes.routes(predictor, settings),
-        *v2.routes(predictor, settings, bodies, load),
-        *explain.routes(predictor, settings),
-        *site.routes(),
-        Route("/openapi.json", _schema, ("GET", "HEAD"), public=True),
-    ]
-    app = Starlette(routes=every, exception_handlers=problems.HANDLERS)
-    app.router.redirect_slashes = False
-    bounded: ASGIApp = Limits(app, settings.deadline, bodies, lambda: predictor.draining)
-    guarded = Guarded(bounded, guard, every) if guard is not None else bounded
-    return Logged(protected(guarded, settings), tracer)
+
+    def behind(app: ASGIApp) -> ASGIApp:
+        limited = Limits(app, settings.deadline, bodies, lambda: predictor.draining)
+        return Logged(protected(limited, settings), tracer)
+
+    admit = None if guard is None else AdmitWithKey(guard) if settings.api_keys is not None else Admit(guard)
+    app = Application(behind, admit, predictor)
+    needed = [Depends(admit)] if admit is not None else []
+    health, protocol = v2.routers(predictor, settings, bodies, load, needed)
+    app.include_router(predict.router(predictor, bodies, needed))
+    app.include_router(protocol)
+    if settings.explain == "on":
+        app.include_router(explain.router(predictor, bodies, needed))
+    app.include_router(status.info(predictor, settings, needed))
+    if settings.torchserve_api == "on":
+        app.include_router(torchserve.router(predictor, settings, bodies, needed))
+        app.include_router(torchserve.ping(predictor))
+    app.include_router(health)
+    app.include_router(status.probes(predictor))
+    if settings.metrics_port is None:
+        app.include_router(status.metrics())
+    app.include_router(site.router())
+    return app
 
 
-def create_metrics_app(settings: Settings) -> ASGIApp:
-    """The app for a port of its own that answers GET /metrics and nothing else."""
-    app = Starlette(
-        routes=[Route("/metrics", routes.metrics, ("GET", "HEAD"), public=True)],
-        exception_handlers=problems.HANDLERS,
-    )
-    return protected(app, settings)
+def create_metrics_app(settings: Settings) -> FastAPI:
+    """The application for a port of its own that answers GET /metrics and nothing else."""
+    app = Application(lambda app: protected(app, settings))
+    app.include_router(status.metrics())
+    return app
 
 
-class Guarded:
-    """ASGI middleware: `guard` before every path that is not one of a public route among `routes`."""
+class Admit:
+    """A dependency: lets a request in if `guard` does."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, routes: Iterable[Route]) -> None:
-        self._app = app
+    def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        public = [route for route in routes if route.public]
-        self._paths = frozenset(route.path for route in public if "{" not in route.path)
-        self._patterns = [route.path_regex for route in public if "{" in route.path]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_public(scope["path"]):
-            peer = scope["client"][0] if scope["client"] else ""
+    async def __call__(self, request: Request) -> None:
+        """Raises Unauthorized or RateLimited."""
+        client = request.scope["client"]
+        self._guard.admit(request.scope["headers"], client[0] if client else "")
+
+
+class AdmitWithKey(Admit, SecurityBase):
+    """The same, of a guard that wants an API key: the schema says so."""
+
+    scheme_name = "API key"
+    model = APIKey.model_validate(
+        {"in": "header", "name": "X-API-Key", "description": "or `Authorization: Bearer KEY`"}
+    )
+
+
+class Application(FastAPI):
+    """FastAPI's application behind middleware of ours.
+
+    behind: puts what every request passes first before the rest.
+    admit: the dependency of all routes that are not public, if there is one.
+    predictor: its model's task is in the schema; without one there is no schema.
+    """
+
+    def __init__(
+        self,
+        behind: Callable[[ASGIApp], ASGIApp],
+        admit: Admit | None = None,
+        predictor: Predictor | None = None,
+    ) -> None:
+        super().__init__(
+            title="pthserve",
+            version=pthserve.__version__,
+            summary="A PyTorch model for images as a service.",
+            description='Errors are `{"error": "..."}` and say what to do; responses have an `X-Request-Id`.',
+            openapi_url=None,
+            redirect_slashes=False,
+            exception_handlers={**problems.HANDLERS, HTTPException: self._no_route},
+            telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in `access`
+        )
+        self._behind = behind
+        self._admit = admit
+        self._predictor = predictor
+        self._schemas: dict[object, bytes] = {}
+        if predictor is not None:
+            self.add_api_route(
+                "/openapi.json", self._schema, methods=["GET", "HEAD"], include_in_schema=False
+            )
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """FastAPI's own, which answers what is raised, behind ours, which count and log every response."""
+        return self._behind(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        """The schema; once a model is served, with the answers of its task."""
+        document = super().openapi()
+        model = self._predictor.current if self._predictor is not None else None
+        return document if model is None else predict.describe_task(document, model.task.answer_model)
+
+    async def _schema(self, request: Request) -> Response:
+        """The schema as JSON, written when it is first requested."""
+        assert self._predictor is not None
+        model, root_path = self._predictor.current, request.scope.get("root_path", "")
+        known = (model and model.task.name, root_path)
+        if known not in self._schemas:
+            document = await run_in_threadpool(self.openapi)
+            servers = {"servers": [{"url": root_path}]} if root_path else {}
+            self._schemas[known] = orjson.dumps({**document, **servers})
+        return Response(self._schemas[known], media_type=problems.JSON)
+
+    async def _no_route(self, request: Request, error: HTTPException) -> Response:
+        """The response if no route matches: a key is needed for it, unless the path is a public one's."""
+        path, root_path = request.scope["path"], request.scope.get("root_path", "")
+        if error.status_code == 404 and root_path and path == root_path:
+            return RedirectResponse(f"{root_path}/")  # the pages' links are relative to it
+        needed = getattr(request.scope.get("route"), "dependencies", None)
+        if self._admit is not None and needed != []:
             try:
-                self._guard.admit(scope["headers"], peer)
-            except PthserveError as error:
-                await problems.answer(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _is_public(self, path: str) -> bool:
-        return path in self._paths or any(pattern.match(path) for pattern in self._patterns)
-
-
-async def _schema(request: Request) -> Response:
-    """The service's schema, for machines; written when it is first asked for."""
-    app = request.app
-    if not hasattr(app.state, "schema"):
-        app.state.schema = orjson.dumps(await run_in_threadpool(schema, app.routes))
-    return Response(app.state.schema, media_type=problems.JSON)
+                await self._admit(request)
+            except PthserveError as refused:
+                return problems.answer(refused)
+        return await problems.http_exception(request, error)

@@ -15,7 +15,6 @@ from pthserve.inference_protocol.infer import (
     Request,
     Response,
     check_parameters,
-    everything,
     flag,
     timeout,
     wanted,
@@ -57,7 +56,7 @@ class InferInput(Part):
 
 
 class InferOutput(Part):
-    """An output to be answered: probabilities, logits, label or class_index."""
+    """An output to be answered; the model's metadata names them, such as probabilities or logits."""
 
     name: str
 
@@ -81,12 +80,13 @@ def parsed(kind: type[AnyPart], text: bytes | memoryview) -> AnyPart:
     if len(text) > MAX_OBJECT:
         raise TooLarge(f"the JSON has more than {MAX_OBJECT} bytes")
     skeleton = Skeleton(bytes(text))
-    valid = _valid(kind, skeleton.text)
+    valid = validated(kind, skeleton.text)
     skeleton.check()
     return valid
 
 
-def _valid(kind: type[AnyPart], text: bytes) -> AnyPart:
+def validated(kind: type[AnyPart], text: bytes) -> AnyPart:
+    """The JSON object in `text`, nothing being an empty one; raises MalformedRequest."""
     try:
         return kind.model_validate(orjson.loads(text) if text else {})
     except orjson.JSONDecodeError as error:
@@ -104,10 +104,10 @@ def split(body: bytes, header_length: str | None) -> tuple[memoryview, memoryvie
         return view, view[:0]
     # str.isdecimal would let other scripts' digits in, and int() spaces and underscores.
     if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 19:
-        raise MalformedRequest(f"{HEADER_LENGTH} is not a number of bytes")
+        raise MalformedRequest(f"{HEADER_LENGTH} must be a number of bytes")
     length = int(header_length)
     if length > len(body):
-        raise MalformedRequest(f"{HEADER_LENGTH} is {length}, and the body has {len(body)} bytes")
+        raise MalformedRequest(f"{HEADER_LENGTH} is {length}, but the body has only {len(body)} bytes")
     return view[:length], view[length:]
 
 
@@ -116,20 +116,20 @@ def compressed(encoding: str) -> bool:
     if encoding in ("", "identity"):
         return False
     if encoding not in ENCODINGS:
-        raise MalformedRequest(f"the body's Content-Encoding is none of {' and '.join(ENCODINGS)}")
+        raise MalformedRequest(f"Content-Encoding must be {' or '.join(ENCODINGS)}")
     return True
 
 
 def one_image(image: memoryview, model: str, version: str, *, binary: bool) -> Request:
     """The request that a body makes which is nothing but an image."""
-    return Request(model, version, "", (Input("BYTES", (1,), [bytes(image)]),), everything(binary=binary))
+    return Request(model, version, "", (Input("BYTES", (1,), [bytes(image)]),), (), binary=binary)
 
 
 def read(text: memoryview, data: memoryview, model: str, version: str) -> Request:
     """The request that the JSON `text` and the binary tensors in `data` make; raises as `parsed`."""
     whole = text.obj
     skeleton = Skeleton(whole if isinstance(whole, bytes) and len(whole) == len(text) else bytes(text))
-    asked = _valid(InferRequest, skeleton.text)
+    asked = validated(InferRequest, skeleton.text)
     given = asked.parameters or {}
     check_parameters(given)
     binary = flag(given, "binary_data_output")
@@ -140,8 +140,8 @@ def read(text: memoryview, data: memoryview, model: str, version: str) -> Reques
         version=version,
         id=asked.id or "",
         inputs=inputs,
-        wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ())
-        or everything(binary=binary),
+        wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ()),
+        binary=binary,
         timeout=timeout(given),
     )
 
@@ -153,7 +153,9 @@ def _inputs(asked: InferRequest, skeleton: Skeleton, data: memoryview) -> tuple[
         check_parameters(given)
         size = given.get("binary_data_size")
         if [size, put.data, put.cut].count(None) != 2:
-            raise MalformedRequest("an input has either data, or the parameter binary_data_size")
+            raise MalformedRequest(
+                "an input must have either `data` or the parameter `binary_data_size`, not both"
+            )
         content: Content
         if put.data is not None:
             content = _put_back(put.data, skeleton)
@@ -161,13 +163,15 @@ def _inputs(asked: InferRequest, skeleton: Skeleton, data: memoryview) -> tuple[
             content = skeleton.numbers[put.cut]
         elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
             raise MalformedRequest(
-                f"binary_data_size is {size!r:.30}, and {len(data)} bytes of data are left"
+                f"binary_data_size is {size!r:.30}, but only {len(data)} bytes of data remain"
             )
         else:
             content, data = data[:size], data[size:]
         inputs.append(Input(put.datatype, tuple(put.shape), content))
     if data:
-        raise MalformedRequest(f"{len(data)} bytes follow the last input; is {HEADER_LENGTH} right?")
+        raise MalformedRequest(
+            f"the body has {len(data)} bytes after the last input; check the header {HEADER_LENGTH}"
+        )
     return tuple(inputs)
 
 

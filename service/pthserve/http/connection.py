@@ -41,11 +41,13 @@ class Connection(asyncio.BufferedProtocol):
     """A client's connection.
 
     buffer: what is read into; the connections of one event loop may share it.
+    root_path: a prefix of paths, which a proxy may have left in them.
     """
 
     def __init__(
         self,
         buffer: bytearray,
+        root_path: str,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -56,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server_state
         self._app_state = app_state
         self._keep_alive_seconds = config.timeout_keep_alive
+        self._root_path = root_path
         self._loop = _loop or asyncio.get_running_loop()
         self.parser = Parser()
         self.writable = asyncio.Event()
@@ -175,7 +178,7 @@ class Connection(asyncio.BufferedProtocol):
     def fail(self, exchange: Exchange) -> None:
         """The app ended without an answer."""
         if not exchange.started:
-            self._write_problem(500, "the service made a mistake")
+            self._write_problem(500, "internal error")
         self._hang_up()
 
     def proceed(self) -> None:
@@ -232,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
             "path": head.path,
             "raw_path": head.raw_path,
             "query_string": head.query,
-            "root_path": "",
+            "root_path": self._root_path,
             "headers": head.headers,
             "client": self._client,
             "server": self._address,
@@ -334,11 +337,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
 
-def factory() -> Callable[..., Connection]:
-    """What makes the connections of one server, which read into one buffer."""
+def factory(root_path: str = "") -> Callable[..., Connection]:
+    """What makes the connections of one server, which read into one buffer; see `Connection`."""
     buffer = bytearray(READ_BYTES)
 
     def make(**arguments: Any) -> Connection:
-        return Connection(buffer, **arguments)
+        return Connection(buffer, root_path, **arguments)
 
     return make

@@ -1,43 +1,72 @@
 """Explain: `POST /explain`, the heat map of an image, as a picture or as numbers."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import orjson
+from fastapi import APIRouter
+from fastapi.params import Depends
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pthserve.access.bodies import Bodies
 from pthserve.access.request_log import note
 from pthserve.errors import MalformedRequest
-from pthserve.http.limits import remaining
-from pthserve.http.multipart import read_image
-from pthserve.http.problems import JSON
-from pthserve.http.routing import Route, plain
+from pthserve.http.images import BODY, read_image
+from pthserve.http.limits import TIMEOUT_HEADER, remaining
+from pthserve.http.predict import ERRORS
+from pthserve.http.problems import JSON, Problem
 from pthserve.serving.explainer import Explained, Explainer
 from pthserve.serving.predictor import Predictor
-from pthserve.settings import Settings
 
 COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32)
 """Viridis at five places (Smith and van der Walt, 2015), which the colour-blind read like everybody."""
 OPACITY, COLD = 0.85, 0.3
-"""Of the heat over the image where it is warmest; where nothing spoke for the class, as a share of that."""
+"""Of the heat over the image where it is warmest; and where it is coldest, as a share of that."""
 
 
-class Explain:
-    """The route of the service that `predictor` answers for."""
+class HeatMap(BaseModel):
+    """What in an image spoke for a class."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._explainer = Explainer(predictor)
+    class_index: int
+    label: str
+    method: str = Field(description="Grad-CAM, class activation map, or occlusion")
+    map: list[list[float]] = Field(
+        description="rows of numbers, spread evenly over the crop: 0 did not speak for the class, 1 did most"
+    )
 
-    async def explain(self, request: Request) -> Response:
-        """Show what in an image spoke for a class: the most probable one, or the one that is asked for."""
-        asked = _class(request)
-        self._explainer.check(asked)  # before the body is worth reading
-        image = await read_image(request)
-        explained = await self._explainer.explain(image, asked, deadline=remaining(request.scope))
+
+def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
+    """The route of heat maps of what `predictor` says. bodies: reads images out of JSON."""
+    routes = APIRouter(tags=["Predict"], dependencies=dependencies)
+    explainer = Explainer(predictor)
+
+    @routes.post(
+        "/explain",
+        summary="Show what in an image spoke for a class",
+        responses={
+            200: {
+                "description": "the crop with the heat map over it; the map alone if `Accept` is JSON",
+                "content": {"image/png": {}},
+                "model": HeatMap,
+            },
+            **{code: {**error, "content": {}} for code, error in ERRORS.items()},
+            400: {"description": "there is no image, no such class, or nothing to parse", "model": Problem},
+            503: {"description": "the limit of heat maps or of images is reached", "model": Problem},
+        },
+        openapi_extra={"parameters": [_CLASS, TIMEOUT_HEADER], "requestBody": BODY},
+    )
+    async def explain(request: Request) -> Response:
+        """Show what in an image spoke for a class: the most probable one, or the one in `class`."""
+        class_index = _class(request)
+        explainer.check(class_index)  # before the body is read
+        image = await read_image(request, bodies)
+        explained = await explainer.explain(image, class_index, deadline=remaining(request.scope))
         note(request.scope, explained_by=explained.explanation.method, digest=explained.model.digest)
         accepted = request.headers.get("accept", "")
         if JSON in accepted and "image/" not in accepted:
@@ -46,6 +75,8 @@ class Explain:
         rgb = explained.image[..., ::-1] if bgr else explained.image
         picture = await run_in_threadpool(draw, rgb, explained.explanation.map)
         return Response(picture, media_type="image/png")
+
+    return routes
 
 
 def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
@@ -63,11 +94,6 @@ def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
     return file.getvalue()
 
 
-def routes(predictor: Predictor, settings: Settings) -> list[Route]:
-    """The route, where the settings have it on."""
-    return [plain("/explain", Explain(predictor).explain, ("POST",))] if settings.explain == "on" else []
-
-
 def _numbers(explained: Explained) -> bytes:
     answer = {
         "class_index": explained.class_index,
@@ -79,9 +105,19 @@ def _numbers(explained: Explained) -> bytes:
 
 
 def _class(request: Request) -> int | None:
-    asked = request.query_params.get("class")
-    if asked is None:
+    value = request.query_params.get("class")
+    if value is None:
         return None
-    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-        raise MalformedRequest("class is the number of a class, as /predict gives it: a whole number from 0")
-    return int(asked)
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise MalformedRequest(
+            "`class` must be a class index as in the response of /predict: an integer, 0 or greater"
+        )
+    return int(value)
+
+
+_CLASS = {
+    "name": "class",
+    "in": "query",
+    "description": "the class to explain; the most probable one by default",
+    "schema": {"type": "integer", "minimum": 0},
+}

@@ -51,7 +51,7 @@ class Skeleton:
                 at = cut.end
             outside += start - at
             if outside > MAX_BYTES:
-                raise TooLarge(f"the JSON has more than {MAX_BYTES} bytes that are neither strings nor data")
+                raise TooLarge(f"the JSON has more than {MAX_BYTES} bytes outside strings and `data`")
             parts += (self.json[at:start], self._shortened(start, end))
             at = end
         self.text = b"".join(parts)
@@ -74,10 +74,10 @@ class Skeleton:
             raise MalformedRequest(f"the JSON cannot be parsed: {error}") from error
 
     def check(self) -> None:
-        """Raise MalformedRequest where a string that was cut out was not put back: it is not in `data`."""
+        """Raise MalformedRequest if a string that was cut out was not put back: nobody asked for it."""
         if self._put_back != len(self.strings):
             raise MalformedRequest(
-                f"the JSON has a string of more than {MAX_TEXT} bytes that is not in data;"
+                f"the JSON has a string of more than {MAX_TEXT} bytes that is neither an image nor in `data`;"
                 " no id, name or parameter is that long"
             )
 

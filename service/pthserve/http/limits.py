@@ -7,12 +7,21 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pthserve.access.bodies import Bodies, Holding, no_room
 from pthserve.errors import MalformedRequest, PthserveError, TooLarge, TooSlow
 from pthserve.http.problems import answer
+
+TIMEOUT_HEADER: dict[str, Any] = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "the client's deadline in seconds; it can only shorten that of the service",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+"""The header in OpenAPI's words: it is read here, and is no parameter of a handler."""
 
 
 def remaining(scope: Scope) -> float:
@@ -112,7 +121,7 @@ class _Exchange:
                 message = await self._receive()
         except TimeoutError:
             self._holding.arriving = False
-            raise TooSlow("the request's body did not arrive within its deadline; send it faster") from None
+            raise TooSlow("the request body did not arrive before the deadline") from None
         except asyncio.CancelledError:
             if not self._refused:
                 raise
@@ -150,7 +159,7 @@ class _Exchange:
 
     def _too_large(self) -> TooLarge:
         limit = self._limits.bodies.max_body
-        return TooLarge(f"the request's body is larger than the {limit} bytes that are allowed")
+        return TooLarge(f"the request body is larger than the limit of {limit} bytes")
 
 
 def _seconds(value: bytes) -> float:
@@ -159,5 +168,5 @@ def _seconds(value: bytes) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise MalformedRequest("X-Request-Timeout is not a number of seconds greater than 0, such as 0.5")
+        raise MalformedRequest("X-Request-Timeout must be a number of seconds greater than 0, such as 0.5")
     return seconds

@@ -1,66 +1,36 @@
-"""Multipart: the image out of a request's body, in memory.
+"""Multipart: the parts of a form with certain names, out of a body in memory.
 
-A body is bounded before it comes here, and its image is kept anyway; so it is read whole and then searched,
-which takes a few calls, where a parser that is fed in pieces takes a few dozen for each part.
+The body is bounded before it comes here, and its images are kept anyway. So it is searched as a whole, which
+takes a few calls, where a parser that is fed in pieces takes a few dozen for each part.
 """
 
 import re
-from collections.abc import Iterator
-
-from starlette.requests import Request
+from collections.abc import Collection, Iterator
 
 from pthserve.errors import MalformedRequest, TooLarge
 
-FIELD = "image"
-MAX_PARTS = 16
+MAX_PARTS = 256
 MAX_HEADERS = 16
 """Of a part."""
 HEADER_BYTES = 4096
 """All headers of a part."""
 BOUNDARY_BYTES = 70
 """RFC 2046, 5.1.1."""
-_WANTED = f"send it as the multipart field `{FIELD}`, or as the body with its content type, such as image/png"
 _HEADER = re.compile(rb"([!#-'*+.^-z|~A-Z0-9-]+):[ \t]*([^\r\n]*)")
 """A field line of RFC 9110, 5: its name is a token."""
 _PARAMETER = re.compile(rb';[ \t]*([^ \t=;]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^; \t]*))')
 """A parameter of RFC 9110, 5.6.6, whose value may be quoted."""
 
 
-async def read_image(request: Request) -> bytes:
-    """The image file that `request` carries: its multipart field `image`, or its body.
+def parts_named(names: Collection[bytes], body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The name and the content of each part of the form `body` that has one of these `names`.
 
-    Raises MalformedRequest where there is none or more than one, and TooLarge for too many parts.
+    Raises MalformedRequest if the form cannot be parsed, and TooLarge for too many parts.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise MalformedRequest("an image is taken as it is, without a Content-Encoding: its formats compress")
-    content_type = request.headers.get("content-type", "").encode("latin-1")
-    kind = content_type.partition(b";")[0].strip().lower()
-    if kind.startswith(b"image/"):
-        image = await request.body()
-    elif kind == b"multipart/form-data":
-        boundary = _parameter(content_type, b"boundary")
-        if not boundary:
-            raise MalformedRequest("the multipart content type names no boundary")
-        image = _field(await request.body(), boundary)
-    else:
-        raise MalformedRequest(f"the request carries no image: {_WANTED}")
-    if not image:
-        raise MalformedRequest(f"the image is empty: {_WANTED}")
-    return image
-
-
-def _field(body: bytes, boundary: bytes) -> bytes:
-    found: bytes | None = None
     for disposition, start, end in _parts(body, boundary):
-        if _parameter(disposition, b"name") == FIELD.encode():
-            if found is not None:
-                raise MalformedRequest(
-                    f"the request has more than one part called `{FIELD}`; send one a request"
-                )
-            found = body[start:end]
-    if found is None:
-        raise MalformedRequest(f"the request has no part called `{FIELD}`: {_WANTED}")
-    return found
+        name = parameter(disposition, b"name")
+        if name in names:
+            yield name, body[start:end]
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -109,14 +79,14 @@ def _disposition(headers: bytes) -> bytes:
     for line in lines:
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise _unparsable("a part has a header that is none")
+            raise _unparsable("a part has a line that is not a header")
         if header[1].lower() == b"content-disposition":
             found = header[2]
     return found
 
 
-def _parameter(header: bytes, name: bytes) -> bytes:
-    """The value of the parameter `name` in the value of a header; empty where there is none."""
+def parameter(header: bytes, name: bytes) -> bytes:
+    """The value of the parameter `name` in the value of a header; empty if it has none."""
     for parameter in _PARAMETER.finditer(header):
         if parameter[1].lower() == name:
             plain, quoted = parameter[3], parameter[2]
@@ -131,4 +101,4 @@ def _unparsable(reason: str) -> MalformedRequest:
 
 
 def _cut_off() -> MalformedRequest:
-    return MalformedRequest("the multipart body ends before its last boundary")
+    return MalformedRequest("the multipart body ends before the closing boundary")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,13 +16,30 @@ from pthserve.access.outcomes import GONE, status
 JSON = "application/json"
 
 
+class Problem(BaseModel):
+    """The body of every error response."""
+
+    error: str = Field(description="what was wrong, and what to do")
+
+
+def described(description: str, error: str | None = None) -> dict[str, Any]:
+    """An error in a route's `responses`; `error` is an example, which a test compares with a response."""
+    example = {} if error is None else {"content": {JSON: {"example": {"error": error}}}}
+    return {"model": Problem, "description": description, **example}
+
+
 def problem(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """An error response: `{"error": message}`."""
     return Response(orjson.dumps({"error": message}), code, headers, media_type=JSON)
 
 
 def answer(error: errors.PthserveError) -> Response:
-    """What a client is told of `error`."""
+    """The response to a request that `error` ended."""
+    return problem(status(error), str(error), headers_of(error))
+
+
+def headers_of(error: errors.PthserveError) -> dict[str, str]:
+    """The headers of a response to `error`, beside those of every response."""
     headers = {}
     if isinstance(error, errors.Unavailable | errors.RateLimited):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
@@ -29,36 +47,37 @@ def answer(error: errors.PthserveError) -> Response:
         headers["www-authenticate"] = "Bearer"
     elif isinstance(error, errors.TooSlow):
         headers["connection"] = "close"
-    return problem(status(error), str(error), headers)
+    return headers
 
 
-async def _on_purpose(_: Request, error: errors.PthserveError) -> Response:
+async def _pthserve_error(_: Request, error: errors.PthserveError) -> Response:
     return answer(error)
 
 
-async def _of_the_framework(request: Request, error: HTTPException) -> Response:
+async def http_exception(request: Request, error: HTTPException) -> Response:
+    """The response to an exception of the framework, above all where no route matches."""
     messages = {
-        404: f"there is nothing at {request.url.path}; /docs lists what there is",
-        405: f"{request.url.path} does not take {request.method}; /docs lists what it takes",
+        404: f"there is nothing at {request.url.path}; /docs lists the routes",
+        405: f"{request.url.path} does not accept {request.method}; /docs lists its methods",
     }
-    # A handler that raises its own HTTPException has its own words for it.
-    spoken = error.detail not in ("Not Found", "Method Not Allowed")
-    message = error.detail if spoken else messages.get(error.status_code, error.detail)
+    # A handler that raises its own HTTPException has its own text.
+    has_own_text = error.detail not in ("Not Found", "Method Not Allowed")
+    message = error.detail if has_own_text else messages.get(error.status_code, error.detail)
     return problem(error.status_code, message, dict(error.headers or {}))
 
 
-async def _of_the_client(_: Request, __: Exception) -> Response:
+async def _client_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=GONE)
 
 
-async def _by_mistake(_: Request, __: Exception) -> Response:
-    return problem(500, "the service made a mistake; its log says which, under this answer's X-Request-Id")
+async def _unexpected(_: Request, __: Exception) -> Response:
+    return problem(500, "internal error; the log has the details under this response's X-Request-Id")
 
 
 HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
-    errors.PthserveError: _on_purpose,
-    HTTPException: _of_the_framework,
-    ClientDisconnect: _of_the_client,
-    Exception: _by_mistake,
+    errors.PthserveError: _pthserve_error,
+    HTTPException: http_exception,
+    ClientDisconnect: _client_disconnect,
+    Exception: _unexpected,
 }
-"""For the app: who answers for which exception."""
+"""The application's exception handlers."""

@@ -4,11 +4,11 @@ import gzip
 import hashlib
 from importlib import resources
 
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pthserve.errors import NotFound
-from pthserve.http.routing import Route
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -38,19 +38,17 @@ class Page:
             self.files[name] = self.files[name].replace(b'"page/', f'"page/{self.version}/'.encode())
         self._packed = {name: gzip.compress(data, mtime=0) for name, data in self.files.items()}
 
-    async def page(self, request: Request) -> Response:
-        """A page itself: asked for each time, sent when it has changed."""
+    def page(self, name: str, request: Request) -> Response:
+        """The page in the file `name`: requested each time, sent when it has changed."""
         headers = {"ETag": f'W/"{self.version}"', "Cache-Control": "no-cache"}
         if f'"{self.version}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=HEADERS | headers)
-        path = request.url.path.removeprefix(request.scope.get("root_path", ""))  # where it is mounted
-        return self._file(PAGES[path], request, headers)
+        return self._file(name, request, headers)
 
-    async def file(self, request: Request) -> Response:
+    def file(self, version: str, name: str, request: Request) -> Response:
         """A file of the pages, which never changes under its version."""
-        name = request.path_params["name"]
-        if request.path_params["version"] != self.version or name not in self.files:
-            raise NotFound("there is no such file, or not any more; load the page again")
+        if version != self.version or name not in self.files:
+            raise NotFound("this file does not exist; reload the page")
         return self._file(name, request, {"Cache-Control": "public, max-age=31536000, immutable"})
 
     def _file(self, name: str, request: Request, headers: dict[str, str]) -> Response:
@@ -60,11 +58,21 @@ class Page:
         return Response(self.files[name], headers=headers)
 
 
-def routes() -> list[Route]:
+def router() -> APIRouter:
     """The pages' routes, which are for people and not in the schema."""
-    page = Page()
-    shown = ("GET", "HEAD")
-    return [
-        *(Route(path, page.page, shown, public=True) for path in PAGES),
-        Route("/page/{version}/{name}", page.file, shown, public=True),
-    ]
+    routes = APIRouter(include_in_schema=False)
+    pages = Page()
+
+    @routes.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        return pages.page(PAGES["/"], request)
+
+    @routes.api_route("/docs", methods=["GET", "HEAD"])
+    async def docs(request: Request) -> Response:
+        return pages.page(PAGES["/docs"], request)
+
+    @routes.api_route("/page/{version}/{name}", methods=["GET", "HEAD"])
+    async def file(version: str, name: str, request: Request) -> Response:
+        return pages.file(version, name, request)
+
+    return routes

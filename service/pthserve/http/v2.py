@@ -1,10 +1,13 @@
 """V2: the Open Inference Protocol over REST, and its extensions."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import cache, partial
 from typing import Any
 
 import orjson
+from fastapi import APIRouter
+from fastapi.params import Depends
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,8 +27,7 @@ from pthserve.http.bodies import (
     written,
 )
 from pthserve.http.limits import holding, remaining, until
-from pthserve.http.problems import JSON
-from pthserve.http.routing import Route
+from pthserve.http.problems import JSON, described
 from pthserve.inference_protocol.compression import inflated
 from pthserve.inference_protocol.infer import Request as Inference
 from pthserve.inference_protocol.service import Load, Service
@@ -111,11 +113,12 @@ class V2:
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
-_PUBLIC = (V2.live, V2.ready)
-_ROUTES = (
-    ("GET", "", V2.server_metadata, "Server metadata"),
+_HEALTH = (
     ("GET", "/health/live", V2.live, "Is the server live?"),
     ("GET", "/health/ready", V2.ready, "Is the server ready?"),
+)
+_ROUTES = (
+    ("GET", "", V2.server_metadata, "Server metadata"),
     ("GET", "/models/stats", V2.statistics, "Statistics of every model"),
     *(
         (method, f"{place}{rest}", call, summary)
@@ -139,26 +142,35 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def routes(predictor: Predictor, settings: Settings, bodies: Bodies, load: Load | None = None) -> list[Route]:
-    """The routes below /v2; load: reads the model's file again, for the repository."""
+def routers(
+    predictor: Predictor,
+    settings: Settings,
+    bodies: Bodies,
+    load: Load | None = None,
+    dependencies: Sequence[Depends] = (),
+) -> tuple[APIRouter, APIRouter]:
+    """The routes below /v2: the health of the server, which is public, and the others.
+
+    load: reads the model's file again, for the repository. dependencies: of the routes that are not public.
+    """
     v2 = V2(Service(predictor, settings, load), bodies)
-    return [
-        Route(
-            f"/v2{path}",
-            getattr(v2, call.__name__),
-            (method,),
-            partial(_described, path, call, summary),
-            public=call in _PUBLIC,
-        )
-        for method, path, call, summary in _ROUTES
-    ]
+    tags: list[str | Enum] = ["Open Inference Protocol"]
+    both = APIRouter(prefix="/v2", tags=tags), APIRouter(prefix="/v2", tags=tags, dependencies=dependencies)
+    for router, table in zip(both, (_HEALTH, _ROUTES), strict=True):
+        for method, path, call, summary in table:
+            router.add_api_route(
+                path,
+                getattr(v2, call.__name__),
+                methods=[method],
+                summary=summary,
+                response_class=Response,
+                **_described(path, call.__name__),
+            )
+    return both
 
 
-def _described(path: str, call: Callable[..., Any], summary: str) -> Mapping[str, Any]:
-    """What OpenAPI cannot see: the routes read path and body for themselves."""
-    from pthserve.http.openapi import V2_PROBLEMS
-
-    name = call.__name__
+def _described(path: str, name: str) -> Mapping[str, Any]:
+    """What no signature shows: the calls read path and body for themselves."""
     extra: dict[str, Any] = {
         "parameters": [
             {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -167,20 +179,25 @@ def _described(path: str, call: Callable[..., Any], summary: str) -> Mapping[str
         ]
     }
     if name in _BODIES:
-        schema = _BODIES[name].model_json_schema()
-        schema = _inlined(schema, schema.pop("$defs", {}))
-        extra["requestBody"] = {"content": {JSON: {"schema": schema}}}
+        extra["requestBody"] = {"content": {JSON: {"schema": _body_schema(_BODIES[name])}}}
     return {
-        "tags": ["Open Inference Protocol"],
-        "summary": summary,
-        "responses": V2_PROBLEMS,
+        "responses": {
+            "4XX": described("the request is wrong, or names a model or version that does not exist"),
+            "5XX": described("the service is not ready, overloaded, too late, or failed"),
+        },
         "operation_id": f"v2_{name}{'_of_version' if path.startswith(_VERSION) else ''}",
         "openapi_extra": extra,
     }
 
 
+@cache
+def _body_schema(model: type[BaseModel]) -> Any:
+    schema = model.model_json_schema()
+    return _inlined(schema, schema.pop("$defs", {}))
+
+
 def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
-    """`schema` with what it refers to in its place, for it moves into a document that has none of it."""
+    """`schema` with what it refers to in its place, for it moves into a document that does not have that."""
     if isinstance(schema, list):
         return [_inlined(part, defined) for part in schema]
     if not isinstance(schema, dict):

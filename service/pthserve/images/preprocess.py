@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from pthserve.errors import BrokenImage, TooLarge
 from pthserve.images.cost import Cost
 from pthserve.images.decode import Decoded, Picture, check_size
-from pthserve.images.spec import Spec
+from pthserve.images.spec import CropRounding, Spec
 
 Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
@@ -134,9 +134,10 @@ def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixel
     if not spec.antialias and spec.interpolation in _KERNELS:
         return _sampled(np.asarray(image).reshape(height, width, spec.channels), spec, resized)
 
+    rounding = spec.crop_rounding
     cut = (True, True) if fast else _exact_cuts(image.size, resized, spec.crop)
-    across = _axis(left, right, resized[0], spec.crop[1], cut[0] and resized[0] != width)
-    down = _axis(top, bottom, resized[1], spec.crop[0], cut[1] and resized[1] != height)
+    across = _axis(left, right, resized[0], spec.crop[1], rounding, cut[0] and resized[0] != width)
+    down = _axis(top, bottom, resized[1], spec.crop[0], rounding, cut[1] and resized[1] != height)
     if across.length * max(down.length, down.end - down.start) > max_pixels:
         raise TooLarge(
             f"the image has {width} x {height} pixels, which the model's preprocessing would resize to "
@@ -167,12 +168,12 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
         return (
             held + 2 * spec.channels * decoded[0] * decoded[1] + 16 * spec.channels * spec.crop[0] * max(size)
         )
-    most = 0
+    most, rounding = 0, spec.crop_rounding
     for width, height in {size, size[::-1]} if spec.exif else {size}:
         to = _resized(width, height, spec.resize)
         cut = (True, True) if fast else _exact_cuts((width, height), to, spec.crop)
-        across = _axis(0.0, width, to[0], spec.crop[1], cut[0] and to[0] != width)
-        down = _axis(0.0, height, to[1], spec.crop[0], cut[1] and to[1] != height)
+        across = _axis(0.0, width, to[0], spec.crop[1], rounding, cut[0] and to[0] != width)
+        down = _axis(0.0, height, to[1], spec.crop[0], rounding, cut[1] and to[1] != height)
         between = max(across.length * (down.end - down.start), (across.end - across.start) * down.length)
         most = max(most, math.ceil(between) + across.length * down.length)
     # What has more than `max_pixels` is refused; so is it, once for each of two steps.
@@ -192,9 +193,11 @@ def _resized(width: int, height: int, resize: int | tuple[int, int] | None) -> t
             return int(shorter * width / height), shorter
 
 
-def _offset(resized: int, crop: int) -> int:
-    """Where torchvision's CenterCrop starts; negative where the crop is larger, and has a black border."""
-    return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
+def _offset(resized: int, crop: int, rounding: CropRounding) -> int:
+    """Where a centre crop starts; negative where the crop is larger, and has a black border."""
+    if crop > resized:
+        return -((crop - resized) // 2)
+    return (resized - crop) // 2 if rounding == "down" else round((resized - crop) / 2)
 
 
 class _Axis(NamedTuple):
@@ -210,12 +213,12 @@ class _Axis(NamedTuple):
     offset: int
 
 
-def _axis(start: float, end: float, resized: int, crop: int, cut: bool) -> _Axis:
+def _axis(start: float, end: float, resized: int, crop: int, rounding: CropRounding, cut: bool) -> _Axis:
     """How to get `crop` of `resized` pixels out of what was decoded from `start` to `end`.
 
     cut: whether to resize only what the crop needs.
     """
-    offset = _offset(resized, crop)
+    offset = _offset(resized, crop, rounding)
     if cut and crop < resized:
         scale = (end - start) / resized
         return _Axis(start + offset * scale, start + (offset + crop) * scale, crop, 0)
@@ -264,10 +267,10 @@ _KERNELS: dict[str, Callable[[Floats], Floats]] = {"bilinear": _linear, "bicubic
 
 
 def _taps(
-    length: int, resized: int, crop: int, kernel: Callable[[Floats], Floats]
+    length: int, resized: int, crop: int, rounding: CropRounding, kernel: Callable[[Floats], Floats]
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Which 4 of `length` pixels each of `crop` pixels is made of, and their weights: both (4, crop)."""
-    target = np.arange(crop) + _offset(resized, crop)
+    target = np.arange(crop) + _offset(resized, crop, rounding)
     source = (target + 0.5) * (length / resized) - 0.5
     taps = np.floor(source) + np.arange(-1, 3)[:, None]
     weights = kernel(np.abs(source - taps)) * ((target >= 0) & (target < resized))
@@ -279,9 +282,13 @@ def _sampled(pixels: Pixels, spec: Spec, resized: tuple[int, int]) -> Pixels:
     height, width, _ = pixels.shape
     kernel = _KERNELS[spec.interpolation]
     rows = np.zeros((spec.crop[0], *pixels.shape[1:]), np.float32)
-    for index, weight in zip(*_taps(height, resized[1], spec.crop[0], kernel), strict=True):
+    for index, weight in zip(
+        *_taps(height, resized[1], spec.crop[0], spec.crop_rounding, kernel), strict=True
+    ):
         rows += pixels[index] * weight[:, None, None]
     values = np.zeros(spec.image_shape, np.float32)
-    for index, weight in zip(*_taps(width, resized[0], spec.crop[1], kernel), strict=True):
+    for index, weight in zip(
+        *_taps(width, resized[0], spec.crop[1], spec.crop_rounding, kernel), strict=True
+    ):
         values += rows[:, index] * weight[:, None]
     return values.round().clip(0, 255).astype(np.uint8)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 ChannelOrder = Literal["rgb", "bgr"]
+CropRounding = Literal["even", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class Spec:
     antialias: False resizes as torchvision does a tensor with `antialias=False` (bilinear and bicubic only).
     exif: True turns an image upright as its EXIF orientation says.
     channel_order: `bgr` gives the model blue first, as OpenCV reads images. Grey images have no order.
+    crop_rounding: where a centre crop starts if its middle lies between two pixels: at the `even` number, as
+    torchvision's CenterCrop, or `down`, as the image processors of Hugging Face.
     mean, std: one number a channel, of values in 0..1, in the order in which the model gets the channels;
     their length (1 or 3) says grey or colour.
     assumed: True when nobody said so and the common values were taken.
@@ -29,6 +32,7 @@ class Spec:
     antialias: bool = True
     exif: bool = False
     channel_order: ChannelOrder = "rgb"
+    crop_rounding: CropRounding = "even"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     assumed: bool = False
@@ -57,7 +61,15 @@ class Spec:
         standard, fields = Spec(), ["resize", "crop"]
         fields += [
             name
-            for name in ("interpolation", "antialias", "exif", "channel_order", "mean", "std")
+            for name in (
+                "interpolation",
+                "antialias",
+                "exif",
+                "channel_order",
+                "crop_rounding",
+                "mean",
+                "std",
+            )
             if getattr(self, name) != getattr(standard, name)
         ]
         return "{" + ", ".join(f"{name}: {self._value(name)}" for name in fields) + "}"

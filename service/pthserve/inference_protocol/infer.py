@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,24 +10,10 @@ from numpy.typing import NDArray
 from pthserve.errors import MalformedRequest
 from pthserve.inference_protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
 from pthserve.inference_protocol.tensors import Input, Output
-from pthserve.tasks.base import TensorForm
-from pthserve.tasks.classification import CLASSIFICATION
+from pthserve.tasks.base import Task, TensorForm
 
 Parameters = Mapping[str, object]
 """A request's, an input's or an output's parameters: whatever the protocol's extensions define, by name."""
-
-
-class Answer(Protocol):
-    """The answer for one image, as the predictor gives it: float32 (classes,) each, and the best of them."""
-
-    @property
-    def logits(self) -> NDArray[np.float32]: ...
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]: ...
-
-    @property
-    def class_index(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +33,8 @@ class Wanted:
 class Request:
     """An inference request, whichever way it came.
 
-    version: "" takes the one that is served. timeout: seconds that the client grants, or None.
+    version: "" takes the one that is served. wanted: the outputs; where there are none, all that the model
+    has, as binary data where `binary` is set. timeout: seconds that the client grants, or None.
     """
 
     model: str
@@ -56,6 +43,7 @@ class Request:
     inputs: tuple[Input, ...]
     wanted: tuple[Wanted, ...]
     timeout: float | None = None
+    binary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +55,6 @@ class Response:
     id: str
     outputs: Sequence[Output]
     notes: Mapping[str, object] = field(default_factory=dict)
-
-
-def output_forms(classes: int) -> tuple[TensorForm, ...]:
-    """The outputs of a model that tells `classes` classes apart."""
-    return CLASSIFICATION.tensor_forms(classes)
 
 
 def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
@@ -88,9 +71,9 @@ def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
     return Wanted(name, count, flag(parameters, "binary_data", default=binary))
 
 
-def everything(*, binary: bool) -> tuple[Wanted, ...]:
-    """What a request asks for that names no output."""
-    return tuple(Wanted(form.name, binary=binary) for form in output_forms(0))
+def everything(forms: Sequence[TensorForm], *, binary: bool) -> tuple[Wanted, ...]:
+    """What a request asks for that names no output, of a model whose outputs are `forms`."""
+    return tuple(Wanted(form.name, binary=binary) for form in forms)
 
 
 def flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
@@ -119,41 +102,42 @@ def check_parameters(parameters: Parameters) -> None:
         raise MalformedRequest("shared memory is not supported: send the tensor in the request")
 
 
-def check(asked: Sequence[Wanted]) -> None:
-    """Raise MalformedRequest for an output that is not there, or asked for twice, or has no classes."""
+def check(asked: Sequence[Wanted], forms: Sequence[TensorForm]) -> None:
+    """Raise MalformedRequest for an output that is none of `forms`, or asked for twice, or has no classes."""
     if len(asked) > MAX_OUTPUTS:
         raise MalformedRequest(f"the request names {len(asked)} outputs; the limit is {MAX_OUTPUTS}")
-    ranks = {form.name: len(form.shape) for form in output_forms(0)}
+    by_name = {form.name: form for form in forms}
     for want in asked:
-        if want.name not in ranks:
-            raise MalformedRequest(f"unknown output; the outputs are {', '.join(ranks)}")
-        if want.classification and ranks[want.name] != 2:
+        if want.name not in by_name:
+            raise MalformedRequest(f"unknown output; the outputs are {', '.join(by_name)}")
+        if want.classification and not by_name[want.name].ranked:
+            ranked = " or ".join(form.name for form in forms if form.ranked)
             raise MalformedRequest(
-                f"`classification` can be requested for probabilities or logits, not for {want.name}"
+                f"`classification` can be requested for {ranked}, not for {want.name}"
+                if ranked
+                else f"`classification` cannot be requested for {want.name}: this model has no classes"
             )
     if len({want.name for want in asked}) < len(asked):
         raise MalformedRequest("an output is requested twice")
 
 
-def outputs(answers: Sequence[Answer], labels: Sequence[str], asked: Sequence[Wanted]) -> list[Output]:
-    """The outputs for a batch of `answers`, in the order of `asked`, which was checked."""
-    return [_output(answers, labels, want) for want in asked]
+def outputs(
+    task: Task, answers: Sequence[Any], labels: Sequence[str], asked: Sequence[Wanted]
+) -> list[Output]:
+    """The outputs for a batch of the task's `answers`, in the order of `asked`, which was checked."""
+    datatypes = {form.name: form.datatype for form in task.tensor_forms(len(labels))}
+    made = []
+    for want in asked:
+        values = task.tensor(want.name, answers)
+        if want.classification and not isinstance(values, list):
+            made.append(_classification(want, values, labels))
+        else:
+            shape = (len(values),) if isinstance(values, list) else values.shape
+            made.append(Output(want.name, datatypes[want.name], shape, values, want.binary))
+    return made
 
 
-def _output(answers: Sequence[Answer], labels: Sequence[str], want: Wanted) -> Output:
-    count = len(answers)
-    if want.name in ("probabilities", "logits"):
-        scores = np.stack([getattr(answer, want.name) for answer in answers])
-        if want.classification:
-            return _classification(want, scores, labels)
-        return Output(want.name, "FP32", scores.shape, scores, want.binary)
-    best = [answer.class_index for answer in answers]
-    if want.name == "label":
-        return Output(want.name, "BYTES", (count,), [labels[index].encode() for index in best], want.binary)
-    return Output(want.name, "INT64", (count,), np.array(best, np.int64), want.binary)
-
-
-def _classification(want: Wanted, scores: NDArray[np.float32], labels: Sequence[str]) -> Output:
+def _classification(want: Wanted, scores: NDArray[Any], labels: Sequence[str]) -> Output:
     count = min(want.classification, len(labels))
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     texts = [

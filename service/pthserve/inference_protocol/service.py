@@ -6,7 +6,7 @@ from functools import partial
 
 import pthserve
 from pthserve.errors import MalformedRequest, NotFound, NotReady
-from pthserve.inference_protocol.infer import Request, Response, check, output_forms, outputs
+from pthserve.inference_protocol.infer import Request, Response, check, everything, outputs
 from pthserve.inference_protocol.statistics import statistics
 from pthserve.inference_protocol.tensors import Image, Input, images, input_forms
 from pthserve.loading.model import Model
@@ -74,7 +74,7 @@ class Service:
             **({"versions": [model.version]} if model.version else {}),
             "platform": model.forward.name,
             "inputs": [_metadata(form) for form in input_forms(model.spec)],
-            "outputs": [_metadata(form) for form in output_forms(model.num_classes)],
+            "outputs": [_metadata(form) for form in model.tensor_forms],
         }
 
     def check(self, name: str, version: str, deadline: float) -> None:
@@ -93,7 +93,8 @@ class Service:
             raise MalformedRequest(
                 f"the request has {len(request.inputs)} inputs; it must have one: images, pixels or tensors"
             )
-        check(request.wanted)
+        forms = model.tensor_forms
+        check(request.wanted, forms)
         batch = await self._images(request.inputs[0], model)
         granted = [seconds for seconds in (deadline, request.timeout) if seconds is not None]
         answers = await self._predictor.predict_many(batch, deadline=min(granted, default=None))
@@ -106,8 +107,10 @@ class Service:
             },
             "digest": model.digest,
         }
-        made = partial(outputs, [one.answer for one in answers], model.labels, request.wanted)
-        scores = len(answers) * len(model.labels)
+        # Of the model that answered: another may have been swapped in, with the same task.
+        asked = request.wanted or everything(forms, binary=request.binary)
+        made = partial(outputs, model.task, [one.answer for one in answers], model.labels, asked)
+        scores = len(answers) * model.outputs
         tensors = made() if scores < MANY else await asyncio.to_thread(made)
         return Response(model.name, model.version, request.id, tensors, notes)
 

@@ -3,14 +3,14 @@
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pthserve.errors import GoldenError, PackError, RequestError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, crop
 from pthserve.loading.model import Model
 from pthserve.options import ModelOptions
-from pthserve.tasks.base import Agreement
-from pthserve.tasks.classification import softmax
+from pthserve.tasks.base import Agreement, GoldenResult
 
 _log = logging.getLogger(__name__)
 
@@ -35,34 +35,32 @@ def apply_golden_policy(model: Model, settings: ModelOptions) -> str:
 
 
 def check_golden(model: Model, tolerance: float, decode: Decode = "exact") -> Agreement:
-    """Whether `model` gives its golden images their classes, with the probabilities that are known."""
-    proofs = [_check_one(model, one, tolerance, decode) for one in model.golden]
+    """Whether `model` gives its golden images their answers, as far as these are known."""
+    found = [_output(model, one, decode) for one in model.golden]
+    outputs = [output for output in found if not isinstance(output, GoldenResult)]
+    seen = [
+        one for one, output in zip(model.golden, found, strict=True) if not isinstance(output, GoldenResult)
+    ]
+    checked = iter(model.task.check_golden(np.stack(outputs), seen, model.labels, tolerance) if seen else ())
+    results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
     return Agreement(
-        max((proof.difference for proof in proofs), default=0.0),
-        tuple(words for proof in proofs for words in proof.disagreements),
+        max((result.difference for result in results), default=0.0),
+        tuple(
+            f"{one.image.name}: {result.reason}"
+            for one, result in zip(model.golden, results, strict=True)
+            if result.reason
+        ),
     )
 
 
-def _check_one(model: Model, one: Golden, tolerance: float, decode: Decode) -> Agreement:
-    def disagreement(words: str, difference: float = 0.0) -> Agreement:
-        return Agreement(difference, (f"{one.image.name}: {words}",))
-
+def _output(model: Model, one: Golden, decode: Decode) -> NDArray[np.float32] | GoldenResult:
+    """The model's outputs for a golden image, or why there are none that could be checked."""
+    if one.kind != model.task.golden_kind:
+        return GoldenResult(
+            0.0, f"states an answer of another task ({one.kind}), and the task is {model.task.name}"
+        )
     try:
         image = crop(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)
     except (OSError, PackError, RequestError) as error:
-        return disagreement(f"cannot be read: {error}")
-    probabilities = softmax(model.forward(image[None]))[0]
-    if not np.isfinite(probabilities).all():
-        return disagreement("its probabilities are not numbers", np.inf)
-    if one.class_index >= len(probabilities):
-        return disagreement(f"there is no class {one.class_index} among {len(probabilities)}")
-    probability, top = float(probabilities[one.class_index]), int(probabilities.argmax())
-    difference = 0.0 if one.probability is None else abs(probability - one.probability)
-    if top != one.class_index:
-        got, wanted = (f"{index} ({model.labels[index]})" for index in (top, one.class_index))
-        return disagreement(f"class {got}, and not {wanted}", difference)
-    if difference > tolerance:
-        return disagreement(
-            f"probability {probability:.3f}, and not {one.probability} ± {tolerance}", difference
-        )
-    return Agreement(difference, ())
+        return GoldenResult(0.0, f"cannot be read: {error}")
+    return np.asarray(model.forward(image[None])[0])

@@ -10,13 +10,13 @@ import numpy as np
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import (
     AmbiguousArchitecture,
-    ArchitectureError,
     CardError,
     PackError,
     RequestError,
     WeightsError,
 )
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import Hint
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
@@ -29,6 +29,8 @@ from pthserve.planning import agreement
 from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
+from pthserve.tasks.base import Task
+from pthserve.tasks.choice import choose
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
@@ -46,6 +48,7 @@ class Built:
     card: "Card"
     weights: "Weights"
     architecture: "Architecture"
+    task: Task
     labels: tuple[str, ...]
     spec: Spec
     inferred: tuple[Inferred, ...]
@@ -60,7 +63,7 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
     """The module that `source` holds, and what is known of it; see `load`."""
     path = Path(source)
     if packed.is_packed(path):
-        raise PackError(f"{path}: is packed already; name the weights that it was made from")
+        raise PackError(f"{path}: is already packed; give the original weights file")
     from pthserve.files import card, weights
     from pthserve.zoos import own
 
@@ -74,17 +77,20 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         found = _architecture(described, read, described.architecture, allowed)
     except AmbiguousArchitecture as error:
         found = _settled(error, described, read, settings)
-    if found.num_classes < 2:
-        raise ArchitectureError(
-            f"this {found.name} has one output, as for a sigmoid; probabilities need two classes or more"
-        )
     spec = _spec(described, found)
-    labels, inferred_labels = _labels(described, read, found)
-    inferred = (*read.inferred, *found.inferred, _inferred_spec(spec, found), inferred_labels)
-    if settings.golden != "off":
+    task, inferred_task = _task(described, found, settings)
+    labels, inferred_labels = _labels(described, read, task, found)
+    inferred = (
+        *read.inferred,
+        *found.inferred,
+        _inferred_spec(spec, found),
+        inferred_task,
+        *inferred_labels,
+    )
+    if settings.golden != "off" and task.name == "classification" and found.preprocessing is None:
         spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
         inferred = tuple(settled.get(one.subject, one) for one in inferred)
-    return Built(described, read, found, labels, spec, inferred)
+    return Built(described, read, found, task, labels, spec, inferred)
 
 
 def _architecture(
@@ -102,6 +108,9 @@ def _architecture(
         spec=described.spec,
         path=described.weights,
         metadata=read.metadata,
+        format=read.format,
+        content=read.content,
+        beside=read.beside,
     )
 
 
@@ -121,9 +130,12 @@ def _settled(
     for name, *_ in error.choices:
         found = _architecture(described, read, name)
         spec = _spec(described, found)
+        task, _inferred = _task(described, found, settings)
+        assert found.module is not None  # an exported model has one architecture
         model = Model(
             forward=TorchEngine(found.module, spec, threads=settings.cpus),
-            labels=_labels(described, read, found)[0],
+            labels=_labels(described, read, task, found)[0],
+            task=task,
             spec=spec,
             plan=Plan(),
             digest=read.digest,
@@ -169,7 +181,8 @@ def load(
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
-    plan, engine = tune(EngineFactory(found.module, built.spec, settings), built.weights.digest, images)
+    engines = EngineFactory(found.module, built.spec, settings, built.task, graph=found.graph)
+    plan, engine = tune(engines, built.weights.digest, images)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -181,6 +194,7 @@ def load(
         architecture=found.name,
         parameters=found.parameters,
         golden=described.golden,
+        task=built.task,
         inferred=built.inferred,
         source=path,
         options=settings,
@@ -190,12 +204,19 @@ def load(
 def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
-            f"{model.folder}: was packed from weights with SHA-256 {model.digest}, and {settings.sha256} is "
-            "pinned"
+            f"{model.folder}: was packed from weights with SHA-256 {model.digest}, but {settings.sha256} is "
+            "expected"
+        )
+    if settings.task not in ("auto", model.task.name):
+        raise PackError(
+            f"{model.folder}: was packed for the task {model.task.name}, not {settings.task}; pack the "
+            f"weights again with --task {settings.task}"
         )
     images, reference = model.proof()
     options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
-    engines = EngineFactory(None, model.spec, options, graph=model.graph(), quantized=model.quantized())
+    engines = EngineFactory(
+        *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
+    )
     plan, engine = tune(
         engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
@@ -203,23 +224,51 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
 
-def _labels(described: "Card", read: "Weights", found: "Architecture") -> tuple[tuple[str, ...], Inferred]:
-    """The card's labels; or those that lie beside the weights; or the classes' numbers."""
+def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:
+    """The task that the settings, the card or the file tell."""
+    stated = described.task
+    if settings.task != "auto":
+        stated = replace(stated, name=settings.task)
+    try:
+        return choose(stated, found.num_classes, found.hint or _hint(found), found.task_hint)
+    except CardError as error:
+        raise CardError(f"{described.weights}: {error}") from None
+
+
+def _hint(found: "Architecture") -> Hint | None:
+    """What the activation tells that an exported model ended in, where it did."""
+    match found.activation:
+        case "softmax":
+            return Hint("classification", "the exported model ends in a softmax")
+        case "sigmoid":
+            return Hint("multilabel" if found.num_classes > 1 else "binary", found.task_hint)
+    return None
+
+
+def _labels(
+    described: "Card", read: "Weights", task: Task, found: "Architecture"
+) -> tuple[tuple[str, ...], tuple[Inferred, ...]]:
+    """The card's labels; or those that lie beside the weights; or those that the task has without any."""
     from pthserve.files import labels
 
-    setting, count = "labels: labels.txt", found.num_classes
+    setting = "labels: labels.txt"
+    try:
+        names = task.labels(described.labels, found.num_classes)
+    except ValueError as error:
+        raise CardError(f"{described.file}: {error}") from None
+    count = len(names)
+    if not task.explains:
+        return names, ()
     if described.labels is not None:
-        if len(described.labels) != count:
-            raise CardError(
-                f"{described.file}: there are {len(described.labels)} labels, and the model tells "
-                f"{count} classes apart"
-            )
-        return described.labels, Inferred("labels", f"{count} of the card", Origin.CARD, setting)
+        return names, (Inferred("labels", f"{count} of the card", Origin.CARD, setting),)
     if beside := labels.of_metadata(read.metadata, count):
         names, key = beside
-        return names, Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting)
-    value = f"the class indices, 0 to {count - 1}"
-    return tuple(map(str, range(count))), Inferred("labels", value, Origin.ASSUMED, setting)
+        return names, (Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting),)
+    if found.labels is not None and len(found.labels) == count:
+        return found.labels, (Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting),)
+    numbered = names == tuple(map(str, range(count)))
+    value = f"the class indices, 0 to {count - 1}" if numbered else ", ".join(names)
+    return names, (Inferred("labels", value, Origin.ASSUMED, setting),)
 
 
 def _spec(described: "Card", found: "Architecture") -> Spec:
@@ -230,8 +279,8 @@ def _spec(described: "Card", found: "Architecture") -> Spec:
         spec = replace(_usual(found), **stated)
     if spec.channels != found.channels:
         raise CardError(
-            f"{described.file}: preprocessing makes images of {spec.channels} channels, and "
-            f"the model takes {found.channels}"
+            f"{described.file}: preprocessing produces {spec.channels} channels, but "
+            f"the model needs {found.channels}"
         )
     return spec
 
@@ -252,6 +301,8 @@ def _specs(described: "Card", spec: Spec) -> list[Spec]:
 def _usual(found: "Architecture") -> Spec:
     """The preprocessing that the architecture is trained with by default, in its size and channels."""
     preset, size = found.spec or Spec(assumed=True), found.input_size
+    if found.preprocessing:
+        return preset
     if preset.crop[0] != size:
         preset = replace(preset, resize=_scaled(preset, size), crop=(size, size))
     if preset.channels > found.channels:
@@ -273,6 +324,8 @@ def _scaled(preset: Spec, size: int) -> int | tuple[int, int] | None:
 
 def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     preset, size = found.spec, found.input_size
+    if found.preprocessing and spec == preset:
+        return found.preprocessing
     usual = preset is not None and preset.crop[0] == size and preset.channels == spec.channels
     stated = Origin.FILE if preset is not None and not preset.assumed and spec == preset else Origin.CARD
     origin = stated if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED

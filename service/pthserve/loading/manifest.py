@@ -6,15 +6,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pthserve.certainty import Inferred, Origin
-from pthserve.errors import PackError
-from pthserve.files.card_fields import MAX_SIDE, Preprocessing
+from pthserve.errors import CardError, PackError
+from pthserve.files.card_fields import MAX_SIDE, MAX_STATED, Preprocessing
+from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
 from pthserve.planning.plan import Plan, Trial
+from pthserve.tasks.base import Task
+from pthserve.tasks.choice import make
+from pthserve.tasks.classification import CLASSIFICATION
 
 MAX_BYTES = 16 * 2**20
 """Of the file."""
-FORMAT = 1
-"""Of the folder; one that is larger was made by a later version."""
+FORMAT = 2
+"""Of the folder; one that is larger was made by a later version. 2 is written where a `task` is, which
+versions that know format 1 alone would not take for what it is."""
 
 _QUOTED = 200
 """Characters of a message that may come from the file."""
@@ -26,6 +31,7 @@ Size = Annotated[int, Field(ge=1, le=1024, strict=True)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 Positive = Annotated[float, Field(ge=0, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
@@ -69,6 +75,7 @@ class PackedPlan(_Part):
     digest: Text
     cpu: Text
     library: Text
+    task: Text = "classification"
     trials: Annotated[tuple[PackedTrial, ...], Field(max_length=1000)] = ()
 
     def plan(self) -> Plan:
@@ -81,8 +88,40 @@ class PackedGolden(_Part):
     """An image of the folder with a known answer; see `Golden`."""
 
     image: Name
-    class_index: Count
-    probability: Probability | None
+    class_index: Count | None = None
+    probability: Probability | None = None
+    labels: tuple[Count, ...] | None = None
+    probabilities: tuple[Probability | None, ...] | None = None
+    values: tuple[Finite | None, ...] | None = None
+    vector: tuple[Finite, ...] | None = None
+
+
+class PackedOutput(_Part):
+    """An output of a regression; see `NamedOutput`."""
+
+    name: Name
+    unit: Text = ""
+    range: tuple[Finite, Finite] | None = None
+
+
+class PackedTask(_Part):
+    """The task with its parameters; see `tasks.choice.task_fields`."""
+
+    name: TaskName
+    threshold: Probability | None = None
+    outputs: Annotated[tuple[PackedOutput, ...], Field(max_length=MAX_STATED)] = ()
+    normalize: Annotated[bool, Field(strict=True)] = False
+    dimensions: Annotated[int, Field(ge=1, lt=2**31, strict=True)] | None = None
+
+    def task(self, labels: int) -> Task:
+        """The same as a Task, of a model with so many labels; raises CardError."""
+        stated = StatedTask(
+            threshold=self.threshold,
+            outputs=tuple(NamedOutput(**output.model_dump()) for output in self.outputs),
+            normalize=self.normalize,
+        )
+        outputs = {"embedding": self.dimensions or 0, "binary": 1}.get(self.name, labels)
+        return make(self.name, stated, outputs)
 
 
 class PackedInferred(_Part):
@@ -107,12 +146,17 @@ class Manifest(_Part):
     architecture: Name
     parameters: Count
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", strict=True)]
-    labels: Annotated[tuple[Name, ...], Field(min_length=1)]
+    labels: tuple[Name, ...]
+    task: PackedTask | None = None
     spec: PackedSpec
     plan: PackedPlan
     golden: tuple[PackedGolden, ...]
     inferred: Annotated[tuple[PackedInferred, ...], Field(max_length=100)] = ()
     made_with: dict[Name, Text]
+
+    def served_task(self) -> Task:
+        """The task; raises CardError where its parameters do not fit."""
+        return CLASSIFICATION if self.task is None else self.task.task(len(self.labels))
 
 
 class _Head(BaseModel):
@@ -133,17 +177,27 @@ def parse(data: bytes, file: Path) -> Manifest:
         if head.format > FORMAT:
             maker = str(head.made_with.get("pthserve", ""))[:_QUOTED]
             raise PackError(
-                f"{file.parent}: was packed by pthserve {maker}, in a format that this version does not "
-                "know; serve it with that one, or pack the weights anew"
+                f"{file.parent}: was packed by pthserve {maker}, in a format that this version cannot read; "
+                "use that version, or pack the weights again"
             )
         found = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise PackError(f"{file}: {_first(error)}; pack the weights anew") from None
+        raise PackError(f"{file}: {_first(error)}; pack the weights again") from None
+    try:
+        task = found.served_task()
+        task.labels(found.labels, task.outputs(found.labels))
+    except (CardError, ValueError) as error:
+        raise PackError(f"{file}: labels and task: {error}; pack the weights again") from None
+    if not found.labels and task.name != "embedding":
+        raise PackError(f"{file}: labels: there are none; pack the weights again")
+    needed = "class_index" if task.golden_kind == "class" else task.golden_kind
     for number, one in enumerate(found.golden):
-        if one.class_index >= len(found.labels):
+        if getattr(one, needed) is None:
+            raise PackError(f"{file}: golden[{number}].{needed}: is missing; pack the weights again")
+        if one.class_index is not None and one.class_index >= len(found.labels):
             raise PackError(
-                f"{file}: golden[{number}].class_index: is {one.class_index}, and there are "
-                f"{len(found.labels)} labels; pack the weights anew"
+                f"{file}: golden[{number}].class_index: is {one.class_index}, but there are "
+                f"{len(found.labels)} labels; pack the weights again"
             )
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from threading import BoundedSemaphore, Event
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from pthserve.images.preprocess import Pixels, crop, crop_image
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
-from pthserve.tasks.base import Task
-from pthserve.tasks.classification import CLASSIFICATION, Classification
+from pthserve.tasks.base import Task, TensorForm
+from pthserve.tasks.classification import CLASSIFICATION
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """What a model can be called with: the path of an image file, the bytes of one, an image of Pillow's, or
@@ -37,11 +37,12 @@ class Model:
         print(model("cat.jpg").label)
     ```
 
+    Its answers are Classifications, or of the type of its task: MultiLabel, Binary, Regression or Embedding.
     Any thread may call it. As a context manager, it is closed at the end of the block.
 
     forward: the engine, which takes batches of preprocessed images: uint8 (n, height, width, channels) or
-    float32 (n, channels, height, width), to logits, float32 (n, classes).
-    labels: one a class, in the order of the logits.
+    float32 (n, channels, height, width), to float32 (n, outputs).
+    labels: one a class, or one an output; see `Task.labels`. task: what the outputs mean.
     inferred: what was found out about it that nobody stated; see `Inferred.uncertain`.
     digest: SHA-256 of the weights file, 64 hexadecimal digits.
     source: what it was loaded from, where it was loaded; options: how.
@@ -73,7 +74,22 @@ class Model:
         """How many classes the model tells apart."""
         return len(self.labels)
 
-    def __call__(self, image: ImageInput) -> Classification:
+    @property
+    def outputs(self) -> int:
+        """How many numbers the engine gives for an image."""
+        return self.task.outputs(self.labels)
+
+    @property
+    def tensor_forms(self) -> tuple[TensorForm, ...]:
+        """The outputs that an Open Inference Protocol request may ask for."""
+        return self.task.tensor_forms(len(self.labels))
+
+    @property
+    def does(self) -> str:
+        """What it does, as a verb phrase: how many classes it tells apart, or which values it gives."""
+        return self.task.describe(self.labels)
+
+    def __call__(self, image: ImageInput) -> Any:
         """The answer for one image.
 
         ```python
@@ -92,7 +108,7 @@ class Model:
         """
         return self.batch([image])[0]
 
-    def batch(self, images: Iterable[ImageInput]) -> list[Classification]:
+    def batch(self, images: Iterable[ImageInput]) -> list[Any]:
         """One answer an image, in their order.
 
         ```python
@@ -107,13 +123,13 @@ class Model:
         Raises: what `__call__` raises; then there is no answer for any image.
         """
         rest, most = iter(images), self.options.max_batch or self.plan.max_batch
-        answers: list[Classification] = []
+        answers: list[Any] = []
         while pixels := [self._preprocessed(image) for image in islice(rest, most)]:
             with self._turns:
                 if self._closed.is_set():
                     raise EngineFailed(f"the model {self.name} is closed; load it again")
                 outputs = self.forward(np.stack(pixels))
-            answers += [cast("Classification", self.answer(output)) for output in outputs]
+            answers += [self.answer(output) for output in outputs]
         return answers
 
     def answer(self, output: NDArray[np.float32]) -> Any:
@@ -123,9 +139,7 @@ class Model:
             EngineFailed: the row is not finite.
         """
         if not np.isfinite(output).all():
-            raise EngineFailed(
-                "the model's answer is not a number; its weights, or its precision, are at fault"
-            )
+            raise EngineFailed("the model returned NaN or infinity; check its weights and the precision")
         return self.task.answer(output, self.labels)
 
     def close(self) -> None:

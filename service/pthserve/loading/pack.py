@@ -37,7 +37,7 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
         PackError: `output` is something else than a packed model, or cannot be written.
     """
     if output.exists() and not packed.is_packed(output):
-        raise PackError(f"{output}: is there already, and no packed model; name another folder")
+        raise PackError(f"{output}: exists and is not a packed model; choose another folder")
     settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
     built = build(source, settings, progress)
     part = output.with_name(f".{output.name}.{uuid4().hex}")
@@ -57,7 +57,8 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
 def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
-    engines = EngineFactory(built.architecture.module, spec, settings)
+    architecture = built.architecture
+    engines = EngineFactory(architecture.module, spec, settings, built.task, graph=architecture.graph)
     reference = engines.reference(images)
     int8 = settings.precision == "int8"
     engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
@@ -75,6 +76,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         plan=plan,
         digest=digest,
         golden=_copied(built.card.golden, folder),
+        task=built.task,
         inferred=built.inferred,
         made_with=_versions(),
     )

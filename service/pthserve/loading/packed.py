@@ -6,7 +6,7 @@ model.xml, model.bin     OpenVINO's graph at fp32
 int8.xml, int8.bin       and at int8, where that was asked for
 golden/                  the golden images
 proof/images.npy         uint8 (n, height, width, channels): the images that engines are held to
-proof/probabilities.npy  float32 (n, classes): what fp32 PyTorch says of them
+proof/probabilities.npy  float32 (n, outputs): what fp32 PyTorch says of them, as the task's scores
 """
 
 import io
@@ -31,7 +31,9 @@ from pthserve.loading import manifest
 from pthserve.loading.manifest import FORMAT
 from pthserve.loading.model import Model
 from pthserve.planning.plan import Plan
-from pthserve.tasks.classification import Probabilities
+from pthserve.tasks.base import Task
+from pthserve.tasks.choice import task_fields
+from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
     import openvino
@@ -68,6 +70,7 @@ class Packed:
     plan: Plan
     digest: str
     golden: tuple[Golden, ...] = ()
+    task: Task = CLASSIFICATION
     inferred: tuple[Inferred, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -86,8 +89,13 @@ class Packed:
 
         file = self.folder / name
         graph = read(self.copies[name].path, self.copies[_weights(name)].path, name=file)
-        check(graph, self.spec, len(self.labels), name=file)
+        check(graph, self.spec, self.outputs, name=file)
         return graph
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model gives for an image."""
+        return self.task.outputs(self.labels)
 
     @property
     def has_int8(self) -> bool:
@@ -99,14 +107,14 @@ class Packed:
         """Bytes of all its files."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
-    def proof(self) -> tuple[Pixels, Probabilities]:
-        """The images that an engine is held to, and what fp32 PyTorch says of them.
+    def proof(self) -> tuple[Pixels, NDArray[np.float32]]:
+        """The images that an engine is held to, and what fp32 PyTorch says of them, as the task's scores.
 
         Raises:
             PackError: the files are none of that, or were changed since the model was read.
         """
         images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
-        return images, self._array(PROBABILITIES, np.float32, (len(images), len(self.labels)))
+        return images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs))
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
         file = self.folder / name
@@ -114,34 +122,38 @@ class Packed:
         try:
             found = _parsed(data, np.dtype(dtype))
         except Exception as error:  # numpy's reader raises whatever the header's text provokes
-            raise PackError(f"{file}: is no array of {np.dtype(dtype)}; pack the weights anew") from error
+            raise PackError(
+                f"{file}: is not an array of {np.dtype(dtype)}; pack the weights again"
+            ) from error
         count = len(found) if found.ndim == len(shape) else 0
         if not count or found.shape[1:] != shape[1:] or shape[0] not in (-1, count):
             wanted = ", ".join("n" if side < 0 else str(side) for side in shape)
             raise PackError(
-                f"{file}: has the shape {found.shape}, and the manifest makes it ({wanted}); "
-                "pack the weights anew"
+                f"{file}: has the shape {found.shape}, but the manifest needs ({wanted}); "
+                "pack the weights again"
             )
         return found
 
     def model(self, engine: Engine, plan: Plan) -> Model:
         """The model as `engine` runs it by `plan`."""
-        shared = {name: getattr(self, name) for name in (*_PLAIN, "labels", "spec", "golden", "inferred")}
+        names = (*_PLAIN, "labels", "spec", "golden", "task", "inferred")
+        shared = {name: getattr(self, name) for name in names}
         return Model(forward=engine, plan=plan, **shared)
 
     def to_json(self) -> str:
         """The manifest; the same model, the same text."""
         values = {
-            "format": FORMAT,
+            "format": FORMAT if self.task != CLASSIFICATION else 1,
             **{name: getattr(self, name) for name in _PLAIN},
             "labels": list(self.labels),
+            **({"task": task_fields(self.task)} if self.task != CLASSIFICATION else {}),
             "spec": self.spec.to_dict(),
             "plan": self.plan.to_dict(),
             "golden": [
                 {
                     "image": one.image.relative_to(self.folder).as_posix(),
-                    "class_index": one.class_index,
-                    "probability": one.probability,
+                    **one.answer(),
+                    **({"probability": one.probability} if one.kind == "class" else {}),
                 }
                 for one in self.golden
             ],
@@ -173,7 +185,7 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
     values = manifest.parse(copies.content(file, digests[MANIFEST], manifest.MAX_BYTES), file)
     if lost := next((one.image for one in values.golden if one.image not in digests), None):
         raise PackError(
-            f"{file}: names the golden image {lost[:200]!r}, which is no file of the packed model"
+            f"{file}: names the golden image {lost[:200]!r}, which is not a file of the packed model"
         )
     return Packed(
         folder,
@@ -182,9 +194,10 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
         spec=values.spec.spec(),
         plan=values.plan.plan(),
         golden=tuple(
-            Golden(folder / one.image, one.class_index, one.probability, digests[one.image])
+            Golden(folder / one.image, sha256=digests[one.image], **one.model_dump(exclude={"image"}))
             for one in values.golden
         ),
+        task=values.served_task(),
         inferred=tuple(one.inferred() for one in values.inferred),
         made_with=values.made_with,
         digests=digests,
@@ -197,7 +210,7 @@ def write(
     graph: "openvino.Model",
     quantized: "openvino.Model | None",
     images: Pixels,
-    expected: Probabilities,
+    expected: NDArray[np.float32],
 ) -> None:
     """Write what `read` reads into `model.folder`, where nothing is yet but the golden images.
 
@@ -245,13 +258,15 @@ def _verified(folder: Path, keep: set[str]) -> tuple[dict[str, str], dict[str, C
         raise PackError(f"{folder}: the packed model cannot be read: {error}") from error
     if written != lines(digests).encode():
         raise PackError(
-            f"{folder}: is not as it was packed: {_differences(written, digests)}; copy it again, or "
-            "pack the weights anew"
+            f"{folder}: was changed after packing: {_differences(written, digests)}; copy it again, or "
+            "pack the weights again"
         )
     needed = {MANIFEST, GRAPH, _weights(GRAPH), IMAGES, PROBABILITIES}
     needed |= {INT8, _weights(INT8)} if {INT8, _weights(INT8)} & digests.keys() else set()
     if lost := sorted(needed - digests.keys()):
-        raise PackError(f"{folder}: is no whole packed model: {', '.join(lost)} is not in it; pack it anew")
+        raise PackError(
+            f"{folder}: is not a complete packed model: {', '.join(lost)} is missing; pack it again"
+        )
     return digests, kept
 
 
@@ -285,7 +300,7 @@ def _names(folder: Path) -> list[str]:
             raise PackError(f"{folder}: the file name {name[:200]!a} is not printable; remove the file")
         found.append(name)
         if len(found) > MAX_FILES:
-            raise PackError(f"{folder}: has more than {MAX_FILES} files, and is no packed model")
+            raise PackError(f"{folder}: has more than {MAX_FILES} files, and is not a packed model")
     return sorted(found)
 
 

@@ -54,6 +54,7 @@ def settle(
     """The spec of `found`, and by subject what the golden images settle; the module is changed to that.
 
     Args:
+        found: a graph without a module is left as it is.
         specs: how images may be preprocessed; the first was assumed, or is stated where it is alone.
         golden: those without a probability are not looked at, nor those whose answers are the model's own.
         tolerance: by how much a probability may differ.
@@ -69,7 +70,7 @@ def settle(
             for choice in found.choices
         ),
     ]
-    if not known or all(len(values) == 1 for values in subjects):
+    if not known or found.module is None or all(len(values) == 1 for values in subjects):
         return specs[0], {}
     assumed = tuple(values[0] for values in subjects)
     differences = _differences(found, subjects, known, tolerance)
@@ -110,6 +111,7 @@ def _differences(
 
     combinations = list(product(*subjects))
     shape = (1, *(combinations[0][0].spec or Spec()).tensor_shape)
+    assert found.module is not None
     left = int(BUDGET / max(flops(found.module, shape), 1))
     agreeing: dict[_Combination, float] = {}
     images = _images(golden)
@@ -152,9 +154,10 @@ def _images(golden: Sequence[Golden]) -> Callable[[Spec], Iterator["Tensor | Non
 
 def _difference(found: "Architecture", image: "Tensor | None", one: Golden) -> float:
     """By how much the probability of the golden image's class differs; infinity where another is top."""
-    if image is None or one.probability is None:
+    if image is None or one.probability is None or one.class_index is None:
         return np.inf
     try:
+        assert found.module is not None
         probabilities = softmax(found.module(image).numpy())[0]
     except RuntimeError:  # with this stride or padding, nothing is left of an image
         return np.inf

@@ -111,10 +111,9 @@ class EngineFactory:
             assert self.module is not None
             self.graph = convert(self.module, self.spec)
         if self.quantized is None and any(candidate.precision == "int8" for candidate in candidates):
-            if self.module is None:
+            if self.module is None and self.options.calibration is None:
                 raise EngineError(
-                    "the model was packed without int8; pack it again with --precision int8 --calibration "
-                    "FOLDER"
+                    "the model has no int8; pack it again with --precision int8 --calibration FOLDER"
                 )
             from pthserve.engines.openvino_engine import quantize
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pthserve.errors import Overloaded, TooLarge
-from pthserve.metrics import REJECTED
+from pthserve.metrics import Rejection, count_rejection
 
 SHARE_OF_DEADLINE = 0.8
 """How much of its deadline a request may be predicted to wait; the rest is for what no prediction knows."""
@@ -31,12 +31,14 @@ class Admission:
         if images > self._limit:
             raise TooLarge(f"the request has {images} images; the limit is {self._limit}")
         if self.inflight + images > self._limit:
-            reason = "permits"
+            reason = Rejection.PERMITS
         elif self.inflight and self._seconds_for(self.inflight + images) > SHARE_OF_DEADLINE * deadline:
-            reason = "wait"  # an idle service lets one in however long it takes: that is how it learns
+            reason = (
+                Rejection.WAIT
+            )  # an idle service lets one in however long it takes: that is how it learns
         else:
             return
-        REJECTED.labels(reason).inc()
+        count_rejection(reason)
         wait = self._seconds_for(self.inflight)
         raise Overloaded(
             f"the service is overloaded: {self.inflight} images are queued, which takes about {wait:.1f} s; "

@@ -225,9 +225,9 @@ class Batcher:
                 self._passes.remove(begun)
                 if self._queue or self._closed:
                     self._wake()  # who waits for another model, or for the end
-        if logits.shape != (size, model.num_classes):
+        if logits.shape != (size, model.outputs):
             raise ValueError(
-                f"the engine returned the shape {logits.shape}; expected {(size, model.num_classes)}"
+                f"the engine returned the shape {logits.shape}; expected {(size, model.outputs)}"
             )
         self._seconds_per_image.observe(seconds / size / at_once, size)
         self._seconds_per_batch.observe(seconds)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pthserve.errors import Overloaded, RequestError, TooLarge
 from pthserve.images.preprocess import Pending
-from pthserve.metrics import DECODE_MEMORY, REJECTED, STAGE_DURATION
+from pthserve.metrics import DECODE_MEMORY, STAGE_DURATION, Rejection, count_rejection
 from pthserve.serving.admission import SHARE_OF_DEADLINE
 from pthserve.serving.estimators import Busy, Smoothed
 
@@ -186,7 +186,7 @@ class Decoders:
             return
         wait = sum(slow) * self._slowness.value / self._slow_at_once
         if wait + seconds * self._slowness.value > SHARE_OF_DEADLINE * (job.until - time.monotonic()):
-            REJECTED.labels("wait").inc()
+            count_rejection(Rejection.WAIT)
             raise Overloaded(
                 f"{len(slow)} large images are queued, which takes about {wait:.1f} s; try again after that",
                 retry_after=wait,

@@ -15,7 +15,7 @@ from pthserve.engines.heat_map import heat_map
 from pthserve.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from pthserve.images.preprocess import Pixels
 from pthserve.loading.model import Model
-from pthserve.metrics import REJECTED
+from pthserve.metrics import Rejection, count_rejection
 from pthserve.serving.background import run
 from pthserve.serving.batcher import Entry, Inference
 from pthserve.serving.estimators import Smoothed
@@ -56,12 +56,16 @@ class Explainer:
     def check(self, class_index: int | None) -> Model:
         """The model that a request which comes now has explained; raises what keeps the request out."""
         model = self._predictor.model()
+        if not model.task.explains:
+            raise MalformedRequest(
+                f"a heat map explains a class, but a model for {model.task.name} has no classes"
+            )
         if class_index is not None and class_index >= model.num_classes:
             raise MalformedRequest(
                 f"class {class_index} does not exist; the model has classes 0 to {model.num_classes - 1}"
             )
         if self._making >= PERMITS:
-            REJECTED.labels("explain").inc()
+            count_rejection(Rejection.EXPLAIN)
             raise Overloaded(
                 f"the limit of {PERMITS} heat maps at the same time is reached; try again later",
                 retry_after=self._seconds.value,
@@ -129,9 +133,10 @@ class _Work:
         model, image = self.model, self.image
         index = self.class_index
         if index is None:
-            index = int(self._forward(image[None])[0].argmax())
+            index = model.answer(self._forward(image[None])[0]).class_index
+        target = model.task.target(index)
         return Explained(
-            model, image, index, heat_map(model.forward, model.spec, image, index, self._forward)
+            model, image, index, heat_map(model.forward, model.spec, image, target, self._forward)
         )
 
     def _forward(self, images: Pixels) -> Logits:

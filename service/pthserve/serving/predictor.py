@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.engines.base import Settles
-from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, TooLarge
+from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, RequestError, TooLarge
 from pthserve.images.cost import FREE
 from pthserve.images.preprocess import Pending, pending, pending_pixels
 from pthserve.images.spec import Spec
@@ -23,8 +23,9 @@ from pthserve.metrics import (
     MODEL_FILES_CHANGED,
     MODEL_INFO,
     QUEUE_DEPTH,
-    REJECTED,
     SATURATION,
+    Rejection,
+    count_rejection,
     timed_inference,
 )
 from pthserve.serving.admission import Admission
@@ -108,10 +109,10 @@ class Predictor:
     def model(self) -> Model:
         """The model that a request which comes now is given; raises Draining or NotReady."""
         if self._closed:
-            REJECTED.labels("draining").inc()
+            count_rejection(Rejection.DRAINING)
             raise Draining("the service is shutting down; send the request to another replica")
         if self.current is None:
-            REJECTED.labels("not_ready").inc()
+            count_rejection(Rejection.NOT_READY)
             raise NotReady(f"the service is not ready: {self.unready}")
         return self.current
 
@@ -263,6 +264,11 @@ class Predictor:
             for job in jobs:
                 self._decoders.submit(job)
             inferences = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+        except RequestError as error:
+            if len(futures) > 1:
+                number = next((n for n, future in enumerate(futures, 1) if _raises(future, error)), 0)
+                error.args = (f"image {number} of {len(futures)}: {error}",)
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
@@ -286,6 +292,10 @@ def _expire(futures: Sequence[asyncio.Future[Any]]) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(DeadlineExceeded("the deadline passed before the answer was ready"))
+
+
+def _raises(future: asyncio.Future[Any], error: BaseException) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is error
 
 
 def _deliver(future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any], _: float) -> None:

@@ -41,8 +41,9 @@ class Reload:
 
     load: makes the model; called in a thread of its own.
 
-    A model that replaces another must have its name and as many classes: clients have both in their code, in
-    URLs and as indices. Labels, version, preprocessing and architecture may differ.
+    A model that replaces another must have its name and its task, and as many classes or the same values:
+    clients have them in their code, in URLs and as indices. Labels, version, preprocessing and
+    architecture may differ.
     """
 
     def __init__(self, predictor: Predictor, settings: Settings, load: Callable[[], Model]) -> None:
@@ -167,10 +168,16 @@ class Reload:
         source, served = self._settings.model, self._predictor.model()
         if await in_background(self._look) != self._tried:
             raise ModelError(f"{source}: changed while it was being loaded")
-        if model.num_classes != served.num_classes:
+        if model.task.name != served.task.name:
             raise ModelError(
-                f"{source}: the new model has {model.num_classes} classes, but the current one has "
-                f"{served.num_classes}; restart the service to change the classes"
+                f"{source}: the task of the new model is {model.task.name}, but that of the current one is "
+                f"{served.task.name}; restart the service to change the task"
+            )
+        if model.does != served.does:
+            what = "classes" if model.labels and model.task.explains else "outputs"
+            raise ModelError(
+                f"{source}: the new model {model.does}, but the current one {served.does}; restart the "
+                f"service to change the {what}"
             )
         if model.name != served.name:
             raise ModelError(
@@ -185,7 +192,7 @@ class Reload:
         least = self._settings.shadow_agreement
         if shadow.agreement is not None and shadow.agreement < least:
             raise ModelError(
-                f"{self._settings.model}: the new model predicted the same class as the current one for "
+                f"{self._settings.model}: the new model gave the same answer as the current one for "
                 f"{shadow.agreement:.1%} of {shadow.images} live images; at least {least:.1%} is required"
             )
         return {"images": shadow.images, "agreement": shadow.agreement}

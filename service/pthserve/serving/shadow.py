@@ -28,14 +28,14 @@ WAITING = 4
 class Shadow:
     """Has `model` answer a `share`, 0 to 1, of the images that `predictor` answers with its own model.
 
-    images: how many both have answered; agreed: how many of those they gave the same class.
+    images: how many both have answered; agreed: how many of those they gave the same answer; see `Task.same`.
     """
 
     def __init__(self, predictor: Predictor, model: Model, share: float) -> None:
         self._predictor = predictor
         self._model = model
         self._share = share
-        self._waiting: asyncio.Queue[tuple[Input, int]] = asyncio.Queue(WAITING)
+        self._waiting: asyncio.Queue[tuple[Input, Any]] = asyncio.Queue(WAITING)
         self.images = 0
         self.agreed = 0
 
@@ -51,9 +51,9 @@ class Shadow:
         with self._predictor.observed_by(self._offer), suppress(TimeoutError):
             while self.images < IMAGES:
                 async with asyncio.timeout_at(end):
-                    image, class_index = await self._waiting.get()
+                    image, answer = await self._waiting.get()
                 # Outside the time limit: a thread cannot be interrupted, and must end before the replacement.
-                agrees = await self._agrees(image, class_index)
+                agrees = await self._agrees(image, answer)
                 self.images += 1
                 self.agreed += agrees
                 SHADOW_IMAGES.labels("agreed" if agrees else "disagreed").inc()
@@ -62,16 +62,16 @@ class Shadow:
         for image, prediction in zip(images, predictions, strict=True):
             if random.random() < self._share:  # noqa: S311
                 with suppress(asyncio.QueueFull):
-                    self._waiting.put_nowait((image, prediction.answer.class_index))
+                    self._waiting.put_nowait((image, prediction.answer))
 
-    async def _agrees(self, image: Input, class_index: int) -> bool:
-        """Whether the model gives `image` this class; one that cannot answer what the other can does not."""
+    async def _agrees(self, image: Input, answer: Any) -> bool:
+        """Whether the model gives the same answer; one that cannot answer what the other can does not."""
         try:
             pixels = await self._predictor.decoded(image, self._model.spec, SECONDS)
-            logits = (await in_background(partial(self._logits, pixels)))[0]
+            outputs = (await in_background(partial(self._logits, pixels)))[0]
+            return self._model.task.same(self._model.answer(outputs), answer)
         except Exception:
             return False
-        return bool(np.isfinite(logits).all()) and int(logits.argmax()) == class_index
 
     def _logits(self, pixels: NDArray[Any]) -> Logits:
         return np.asarray(self._model.forward(pixels[None]), np.float32)

@@ -1,15 +1,17 @@
 """The protocol of a task. A new task is one module that implements it; no transport knows a task by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from pthserve.files.golden import Golden
+
 Outputs = NDArray[np.float32]
-"""What an engine gives for a batch: float32 (n, ...)."""
+"""What an engine gives for a batch: float32 (n, outputs)."""
 
 
 TensorValues = NDArray[np.float32] | NDArray[np.int64] | list[bytes]
@@ -18,18 +20,23 @@ TensorValues = NDArray[np.float32] | NDArray[np.int64] | list[bytes]
 
 @dataclass(frozen=True, slots=True)
 class TensorForm:
-    """A named tensor of the Open Inference Protocol; -1 in its shape is a size that the request chooses."""
+    """A named tensor of the Open Inference Protocol; -1 in its shape is a size that the request chooses.
+
+    ranked: whether it has one number per label, so that the classification extension can name the largest.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    ranked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Whether answers agree with reference answers.
 
-    difference: the largest difference of a probability, 0 to 1; infinity where an answer is not a number.
+    difference: the largest difference of a probability, or what the task compares in its place, as a share:
+    0 to 1 where answers are probabilities; infinity where an answer is not a number.
     disagreements: one sentence for each image that disagrees.
     """
 
@@ -40,6 +47,33 @@ class Agreement:
     def agrees(self) -> bool:
         """Whether no image disagrees."""
         return not self.disagreements
+
+
+class GoldenResult(NamedTuple):
+    """How one golden image did. difference: see `Agreement`; reason: why it disagrees, or ""."""
+
+    difference: float
+    reason: str = ""
+
+
+class Target(NamedTuple):
+    """What a heat map explains.
+
+    output: the index of the model's output that speaks for the class; sign: -1 where it speaks against it.
+    log_probability: the class's, of each row of outputs: float32 (n, outputs) to (n,).
+    """
+
+    output: int
+    sign: int
+    log_probability: Callable[[Outputs], NDArray[np.float32]]
+
+
+class Row(NamedTuple):
+    """A line of an answer as a person is shown it: a name, a text, and the length of a bar, 0 to 1."""
+
+    name: str
+    text: str
+    bar: float | None = None
 
 
 class Answer(Protocol):
@@ -67,16 +101,51 @@ class Task(Protocol):
         them.
         """
 
+    golden_kind: str
+    """What a golden image of this task states; see `Golden.kind`."""
+
+    explains: bool
+    """Whether it has classes, of which a heat map can be made."""
+
+    def parameters(self) -> dict[str, Any]:
+        """What else a model card states about the task, as plain values; `choice.make` takes them again."""
+
+    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
+        """The labels of a model with so many outputs, where the card states those, or none.
+
+        Raises ValueError where their number cannot be; the message says why.
+        """
+
+    def outputs(self, labels: tuple[str, ...]) -> int:
+        """How many outputs a model with these labels has."""
+
+    def describe(self, labels: tuple[str, ...]) -> str:
+        """What such a model does, as a verb phrase; another model may replace it only if it does the same."""
+
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Answer:
         """The answer for one image, out of its row of the engine's outputs, which is finite."""
 
     def scores(self, outputs: Outputs) -> NDArray[np.float32]:
-        """What `compare` compares, one row an image: for classification, probabilities."""
+        """What `compare` compares, one row an image, as wide as the outputs: probabilities, for example."""
 
     def compare(
         self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
     ) -> Agreement:
         """Whether `scores` agree with those of a reference engine, row by row."""
+
+    def check_golden(
+        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+    ) -> list[GoldenResult]:
+        """How the golden images did, all of `golden_kind`, each by its row of `outputs`."""
+
+    def golden(self, answer: Any) -> dict[str, Any]:
+        """The fields of a `Golden` that states this answer."""
+
+    def same(self, answer: Any, other: Any) -> bool:
+        """Whether two models' answers for an image are the same for whoever uses them."""
+
+    def target(self, class_index: int) -> Target:
+        """What a heat map of this class explains; only where the task `explains`."""
 
     def tensor_forms(self, classes: int) -> tuple[TensorForm, ...]:
         """The outputs that an Open Inference Protocol request may ask for.
@@ -90,3 +159,15 @@ class Task(Protocol):
 
     def count(self, answer: Any) -> None:
         """Count `answer` in the metrics."""
+
+    @staticmethod
+    def rows(answer: Mapping[str, Any]) -> list[Row]:
+        """The fields of an answer's JSON as lines for a person."""
+
+
+def agreement(differences: NDArray[np.float32], reasons: Sequence[str]) -> Agreement:
+    """What `differences` and `reasons`, of one image each, come to; "" is no reason."""
+    return Agreement(
+        float(np.nan_to_num(differences, nan=np.inf, posinf=np.inf).max(initial=0)),
+        tuple(f"image {number}: {reason}" for number, reason in enumerate(reasons) if reason),
+    )

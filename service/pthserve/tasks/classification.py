@@ -1,6 +1,6 @@
 """Classification: one class of many, with a probability for each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from pthserve.files.golden import Golden
 from pthserve.metrics import count_prediction
-from pthserve.tasks.base import Agreement, Outputs, TensorForm, TensorValues
+from pthserve.tasks.base import (
+    Agreement,
+    GoldenResult,
+    Outputs,
+    Row,
+    Target,
+    TensorForm,
+    TensorValues,
+    agreement,
+)
 
 Probabilities = NDArray[np.float32]
 """float32 (n, classes); each row sums to 1."""
@@ -37,6 +47,8 @@ _EXAMPLE: dict[str, JsonValue] = {
 class RankedClass(BaseModel):
     """One of the most probable classes."""
 
+    model_config = ConfigDict(defer_build=True)  # no start has a use for it
+
     class_index: int
     label: str
     probability: float
@@ -45,7 +57,7 @@ class RankedClass(BaseModel):
 class ClassificationAnswer(BaseModel):
     """The classes of an image, as JSON."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(defer_build=True, json_schema_extra={"examples": [_EXAMPLE]})
 
     class_index: int = Field(description="the most probable class")
     label: str = Field(description="its label")
@@ -78,15 +90,7 @@ class Classification:
 
     def top(self, count: int) -> list[int]:
         """The `count` most probable classes, best first; among equals the first."""
-        if count > _FEW:
-            order: list[int] = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
-            return order
-        best: list[int] = []
-        left = self.probabilities.copy()
-        for _ in range(min(count, len(left))):
-            best.append(int(left.argmax()))
-            left[best[-1]] = -1
-        return best
+        return best_first(self.probabilities, count)
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """The fields of `ClassificationAnswer`; see `Answer`. `probabilities` stays an array."""
@@ -94,14 +98,7 @@ class Classification:
             "class_index": self.class_index,
             "label": self.label,
             "probabilities": self.probabilities,
-            "top": [
-                {
-                    "class_index": index,
-                    "label": self.labels[index],
-                    "probability": float(self.probabilities[index]),
-                }
-                for index in self.top(top)
-            ],
+            "top": ranked(self.top(top), self.probabilities, self.labels),
         }
 
 
@@ -109,7 +106,29 @@ class ClassificationTask:
     """Logits, float32 (n, classes), and the softmax of them; see `Task`."""
 
     name = "classification"
-    answer_model = ClassificationAnswer
+    answer_model: type[BaseModel] = ClassificationAnswer
+    golden_kind = "class"
+    explains = True
+
+    def parameters(self) -> dict[str, Any]:
+        """None; see `Task`."""
+        return {}
+
+    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
+        """One an output; without any, the classes' numbers; see `Task`."""
+        if stated is None:
+            return tuple(map(str, range(outputs)))
+        if len(stated) != outputs:
+            raise ValueError(f"there are {len(stated)} labels, but the model has {outputs} classes")
+        return stated
+
+    def outputs(self, labels: tuple[str, ...]) -> int:
+        """As many as labels; see `Task`."""
+        return len(labels)
+
+    def describe(self, labels: tuple[str, ...]) -> str:
+        """How many classes; see `Task`."""
+        return f"has {len(labels)} classes"
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
         """The classes of one image; see `Task`."""
@@ -132,16 +151,37 @@ class ClassificationTask:
             _disagreement(row, expected, float(difference), tolerance)
             for row, expected, difference in zip(scores, reference, differences, strict=True)
         ]
-        return Agreement(
-            float(np.nan_to_num(differences, nan=np.inf).max(initial=0)),
-            tuple(f"image {number}: {reason}" for number, reason in enumerate(reasons) if reason),
+        return agreement(differences, reasons)
+
+    def check_golden(
+        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+    ) -> list[GoldenResult]:
+        """Whether the images are given their classes, with the probabilities that are known; see `Task`."""
+        return [
+            check_class(row, one, labels, tolerance)
+            for row, one in zip(self.scores(outputs), golden, strict=True)
+        ]
+
+    def golden(self, answer: Classification) -> dict[str, Any]:
+        """Class and probability; see `Task`."""
+        best = answer.class_index
+        return {"class_index": best, "probability": round(float(answer.probabilities[best]), 6)}
+
+    def same(self, answer: Classification, other: Classification) -> bool:
+        """Whether both are of the same class; see `Task`."""
+        return answer.class_index == other.class_index
+
+    def target(self, class_index: int) -> Target:
+        """The class's own output; see `Task`."""
+        return Target(
+            class_index, 1, lambda outputs: outputs[:, class_index] - np.logaddexp.reduce(outputs, axis=1)
         )
 
     def tensor_forms(self, classes: int) -> tuple[TensorForm, ...]:
         """Probabilities, logits, label and class index; see `Task`."""
         return (
-            TensorForm("probabilities", "FP32", (-1, classes)),
-            TensorForm("logits", "FP32", (-1, classes)),
+            TensorForm("probabilities", "FP32", (-1, classes), ranked=True),
+            TensorForm("logits", "FP32", (-1, classes), ranked=True),
             TensorForm("label", "BYTES", (-1,)),
             TensorForm("class_index", "INT64", (-1,)),
         )
@@ -158,6 +198,11 @@ class ClassificationTask:
         """Count the top class and its probability."""
         count_prediction(answer.label, float(answer.probabilities[answer.class_index]))
 
+    @staticmethod
+    def rows(answer: Mapping[str, Any]) -> list[Row]:
+        """The most probable classes; see `Task`."""
+        return ranked_rows(answer["top"])
+
 
 CLASSIFICATION = ClassificationTask()
 
@@ -169,6 +214,54 @@ def softmax(logits: Outputs) -> Probabilities:
         np.exp(exponents, out=exponents)
         exponents /= np.add.reduce(exponents, -1, keepdims=True)
     return exponents
+
+
+def best_first(probabilities: NDArray[np.float32], count: int) -> list[int]:
+    """The indices of the `count` largest of `probabilities`, largest first; among equals the first."""
+    if count > _FEW:
+        order: list[int] = np.argsort(-probabilities, kind="stable")[:count].tolist()
+        return order
+    best: list[int] = []
+    left = probabilities.copy()
+    for _ in range(min(count, len(left))):
+        best.append(int(left.argmax()))
+        left[best[-1]] = -1
+    return best
+
+
+def ranked(
+    indices: Sequence[int], probabilities: NDArray[np.float32], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The classes `indices` as the fields of `RankedClass`."""
+    return [
+        {"class_index": index, "label": labels[index], "probability": float(probabilities[index])}
+        for index in indices
+    ]
+
+
+def ranked_rows(classes: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """A row for each of `classes`, which have the fields of `RankedClass`."""
+    return [Row(one["label"], f"{100 * one['probability']:.1f} %", one["probability"]) for one in classes]
+
+
+def check_class(
+    probabilities: NDArray[np.float32], golden: Golden, labels: Sequence[str], tolerance: float
+) -> GoldenResult:
+    """Whether `probabilities`, float32 (classes,), are largest for the class that `golden` states."""
+    assert golden.class_index is not None
+    if not np.isfinite(probabilities).all():
+        return GoldenResult(np.inf, "its probabilities are not numbers")
+    if golden.class_index >= len(probabilities):
+        return GoldenResult(0.0, f"there is no class {golden.class_index} among {len(probabilities)}")
+    probability, top = float(probabilities[golden.class_index]), int(probabilities.argmax())
+    difference = 0.0 if golden.probability is None else abs(probability - golden.probability)
+    if top != golden.class_index:
+        got, wanted = (f"{index} ({labels[index]})" for index in (top, golden.class_index))
+        return GoldenResult(difference, f"class {got}, and not {wanted}")
+    if difference > tolerance:
+        reason = f"probability {probability:.3f}, and not {golden.probability} ± {tolerance}"
+        return GoldenResult(difference, reason)
+    return GoldenResult(difference)
 
 
 def _disagreement(row: Probabilities, expected: Probabilities, difference: float, tolerance: float) -> str:

@@ -1,24 +1,33 @@
-"""Architecture: a weights file to the module that it belongs to, by the zoo that claims it."""
+"""Architecture: a weights file to the module that it belongs to, by the zoo that claims it.
 
-from collections.abc import Collection, Mapping
+Nothing here imports torch unless the file's architecture needs it: an ONNX file is served without.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.errors import ArchitectureError
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import Architecture, Source, Zoo
-from pthserve.zoos.indexed import Indexed
+from pthserve.zoos.exported import Exported
+from pthserve.zoos.huggingface import HuggingFace
 from pthserve.zoos.own import Own
 
-ZOOS: tuple[Zoo, ...] = (Own(), Indexed())
-"""The first that claims a source builds it."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def zoos() -> Iterator[Zoo]:
+    """Every zoo. The first that claims a source builds it."""
+    yield from (Exported(), Own(), HuggingFace())
+    from pthserve.zoos.indexed import Indexed
+
+    yield Indexed()
 
 
 def build(
-    state_dict: Mapping[str, Tensor],
+    state_dict: "Mapping[str, Tensor]",
     name: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     allowed: Collection[str] = (),
@@ -28,6 +37,9 @@ def build(
     spec: Spec | None = None,
     path: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
+    format: str = "",  # noqa: A002, the field's name
+    content: IO[bytes] | None = None,
+    beside: Mapping[str, IO[bytes]] | None = None,
 ) -> Architecture:
     """The module that `state_dict` fits, with its weights. The arguments are the fields of `Source`.
 
@@ -36,9 +48,20 @@ def build(
             the architecture has no place for.
     """
     source = Source(
-        state_dict, name, kwargs or {}, first_layer or {}, head or {}, spec, path, metadata or {}, allowed
+        state_dict,
+        name,
+        kwargs or {},
+        first_layer or {},
+        head or {},
+        spec,
+        path,
+        metadata or {},
+        allowed,
+        format,
+        content,
+        beside or {},
     )
-    built = next(zoo for zoo in ZOOS if zoo.claims(source)).build(source)
+    built = next(zoo for zoo in zoos() if zoo.claims(source)).build(source)
     subjects = {inferred.subject for inferred in built.inferred}
     if first_layer and "first layer" not in subjects:
         raise ArchitectureError(f"{built.name} has no first layer that `first_layer` could change")
@@ -50,11 +73,12 @@ def build(
     return built
 
 
-def flops(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+def flops(module: "nn.Module", input_shape: tuple[int, ...]) -> int:
     """Floating-point operations of a forward pass on a batch of `input_shape`; a multiply and an add are two.
 
     `torch.utils.flop_counter` counts those of matrix products and convolutions, while zeros go through.
     """
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

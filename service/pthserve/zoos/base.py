@@ -4,15 +4,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
+from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
 from pthserve.zoos.layout import Shape, some
+
+if TYPE_CHECKING:  # an ONNX file is served without torch
+    from torch import Tensor, nn
 
 DEFAULT_SIZE = 224
 """Side of the square image in pixels, where an architecture has no other."""
@@ -27,11 +28,12 @@ class Source:
     first_layer, head: what the card states of them, as `card_fields.FirstLayer` and `Head` have it.
     spec: the card's preprocessing, where it states one.
     path: the weights file, beside which others may lie; None where there is no file.
+    format, content, beside: of an exported model, as in `files.weights.Weights`.
     metadata: plain values that the checkpoint holds beside its tensors.
     allowed: modules whose code may be imported and called.
     """
 
-    state_dict: Mapping[str, Tensor]
+    state_dict: "Mapping[str, Tensor]"
     architecture: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     first_layer: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +42,9 @@ class Source:
     path: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     allowed: Collection[str] = ()
+    format: str = ""
+    content: IO[bytes] | None = None
+    beside: Mapping[str, IO[bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,18 +76,26 @@ class Choice:
 class Architecture:
     """A module with its weights, float32, in eval mode, and how it was found.
 
+    module: None where there is only a graph, as of an ONNX file.
+    graph: OpenVINO's, where the zoo has made it already: float32 (n, channels, height, width), normalised, to
+    float32 (n, outputs).
     name: the zoo's, such as `resnet50` or `package.module:callable`.
     num_classes: how many numbers it gives for an image.
     prefix: what stood before each name in the file, with its dot. parameters: how many.
     input_size: side of the square image in pixels. channels: 1 or 3 of them.
     inferred: what was found out about it: the architecture first. spec: the preprocessing that the
     architecture was trained with by default, None where it has none. ignored: names in the file that no
-    inference uses. task_hint: why its numbers may be for another task than classification, in words; "" where
-    nothing says so. choices: what was assumed of `module`, and might have been otherwise.
+    inference uses. hint: what the file tells about the task, where it does. task_hint: why its numbers may be
+    for another task than classification, in words; "" where nothing says so.
+    choices: what was assumed of `module`, and might have been otherwise.
+    graph: of an exported model that has no module. preprocessing: what `spec` rests on, where it is not the
+    architecture's default alone: it counts as it is. labels: one a class, where a file beside the weights
+    names them. activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out;
+    "" else. ends: the inputs and outputs of an exported model, in words.
     """
 
     name: str
-    module: nn.Module
+    module: "nn.Module | None"
     num_classes: int
     prefix: str
     parameters: int
@@ -91,8 +104,14 @@ class Architecture:
     inferred: tuple[Inferred, ...]
     spec: Spec | None = None
     ignored: tuple[str, ...] = ()
+    hint: Hint | None = None
     task_hint: str = ""
     choices: tuple[Choice, ...] = ()
+    graph: Any = None
+    preprocessing: Inferred | None = None
+    labels: tuple[str, ...] | None = None
+    activation: str = ""
+    ends: tuple[str, ...] = ()
 
 
 class Zoo(Protocol):
@@ -109,7 +128,7 @@ class Zoo(Protocol):
         """
 
 
-def shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Shape]:
+def shapes(state_dict: "Mapping[str, Tensor]") -> dict[str, Shape]:
     """Name to shape, without the counters that files of before PyTorch 0.4.1 lack."""
     return {
         name: tuple(tensor.shape)
@@ -118,7 +137,7 @@ def shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Shape]:
     }
 
 
-def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> None:
+def put(module: "nn.Module", names: Mapping[str, str], state_dict: "Mapping[str, Tensor]") -> None:
     """Put the state dict's tensors into the module, without a copy of what is float32 already.
 
     Args:
@@ -127,6 +146,8 @@ def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Te
     Raises:
         ArchitectureError: a tensor is missing, has another shape, or is not of floating-point numbers.
     """
+    import torch
+
     expected = module.state_dict()
     _check_dtypes(expected, names, state_dict)
     tensors: OrderedDict[str, Tensor] = OrderedDict()
@@ -147,7 +168,7 @@ def put(module: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Te
 
 
 def _check_dtypes(
-    expected: Mapping[str, Tensor], names: Mapping[str, str], state_dict: Mapping[str, Tensor]
+    expected: "Mapping[str, Tensor]", names: Mapping[str, str], state_dict: "Mapping[str, Tensor]"
 ) -> None:
     """Raise where the file has integers and the module computes with fractions: those are not weights."""
     strange = [
@@ -157,12 +178,12 @@ def _check_dtypes(
     ]
     if strange:
         raise ArchitectureError(
-            f"weights must be floating-point numbers, and these are not: {some(strange)}; save the state "
+            f"weights must be floating-point numbers, but these are not: {some(strange)}; save the state "
             "dict of the model as it was trained, not quantised"
         )
 
 
-def described(name: str, module: nn.Module, channels: int | None = None, **rest: Any) -> Architecture:
+def described(name: str, module: "nn.Module", channels: int | None = None, **rest: Any) -> Architecture:
     """The architecture called `name`: `module` in eval mode; rest: the other fields.
 
     channels: of its images; by default, those of its first convolution.
@@ -182,7 +203,9 @@ def described(name: str, module: nn.Module, channels: int | None = None, **rest:
     return Architecture(name, module, parameters=parameters, channels=channels, **rest)
 
 
-def first_channels(module: nn.Module) -> int:
+def first_channels(module: "nn.Module") -> int:
     """Channels that the first convolution takes, in order of registration; 3 where there is none."""
+    from torch import nn
+
     convolutions = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     return next((layer.in_channels for layer in convolutions), 3)

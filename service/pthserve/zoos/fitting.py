@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
+from pthserve.files.stated_task import Hint
 from pthserve.text import quoted
 from pthserve.zoos import heads, variants
 from pthserve.zoos.base import Choice, Source, shapes
@@ -36,7 +37,7 @@ class Fit:
     module: the catalogue's, changed where the file is (first layer, head). names: a tensor's name in the
     module to that in the state dict. outputs: how many numbers for an image. input_size: side of the square
     image in pixels. inferred: what was found out beside the architecture. ignored: names in the state dict
-    that no inference uses. task_hint, choices: see `Architecture`.
+    that no inference uses. hint, task_hint, choices: see `Architecture`.
     Raises ArchitectureError where something is left that has no place.
     """
 
@@ -54,6 +55,7 @@ class Fit:
         self.layout, self.catalogue, self.entry, self.match = layout, catalogue, entry, match
         self.names: dict[str, str] = {}
         self.inferred: list[Inferred] = []
+        self.hint: Hint | None = None
         self.task_hint = ""
         self.choices: list[Choice] = []
         last = layout.shapes.get(f"{match.prefix}{entry.last}.weight")
@@ -138,7 +140,7 @@ class Fit:
         body = self._body()
         if body.shapes != self.match.body.shapes:
             raise ArchitectureError(
-                f"this is no {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
+                f"this is not {self.match.name}: {compare(body, self.match.body, strict=True)}. {ADVICE}"
             )
         self.names |= {name: self.match.body.names[short] for short, name in body.names.items()}
 
@@ -204,17 +206,15 @@ class Fit:
         else:
             new = theirs
         tensors = {prefix + key: shape for key, shape in new.items()}
-        if not tensors:
-            tensors = self._layers(unused)
-            beside = True
-        if not tensors:
-            raise ArchitectureError(
-                f"this is the body of {self.match.name} without a head: it gives features and no classes; "
-                "save the whole model's state dict"
-            )
         # What else a library's head does, such as pooling, is lost with it.
         plain = isinstance(head, nn.Linear | nn.Sequential)
         width = heads.features(head) if plain else None
+        if not tensors:
+            tensors = self._layers(unused)
+            if not tensors:
+                self._leave_out(path, head, width)
+                return
+            beside = True
         takes = f"linear layers and norms on {width} features" if width else "the library's own"
         made = heads.rebuild(tensors, width, before=heads.leading(head)) if width else None
         if made is None and width:
@@ -229,6 +229,17 @@ class Fit:
             self._infer("head", "the layers beside the body are its head", OWN)
         self.module.set_submodule(path, made.module)
         self._adopt(made, f"{path}.")
+
+    def _leave_out(self, path: str, head: nn.Module, width: int | None) -> None:
+        """Have the module give the features that its head, at `path`, would take."""
+        reason = f"this is the body of {self.match.name} without a head"
+        if width is None:
+            raise ArchitectureError(
+                f"{reason}: it gives features, not classes; save the state dict of the whole model"
+            )
+        self.module.set_submodule(path, nn.Sequential(*heads.leading(head), nn.Flatten(1)))
+        self.outputs = width
+        self.hint = Hint("embedding", reason)
 
     def _fit_two_poolings(self, tensors: dict[str, Shape], width: int) -> heads.Head | None:
         """The head, where it takes what two poolings give side by side, as fastai's `vision_learner` has."""
@@ -257,7 +268,9 @@ class Fit:
         if behind := self._layers(unused):
             made = heads.rebuild(behind, self.outputs)
             if made is None:
-                raise ArchitectureError(f"{where}, but nothing takes {some(behind)}. {ADVICE}")
+                raise ArchitectureError(
+                    f"{where}, but the tensors {some(behind)} do not belong to any layer. {ADVICE}"
+                )
             self._infer("head", "the layers beside the model run on its classes", OWN)
             self.module = nn.Sequential(self.module, made.module)
             self.names = {f"0.{key}": full for key, full in self.names.items()}
@@ -265,7 +278,9 @@ class Fit:
         left = self._left(unused)
         strange = [name for name in left if self.layout.shapes[name] not in ((), (1,), (self.outputs,))]
         if strange:
-            raise ArchitectureError(f"{where}, but nothing takes {some(strange)}. {ADVICE}")
+            raise ArchitectureError(
+                f"{where}, but the tensors {some(strange)} do not belong to any layer. {ADVICE}"
+            )
         return left
 
     def _adopt(self, made: heads.Head, prefix: str) -> None:

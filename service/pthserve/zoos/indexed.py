@@ -52,6 +52,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
         inferred=(inferred, *fitted.inferred, *stated),
         spec=spec,
         ignored=(*fitted.ignored, *beside),
+        hint=fitted.hint,
         task_hint=fitted.task_hint,
         choices=tuple(fitted.choices),
     )

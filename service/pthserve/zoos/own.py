@@ -27,6 +27,7 @@ class Own:
 
     def build(self, source: "Source") -> "Architecture":
         """What the callable returns, with the weights loaded strictly; see `Zoo`."""
+        from pthserve.zoos.activation import without_activation
         from pthserve.zoos.base import DEFAULT_SIZE, described, first_channels, put, shapes
         from pthserve.zoos.outputs import probe
 
@@ -51,6 +52,7 @@ class Own:
         size = (DEFAULT_SIZE, DEFAULT_SIZE)
         crop = source.spec.crop if source.spec and not source.spec.assumed else size
         channels = [count for count in (first_channels(module), 3, 1) if count in (1, 3)]
+        module, hint = without_activation(module, channels[0], crop)
         probed = probe(module, name, dict.fromkeys(channels), crop)
         return described(
             name,
@@ -61,6 +63,7 @@ class Own:
             input_size=DEFAULT_SIZE,
             inferred=(Inferred("architecture", name, Origin.CARD, f"architecture: {name}"),),
             ignored=ignored,
+            hint=hint,
         )
 
 
@@ -77,7 +80,7 @@ def check(name: str, allowed: Collection[str]) -> None:
     module = name.partition(":")[0]
     if not _is_in(module, allowed):
         raise ArchitectureError(
-            f"the card names code, {name}, which runs only where you allow it: if you trust the module "
+            f"the card names code, {name}, which runs only if you allow it: if you trust the module "
             f"{module}, add --allow-code {module} (or set PTHSERVE_ALLOW_CODE={module})"
         )
 
@@ -98,7 +101,7 @@ def resolve(name: str, allowed: Collection[str]) -> Callable[..., Any]:
             found = getattr(found, part)
     except ModuleNotFoundError as error:
         raise ArchitectureError(
-            f"{name} cannot be imported: {error}; install it, or put its folder into PYTHONPATH"
+            f"{name} cannot be imported: {error}; install it, or add its folder to PYTHONPATH"
         ) from error
     except ArchitectureError:
         raise
@@ -123,7 +126,7 @@ def _check_owner(owner: object, name: str) -> None:
         inspect.ismodule(owner) and owner.__name__ == name.partition(":")[0]
     ):
         raise ArchitectureError(
-            f"{name}: after the colon stands a class, a function, or Class.method of the module itself"
+            f"{name}: after the colon must be a class, a function, or Class.method of the module itself"
         )
 
 
@@ -150,7 +153,7 @@ def _call(name: str, kwargs: dict[str, Any], allowed: Collection[str]) -> "nn.Mo
     except Exception as error:  # the user's code may raise anything
         raise ArchitectureError(f"{name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise ArchitectureError(f"{name} gave a {type(module).__name__} and no nn.Module")
+        raise ArchitectureError(f"{name} returned a {type(module).__name__}, not an nn.Module")
     return module
 
 

@@ -23,7 +23,8 @@ export function facts(list, info) {
   const rows = {
     Architecture: info.architecture,
     Parameters: count.format(info.parameters),
-    Classes: info.num_classes,
+    Task: info.task.name + (info.task.threshold === undefined ? "" : `, threshold ${info.task.threshold}`),
+    ...(info.labels.length ? { [info.task.outputs ? "Values" : "Classes"]: info.num_classes } : { Vector: `${info.task.dimensions} numbers` }),
     Input: `${spec.crop[1]} × ${spec.crop[0]}, ${spec.mean.length === 1 ? "grey" : "colour"}`,
     ...found(info.inferred),
     Engine: ENGINES[info.engine] ?? info.engine,
@@ -38,7 +39,7 @@ export function facts(list, info) {
   list.lastElementChild.className = "digest";
 }
 
-export function classes(details, find, list, note, labels) {
+export function classes(details, find, list, note, { labels, task }) {
   function show() {
     const wanted = find.value.trim().toLowerCase();
     const matching = labels.filter((label) => label.toLowerCase().includes(wanted));
@@ -48,6 +49,7 @@ export function classes(details, find, list, note, labels) {
       : `${matching.length} of ${labels.length}`;
   }
   find.oninput = show;
-  details.hidden = false;
+  details.querySelector("summary").textContent = task.outputs ? "What it measures" : "What it can tell apart";
+  details.hidden = labels.length === 0;
   show();
 }

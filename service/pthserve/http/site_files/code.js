@@ -2,7 +2,7 @@
 
 import { keyed } from "./service.js";
 
-export function snippets(article, name) {
+export function snippets(article, name, field) {
   const url = new URL("predict", location.href).href;
   const key = keyed();
   const texts = [
@@ -14,7 +14,7 @@ export function snippets(article, name) {
       `with open(${JSON.stringify(name)}, "rb") as image:`,
       `    answer = httpx.post(${JSON.stringify(url)}, files={"image": image}` +
         `${key ? ', headers={"X-API-Key": os.environ["API_KEY"]}' : ""})`,
-      'print(answer.raise_for_status().json()["label"])',
+      `print(answer.raise_for_status().json()${field})`,
     ].join("\n"),
   ];
   article.querySelectorAll(".snippet").forEach((snippet, index) => {

@@ -47,7 +47,7 @@ async function introduce() {
   byId("card-note").hidden = true;
   facts(byId("facts"), info);
   for (const again of document.querySelectorAll(".locked .again")) again.click();
-  classes(byId("classes"), byId("find"), byId("labels"), byId("found"), info.labels);
+  classes(byId("classes"), byId("find"), byId("labels"), byId("found"), info);
 }
 
 // Without a key, or with one that does not fit.

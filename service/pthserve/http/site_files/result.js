@@ -1,5 +1,6 @@
 // One image and what the model says of it.
 
+import { told } from "./answer.js";
 import { snippets } from "./code.js";
 import { heat } from "./heat.js";
 import { crop, jpeg } from "./picture.js";
@@ -7,7 +8,6 @@ import { ask, form } from "./service.js";
 
 const TRIES = 20; // of an image that a busy service turns away
 const HOPELESS = [400, 413, 415, 422]; // statuses that the same image will get again
-const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
 const milliseconds = (seconds) => `${(1000 * seconds).toFixed(1)} ms`;
 const pause = (seconds) => new Promise((done) => { setTimeout(done, 1000 * seconds); });
 const bytes = (size) => (size < 1e6 ? `${Math.ceil(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`);
@@ -59,11 +59,12 @@ export function card(page, file) {
       const began = performance.now();
       const [sent, said] = await predicted(file);
       show(said, (performance.now() - began) / 1000);
-      snippets(article, file.name);
+      const { title, note, field, index } = told(said);
+      snippets(article, file.name, field);
       page.answered(said);
-      page.announce(`${file.name}: ${said.label}, ${percent(said.top[0].probability)}`);
+      page.announce(`${file.name}: ${title}, ${note}`);
       if (sent !== file) seen = await see(sent);
-      if (page.info()?.explain) explains(article, sent, said, seen);
+      if (page.info()?.explain && index !== undefined) explains(article, sent, index, seen);
     } catch (error) {
       const locked = error.status === 401;
       article.classList.toggle("locked", locked);
@@ -77,9 +78,9 @@ export function card(page, file) {
   }
 
   function show(said, seconds) {
-    const best = said.top[0];
-    part("h3").replaceChildren(`${best.label} `, Object.assign(document.createElement("small"), { textContent: percent(best.probability) }));
-    part(".bars").replaceChildren(...said.top.map(bar));
+    const { title, note, rows } = told(said);
+    part("h3").replaceChildren(`${title} `, Object.assign(document.createElement("small"), { textContent: note }));
+    part(".bars").replaceChildren(...rows.map(bar));
     const stages = ["decode", "queue", "infer"].map((stage) => [stage, said.timing[stage]]);
     part(".stages").replaceChildren(...stages.map(([stage, took]) => {
       const piece = Object.assign(document.createElement("span"), { className: stage });
@@ -108,14 +109,15 @@ async function patiently(send, tell) {
   }
 }
 
-function bar({ class_index: index, label, probability }) {
+function bar({ index, label, text: shown, probability, applies }) {
   const item = document.createElement("li");
-  const progress = Object.assign(document.createElement("progress"), { max: 1, value: probability });
+  const progress = Object.assign(document.createElement("progress"), { max: 1, value: probability ?? 0 });
   progress.setAttribute("aria-hidden", "true");
+  if (applies !== undefined) item.className = applies ? "applies" : "not";
   const row = Object.assign(document.createElement("button"), { type: "button", disabled: true });
   row.dataset.index = index;
   row.dataset.label = label;
-  for (const text of [label, percent(probability)]) {
+  for (const text of [label, applies ? `${shown} ✓` : shown]) {
     row.append(Object.assign(document.createElement("span"), { textContent: text }));
   }
   item.append(progress, row);
@@ -128,7 +130,7 @@ function caption(article) {
 }
 
 // The heat map: of the best class, or of whichever is chosen among the bars.
-function explains(article, file, said, seen) {
+function explains(article, file, best, seen) {
   const part = (selector) => article.querySelector(selector);
   const [why, mix, canvas, slider] = [".why", ".mix", ".heat", "input"].map(part);
   const rows = [...article.querySelectorAll(".bars button")];
@@ -173,7 +175,7 @@ function explains(article, file, said, seen) {
     row.addEventListener("click", () => toggle(Number(row.dataset.index)));
   }
   why.hidden = part(".hint").hidden = false;
-  why.onclick = () => toggle(shown ?? said.class_index);
+  why.onclick = () => toggle(shown ?? best);
   slider.oninput = () => { canvas.style.opacity = slider.value / 100; };
   slider.oninput();
   turn(null);

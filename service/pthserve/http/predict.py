@@ -1,0 +1,200 @@
+"""Predict: `POST /predict`, what the model says of one image or of several."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from fastapi.params import Depends
+from pydantic import BaseModel, Field, create_model
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pthserve.access.bodies import Bodies
+from pthserve.access.request_log import note
+from pthserve.errors import MalformedRequest
+from pthserve.http.images import BODY, read_images
+from pthserve.http.limits import TIMEOUT_HEADER, remaining
+from pthserve.http.problems import JSON, described
+from pthserve.serving.prediction import Prediction
+from pthserve.serving.predictor import Predictor
+
+TOP = 5
+"""How many of the best classes are listed if the request does not say."""
+MANY = 2**14
+"""Scores in one response from which on it is written in a thread: that many numbers take milliseconds."""
+_STAGES = ("decode", "queue", "infer", "batch")
+
+
+class ServedModel(BaseModel):
+    """The model that answered."""
+
+    name: str
+    version: str
+    digest: str = Field(description="SHA-256 of the weights file")
+
+
+class Timing(BaseModel):
+    """Where the time went, in seconds."""
+
+    decode: float
+    queue: float
+    infer: float
+    batch: int = Field(description="images in the same forward pass")
+
+
+class Answer(BaseModel):
+    """What the model says of one image: the fields of its task, and these."""
+
+    model: ServedModel
+    timing: Timing
+
+
+class Answers(BaseModel):
+    """What the model says of several images."""
+
+    predictions: list[Answer] = Field(description="one per image, in the order of the request")
+
+
+def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
+    """The route of `predictor`'s answers. bodies: reads images out of JSON."""
+    routes = APIRouter(tags=["Predict"], dependencies=dependencies)
+
+    @routes.post(
+        "/predict",
+        summary="Ask the model about an image",
+        responses={
+            200: {"model": Answer | Answers, "description": "the model's answer; a list for several images"},
+            **ERRORS,
+        },
+        openapi_extra={"parameters": [_TOP, TIMEOUT_HEADER], "requestBody": BODY},
+    )
+    async def predict(request: Request) -> Response:
+        """Send one image or several; `predictions` has the answers of several, and of a list of one."""
+        top = _top(request)
+        predictor.check(1, remaining(request.scope))  # before the body is read
+        sent = await read_images(request, bodies)
+        predictions = await predictor.predict_many(sent.files, deadline=remaining(request.scope))
+        note_predictions(request, predictions)
+        if not sent.is_list:
+            return Response(_json(predictions[0], top), media_type=JSON)
+        scores = len(predictions) * predictions[0].model.num_classes
+        content = (
+            _json_list(predictions, top)
+            if scores < MANY
+            else await asyncio.to_thread(_json_list, predictions, top)
+        )
+        return Response(content, media_type=JSON)
+
+    return routes
+
+
+def note_predictions(request: Request, predictions: Sequence[Prediction]) -> None:
+    """Add to the request's line in the log how long its images took: of each stage, the longest."""
+    timings = [_timing(prediction) for prediction in predictions]
+    several = {"images": len(predictions)} if len(predictions) > 1 else {}
+    note(
+        request.scope,
+        **several,
+        **{stage: max(timing[stage] for timing in timings) for stage in _STAGES},
+        digest=predictions[0].model.digest,
+    )
+
+
+def describe_task(document: dict[str, Any], answer_model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI `document` for a model whose task answers with the fields of `answer_model`."""
+    answer = create_model(
+        "Answer", __base__=answer_model, __doc__=answer_model.__doc__, model=ServedModel, timing=Timing
+    )
+    _, schemas = models_json_schema([(answer, "serialization")], ref_template="#/components/schemas/{model}")
+    example = {**_examples(answer_model), **_EXAMPLE}
+    predict = document["paths"]["/predict"]["post"]
+    ok = predict["responses"]["200"]
+    ok = {**ok, "content": {JSON: {**ok["content"][JSON], "example": example}}}
+    return {
+        **document,
+        "paths": {
+            **document["paths"],
+            "/predict": {"post": {**predict, "responses": {**predict["responses"], "200": ok}}},
+        },
+        "components": {
+            **document["components"],
+            "schemas": {**document["components"]["schemas"], **schemas["$defs"]},
+        },
+    }
+
+
+def _examples(answer_model: type[BaseModel]) -> Mapping[str, Any]:
+    """The example in `answer_model`'s schema."""
+    (example,) = answer_model.model_json_schema().get("examples", [{}])
+    return dict(example)
+
+
+def _json(prediction: Prediction, top: int) -> bytes:
+    model = prediction.model
+    return orjson.dumps(
+        {
+            **prediction.answer.to_dict(top),
+            "model": {"name": model.name, "version": model.version, "digest": model.digest},
+            "timing": _timing(prediction),
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+def _json_list(predictions: Sequence[Prediction], top: int) -> bytes:
+    return b'{"predictions":[%b]}' % b",".join(_json(prediction, top) for prediction in predictions)
+
+
+def _timing(prediction: Prediction) -> dict[str, float]:
+    """Seconds, to the microsecond, and the images in the same forward pass."""
+    return {
+        "decode": round(prediction.decode, 6),
+        "queue": round(prediction.queue, 6),
+        "infer": round(prediction.infer, 6),
+        "batch": prediction.batch,
+    }
+
+
+def _top(request: Request) -> int:
+    value = request.query_params.get("top", str(TOP))
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value)):
+        raise MalformedRequest("`top` must be the number of classes to return: an integer, 1 or greater")
+    return int(value)
+
+
+_EXAMPLE = {
+    "model": {"name": "squares", "version": "1", "digest": "00" * 32},
+    "timing": {"decode": 0.0015, "queue": 0.0001, "infer": 0.0081, "batch": 1},
+}
+_TOP = {
+    "name": "top",
+    "in": "query",
+    "description": "how many of the most probable classes to list",
+    "schema": {"type": "integer", "minimum": 1, "default": TOP},
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: described(
+        "there is no image, or the request cannot be parsed",
+        "the request contains no image: send it as the multipart field `image`, as base64 in the JSON field "
+        "`image`, or as the body with its content type, such as image/png",
+    ),
+    408: described("the body did not arrive in time", "the request body did not arrive before the deadline"),
+    413: described(
+        "too many bytes, pixels, parts or images",
+        "the request body is larger than the limit of 20971520 bytes",
+    ),
+    415: described(
+        "not an image of an allowed format",
+        "the data is not a supported image; send one of JPEG, PNG, WebP, BMP, GIF, TIFF",
+    ),
+    422: described("an image that is broken", "the PNG image is broken: image file is truncated"),
+    503: described(
+        "overloaded, draining or not ready; `Retry-After` says when to try again",
+        "the service is not ready: the model is loading",
+    ),
+    504: described("the deadline passed", "the deadline passed before the answer was ready"),
+}
+"""Of every route that receives an image."""

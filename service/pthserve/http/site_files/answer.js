@@ -1,0 +1,38 @@
+// What an answer says, by its task: a headline, a note beside it, rows, and the expression that a Python client prints.
+// A row: label and text; with a probability it has a bar, with a class index what spoke for it can be shown.
+
+const SHOWN = 8; // numbers of a vector
+const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+const number = (value) => String(Number(value.toPrecision(6)));
+const ranked = (answer) => answer.top.map((one) => ({ label: one.label, text: percent(one.probability), probability: one.probability, index: one.class_index }));
+
+function classes(answer) {
+  const [best] = answer.top;
+  return { title: best.label, note: percent(best.probability), rows: ranked(answer), index: answer.class_index, field: '["label"]' };
+}
+
+function labels(answer) {
+  const names = answer.labels.map(({ label }) => label);
+  return {
+    title: names.join(", ") || "None of the labels",
+    note: `from ${percent(answer.threshold)} on`,
+    rows: ranked(answer).map((row) => ({ ...row, applies: row.probability >= answer.threshold })),
+    index: answer.top[0].class_index,
+    field: '["labels"]',
+  };
+}
+
+function values(answer) {
+  const rows = Object.entries(answer.values).map(([label, value]) => ({
+    label, text: [number(value), answer.units[label]].filter(Boolean).join(" "),
+  }));
+  return { title: rows[0].text, note: rows[0].label, rows, field: '["values"]' };
+}
+
+function vector({ embedding }) {
+  const rows = embedding.slice(0, SHOWN).map((value, index) => ({ label: `${index}`, text: number(value) }));
+  return { title: `${embedding.length} numbers`, note: `length ${number(Math.hypot(...embedding))}`, rows, field: '["embedding"]' };
+}
+
+const TASKS = { classification: classes, binary: classes, multilabel: labels, regression: values, embedding: vector };
+export const told = (answer) => TASKS[answer.task ?? "classification"](answer);

@@ -1,0 +1,155 @@
+"""Status: the probes, `/info` and `/metrics`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.params import Depends
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pthserve.certainty import Origin
+from pthserve.http.problems import JSON, described, problem
+from pthserve.loading.model import Model
+from pthserve.metrics import REGISTRY
+from pthserve.serving.predictor import Predictor
+from pthserve.settings import Settings
+from pthserve.tasks.choice import task_fields
+
+
+class State(BaseModel):
+    """The response of a probe that succeeds."""
+
+    status: str
+
+
+class Golden(BaseModel):
+    """How the model did on its golden images."""
+
+    images: int
+    result: str = Field(description="agreed, disagreed, or unchecked")
+
+
+class Fact(BaseModel):
+    """One thing that was found out about the model; see docs/card.md."""
+
+    subject: str
+    value: str
+    origin: Origin
+    setting: str = Field(description="the line of model.yaml that states it")
+
+
+class Info(BaseModel):
+    """What is served, and how."""
+
+    name: str
+    version: str
+    architecture: str
+    parameters: int
+    num_classes: int
+    labels: list[str]
+    task: dict[str, Any] = Field(description="what it answers: `name`, and the parameters of that task")
+    digest: str = Field(description="SHA-256 of the weights file")
+    engine: str
+    precision: str
+    preprocess: dict[str, Any] = Field(description="of an image; `assumed` if nobody said")
+    inferred: list[Fact] = Field(description="what was found out about the model, and what that rests on")
+    plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
+    golden: Golden | None
+    last_reload: dict[str, Any] | None = Field(description="the result of the latest reload")
+    files_changed: bool = Field(description="whether the model's files have changed since they were loaded")
+    explain: bool = Field(description="whether POST /explain is available")
+
+
+def probes(predictor: Predictor) -> APIRouter:
+    """The probes of the service that `predictor` answers for."""
+    routes = APIRouter(tags=["Probes"])
+
+    @routes.get("/livez", summary="Is the process alive?", responses=_responses("restart it", _DEAD))
+    async def livez() -> Response:
+        """Whether the process should be left alone: its engine's thread runs and makes progress."""
+        return _probe(predictor.live())
+
+    @routes.get("/readyz", summary="Is it ready for traffic?", responses=_responses("send nothing yet"))
+    async def readyz() -> Response:
+        """Whether traffic should come here: a model is loaded and warm. A full queue does not matter."""
+        return _probe(predictor.unready)
+
+    @routes.get("/healthz", summary="Is all well?", responses=_responses("not live, or not ready"))
+    async def healthz() -> Response:
+        """Whether all is well: live and ready."""
+        return _probe(predictor.live() or predictor.unready)
+
+    return routes
+
+
+def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depends] = ()) -> APIRouter:
+    """The route that describes the model of `predictor`."""
+    routes = APIRouter(tags=["Model"], dependencies=dependencies)
+
+    @routes.get("/info", summary="What is served?", responses={503: _NOT_READY})
+    async def info() -> Info:
+        """What is served, how it is run on this machine, and what was tried before that was chosen."""
+        model = predictor.model()
+        return Info(
+            name=model.name,
+            version=model.version,
+            architecture=model.architecture,
+            parameters=model.parameters,
+            num_classes=model.num_classes,
+            labels=list(model.labels),
+            task=task_fields(model.task),
+            digest=model.digest,
+            engine=model.forward.name,
+            precision=model.forward.precision,
+            preprocess=model.spec.to_dict(),
+            inferred=[Fact.model_validate(one.to_dict()) for one in model.inferred],
+            plan=model.plan.to_dict(),
+            golden=_golden(predictor, model),
+            last_reload=dict(predictor.last_reload) if predictor.last_reload is not None else None,
+            files_changed=predictor.files_changed,
+            explain=settings.explain == "on" and model.task.explains,
+        )
+
+    return routes
+
+
+def metrics() -> APIRouter:
+    """The route of the metrics."""
+    routes = APIRouter(tags=["Probes"])
+
+    @routes.api_route(
+        "/metrics",
+        methods=["GET"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+    )
+    async def metrics(request: Request) -> Response:
+        """The metrics of docs/metrics.md, as Prometheus text, or as OpenMetrics if `Accept` asks for it."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        content = await run_in_threadpool(encode, REGISTRY)
+        return Response(content, headers={"content-type": content_type})
+
+    return routes
+
+
+def _golden(predictor: Predictor, model: Model) -> Golden | None:
+    return Golden(images=len(model.golden), result=predictor.golden) if model.golden else None
+
+
+def _probe(trouble: str | None) -> Response:
+    return Response(b'{"status":"ok"}', media_type=JSON) if trouble is None else problem(503, trouble)
+
+
+def _responses(description: str, trouble: str = "the model is loading") -> dict[int | str, dict[str, Any]]:
+    """The responses of a probe, with the example `trouble`."""
+    well = {"model": State, "description": "it is", "content": {JSON: {"example": {"status": "ok"}}}}
+    return {200: well, 503: described(description, trouble)}
+
+
+_DEAD = "the engine's thread has died"
+_NOT_READY = described("no model is ready yet", "the service is not ready: the model is loading")

@@ -1,0 +1,124 @@
+"""Binary: two classes told apart by one output, whose sigmoid is the probability of the second."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, JsonValue
+
+from pthserve.files.golden import Golden
+from pthserve.tasks.base import Agreement, GoldenResult, Outputs, Row, Target, TensorForm
+from pthserve.tasks.classification import (
+    Classification,
+    ClassificationAnswer,
+    ClassificationTask,
+    check_class,
+)
+from pthserve.tasks.multilabel import log_sigmoid, sigmoid
+
+LABELS = ("negative", "positive")
+"""The classes, unless the card states others: 0 where the output is negative, 1 where it is positive."""
+
+_EXAMPLE: dict[str, JsonValue] = {
+    "task": "binary",
+    "class_index": 1,
+    "label": "positive",
+    "probabilities": [0.1, 0.9],
+    "top": [
+        {"class_index": 1, "label": "positive", "probability": 0.9},
+        {"class_index": 0, "label": "negative", "probability": 0.1},
+    ],
+}
+
+
+class BinaryAnswer(ClassificationAnswer):
+    """The class of an image, one of two, as JSON."""
+
+    model_config = ConfigDict(defer_build=True, json_schema_extra={"examples": [_EXAMPLE]})
+
+    task: str = Field(description="binary")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binary(Classification):
+    """The class of one image, one of two: 0 negative, 1 positive.
+
+    logits: float32 (1,). probabilities: float32 (2,). labels: of the negative and of the positive class.
+    """
+
+    def to_dict(self, top: int) -> dict[str, Any]:
+        """The fields of `BinaryAnswer`; see `Answer`. `probabilities` stays an array."""
+        return {"task": BinaryTask.name, **Classification.to_dict(self, top)}
+
+
+class BinaryTask(ClassificationTask):
+    """One logit, float32 (n, 1), and its sigmoid; else as classification with two classes; see `Task`."""
+
+    name = "binary"
+    answer_model = BinaryAnswer
+
+    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
+        """Two: of the negative class, then of the positive; see `Task`."""
+        if stated is not None and len(stated) != len(LABELS):
+            raise ValueError(
+                f"there are {len(stated)} labels, and the task binary has two: the negative class, "
+                "then the positive"
+            )
+        return stated or LABELS
+
+    def outputs(self, labels: tuple[str, ...]) -> int:
+        """One; see `Task`."""
+        return 1
+
+    def describe(self, labels: tuple[str, ...]) -> str:
+        """That it has two classes; see `Task`."""
+        return "has 2 classes"
+
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Binary:
+        """The class of one image; see `Task`."""
+        return Binary(output, _both(output), labels)
+
+    def scores(self, outputs: Outputs) -> NDArray[np.float32]:
+        """The probability of the positive class of each image: float32 (n, 1)."""
+        return sigmoid(outputs)
+
+    def compare(
+        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
+    ) -> Agreement:
+        """As classification compares the probabilities of both classes."""
+        if scores.shape != reference.shape:
+            return Agreement(np.inf, (f"{scores.shape[-1]} outputs, and not {reference.shape[-1]}",))
+        scores, reference = (np.concatenate((1 - each, each), axis=-1) for each in (scores, reference))
+        return ClassificationTask.compare(self, scores, reference, tolerance)
+
+    def check_golden(
+        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+    ) -> list[GoldenResult]:
+        """As classification; see `Task`."""
+        return [
+            check_class(_both(row), one, labels, tolerance) for row, one in zip(outputs, golden, strict=True)
+        ]
+
+    def target(self, class_index: int) -> Target:
+        """The one output, for the positive class or against it; see `Task`."""
+        sign = 1 if class_index else -1
+        return Target(0, sign, lambda outputs: log_sigmoid(sign * outputs[:, 0]))
+
+    def tensor_forms(self, classes: int) -> tuple[TensorForm, ...]:
+        """As classification, but that there is one logit; see `Task`."""
+        return tuple(
+            TensorForm("logits", "FP32", (-1, 1)) if form.name == "logits" else form
+            for form in ClassificationTask.tensor_forms(self, classes)
+        )
+
+    @staticmethod
+    def rows(answer: Mapping[str, Any]) -> list[Row]:
+        """Both classes; see `Task`."""
+        return ClassificationTask.rows(answer)
+
+
+def _both(output: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probabilities of both classes, float32 (2,), of one row of outputs."""
+    return np.concatenate((sigmoid(-output), sigmoid(output)))

@@ -1,0 +1,105 @@
+"""Choice: which task a model has, by what its card states and what its outputs tell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pthserve.certainty import Inferred, Origin
+from pthserve.errors import CardError
+from pthserve.files.stated_task import Hint, NamedOutput, StatedTask, TaskName
+from pthserve.tasks.base import Task
+from pthserve.tasks.binary import BinaryTask
+from pthserve.tasks.classification import CLASSIFICATION, ClassificationTask
+from pthserve.tasks.embedding import EmbeddingTask
+from pthserve.tasks.multilabel import THRESHOLD, MultiLabelTask
+from pthserve.tasks.regression import RegressionTask
+
+TaskType = (
+    type[ClassificationTask]
+    | type[MultiLabelTask]
+    | type[BinaryTask]
+    | type[RegressionTask]
+    | type[EmbeddingTask]
+)
+
+TASKS: Mapping[str, TaskType] = {
+    task.name: task
+    for task in (ClassificationTask, MultiLabelTask, BinaryTask, RegressionTask, EmbeddingTask)
+}
+"""By name."""
+
+
+def choose(
+    stated: StatedTask, outputs: int, hint: Hint | None = None, doubt: str = ""
+) -> tuple[Task, Inferred]:
+    """The task of a model, and what that rests on.
+
+    Args:
+        stated: what its card, or an option, states.
+        outputs: how many numbers the model gives for an image.
+        hint: what its file tells.
+        doubt: why it may have another task than classification, where nothing tells.
+
+    Raises:
+        CardError: it has to be stated, or what is stated does not fit the outputs.
+    """
+    name = stated.name or stated.implied
+    if hint is not None and hint.task == "embedding" and name != "embedding":
+        raise CardError(
+            f"{hint.reason}: it gives {outputs} features and no classes. Save the model with its head, or "
+            "serve the features with `task: embedding` in model.yaml, or --task embedding"
+        )
+    if stated.name is None and stated.implied == "classification" and outputs == 1:
+        name = "binary"  # a golden image states a class, and one output tells two apart
+    if name is not None:
+        return make(name, stated, outputs), Inferred("task", name, Origin.CARD)
+    if hint is not None:
+        task = make(hint.task, stated, outputs)
+        return task, Inferred("task", f"{hint.task}: {hint.reason}", Origin.FILE, f"task: {hint.task}")
+    if outputs == 1:
+        raise CardError(
+            "the model has one output, which may be a logit or a value: state `task: binary` or "
+            "`task: regression` in model.yaml, or --task binary or --task regression"
+        )
+    task = make("classification", stated, outputs)
+    value = "classification: one class per image, by softmax"
+    if doubt:
+        return task, Inferred("task", f"{value}, although {doubt}", Origin.ASSUMED, "task: multilabel")
+    return task, Inferred("task", value, Origin.DEFAULT, "task: multilabel")
+
+
+def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
+    """The task called `name`, with the parameters that `stated` has for it; raises CardError."""
+    match name:
+        case "multilabel":
+            return MultiLabelTask(THRESHOLD if stated.threshold is None else stated.threshold)
+        case "binary":
+            if outputs != 1:
+                raise CardError(
+                    f"the task binary has one output, and the model has {outputs}; a class an image is "
+                    "`task: classification`, several labels are `task: multilabel`"
+                )
+            return BinaryTask()
+        case "regression":
+            named = stated.outputs or _unnamed(outputs)
+            if len(named) != outputs:
+                raise CardError(f"`outputs` names {len(named)} values, and the model has {outputs} outputs")
+            return RegressionTask(named)
+        case "embedding":
+            return EmbeddingTask(outputs, stated.normalize)
+    if outputs < 2:
+        raise CardError(
+            "the task classification has two outputs or more, and the model has one; state `task: binary` "
+            "or `task: regression`"
+        )
+    return CLASSIFICATION
+
+
+def task_fields(task: Task) -> dict[str, Any]:
+    """The task's name and parameters, as plain values."""
+    return {"name": task.name, **task.parameters()}
+
+
+def _unnamed(outputs: int) -> tuple[NamedOutput, ...]:
+    if outputs == 1:
+        return (NamedOutput("value"),)
+    return tuple(NamedOutput(f"value_{number}") for number in range(outputs))

@@ -1,0 +1,140 @@
+"""Hugging Face: folders that `save_pretrained` wrote, with transformers' classes and no code of the folder.
+
+`config.json` is data: of it only what the class of the configuration knows is taken over. The weights are
+those that `files.weights` read. Nothing is fetched: the class is given its configuration and its weights, and
+no name or path.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pthserve.certainty import Inferred, Origin
+from pthserve.errors import ArchitectureError, CardError
+from pthserve.files import documents, regular_files
+from pthserve.files import labels as label_files
+from pthserve.images.spec import Spec
+from pthserve.zoos.base import DEFAULT_SIZE, Architecture, Source
+
+FILE = "config.json"
+BYTES = 4 * 2**20
+"""Most bytes of a file of JSON."""
+
+
+class HuggingFace:
+    """Image classifiers of transformers; see `Zoo`."""
+
+    def claims(self, source: Source) -> bool:
+        """Whether a configuration of transformers lies beside the weights, and the card names no other."""
+        if source.path is None or source.architecture or not source.state_dict:
+            return False
+        values = _read(source.path.parent / FILE)
+        return "model_type" in values and "pretrained_cfg" not in values and "architecture" not in values
+
+    def build(self, source: Source) -> Architecture:
+        """The model of the folder, which answers with its logits; see `Zoo`."""
+        assert source.path is not None
+        folder = source.path.parent
+        values = _read(folder / FILE)
+        if find_spec("transformers") is None:
+            raise ArchitectureError(
+                f"{folder / FILE}: is a model of Hugging Face's transformers, which is not installed; "
+                "pip install pthserve[huggingface]"
+            )
+        with _quiet():
+            from pthserve.zoos import transformers_models
+
+            name, config, made = transformers_models.choose(values)
+            model = transformers_models.load(name, made, config, source.state_dict)
+            spec, preprocessing = _preprocessing(folder, values, source.spec, config)
+        labels = _labels(values, folder / FILE)
+        channels = int(getattr(config, "num_channels", 3) or 3)
+        if channels not in (1, 3):
+            raise ArchitectureError(f"{name} has {channels} input channels; an image has 1 or 3 of them")
+        outputs = int(config.num_labels)
+        if labels and len(labels) != outputs:
+            raise CardError(f"{folder / FILE}: id2label: has {len(labels)} labels for {outputs} classes")
+        several = values.get("problem_type") == "multi_label_classification"
+        return Architecture(
+            f"huggingface/{values['model_type']}",
+            transformers_models.Logits(model).eval(),
+            num_classes=outputs,
+            prefix="",
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            input_size=spec.crop[0] if spec else DEFAULT_SIZE,
+            channels=channels,
+            inferred=(Inferred("architecture", f"{name} of {FILE}", Origin.FILE),),
+            spec=spec,
+            task_hint=f"{FILE} says problem_type multi_label_classification" if several else "",
+            preprocessing=preprocessing,
+            labels=labels,
+            activation="sigmoid" if several else "",
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; empty where there is none. Raises CardError where it cannot be read."""
+    if not file.is_file():
+        return {}
+    try:
+        values = documents.parse_json(regular_files.read(file, BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise CardError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CardError(f"{file}: {error}") from error
+    if not isinstance(values, dict):
+        raise CardError(f"{file}: must be a JSON object")
+    return values
+
+
+def _preprocessing(
+    folder: Path, values: Mapping[str, Any], stated: Spec | None, config: Any
+) -> tuple[Spec | None, Inferred | None]:
+    from pthserve.zoos import image_processor
+
+    if stated is not None and not stated.assumed:
+        return None, None
+    settings = _read(folder / image_processor.FILE)
+    if settings:
+        spec, inferred = image_processor.read(settings, values["model_type"])
+        return image_processor.in_channels(spec, int(getattr(config, "num_channels", 3) or 3)), inferred
+    # The processor's defaults are those of the published models of its family.
+    spec, _ = image_processor.read({}, values["model_type"])
+    return spec, Inferred(
+        "preprocessing",
+        f"{spec.words()}, the default of transformers, as there is no {image_processor.FILE}",
+        Origin.DEFAULT,
+        f"preprocessing: {spec.to_card()}",
+    )
+
+
+def _labels(values: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
+    """The labels of `id2label`; None where they are the placeholders of transformers."""
+    found = values.get("id2label")
+    if not isinstance(found, Mapping) or not found:
+        return None
+    try:
+        labels = label_files.parse(
+            {str(key): str(value) for key, value in found.items()}, "JSON", label_files.IDX_TO_CLASS, 0
+        )
+    except ValueError as error:
+        raise CardError(f"{file}: id2label: {error}") from error
+    placeholders = all(label == f"LABEL_{number}" for number, label in enumerate(labels))
+    return None if placeholders else labels
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its own log, which `ArchitectureError` says better."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

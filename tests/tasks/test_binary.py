@@ -1,0 +1,134 @@
+"""Binary: one output whose sigmoid tells two classes apart, the whole way from a file to an answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pthserve import Binary
+from pthserve.files.golden import Golden
+from pthserve.loading.load import load
+from pthserve.tasks.binary import BinaryTask
+
+from ..http_service import Service
+from .asking import SETTINGS, packed_and_served, predicted, same_over_both, tensors
+from .nets import IMAGES, Functional, folder, reference, weights
+
+LABELS = ["cat", "dog"]
+TASK = BinaryTask()
+
+
+@pytest.fixture(scope="module")
+def expected() -> np.ndarray:
+    """PyTorch's probabilities of cat and dog: float32 (3, 2)."""
+    positive = reference(weights(1)).sigmoid().numpy()
+    return np.concatenate((1 - positive, positive), axis=1)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, expected: np.ndarray) -> Iterator[Service]:
+    path = tmp_path_factory.mktemp("binary")
+    golden = [
+        {"image": f"{number}.png", "label": LABELS[row.argmax()], "probability": round(float(row.max()), 4)}
+        for number, row in enumerate(expected)
+    ]
+    source = folder(path / "source", weights(1), task="binary", labels=LABELS, golden=golden)
+    with packed_and_served(source, path / "pack") as started:
+        yield started
+
+
+def test_predict_gives_one_of_two_classes(service: Service, expected: np.ndarray) -> None:
+    assert len(set(expected.argmax(1))) == 2, "the images should be of both classes"
+    for answer, row in zip(predicted(service), expected, strict=True):
+        assert answer["task"] == "binary"
+        np.testing.assert_allclose(answer["probabilities"], row, atol=1e-5)
+        assert answer["class_index"] == row.argmax()
+        assert answer["label"] == LABELS[row.argmax()]
+        assert [one["label"] for one in answer["top"]] == [LABELS[i] for i in np.argsort(-row)]
+
+
+def test_the_open_inference_protocol_has_two_probabilities_and_one_logit(
+    service: Service, expected: np.ndarray
+) -> None:
+    found = same_over_both(service)
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], reference(weights(1)).numpy(), atol=1e-4)
+    assert found["label"] == [LABELS[row.argmax()] for row in expected]
+    assert found["class_index"].tolist() == expected.argmax(1).tolist()
+    ranked = tensors(service, {"name": "probabilities", "parameters": {"classification": 1}})
+    assert [text.partition(":")[2] for text in ranked["probabilities"]] == [
+        f"{row.argmax()}:{LABELS[row.argmax()]}" for row in expected
+    ]
+
+
+def test_explain_shows_what_spoke_for_each_of_the_classes(service: Service) -> None:
+    headers = {"Accept": "application/json"}
+    maps = []
+    for index in (0, 1):
+        url = f"/explain?class={index}"
+        reply = service.client.post(url, files={"image": IMAGES["1.png"]}, headers=headers)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["label"] == LABELS[index]
+        maps.append(np.array(reply.json()["map"]))
+    assert maps[0].max() == maps[1].max() == 1
+    assert not ((maps[0] > 0) & (maps[1] > 0)).any(), "what speaks for one class speaks against the other"
+
+
+def test_info_and_golden_images_know_the_task(service: Service) -> None:
+    info = service.client.get("/info").json()
+    assert (info["task"], info["num_classes"]) == ({"name": "binary"}, 2)
+    assert info["golden"] == {"images": 3, "result": "agreed"}
+
+
+def test_a_model_that_ends_in_a_sigmoid_with_one_output_is_binary_and_its_numbers_are_kept(
+    tmp_path: Path,
+) -> None:
+    module = Functional(1)
+    module.layers.load_state_dict(weights(1).state_dict())
+    path = folder(tmp_path, weights(1), "Functional")
+    torch.save(module.state_dict(), path / "net.pth")
+    model = load(str(path), SETTINGS)
+    answers = model.batch([str(path / name) for name in IMAGES])
+    assert all(isinstance(answer, Binary) for answer in answers)
+    assert model.labels == ("negative", "positive")
+    found = [float(answer.probabilities[1]) for answer in answers]
+    np.testing.assert_allclose(found, reference(module).numpy(), atol=1e-5)
+    model.close()
+
+
+# --- arithmetic and agreement
+
+
+def test_index_0_is_negative_and_1_positive_and_both_sum_to_1() -> None:
+    labels = TASK.labels(None, 1)
+    answers = [TASK.answer(np.array([logit], np.float32), labels) for logit in (-200, -1, 1, 200)]
+    assert [answer.label for answer in answers] == ["negative", "negative", "positive", "positive"]
+    for answer in answers:
+        assert answer.probabilities.sum() == pytest.approx(1)
+        assert answer.probabilities.dtype == np.float32
+
+
+def test_other_labels_are_two() -> None:
+    assert TASK.labels(("off", "on"), 1) == ("off", "on")
+    with pytest.raises(ValueError, match="there are 3 labels, and the task binary has two"):
+        TASK.labels(("a", "b", "c"), 1)
+
+
+def test_answers_agree_as_those_of_two_classes() -> None:
+    reference = np.array([[0.9], [0.1]], np.float32)
+    assert TASK.compare(reference + np.float32(0.01), reference, 0.02).agrees
+    assert TASK.compare(reference + np.float32(0.03), reference, 0.02).disagreements == (
+        "image 0: a probability is 0.030 off, more than 0.02",
+        "image 1: a probability is 0.030 off, more than 0.02",
+    )
+    assert TASK.compare(1 - reference, reference, 1).disagreements[0] == "image 0: class 0, and not 1"
+    assert TASK.compare(np.array([[np.nan]], np.float32), reference[:1], 1).difference == np.inf
+
+
+def test_a_golden_image_states_the_class() -> None:
+    outputs = np.array([[2.0]], np.float32)
+    golden = [Golden(Path("a.png"), 0)]
+    (result,) = TASK.check_golden(outputs, golden, ("cat", "dog"), 0.02)
+    assert result.reason == "class 1 (dog), and not 0 (cat)"

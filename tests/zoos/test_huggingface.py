@@ -1,0 +1,210 @@
+"""A folder of `save_pretrained` is served with the numbers of transformers' pipeline, and runs no code."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pthserve.images
+from pthserve.certainty import Origin
+from pthserve.errors import ArchitectureError, CardError, ModelError
+from pthserve.loading.load import build, load
+from pthserve.loading.model import Model
+from pthserve.loading.pack import pack
+from pthserve.options import ModelOptions
+
+from .families import FAMILIES, LABELS, save
+
+OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")
+PHOTOS = sorted((Path(pthserve.images.__file__).parent / "samples").glob("*.jpg"))
+FEW = ("vit", "convnext", "mobilenet_v2")
+"""Families of the default run; the others are marked slow."""
+EXACT, ROUNDED = 1e-4, 1e-2
+"""Of a probability: with Pillow, as here; with torchvision, which rounds some pixels to other levels."""
+
+ALL = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+
+
+def by_pipeline(folder: Path, backend: str) -> Any:
+    """Probabilities of the photos, in the order of the classes, by transformers' own pipeline."""
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: Any = transformers.AutoImageProcessor
+        processor = made.from_pretrained(folder, backend=backend)
+        ask = transformers.pipeline(
+            "image-classification", str(folder), image_processor=processor, device="cpu"
+        )
+        found = [{one["label"]: one["score"] for one in ask(str(photo), top_k=None)} for photo in PHOTOS]
+    return np.array([[answer[label] for label in LABELS.values()] for answer in found])
+
+
+def probabilities(model: Model) -> Any:
+    return np.stack([model(photo).probabilities for photo in PHOTOS])
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_folder_answers_as_transformers_own_pipeline(tmp_path: Path, family: str) -> None:
+    save(tmp_path, family)
+    with load(str(tmp_path), OPTIONS) as model:
+        found = probabilities(model)
+        assert model.labels == tuple(LABELS.values())
+        assert not [one for one in model.inferred if one.uncertain]
+    assert np.ptp(found, 0).max() > 1e-3, "the answers depend on the image"
+    assert np.abs(found - by_pipeline(tmp_path, "pil")).max() < EXACT
+    assert np.abs(found - by_pipeline(tmp_path, "torchvision")).max() < ROUNDED
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    save(folder, "vit")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def edited(folder: Path, name: str = "config.json", **fields: Any) -> Path:
+    values = json.loads((folder / name).read_text())
+    values.update(fields)
+    (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+    return folder
+
+
+def test_a_pack_of_a_folder_answers_the_same(folder: Path, tmp_path: Path) -> None:
+    pack(str(folder), tmp_path / "packed", OPTIONS)
+    with load(str(folder), OPTIONS) as model, load(str(tmp_path / "packed"), OPTIONS) as packed:
+        np.testing.assert_allclose(probabilities(packed), probabilities(model), atol=1e-5)
+        assert packed.labels == model.labels
+
+
+def test_the_weights_file_alone_is_the_same_model(folder: Path) -> None:
+    assert build(str(folder / "model.safetensors"), OPTIONS).architecture.name == "huggingface/vit"
+
+
+def test_placeholders_are_no_labels(folder: Path) -> None:
+    edited(folder, id2label={"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"})
+    assert build(str(folder), OPTIONS).labels == ("0", "1", "2")
+
+
+def test_several_labels_an_image_are_not_taken_for_one(folder: Path) -> None:
+    with pytest.raises(ArchitectureError, match="multi_label_classification"):
+        build(str(edited(folder, problem_type="multi_label_classification")), OPTIONS)
+
+
+def test_without_a_processor_the_familys_default_is_told(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+    built = build(str(edited(folder)), OPTIONS)
+    told = next(one for one in built.inferred if one.subject == "preprocessing")
+    assert told.origin == Origin.DEFAULT
+    assert told.uncertain
+
+
+def test_the_cards_preprocessing_counts_more(folder: Path) -> None:
+    (folder / "model.yaml").write_text("preprocessing: {resize: 80, crop: 64}")
+    built = build(str(folder), OPTIONS)
+    assert (built.spec.resize, built.spec.mean) == (80, (0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_processor_type": "os.system"},
+        {"image_processor_type": "PerceiverImageProcessor"},
+        {"do_resize": False},
+        {"size": {"shortest_edge": 64}},
+        {"size": {"longest_edge": 64}},
+        {"resample": 99},
+        {"image_std": [0, 0, 0]},
+    ],
+    ids=str,
+)
+def test_a_processor_that_a_card_cannot_say_is_refused(folder: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
+        build(str(edited(folder, "preprocessor_config.json", **fields)), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"auto_map": {"AutoModelForImageClassification": "evil.Model"}}, "auto_map: names code"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config: names code"),
+        ({"model_type": "llama"}, "no image classifier of the model_type"),
+        ({"model_type": ["vit"]}, "no image classifier of the model_type"),
+        ({"architectures": ["ViTModel"]}, "save the model with its classifier"),
+        ({"hidden_size": 10**12}, "at most"),
+        ({"hidden_size": 10**6}, "cannot be built|has \\d+ parameters"),
+        ({"num_hidden_layers": 10**6}, "more layers"),
+        ({"hidden_size": 48}, "do not fit|parameters"),
+        ({"num_hidden_layers": 1}, "nothing takes"),
+        ({"hidden_act": "__import__"}, "cannot"),
+        ({"hidden_size": "x"}, "cannot"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_is_not_of_the_weights_is_refused(
+    folder: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        build(str(edited(folder, **fields)), OPTIONS)
+
+
+def test_kernels_of_others_are_not_fetched(folder: Path) -> None:
+    edited(
+        folder, _attn_implementation="kernels-community/evil", attn_implementation="kernels-community/evil"
+    )
+    assert build(str(folder), OPTIONS).architecture.name == "huggingface/vit"
+
+
+def test_labels_that_do_not_count_are_refused(folder: Path) -> None:
+    with pytest.raises(CardError, match="id2label"):
+        build(str(edited(folder, id2label={"0": "a", "2": "b", "3": "c"})), OPTIONS)
+
+
+def test_code_beside_the_weights_does_not_run_and_nothing_is_asked_of_the_network(folder: Path) -> None:
+    for name in ("modeling_vit.py", "configuration_vit.py", "image_processing_vit.py"):
+        (folder / name).write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    code = (
+        "import socket, sys\n"
+        "def refuse(*arguments, **more): raise SystemExit(f'the network was asked: {arguments}')\n"
+        "socket.getaddrinfo = socket.socket.connect = refuse\n"
+        "import pthserve\n"
+        f"print(pthserve.load({str(folder)!r}, threads=1, engine='torch')({str(PHOTOS[0])!r}).label)\n"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in LABELS.values()
+    assert "Loading weights" not in done.stderr
+    assert not (folder / "ran").exists()
+
+
+def test_without_transformers_the_line_that_installs_it_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pthserve.zoos.huggingface.find_spec", lambda name: None)
+    with pytest.raises(ArchitectureError, match=r"pip install pthserve\[huggingface\]"):
+        build(str(folder), OPTIONS)
+
+
+def test_weights_of_torch_save_are_the_same_model(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "weights.pth")
+    expected = probabilities(load(str(folder / "model.safetensors"), OPTIONS))
+    np.testing.assert_allclose(probabilities(load(str(folder / "weights.pth"), OPTIONS)), expected, atol=1e-6)
