@@ -801,10 +801,10 @@ def test_a_body_whose_head_takes_a_map_cannot_do_without_it() -> None:
 
 
 def test_a_head_that_cannot_be_rebuilt_is_told_with_what_it_needs() -> None:
-    state_dict = weightless("resnet18") | {"fc.weight": torch.zeros(5, 1024), "fc.bias": torch.zeros(5)}
+    state_dict = weightless("resnet18") | {"fc.weight": torch.zeros(5, 1000), "fc.bias": torch.zeros(5)}
     del state_dict["fc.bias"]
     with pytest.raises(
-        ArchitectureError, match=r"fc\.weight 5x1024.*on 512 features.*package\.module:callable"
+        ArchitectureError, match=r"fc\.weight 5x1000.*on 512 features.*package\.module:callable"
     ):
         architecture.build(state_dict)
 
