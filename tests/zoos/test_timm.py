@@ -203,6 +203,10 @@ def test_the_smaller_of_two_networks_of_which_one_is_in_the_other_is_none() -> N
     assert names == {"vit_small_r26_s32_224", "vit_small_r26_s32_384"}
 
 
+def test_a_first_convolution_on_blocks_of_pixels_does_not_count_their_channels() -> None:
+    assert architecture.build(weightless("tresnet_m")).channels == 3
+
+
 def test_images_of_one_channel_are_those_of_timms_own_argument() -> None:
     module = made("test_resnet", in_chans=1)
     built = architecture.build(module.state_dict(), "timm/test_resnet")

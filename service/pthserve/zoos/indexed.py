@@ -43,9 +43,12 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
     fitted = fitting.Fit(layout, view.catalogue, chosen.entry, match, replace(source, state_dict=state_dict))
     put(fitted.module, fitted.names, state_dict)
     spec, stated = _spec(chosen, source, fitted.input_size)
+    arguments = {**view.catalogue.implied(chosen.name, match.body), **source.kwargs}
     return described(
         chosen.called,
         fitted.module,
+        # The first convolution of timm's may be on blocks of pixels.
+        channels=arguments.get("in_chans", 3) if view.catalogue is TIMM else None,
         num_classes=fitted.outputs,
         prefix=match.prefix,
         input_size=spec.crop[0] if view.catalogue is TIMM else fitted.input_size,
