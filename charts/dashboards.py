@@ -291,6 +291,13 @@ MODEL = {
             width=12,
         ),
         Panel(
+            "Predicted values",
+            "Mean of each value that a regression predicts.",
+            "short",
+            {"{{output}}": _mean("pthserve_prediction_value", "output")},
+            width=12,
+        ),
+        Panel(
             "Distribution of confidence",
             "Number of predictions by confidence, in steps of 0.1.",
             "short",

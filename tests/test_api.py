@@ -168,7 +168,7 @@ class TestCall:
 
     def test_a_file_that_is_no_image_is_named(self, model: pthserve.Model, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("not an image")
-        with pytest.raises(pthserve.UnsupportedImage, match=r"notes\.txt: the data is not an image"):
+        with pytest.raises(pthserve.UnsupportedImage, match=r"notes\.txt: the data is not a supported image"):
             model(tmp_path / "notes.txt")
         with pytest.raises(FileNotFoundError, match=r"none\.png"):
             model(tmp_path / "none.png")

@@ -27,6 +27,7 @@ MAY_IMPORT_TORCH = {
     "files.checkpoint",
     "files.tensors",
     "files.weights",
+    "loading.settle",  # to run what golden images are compared with
     "planning.candidates",  # to ask for CUDA, and a type
 }
 """Beside the zoos."""

@@ -208,7 +208,7 @@ def test_the_words_for_a_proofreader_are_all_there() -> None:
     for command in COMMANDS:
         assert f"Usage: pthserve {command} " in words
     for text in (
-        "MalformedRequest: the image is empty",  # an f-string
+        "EngineFailed: the model returned NaN or infinity; check its weights",
         "log.warning: %s: the API keys cannot be read: %s;",
         "BadParameter: the value is empty.",
         "ValueError: must be 64 hexadecimal digits",

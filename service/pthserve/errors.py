@@ -67,7 +67,7 @@ class AmbiguousArchitecture(ArchitectureError):
     choices: their names; those that compute the same are one choice.
     """
 
-    def __init__(self, message: str, choices: "Iterable[Iterable[str]]") -> None:
+    def __init__(self, message: str, choices: "Iterable[Iterable[str]]" = ()) -> None:
         super().__init__(message)
         self.choices = tuple(map(tuple, choices))
 

@@ -603,8 +603,11 @@ def test_a_golden_image_states_the_answer_of_its_task(
         ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the least and the largest value"),
         ("outputs: [{name: a, nit: m}]", r"outputs\[0\].nit: .*did you mean `unit`"),
         ("outputs: []", "outputs"),
-        ("{labels: [a], golden: [{image: tom.jpg, labels: [b]}]}", "no label is 'b'; give its number"),
-        ("golden: [{image: tom.jpg, values: {age: 1}}]", "no label is 'age'; name them in the card"),
+        (
+            "{labels: [a], golden: [{image: tom.jpg, labels: [b]}]}",
+            "the label 'b' is missing; give its index",
+        ),
+        ("golden: [{image: tom.jpg, values: {age: 1}}]", "the label 'age' is missing; name them in the card"),
         ("golden: [{image: tom.jpg, values: [.nan]}]", "golden"),
         ("golden: [{image: tom.jpg, vector: []}]", "golden"),
         ("golden: [{image: tom.jpg, labels: [1.5]}]", "golden"),

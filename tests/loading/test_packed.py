@@ -186,7 +186,7 @@ def test_an_engine_that_has_settled_still_computes_from_the_copy(made: Path, cop
 def test_a_proof_that_changed_after_it_was_hashed_is_refused(copy: Path, name: str) -> None:
     read = packed.read(copy)
     overwritten(copy / name)
-    with pytest.raises(PackError, match=f"{name}: was changed while it was being read"):
+    with pytest.raises(PackError, match=f"{name}: changed while it was being read"):
         read.proof()
 
 

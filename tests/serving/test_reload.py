@@ -191,7 +191,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Model], type[ModelError], str, str]] = 
         "bad kernel",
     ),
     "no memory": (lambda _: fail(MemoryError()), EngineError, "failed", "MemoryError"),
-    "no numbers": (lambda _: squares(Nowhere()), EngineError, "failed", "not a number"),
+    "no numbers": (lambda _: squares(Nowhere()), EngineError, "failed", "NaN or infinity"),
     "other classes": (
         lambda _: squares(Two(), labels=("red", "green")),
         ModelError,

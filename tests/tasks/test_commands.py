@@ -107,7 +107,7 @@ def test_a_pack_has_the_task_and_keeps_it(task: str, source: Path, tmp_path: Pat
 
     other = called("predict", tmp_path / "pack", source / "0.png", "--task", "classification")
     assert other.returncode == 3
-    assert f"was packed for the task {task}, and classification is asked for" in other.stderr
+    assert f"was packed for the task {task}, not classification" in other.stderr
 
 
 def test_tune_holds_candidates_to_the_task_s_own_measure(task: str, source: Path, tmp_path: Path) -> None:

@@ -383,7 +383,10 @@ def test_random_changes_of_the_program_do_no_harm(path: Path) -> None:
 
     for _ in range(60):
         path.write_bytes(data)
-        in_program(path, lambda program: program.update(mutate(program, 0.002)))
+        in_program(
+            path,
+            lambda program: program.update({key: mutate(value, 0.002) for key, value in program.items()}),
+        )
         try:
             build(str(path), OPTIONS)
         except ModelError as error:

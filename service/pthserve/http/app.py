@@ -1,6 +1,7 @@
 """App: the service's FastAPI application, put together of its routers and of what stands before them."""
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import orjson
@@ -125,6 +126,7 @@ class Application(FastAPI):
         self._admit = admit
         self._predictor = predictor
         self._schemas: dict[object, bytes] = {}
+        self._describing = Lock()
         if predictor is not None:
             self.add_api_route(
                 "/openapi.json", self._schema, methods=["GET", "HEAD"], include_in_schema=False
@@ -136,7 +138,8 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The schema; once a model is served, with the answers of its task."""
-        document = super().openapi()
+        with self._describing:  # threads that ask at once wait for one of them
+            document = super().openapi()
         model = self._predictor.current if self._predictor is not None else None
         return document if model is None else predict.describe_task(document, model.task.answer_model)
 

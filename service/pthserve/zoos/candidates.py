@@ -202,8 +202,8 @@ def _placed(views: Sequence[View], name: str | None) -> list[Candidate]:
     if len(whole) > 1 and len(means) != 1:
         prefixes = " and ".join(f"`{quoted(alike[0][1].prefix) or '(top)'}`" for alike in whole)
         raise ArchitectureError(
-            f"the state dict holds several networks, under {prefixes}; save only the names of the "
-            "one to serve"
+            f"the state dict holds several networks (prefixes {prefixes}); save only the tensors of the one "
+            "to serve"
         )
     (alike,) = means if len(whole) > 1 else whole
     return [

@@ -17,6 +17,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, CardError
 from pthserve.files import documents, regular_files
 from pthserve.files import labels as label_files
+from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import DEFAULT_SIZE, Architecture, Source
 
@@ -58,7 +59,6 @@ class HuggingFace:
         outputs = int(config.num_labels)
         if labels and len(labels) != outputs:
             raise CardError(f"{folder / FILE}: id2label: has {len(labels)} labels for {outputs} classes")
-        several = values.get("problem_type") == "multi_label_classification"
         return Architecture(
             f"huggingface/{values['model_type']}",
             transformers_models.Logits(model).eval(),
@@ -69,11 +69,20 @@ class HuggingFace:
             channels=channels,
             inferred=(Inferred("architecture", f"{name} of {FILE}", Origin.FILE),),
             spec=spec,
-            task_hint=f"{FILE} says problem_type multi_label_classification" if several else "",
+            hint=_hint(values.get("problem_type"), outputs),
             preprocessing=preprocessing,
             labels=labels,
-            activation="sigmoid" if several else "",
         )
+
+
+def _hint(problem: Any, outputs: int) -> Hint:
+    """What the configuration says about the task; a classifier without `problem_type` has one label."""
+    match problem:
+        case "multi_label_classification":
+            return Hint("multilabel" if outputs > 1 else "binary", f"{FILE} says problem_type {problem}")
+        case "regression":
+            return Hint("regression", f"{FILE} says problem_type {problem}")
+    return Hint("classification", f"{FILE} is of an image classifier")
 
 
 def _read(file: Path) -> dict[str, Any]:
