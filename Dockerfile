@@ -70,7 +70,7 @@ RUN --mount=type=bind,from=build,source=/build,target=/build \
 
 FROM runtime AS slim-libraries
 COPY requirements-slim.lock /opt/pthserve/
-# Of OpenVINO stays what reads a packed model and runs it on a CPU.
+# Of OpenVINO stays what reads a packed model or an ONNX file and runs it on a CPU.
 RUN --mount=type=bind,from=build,source=/build,target=/build \
     --mount=type=cache,target=/root/.cache/pip \
     cd /opt/pthserve && \
@@ -78,7 +78,7 @@ RUN --mount=type=bind,from=build,source=/build,target=/build \
       --require-hashes -r requirements-slim.lock && \
     cd lib/python3*/site-packages/openvino && rm -r cmake include libs/cache.json && \
     find libs -name '*_plugin.so' ! -name '*_cpu_plugin.so' -delete && \
-    find libs -name '*_frontend.so.*' ! -name '*_ir_frontend.so.*' -delete
+    find libs -name '*_frontend.so.*' ! -name '*_ir_frontend.so.*' ! -name '*_onnx_frontend.so.*' -delete
 
 FROM full-libraries AS packed
 COPY --from=own /own /opt/pthserve
