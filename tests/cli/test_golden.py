@@ -93,7 +93,7 @@ def test_what_cannot_be_a_golden_image_is_said_and_nothing_written(
     outside.write_bytes((model / "images" / "3.png").read_bytes())
     text = model / "images" / "text.png"
     text.write_text("no image")
-    for image, words in ((outside, "copy it there"), (text, "not an image")):
+    for image, words in ((outside, "copy it there"), (text, "not a supported image")):
         code, _, trouble = golden(model, image)
         assert code == 1
         assert words in trouble

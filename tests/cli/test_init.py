@@ -40,17 +40,16 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_the_file_tells_is_stated_and_what_is_assumed_is_not(folder: Path) -> None:
     before = uncertain(folder)
-    assert before == ["first layer", "activation", "preprocessing", "labels"]
+    assert before == ["architecture", "first layer", "activation", "preprocessing", "task", "labels"]
     done = called("init", folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{folder / 'model.yaml'}: written\n")
-    assert done.stdout.count("Not stated yet: ") == 4
+    assert done.stdout.count("Not stated yet: ") == 6
     text = (folder / "model.yaml").read_text()
     assert yaml.safe_load(text) == {
         "name": "pets",
         "version": "1",
         "weights": "pets.pth",
-        "architecture": "resnet18",
     }
     assert uncertain(folder) == before, "the service goes on to warn"
     assert max(map(len, text.splitlines())) <= 130
@@ -79,7 +78,10 @@ def test_the_lines_that_are_uncommented_settle_what_was_assumed(folder: Path) ->
     end = text.index("\n\n", start)
     block = text[start:end].replace("\n# ", "\n").removeprefix("# ")
     (folder / "labels.txt").write_text("cat\ndog\ncow\n")
-    text = (text[:start] + block + text[end:]).replace("# labels: labels.txt", "labels: labels.txt")
+    text = text[:start] + block + text[end:]
+    for line in ("labels: labels.txt", "architecture: resnet18"):
+        text = text.replace(f"# {line}", line)
+    text += "\ntask: classification\n"
     file.write_text(text)
     after = built(folder)
     assert uncertain(folder) == []
@@ -109,7 +111,6 @@ def test_force_keeps_the_lines_that_are_there_and_adds_the_others(folder: Path) 
         "preprocessing": {"exif": True},
         "version": "1",
         "weights": "pets.pth",
-        "architecture": "resnet18",
     }
     assert built(folder).spec.exif
     assert called("init", folder, "--force").returncode == 0
@@ -119,7 +120,7 @@ def test_force_keeps_the_lines_that_are_there_and_adds_the_others(folder: Path) 
 def test_another_file_can_be_named(folder: Path, tmp_path: Path) -> None:
     assert called("init", folder / "pets.pth", "-o", tmp_path / "draft.yaml").returncode == 0
     assert not (folder / "model.yaml").exists()
-    assert yaml.safe_load((tmp_path / "draft.yaml").read_text())["architecture"] == "resnet18"
+    assert yaml.safe_load((tmp_path / "draft.yaml").read_text())["weights"] == "pets.pth"
 
 
 def test_the_card_of_other_weights_is_left_alone(folder: Path) -> None:

@@ -134,7 +134,7 @@ BROKEN: dict[str, tuple[Callable[[Folder], AbstractContextManager[None] | None],
     "golden disagreement": (_golden_disagreement, f"the golden images disagree: golden.png: .*not {CLASS}"),
     "changed while read": (
         lambda folder: _while_it_is_read(_touch_up, folder),
-        "changed while it was (read|loaded)",
+        "changed while it was being (read|loaded)",
     ),
     "replaced while read": (
         lambda folder: _while_it_is_read(_replace, folder),

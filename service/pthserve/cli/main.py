@@ -14,7 +14,7 @@ from pthserve.exits import code, leave
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
     "inspect": "Show what a weights file or a packed model contains.",
-    "predict": "Classify images with a model or through a running service.",
+    "predict": "Run images through a model or through a running service.",
     "tune": "Find the fastest way to run a model on this machine.",
     "pack": "Write a packed model: a folder that is served without PyTorch.",
     "golden": "Record or check the expected results for golden images.",

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pthserve.files import documents
 from pthserve.text import quoted, whole
 
 CLASS_TO_IDX, IDX_TO_CLASS = "class_to_idx", "idx_to_class"
@@ -201,10 +200,14 @@ def read(name: str, text: str, kind: str | None = None) -> tuple[str, ...]:
 
 
 def _json(text: str, kind: str | None) -> tuple[str, ...]:
+    from pthserve.files import documents
+
     return parse(documents.parse_json(text), "JSON", kind)
 
 
 def _yaml(text: str, kind: str | None) -> tuple[str, ...]:
+    from pthserve.files import documents  # with PyYAML, which a packed model needs nothing of
+
     return parse(documents.parse_yaml(text), "YAML", kind)
 
 

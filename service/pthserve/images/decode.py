@@ -217,7 +217,10 @@ def _faults(name: str) -> Iterator[None]:
 
 
 def check_size(size: tuple[int, int], limit: int) -> None:
-    """Raise TooLarge where an image of `size`, (width, height), has more than `limit` pixels."""
+    """Raise TooLarge where an image of `size`, (width, height), has more than `limit` pixels, and BrokenImage
+    where it has none."""
+    if 0 in size:
+        raise BrokenImage(f"the image is broken: its header says {size[0]} x {size[1]} pixels")
     if size[0] * size[1] > limit:
         raise TooLarge(f"the image has {size[0]} x {size[1]} pixels; the limit is {limit}")
 
