@@ -308,7 +308,8 @@ def _wire(dice: random.Random) -> Sent:
     """A request whose head is mangled: where it ends, nobody knows."""
     sent = dice.choice((_place, _json, _form))(dice)
     top, gap, body = sent.data.partition(b"\r\n\r\n")
-    return Sent("wire", mangled(dice, top + gap) + body[:5000], whole=False)
+    data = mangled(dice, top + gap) + body[:5000]
+    return Sent("wire", data, whole=False, head=data.startswith(b"HEAD "))
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], Sent], int], ...] = (

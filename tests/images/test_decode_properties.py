@@ -244,6 +244,15 @@ def test_a_jpeg_s_own_scans_and_segments_are_welcome() -> None:
     assert (crop(data, Spec(), max_pixels=LIMIT) == crop(file_of("JPEG"), Spec(), max_pixels=LIMIT)).all()
 
 
+@pytest.mark.parametrize("resize", [None, 256, (64, 64)])
+def test_an_image_without_pixels_is_broken(resize: int | tuple[int, int] | None) -> None:
+    frame = b"\x10\x00\x00\x9d\x01\x2a" + bytes(4)  # a key frame of 0 x 0 pixels: RFC 6386, 9.1
+    chunk = b"VP8 " + len(frame).to_bytes(4, "little") + frame
+    data = b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+    with pytest.raises(BrokenImage, match="its header says 0 x 0 pixels"):
+        crop(data, Spec(resize=resize), max_pixels=2**20)
+
+
 def test_the_reason_is_said_in_words() -> None:
     data = file_of("JPEG")
     with pytest.raises(BrokenImage, match="the JPEG image is broken: image file is truncated"):
