@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import pthserve.images
@@ -129,6 +130,16 @@ def test_placeholders_are_no_labels(folder: Path) -> None:
 def test_several_labels_an_image_are_not_taken_for_one(folder: Path) -> None:
     built = build(str(edited(folder, problem_type="multi_label_classification")), OPTIONS)
     assert built.task.name == "multilabel"
+
+
+def test_a_configuration_beside_other_weights_is_for_its_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "pets.pth")
+    config = {"model_type": "vit", "id2label": {str(number): label for number, label in LABELS.items()}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.yaml").write_text("labels: config.json")
+    built = build(str(tmp_path), OPTIONS)
+    assert (built.architecture.name, built.labels) == ("squeezenet1_1", tuple(LABELS.values()))
 
 
 def test_without_a_processor_the_familys_default_is_told(folder: Path) -> None:

@@ -26,6 +26,10 @@ BYTES = 4 * 2**20
 """Most bytes of a file of JSON."""
 
 
+_WEIGHTS = ("model.", "pytorch_model.", "model-", "pytorch_model-")
+"""How the names begin that `save_pretrained` gives to files of weights."""
+
+
 class HuggingFace:
     """Image classifiers of transformers; see `Zoo`."""
 
@@ -34,6 +38,8 @@ class HuggingFace:
         if source.path is None or source.architecture or not source.state_dict:
             return False
         values = _read(source.path.parent / FILE)
+        if "architectures" not in values and not source.path.name.startswith(_WEIGHTS):
+            return False  # a configuration that lies there for its labels
         return "model_type" in values and "pretrained_cfg" not in values and "architecture" not in values
 
     def build(self, source: Source) -> Architecture:
