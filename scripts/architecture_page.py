@@ -2,6 +2,7 @@
 """The generated parts of docs/architecture.md: the drawing of the packages, and the list of the modules."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ def top(module: str) -> str:
     return module.partition(".")[0]
 
 
-def imports(module: str) -> set[str]:
+@functools.cache
+def imports(module: str) -> frozenset[str]:
     """The modules of pthserve that `module` imports, at any depth of its code."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
@@ -40,7 +42,7 @@ def imports(module: str) -> set[str]:
                 found.add(inner if inner in MODULES else package)
         elif isinstance(node, ast.Import):
             found |= {alias.name.removeprefix("pthserve.") for alias in node.names}
-    return found & MODULES.keys() - {module}
+    return frozenset(found & MODULES.keys() - {module})
 
 
 def packages() -> list[str]:

@@ -216,6 +216,7 @@ def test_mutated_checkpoints_are_read_or_refused_and_never_run(
     assert came["refused"]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_ten_thousand_mutated_checkpoints_are_read_or_refused_and_never_run(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch

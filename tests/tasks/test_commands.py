@@ -17,6 +17,8 @@ from ..http_service import serving
 from .asking import SETTINGS
 from .nets import CODE, folder, reference, weights
 
+pytestmark = pytest.mark.slow
+
 COMMON = ("--allow-code", CODE, "--engine", "openvino", "--precision", "fp32")
 CARDS: dict[str, tuple[int, dict[str, Any]]] = {
     "multilabel": (4, {"labels": ["beach", "dog", "people", "snow"], "threshold": 0.3}),

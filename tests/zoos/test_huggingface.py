@@ -27,7 +27,7 @@ from .families import FAMILIES, LABELS, save
 
 OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")
 PHOTOS = sorted((Path(pthserve.images.__file__).parent / "samples").glob("*.jpg"))
-FEW = ("vit", "convnext", "mobilenet_v2")
+FEW = ("vit",)
 """Families of the default run; the others are marked slow."""
 EXACT, ROUNDED = 1e-4, 1e-2
 """Of a probability: with Pillow, as here; with torchvision, which rounds some pixels to other levels."""
@@ -111,6 +111,7 @@ def edited(folder: Path, name: str = "config.json", **fields: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_pack_of_a_folder_answers_the_same(folder: Path, tmp_path: Path) -> None:
     pack(str(folder), tmp_path / "packed", OPTIONS)
     with load(str(folder), OPTIONS) as model, load(str(tmp_path / "packed"), OPTIONS) as packed:
@@ -211,6 +212,7 @@ def test_labels_that_do_not_count_are_refused(folder: Path) -> None:
         build(str(edited(folder, id2label={"0": "a", "2": "b", "3": "c"})), OPTIONS)
 
 
+@pytest.mark.slow
 def test_code_beside_the_weights_does_not_run_and_nothing_is_asked_of_the_network(folder: Path) -> None:
     for name in ("modeling_vit.py", "configuration_vit.py", "image_processing_vit.py"):
         (folder / name).write_text(f"open({str(folder / 'ran')!r}, 'w')")
@@ -239,6 +241,7 @@ def test_without_transformers_the_line_that_installs_it_is_said(
         build(str(folder), OPTIONS)
 
 
+@pytest.mark.slow
 def test_weights_of_torch_save_are_the_same_model(folder: Path) -> None:
     from safetensors.torch import load_file
 

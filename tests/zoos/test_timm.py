@@ -150,6 +150,7 @@ def test_the_built_module_answers_as_timms_own_with_timms_own_preprocessing(name
     check_same(built, module)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.slow
 def test_architectures_of_all_families_answer_as_timms_own() -> None:
