@@ -83,7 +83,7 @@ class _Code:
 
 
 def _code(folder: Folder) -> None:
-    folder.put(GOOD[1] | {"more": _Code()})
+    folder.put(GOOD[1] | {"head.weight": _Code()})
 
 
 def _another_name(folder: Folder) -> None:
@@ -138,12 +138,12 @@ BROKEN: dict[str, tuple[Callable[[Folder], AbstractContextManager[None] | None],
     ),
     "replaced while read": (
         lambda folder: _while_it_is_read(_replace, folder),
-        "changed while it was (read|loaded)|truncated or damaged",
+        "changed while it was being (read|loaded)|truncated or damaged",
     ),
-    "missing file": (_missing, "there is no file .*model.pth"),
+    "missing file": (_missing, "model.pth does not exist"),
     "truncated": (_truncated, "truncated or damaged"),
-    "code": (_code, "mkdir"),
-    "another name": (_another_name, "'other', and the one that is served 'net'"),
+    "code": (_code, r"head\.weight"),
+    "another name": (_another_name, "'other', but the current one 'net'"),
     "broken card": (_no_card, "model.yaml: line"),
 }
 
