@@ -8,17 +8,17 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from pthserve.images.spec import Spec
 from pthserve.text import quoted
+from pthserve.zoos.bounded_build import BoundedBuild
 from pthserve.zoos.catalogue import Entry, blank, describe
 from pthserve.zoos.layout import Part, square
 
@@ -270,24 +270,13 @@ def _index() -> _Index:
     return _Index(entries, laws, tags, values["presets"], values["torchvision"])
 
 
-class _Uninitialised(TorchFunctionMode):
+class _Uninitialised(BoundedBuild):
     """Skips what initialises parameters, whose values come from the file; buffers are computed as always."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._calls = 0
+        super().__init__(_CALLS, "model of timm")
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        self._calls += 1
-        if self._calls > _CALLS:
-            raise ValueError("it has more layers than any model of timm")
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _INITIALISING or getattr(func, "__module__", None) == "torch.nn.init":
             tensor = args[0] if args else kwargs["tensor"]
             if isinstance(tensor, nn.Parameter):

@@ -6,18 +6,18 @@
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import shapes
+from pthserve.zoos.bounded_build import BoundedBuild
 from pthserve.zoos.catalogue import Entry, blank, describe
 from pthserve.zoos.layout import Part, square
 
@@ -179,22 +179,11 @@ def _write(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-class _Computed(TorchFunctionMode):
+class _Computed(BoundedBuild):
     def __init__(self) -> None:
-        super().__init__()
-        self._calls = 0
+        super().__init__(_CALLS, "model of torchvision")
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        self._calls += 1
-        if self._calls > _CALLS:
-            raise ValueError("it has more layers than any model of torchvision")
-        kwargs = dict(kwargs or {})
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _COMPUTED:
             kwargs.setdefault("device", "cpu")
         return func(*args, **kwargs)

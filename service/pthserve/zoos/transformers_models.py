@@ -4,12 +4,11 @@ A configuration is a mapping of a file's. Of it only what the class of the confi
 and nothing that names code, kernels or other models; so nothing is imported, fetched or run for it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -18,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 
 from pthserve.errors import ArchitectureError
 from pthserve.text import quoted
+from pthserve.zoos.bounded_build import BoundedBuild
 from pthserve.zoos.layout import some
 
 FILE = "config.json"
@@ -97,7 +97,7 @@ def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> 
     """The model with exactly these weights; raises ArchitectureError."""
     tensors = sum(tensor.numel() for tensor in state_dict.values())
     try:
-        with torch.device("meta"), Bounded():  # shapes without memory
+        with torch.device("meta"), BoundedBuild(CALLS, "image classifier"):  # shapes without memory
             blank = made(config)
         wanted = sum(parameter.numel() for parameter in blank.parameters())
     except Exception as error:
@@ -143,24 +143,3 @@ class Logits(nn.Module):
         """Logits of normalised images."""
         logits: Tensor = self.model(pixel_values=images).logits
         return logits
-
-
-class Bounded(TorchFunctionMode):
-    """Stops what would build layers without end, as a configuration could ask for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._calls = 0
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call `func`, and count it."""
-        self._calls += 1
-        if self._calls > CALLS:
-            raise ValueError("it has more layers than any image classifier")
-        return func(*args, **(kwargs or {}))
