@@ -18,7 +18,7 @@ import uvloop
 from starlette.concurrency import run_in_threadpool
 
 import pthserve
-from pthserve._compat import uvicorn
+from pthserve._compat import fastapi, uvicorn
 from pthserve.access import request_log
 from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
@@ -164,7 +164,7 @@ class Server:
         FastAPI is imported here, in a thread beside the load: the import takes 0.2 s of CPU, and the load
         spends as much where the interpreter is free for others.
         """
-        with _short_turns():
+        with _short_turns(), fastapi.validators_on_first_use():
             from pthserve.http.app import create_app, create_metrics_app
 
             app = create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies)

@@ -99,7 +99,7 @@ Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Preprocessing(_Fields):

@@ -288,7 +288,6 @@ class _Kept(io.FileIO):
 
 def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]:
     """Copy the file at `path`; its SHA-256 and size."""
-    digest = hashlib.sha256()
     try:
         with regular_files.open_regular(path) as source:
             before = os.fstat(source.fileno())
@@ -298,13 +297,13 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
                 raise WeightsError(
                     f"{path}: has {before.st_size} bytes, more than this machine's memory of {memory}"
                 )
-            done, chunk = 0, memoryview(bytearray(_CHUNK))
-            while done <= before.st_size and (count := source.readinto(chunk)):
-                digest.update(chunk[:count])
-                copy.file.write(chunk[:count])
-                done += count
+
+            def use(piece: memoryview) -> None:
+                copy.file.write(piece)
                 if progress:
-                    progress(done, max(done, before.st_size))
+                    progress(copy.file.tell(), max(copy.file.tell(), before.st_size))
+
+            digest, done = regular_files.hash_rest(source, use, piece=_CHUNK, limit=before.st_size)
             after = os.fstat(source.fileno())
         copy.file.flush()
     except FileNotFoundError:
@@ -321,4 +320,4 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
         raise WeightsError(
             f"{path}: changed while it was being read; write updates to a new file and rename it"
         )
-    return digest.hexdigest(), done
+    return digest, done
