@@ -58,7 +58,7 @@ audit: env ## look for known vulnerabilities in what the lock files pin
 scoreboard: env ## write docs/models.md: what becomes of the weights of every architecture (10 minutes)
 	@$(BIN)/python scripts/scoreboard.py
 
-docs: env ## write the generated pages anew
+docs: env ## write the generated pages
 	@$(BIN)/python scripts/settings_table.py
 	@$(BIN)/python scripts/architecture_page.py
 	@command -v helm >/dev/null || PATH="$$PATH:$$(k8s/local/programs helm)"; $(BIN)/python charts/generate.py

@@ -50,7 +50,7 @@ END_SECONDS = 3
 class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
-    load: makes the model, in a thread, while the ports already answer; and whenever it is to be read anew.
+    load: makes the model, in a thread, while the ports already answer; and for each reload.
     Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
     cannot be sent.
     """
@@ -175,7 +175,7 @@ class Server:
     def _signals(self, reload: Reload) -> Iterator[None]:
         """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not.
 
-        SIGHUP reads the model anew.
+        SIGHUP reloads the model.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -36,7 +36,7 @@ def pack(made: Path, tmp_path: Path) -> Path:
 
 
 def edited(pack: Path, place: tuple[Any, ...], value: Any) -> None:
-    """Set what is at `place` in the manifest to `value`, and write the sums anew."""
+    """Set what is at `place` in the manifest to `value`, and write the checksums again."""
     file = pack / packed.MANIFEST
     manifest = json.loads(file.read_text())
     inner = manifest

@@ -145,7 +145,7 @@ def _external(path: Path, copy: "_Copy") -> list[str]:
 
 def _check_readable(form: str) -> None:
     if form in formats.EXPORTED:
-        raise WeightsError("is an exported model, which is served alone and not as a shard")
+        raise WeightsError("is an exported model, which cannot be a shard")
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -225,10 +225,10 @@ def _shards(path: Path) -> list[Path]:
         raise WeightsError(f"{path}: lists {len(names)} shards; 1 to {SHARDS} are read")
     odd = next((name for name in names if not isinstance(name, str) or not _is_beside(name)), None)
     if odd is not None:
-        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; a shard lies beside its index")
+        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; it must lie beside its index")
     files = [path, *(path.parent / name for name in names)]
     if missing := [file.name for file in files if not os.path.isfile(file)]:  # noqa: PTH113, it takes any name
-        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are not beside it")
+        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are missing beside it")
     return sorted(files, key=lambda file: file.name)
 
 

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
 from fastapi.params import Depends
-from pydantic import BaseModel, Field, RootModel, create_model
+from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +17,7 @@ from pthserve.errors import MalformedRequest
 from pthserve.http.images import BODY, read_images
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.problems import JSON, described
-from pthserve.http.schema import add_models, new_router
+from pthserve.http.schema import add_models, new_router, reference
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 
@@ -105,7 +105,7 @@ def note_predictions(request: Request, predictions: Sequence[Prediction]) -> Non
 
 def describe_answers(document: dict[str, Any], answer_models: Sequence[type[BaseModel]]) -> None:
     """Put into the OpenAPI `document` that an answer has the fields of one of `answer_models`."""
-    described: list[type[BaseModel]] = [
+    described = [
         create_model(
             "Answer" if len(answer_models) == 1 else model.__name__,
             __base__=model,
@@ -115,10 +115,10 @@ def describe_answers(document: dict[str, Any], answer_models: Sequence[type[Base
         )
         for model in answer_models
     ]
-    if len(described) > 1:
-        one_of_them = RootModel[Union[tuple(described)]]  # type: ignore[misc]  # noqa: UP007
-        described = [create_model("Answer", __base__=one_of_them, __doc__="What the model's task answers.")]
     add_models(document, described, "serialization")
+    if len(described) > 1:
+        one_of_them = {"title": "Answer", "anyOf": [reference(model) for model in described]}
+        document["components"]["schemas"]["Answer"] = one_of_them
     content = document["paths"]["/predict"]["post"]["responses"]["200"]["content"][JSON]
     content["example"] = {**_examples(answer_models[0]), **_EXAMPLE}
 
