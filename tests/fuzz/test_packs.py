@@ -66,6 +66,7 @@ def refusal(pack: Path, images: Pixels) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_a_broken_pack_is_refused_in_words_or_answers(
     tmp_path: Path, seed: int, pytestconfig: pytest.Config
 ) -> None:

@@ -225,7 +225,7 @@ def test_of_several_outputs_that_could_count_the_card_says_which(tmp_path: Path)
         served(path, "kwargs: {output: three}")
     with pytest.raises(ArchitectureError, match="not width"):
         served(path, "kwargs: {width: 2}")
-    with pytest.raises(ArchitectureError, match="leave `architecture: resnet18` out"):
+    with pytest.raises(ArchitectureError, match="remove `architecture: resnet18` from"):
         served(path, "architecture: resnet18")
 
 

@@ -35,7 +35,7 @@ class Exported:
             )
         if unknown := source.kwargs.keys() - {"output"}:
             raise ArchitectureError(
-                "kwargs: an exported model has `output`, the name of the output to serve, and not "
+                "kwargs: an exported model accepts only `output`, the name of the output to serve, not "
                 f"{some(unknown)}"
             )
         assert source.content is not None
