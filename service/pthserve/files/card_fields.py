@@ -315,7 +315,8 @@ class Fields(_Fields):
                 raise ValueError(f"`{name}` is for `task: {task}`, and the task is {self.task}")
         wanted = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
-            if wanted not in (None, KINDS[image.kind]):
+            of_label = wanted == "multilabel" and image.probability is not None  # one label's probability
+            if wanted not in (None, KINDS[image.kind]) and not of_label:
                 raise ValueError(
                     f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, and the task is "
                     f"{self.task}"

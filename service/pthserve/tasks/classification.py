@@ -13,6 +13,7 @@ from pthserve.metrics import count_prediction
 from pthserve.tasks.base import (
     Agreement,
     GoldenResult,
+    LabelPerOutput,
     Outputs,
     Row,
     Target,
@@ -102,7 +103,7 @@ class Classification:
         }
 
 
-class ClassificationTask:
+class ClassificationTask(LabelPerOutput):
     """Logits, float32 (n, classes), and the softmax of them; see `Task`."""
 
     name = "classification"
@@ -113,18 +114,6 @@ class ClassificationTask:
     def parameters(self) -> dict[str, Any]:
         """None; see `Task`."""
         return {}
-
-    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
-        """One an output; without any, the classes' numbers; see `Task`."""
-        if stated is None:
-            return tuple(map(str, range(outputs)))
-        if len(stated) != outputs:
-            raise ValueError(f"there are {len(stated)} labels, but the model has {outputs} classes")
-        return stated
-
-    def outputs(self, labels: tuple[str, ...]) -> int:
-        """As many as labels; see `Task`."""
-        return len(labels)
 
     def describe(self, labels: tuple[str, ...]) -> str:
         """How many classes; see `Task`."""

@@ -74,10 +74,9 @@ def _build(source: Source, archive: pt2.Archive, file: str) -> Architecture:
         channels=taken.channels,
         inferred=told("a program of torch.export", activation, alone),
         spec=spec,
-        task_hint=hint(activation),
+        hint=hint(activation, found),
         graph=_graph(program, shape) if alone else None,
         preprocessing=inferred,
-        activation=activation,
         ends=(
             f"input {quoted(image)}: {_words(dtype, form)}",
             *(
