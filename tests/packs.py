@@ -12,7 +12,7 @@ from pthserve.files.golden import Golden
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.packed import Packed
-from pthserve.planning.agreement import sample_images
+from pthserve.planning.crops import sample_images
 from pthserve.planning.plan import Plan
 from pthserve.tasks.classification import softmax
 

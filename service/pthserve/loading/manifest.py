@@ -10,6 +10,7 @@ from pthserve.errors import CardError, PackError
 from pthserve.files.card_fields import MAX_SIDE, MAX_STATED, Preprocessing
 from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
+from pthserve.planning.agreement import Evidence
 from pthserve.planning.plan import Plan, Trial
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import make
@@ -17,9 +18,8 @@ from pthserve.tasks.classification import CLASSIFICATION
 
 MAX_BYTES = 16 * 2**20
 """Of the file."""
-FORMAT = 2
-"""Of the folder; one that is larger was made by a later version. 2 is written where a `task` is, which
-versions that know format 1 alone would not take for what it is."""
+FORMAT = 3
+"""Of the folder; one that is larger was made by a later version. 2 added `task`, 3 the plan's `evidence`."""
 
 _QUOTED = 200
 """Characters of a message that may come from the file."""
@@ -30,6 +30,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Size = Annotated[int, Field(ge=1, le=1024, strict=True)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Difference = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(ge=0, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -63,6 +65,32 @@ class PackedTrial(_Part):
     note: Text = ""
 
 
+class PackedEvidence(_Part):
+    """How an engine compares with fp32 PyTorch; see `Evidence`."""
+
+    engine: Literal["openvino", "torch"]
+    precision: Precision
+    crops: Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+    photos: Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+    source: Text
+    mean: Difference
+    bound: Difference
+    p95: Difference
+    largest: Difference
+    same: Share | None = None
+    clear: Count | None = None
+    kept: Count | None = None
+    reference_accuracy: Share | None = None
+    accuracy: Share | None = None
+    digest: Text = ""
+    cpu: Text = ""
+    library: Text = ""
+
+    def evidence(self) -> Evidence:
+        """The same as an Evidence."""
+        return Evidence(**self.model_dump())
+
+
 class PackedPlan(_Part):
     """How to run the model; see `Plan`. A packed model is run by OpenVINO on a CPU."""
 
@@ -77,11 +105,15 @@ class PackedPlan(_Part):
     library: Text
     task: Text = "classification"
     trials: Annotated[tuple[PackedTrial, ...], Field(max_length=1000)] = ()
+    evidence: Annotated[tuple[PackedEvidence, ...], Field(max_length=100)] = ()
 
     def plan(self) -> Plan:
         """The same as a Plan."""
-        values = self.model_dump(exclude={"trials"})
-        return Plan(**values, trials=tuple(Trial(**trial.model_dump()) for trial in self.trials))
+        return Plan(
+            **self.model_dump(exclude={"trials", "evidence"}),
+            trials=tuple(Trial(**trial.model_dump()) for trial in self.trials),
+            evidence=tuple(one.evidence() for one in self.evidence),
+        )
 
 
 class PackedGolden(_Part):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, JsonValue
 
 from pthserve.files.golden import Golden
-from pthserve.tasks.base import Agreement, GoldenResult, Outputs, Row, Target, TensorForm
+from pthserve.tasks.base import Comparison, GoldenResult, Outputs, Row, Target, TensorForm
 from pthserve.tasks.classification import (
     Classification,
     ClassificationAnswer,
@@ -84,14 +84,10 @@ class BinaryTask(ClassificationTask):
         """The probability of the positive class of each image: float32 (n, 1)."""
         return sigmoid(outputs)
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """As classification compares the probabilities of both classes."""
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} outputs, and not {reference.shape[-1]}",))
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """As classification, with the probabilities of both classes; see `Task`."""
         scores, reference = (np.concatenate((1 - each, each), axis=-1) for each in (scores, reference))
-        return ClassificationTask.compare(self, scores, reference, tolerance)
+        return ClassificationTask.agree(self, scores, reference, margin)
 
     def check_golden(
         self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
