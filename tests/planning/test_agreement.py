@@ -139,5 +139,5 @@ def test_a_maximum_drop_in_accuracy_decides_instead_of_the_tolerance() -> None:
 def test_the_figures_in_words() -> None:
     assert GOOD.words() == (
         "mean difference 0.0100 (p95 0.0300, largest 0.0800), same decision on 95.0 %, on 150 of 150 where "
-        "it is clear; 208 crops of 6 sample images"
+        "it is clear; on 208 crops of 6 sample images"
     )

@@ -124,6 +124,8 @@ class Evidence:
         return ""
 
     def _accuracy_refusal(self, limit: float) -> str:
+        if self.accuracy is None and self.largest <= ROUNDING:
+            return ""
         if self.accuracy is None or self.reference_accuracy is None:
             return "the accuracy is unknown: --max-accuracy-drop needs --validation with labels"
         drop = self.reference_accuracy - self.accuracy
@@ -140,12 +142,14 @@ class Evidence:
         if self.same is not None:
             parts.append(f"same decision on {100 * self.same:.1f} %")
         if self.clear is not None:
-            parts.append(f"on {self.kept} of {self.clear} where it is clear")
+            parts.append(
+                f"on {self.kept} of {self.clear} where it is clear" if self.clear else "none is clear"
+            )
         if self.accuracy is not None and self.reference_accuracy is not None:
             parts.append(
                 f"accuracy {100 * self.accuracy:.2f} % ({100 * self.reference_accuracy:.2f} % at fp32)"
             )
-        return f"{', '.join(parts)}; {self.crops} crops of {self.photos} {self.source}"
+        return f"{', '.join(parts)}; on {self.crops} crops of {self.photos} {self.source}"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the evidence to plain values for JSON."""

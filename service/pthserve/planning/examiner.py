@@ -70,6 +70,7 @@ class Examiner:
     golden: GoldenCheck | None = None
     evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
     _reference: Reference | None = None
+    _rounding: Evidence | None = None
     _golden_reference: Collection[str] | None = None
 
     def refusal(self, engine: Engine) -> str:
@@ -98,33 +99,32 @@ class Examiner:
         """
         if self._reference is None:
             began = time.monotonic()
-            made = self._of_pack() if self.engines.module is None else self._of_torch()
-            _log.info("fp32 on %d crops took %.1f s", len(self.crops), time.monotonic() - began)
-            self._reference = made
+            name = "openvino" if self.engines.module is None or self._exact() else "torch"
+            with self._fp32(name) as engine:
+                if self.proof is not None:
+                    self._check_pack(engine)
+                found = scores(self.engines.task, engine, self.crops)
+            self._reference = Reference(found, self.crops.origin)
+            _log.info("%s fp32 on %d crops took %.1f s", name, len(found), time.monotonic() - began)
         return self._reference
 
-    def _of_torch(self) -> Reference:
-        engines, crops, task = self.engines, self.crops, self.engines.task
-        with self._fp32("torch") as torch:
-            if engines.graph is None:
-                return Reference(scores(task, torch, crops), crops.origin)
-            first = Reference(scores(task, torch, islice(crops, CHECKED // BATCH)), crops.origin)
-            with self._fp32("openvino") as openvino:
-                found = scores(task, openvino, crops)
-                fp32 = compare(task, openvino, found[: len(first.scores)], first)
-            if fp32.largest > ROUNDING:
-                return Reference(scores(task, torch, crops), crops.origin)
-        self.evidence.setdefault(("openvino", "fp32"), fp32)
-        return Reference(found, crops.origin)
+    def _exact(self) -> Evidence | None:
+        """Return how OpenVINO at fp32 compares with PyTorch; None if it differs by more than rounding."""
+        if self.engines.graph is None:
+            return None
+        if self._rounding is None:
+            task, crops = self.engines.task, self.crops
+            first = list(islice(crops, CHECKED // BATCH))
+            with self._fp32("torch") as torch, self._fp32("openvino") as openvino:
+                reference = Reference(scores(task, torch, first), crops.origin)
+                self._rounding = examine(task, openvino, first, reference)
+        return self._rounding if self._rounding.largest <= ROUNDING else None
 
-    def _of_pack(self) -> Reference:
-        task, crops = self.engines.task, self.crops
-        with self._fp32("openvino") as openvino:
-            if (fp32 := self._proven(openvino)) is not None:
-                if refusal := fp32.refusal(Rule.of(self.engines.options)):
-                    raise EngineError(f"openvino fp32: {refusal}")
-                self.evidence.setdefault(("openvino", "fp32"), fp32)
-            return Reference(scores(task, openvino, crops), crops.origin)
+    def _check_pack(self, openvino: Engine) -> None:
+        """Raise EngineError if OpenVINO at fp32 does not answer as PyTorch did."""
+        proven = self._proven(openvino)
+        if proven is not None and (refusal := proven.refusal(Rule(self.engines.options.tolerance))):
+            raise EngineError(f"openvino fp32: {refusal}")
 
     def _proven(self, engine: Engine) -> Evidence | None:
         """Return how an engine compares with PyTorch's answers in the pack."""
@@ -157,13 +157,10 @@ class Examiner:
         return None
 
     def _examined(self, engine: Engine) -> Evidence:
-        if (engine.name, engine.precision) == ("openvino", "fp32") and self.proof is not None:
-            proven = self._proven(engine)
-            assert proven is not None
-            return proven
-        reference = self.reference()
-        known = self.evidence.get((engine.name, engine.precision))
-        return known or examine(self.engines.task, engine, self.crops, reference)
+        found = None
+        if (engine.name, engine.precision) == ("openvino", "fp32"):
+            found = self._proven(engine) if self.engines.module is None else self._exact()
+        return found or examine(self.engines.task, engine, self.crops, self.reference())
 
     def _golden_disagreement(self, engine: Engine) -> str:
         """Return the golden image that an engine does not answer as known, although fp32 does; or ""."""
