@@ -77,7 +77,7 @@ class EngineFactory:
         Raises:
             EngineError: There is none.
         """
-        options, device = self.options, self._device()
+        options, device = self.options, self.device()
         auto = dict(self._auto(device))
         candidates = [
             Candidate(engine, precision, device, options.cpus)
@@ -142,7 +142,8 @@ class EngineFactory:
         engine.close()
         return scores
 
-    def _device(self) -> str:
+    def device(self) -> str:
+        """Return the device that runs the model: `cpu` or `cuda`."""
         if self.options.device != "auto":
             return self.options.device
         if self.module is None or self.options.engine == "openvino" or self.options.precision == "int8":

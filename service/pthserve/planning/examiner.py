@@ -61,6 +61,7 @@ class Examiner:
         known: Evidence of a packed model.
         golden: Checks an engine on the golden images; None if there are none, or the policy is `off`.
         evidence: What was found, by engine and precision.
+        seconds: How long it took.
     """
 
     engines: EngineFactory
@@ -69,19 +70,22 @@ class Examiner:
     known: Sequence[Evidence] = ()
     golden: GoldenCheck | None = None
     evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
+    seconds: float = 0.0
     _reference: Reference | None = None
     _rounding: Evidence | None = None
     _golden_reference: Collection[str] | None = None
 
     def refusal(self, engine: Engine) -> str:
         """Examine an engine and return why it may not stand in for fp32 PyTorch, or ""."""
+        began = time.monotonic()
         key = (engine.name, engine.precision)
         found = self.evidence.get(key)
         if found is None:
-            found = self._known(engine) or self._examined(engine)
-            self.evidence[key] = found
+            found = self.evidence[key] = self._known(engine) or self._examined(engine)
             _log.info("%s %s: %s", *key, found.words())
-        return found.refusal(Rule.of(self.engines.options)) or self._golden_disagreement(engine)
+        refusal = found.refusal(Rule.of(self.engines.options)) or self._golden_disagreement(engine)
+        self.seconds += time.monotonic() - began
+        return refusal
 
     def examine_all(self, candidates: Iterable[Candidate]) -> None:
         """Examine the engines of `candidates` that were not examined yet; skip those that cannot be made."""
@@ -98,14 +102,13 @@ class Examiner:
             EngineError: OpenVINO at fp32 does not answer as PyTorch did when the model was packed.
         """
         if self._reference is None:
-            began = time.monotonic()
+            _log.info("comparing with fp32 on %d crops of %s", len(self.crops), self.crops.source)
             name = "openvino" if self.engines.module is None or self._exact() else "torch"
             with self._fp32(name) as engine:
                 if self.proof is not None:
                     self._check_pack(engine)
                 found = scores(self.engines.task, engine, self.crops)
             self._reference = Reference(found, self.crops.origin)
-            _log.info("%s fp32 on %d crops took %.1f s", name, len(found), time.monotonic() - began)
         return self._reference
 
     def _exact(self) -> Evidence | None:
@@ -160,6 +163,10 @@ class Examiner:
         found = None
         if (engine.name, engine.precision) == ("openvino", "fp32"):
             found = self._proven(engine) if self.engines.module is None else self._exact()
+        elif (engine.name, engine.precision, self.engines.device()) == ("torch", "fp32", "cpu"):
+            first = list(islice(self.crops, CHECKED // BATCH))  # it is the reference itself
+            same = Reference(scores(self.engines.task, engine, first), self.crops.origin)
+            found = compare(self.engines.task, engine, same.scores, same)
         return found or examine(self.engines.task, engine, self.crops, self.reference())
 
     def _golden_disagreement(self, engine: Engine) -> str:

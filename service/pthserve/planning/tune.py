@@ -159,7 +159,8 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
     best: Measurement | None = None
     measured: list[Measurement] = []
     halved = False
-    while best is None or time.monotonic() <= end:
+    before = examiner.seconds
+    while best is None or time.monotonic() <= end + examiner.seconds - before:
         if candidates:
             candidate = candidates.pop(0)
         elif best and not halved and best.candidate.device == "cpu" and best.candidate.threads > 1:
@@ -167,7 +168,8 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
             candidate = best.candidate._replace(threads=best.candidate.threads // 2)
         else:
             break
-        result = _measure(examiner, candidate, images, end, required=best is None)
+        limit = end + examiner.seconds - before
+        result = _measure(examiner, candidate, images, limit, required=best is None)
         if isinstance(result, Trial):
             failed.append(result)
         else:
@@ -176,7 +178,7 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
     if best is None:
         notes = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in failed)
         raise EngineError(f"no engine can run this model with these settings. {notes}")
-    best.measure(images, _sizes(BATCHES, options), end)
+    best.measure(images, _sizes(BATCHES, options), end + examiner.seconds - before)
 
     trials = (*(trial for one in measured for trial in one.trials()), *failed)
     engine, precision, device, threads = best.candidate
@@ -218,7 +220,9 @@ def _measure(
         engine = examiner.engines.make(candidate)
     except EngineError as error:
         return _failed(candidate, str(error))
+    before = examiner.seconds
     refusal = examiner.refusal(engine)
+    end += examiner.seconds - before
     difference = examiner.evidence[engine.name, engine.precision].largest
     if refusal:
         engine.close()
