@@ -22,7 +22,7 @@ from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning.agreement import Evidence, Reference, Rule, examine, scores
 from pthserve.planning.candidates import Candidate, EngineFactory
-from pthserve.planning.crops import Crops, of_package, photo
+from pthserve.planning.crops import Crops, Origin, of_package, photo
 from pthserve.planning.examiner import Examiner
 from pthserve.planning.tune import tune
 from pthserve.tasks.classification import CLASSIFICATION
@@ -42,12 +42,13 @@ PHOTOS = (
 
 
 class Trained(NamedTuple):
-    """A model, and images of the kind that it was trained on: to calibrate int8, and that it has not seen."""
+    """A model, and images of the kind that it was trained on: to calibrate int8, and unseen with classes."""
 
     module: "nn.Module"
     spec: Spec
     calibration: Pixels
-    unseen: Pixels | None
+    unseen: Pixels | None = None
+    classes: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ def held_out_photos(spec: Spec) -> Crops:
     files = [file for name in PHOTOS for file in sorted(folder.glob(f"{name}.*"))]
     files += sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))
     return Crops([photo(file) for file in files], spec, "held-out photos")
+
+
+NAMES = ("resnet18", "mobilenet_v3_small", "convnext", "vision_transformer")
+"""Of `architectures`."""
 
 
 def architectures() -> "dict[str, Callable[[], nn.Module]]":
@@ -107,7 +112,7 @@ def trained(name: str, folder: Path) -> Trained:
         _train(module, normalise(images[known], SMALL), classes[known])
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(module.state_dict(), file)
-    return Trained(module.eval(), SMALL, images[known[:128]], images[unseen])
+    return Trained(module.eval(), SMALL, images[known[:128]], images[unseen], classes[unseen])
 
 
 def demo() -> Trained:
@@ -118,7 +123,7 @@ def demo() -> Trained:
     built = build(str(ROOT / "weights" / "imagenet"), options)
     assert built.architecture.module is not None
     calibration = np.concatenate(list(of_package((), built.spec)))[1::2]
-    return Trained(built.architecture.module, built.spec, calibration, None)
+    return Trained(built.architecture.module, built.spec, calibration)
 
 
 def findings(name: str, model: Trained, options: ModelOptions) -> Iterator[Finding]:
@@ -131,8 +136,8 @@ def findings(name: str, model: Trained, options: ModelOptions) -> Iterator[Findi
     crops = [of_package((), model.spec), held_out_photos(model.spec)]
     examiner = Examiner(engines, crops[0])
     others: list[tuple[Iterable[Pixels], Reference]] = [(crops[1], Examiner(engines, crops[1]).reference())]
-    if model.unseen is not None:
-        others.append(_own(engines, model.unseen))
+    if model.unseen is not None and model.classes is not None:
+        others.append(_own(engines, model.unseen, model.classes))
     for candidate in engines.candidates():
         if candidate.engine != "openvino" or candidate.precision == "fp32":
             continue
@@ -171,23 +176,37 @@ def markdown(found: Sequence[Finding]) -> str:
         figures += [_kept(one.guard), "yes" if one.accepted else "no"]
         for evidence in (one.photos, one.own):
             figures += ["", ""] if evidence is None else [f"{evidence.mean:.4f}", _kept(evidence)]
+        own = one.own
+        figures.append(f"{_percent(own.reference_accuracy)}, {_percent(own.accuracy)}" if own else "")
         lines.append(figures)
     heads = (
         *("model", "precision", "mean", "with margin", "same where clear", "accepted"),
-        *("held-out photos: mean", "same where clear", "held-out digits: mean", "same where clear"),
+        *(
+            "held-out photos: mean",
+            "same where clear",
+            "held-out digits: mean",
+            "same where clear",
+            "accuracy at fp32, here",
+        ),
     )
     return table(heads, lines)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _kept(evidence: Evidence) -> str:
     return f"{evidence.kept} of {evidence.clear}"
 
 
-def _own(engines: EngineFactory, images: Pixels) -> tuple[list[Pixels], Reference]:
+def _own(
+    engines: EngineFactory, images: Pixels, classes: NDArray[np.int64]
+) -> tuple[list[Pixels], Reference]:
     """Images of the model's own kind, in batches, and what the reference answers to them."""
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     engine = engines.make(Candidate("torch", "fp32", "cpu", engines.options.cpus))
-    origin = of_package((), engines.spec).origin._replace(photos=len(images), source="held-out digits")
+    origin = Origin(len(images), "held-out digits", own=True, labels=tuple(classes.tolist()))
     reference = Reference(scores(CLASSIFICATION, engine, batches), origin)
     engine.close()
     return batches, reference
@@ -226,7 +245,7 @@ def main(folder: Path) -> None:
     """Print the table, and leave with 1 if what was accepted does not keep its promise."""
     options = ModelOptions(tune_budget=0.0)
     found: list[Finding] = list(findings("efficientnet-lite0, ImageNet", demo(), options))
-    for name in architectures():
+    for name in NAMES:
         found += findings(f"{name}, digits", trained(name, folder), options)
     print(markdown(found))
     rule = Rule.of(options)
