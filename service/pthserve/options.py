@@ -80,8 +80,8 @@ class ModelOptions(BaseModel):
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the model "
-        "is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
+        description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the "
+        "model is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
     )
     calibration: Path | None = Field(None, description="folder of images for int8 calibration")
     decode: Literal["exact", "fast"] = Field(

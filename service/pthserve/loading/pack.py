@@ -62,14 +62,12 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     reference = engines.reference(images)
     int8 = settings.precision == "int8"
     engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
+    packable = replace(engines, module=None)  # as the packed model is served
     proof = examiner(engines, built.card.golden, built.labels)
-    proof.reference()
-    # Without the module, as the packed model is served.
-    proof = replace(proof, engines=replace(engines, module=None))
-    plan, engine = tune(proof, digest)
+    auto = settings.model_copy(update={"precision": "auto"})
+    proof.examine_all(replace(packable, options=auto).candidates())
+    plan, engine = tune(replace(proof, engines=packable), digest)
     if plan.digest != digest:  # a plan that was measured has its own evidence
-        auto = settings.model_copy(update={"precision": "auto"})
-        proof.examine_all(replace(proof.engines, options=auto).candidates())
         plan = replace(plan, evidence=tuple(proof.evidence.values()))
 
     made = Packed(
