@@ -161,13 +161,21 @@ class Examiner:
 
     def _examined(self, engine: Engine) -> Evidence:
         found = None
-        if (engine.name, engine.precision) == ("openvino", "fp32"):
-            found = self._proven(engine) if self.engines.module is None else self._exact()
-        elif (engine.name, engine.precision, self.engines.device()) == ("torch", "fp32", "cpu"):
-            first = list(islice(self.crops, CHECKED // BATCH))  # it is the reference itself
+        if self._is_reference(engine):
+            first = list(islice(self.crops, CHECKED // BATCH))
             same = Reference(scores(self.engines.task, engine, first), self.crops.origin)
             found = compare(self.engines.task, engine, same.scores, same)
+        elif (engine.name, engine.precision) == ("openvino", "fp32"):
+            found = self._proven(engine) if self.engines.module is None else self._exact()
         return found or examine(self.engines.task, engine, self.crops, self.reference())
+
+    def _is_reference(self, engine: Engine) -> bool:
+        """Whether an engine is PyTorch at fp32 on a CPU, or what an exported model has in its place."""
+        if engine.precision != "fp32":
+            return False
+        if engine.name == "torch":
+            return self.engines.device() == "cpu"
+        return self.engines.module is None and self.proof is None
 
     def _golden_disagreement(self, engine: Engine) -> str:
         """Return the golden image that an engine does not answer as known, although fp32 does; or ""."""
