@@ -57,7 +57,7 @@ def _ratios(findings: Findings) -> str:
         spread = f"{min(row.ratios):.3g} to {max(row.ratios):.3g}" if len(row.ratios) > 1 else ""
         reached = "yes" if row.reached else "no"
         lines.append((row.name, f"{row.ratio:.3g}", spread, wanted, f"{row.bound:.3g}", reached))
-    return _table(("", "ratio", "least to most", "wanted", "bound", "reached"), lines)
+    return table(("", "ratio", "least to most", "wanted", "bound", "reached"), lines)
 
 
 def _rates(findings: Findings) -> str:
@@ -76,7 +76,7 @@ def _rates(findings: Findings) -> str:
         *("", "8 clients", "its cores", "the clients' cores", "64 clients", "8, 4000x3000", "1 client, ms"),
         *("ready after, s", "memory then, MiB"),
     )
-    return _table(heads, lines)
+    return table(heads, lines)
 
 
 def _costs(findings: Findings) -> str:
@@ -101,8 +101,8 @@ def _costs(findings: Findings) -> str:
     heads = ("forward", "decode", "rest of the service")
     return "\n\n".join(
         (
-            _table(("8 clients, ms of a core", *heads, "clients", "idle, others", "all"), loaded),
-            _table(("1 client, ms", *heads, "all"), lone),
+            table(("8 clients, ms of a core", *heads, "clients", "idle, others", "all"), loaded),
+            table(("1 client, ms", *heads, "all"), lone),
         )
     )
 
@@ -126,7 +126,7 @@ def _bare(findings: Findings) -> str:
         *(f"forward, batch of {batch}, ms an image" for batch in BATCHES),
         *(f"limit with `{how}`" for how in DECODES),
     )
-    return _table(("", *heads), lines)
+    return table(("", *heads), lines)
 
 
 def _median(findings: Findings, key: Key) -> Sample:
@@ -140,6 +140,7 @@ def _median(findings: Findings, key: Key) -> Sample:
     )
 
 
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; all columns but the first are aligned to the right."""
     rule = ["---", *("---:" for _ in heads[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))

@@ -80,7 +80,8 @@ class ModelOptions(BaseModel):
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="number format of the computation; tf32 needs CUDA; `auto` never selects int8",
+        description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the "
+        "model is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
     )
     calibration: Path | None = Field(None, description="folder of images for int8 calibration")
     decode: Literal["exact", "fast"] = Field(
@@ -103,12 +104,24 @@ class ModelOptions(BaseModel):
     max_pixels: int = Field(
         50_000_000, ge=1, le=1_000_000_000, description="maximum size of an image in pixels"
     )
+    validation: Path | None = Field(
+        None,
+        description="images on which engines and precisions are compared with fp32 PyTorch: a folder, one "
+        "with a subfolder for each class, or a CSV file of images and classes; default: the golden images "
+        "and the sample images of the package",
+    )
     tolerance: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="maximum difference of a probability from fp32 that is accepted for a plan or a "
-        "golden image",
+        description="maximum difference of a probability from fp32 PyTorch: on average over at least 200 "
+        "images for an engine and precision, and for each golden image from its known answer",
+    )
+    max_accuracy_drop: str | None = Field(
+        None,
+        pattern=r"^\d{1,2}(\.\d{1,6})?%$",
+        description="maximum drop in accuracy from fp32 PyTorch, such as `0.5%`, on the labelled images of "
+        "`validation`; it decides on an engine and precision instead of `tolerance`",
     )
     tune_budget: float = Field(
         10.0,
@@ -134,6 +147,11 @@ class ModelOptions(BaseModel):
         if value is not None and not whole(value).isprintable():
             raise ValueError("must be printable text, since it is part of URLs, metrics and the log")
         return value
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """`max_accuracy_drop` as a share, 0 to 1."""
+        return None if self.max_accuracy_drop is None else float(self.max_accuracy_drop[:-1]) / 100
 
     @property
     def code_modules(self) -> frozenset[str]:

@@ -23,7 +23,7 @@ from pthserve.loading.load import Built, build, load
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import samples
+from pthserve.planning.crops import samples
 
 from .exports import CLASSES, SIDE, logits, network
 

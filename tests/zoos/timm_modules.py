@@ -90,7 +90,8 @@ def draw(seed: int, count: int) -> list[str]:
     while len(drawn) < count:
         before = len(drawn)
         for family in turns:
-            if len(drawn) < count and (name := _next(families[family], first=before == 0)):
+            name = _next(families[family], first=before == 0) if len(drawn) < count else None
+            if name:
                 drawn.append(name)
         assert len(drawn) > before, "there are not so many"
     return drawn

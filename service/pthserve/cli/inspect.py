@@ -11,6 +11,7 @@ from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
 from pthserve.errors import AmbiguousArchitecture
 from pthserve.images.spec import Spec
+from pthserve.planning.agreement import Evidence
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -164,6 +165,7 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
         "plan": plan["reason"],
+        **{f"{one['engine']} {one['precision']}": Evidence(**one).words() for one in plan["evidence"]},
     }
 
 

@@ -1,16 +1,20 @@
 """Whether a model gives its golden images their known answers, and what follows where it does not."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pthserve.engines.base import Engine
 from pthserve.errors import GoldenError, PackError, RequestError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, crop
+from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.options import ModelOptions
-from pthserve.tasks.base import Agreement, GoldenResult
+from pthserve.tasks.base import Agreement, GoldenResult, Task
 
 _log = logging.getLogger(__name__)
 
@@ -36,31 +40,56 @@ def apply_golden_policy(model: Model, settings: ModelOptions) -> str:
 
 def check_golden(model: Model, tolerance: float, decode: Decode = "exact") -> Agreement:
     """Whether `model` gives its golden images their answers, as far as these are known."""
-    found = [_output(model, one, decode) for one in model.golden]
-    outputs = [output for output in found if not isinstance(output, GoldenResult)]
-    seen = [
-        one for one, output in zip(model.golden, found, strict=True) if not isinstance(output, GoldenResult)
-    ]
-    checked = iter(model.task.check_golden(np.stack(outputs), seen, model.labels, tolerance) if seen else ())
-    results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
-    return Agreement(
-        max((result.difference for result in results), default=0.0),
-        tuple(
-            f"{one.image.name}: {result.reason}"
-            for one, result in zip(model.golden, results, strict=True)
-            if result.reason
-        ),
+    return GoldenImages(model.golden, model.spec, model.task, model.labels, tolerance, decode).check(
+        model.forward
     )
 
 
-def _output(model: Model, one: Golden, decode: Decode) -> NDArray[np.float32] | GoldenResult:
-    """The model's outputs for a golden image, or why there are none that could be checked."""
-    if one.kind != model.task.golden_kind:
-        return GoldenResult(
-            0.0, f"states an answer of another task ({one.kind}), but the task is {model.task.name}"
+@dataclass(frozen=True, slots=True)
+class GoldenImages:
+    """The golden images of a model, on which its engines are checked; see `check_golden`."""
+
+    golden: Sequence[Golden]
+    spec: Spec
+    task: Task
+    labels: tuple[str, ...]
+    tolerance: float
+    decode: Decode = "exact"
+
+    def check(self, engine: Engine) -> Agreement:
+        """Whether `engine` gives them their answers, as far as these are known."""
+        found = [self._output(engine, one) for one in self.golden]
+        outputs = [output for output in found if not isinstance(output, GoldenResult)]
+        seen = [
+            one
+            for one, output in zip(self.golden, found, strict=True)
+            if not isinstance(output, GoldenResult)
+        ]
+        checked = iter(
+            self.task.check_golden(np.stack(outputs), seen, self.labels, self.tolerance) if seen else ()
         )
-    try:
-        image = crop(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)
-    except (OSError, PackError, RequestError) as error:
-        return GoldenResult(0.0, f"cannot be read: {error}")
-    return np.asarray(model.forward(image[None])[0])
+        results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
+        return Agreement(
+            max((result.difference for result in results), default=0.0),
+            tuple(
+                f"{one.image.name}: {result.reason}"
+                for one, result in zip(self.golden, results, strict=True)
+                if result.reason
+            ),
+        )
+
+    def disagreements(self, engine: Engine) -> tuple[str, ...]:
+        """Those that `engine` does not give their answers, a sentence each."""
+        return self.check(engine).disagreements
+
+    def _output(self, engine: Engine, one: Golden) -> NDArray[np.float32] | GoldenResult:
+        """The engine's outputs for a golden image, or why there are none that could be checked."""
+        if one.kind != self.task.golden_kind:
+            return GoldenResult(
+                0.0, f"states an answer of another task ({one.kind}), but the task is {self.task.name}"
+            )
+        try:
+            image = crop(one.read(), self.spec, decode=self.decode, max_pixels=OWN_MAX_PIXELS)
+        except (OSError, PackError, RequestError) as error:
+            return GoldenResult(0.0, f"cannot be read: {error}")
+        return np.asarray(engine(image[None])[0])

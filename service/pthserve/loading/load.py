@@ -19,12 +19,15 @@ from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
+from pthserve.loading.golden import GoldenImages
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.loading.settle import Reading, settle
 from pthserve.options import ModelOptions
-from pthserve.planning import agreement
+from pthserve.planning import crops, validation
+from pthserve.planning.agreement import Evidence
 from pthserve.planning.candidates import EngineFactory
+from pthserve.planning.examiner import Examiner, Proof
 from pthserve.planning.tune import tune
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import choose, make
@@ -162,9 +165,9 @@ def load(
         return _unpacked(packed.read(path), settings, measure)
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
-    images = proof_images(described.golden, built.spec)
+    golden_images(described.golden, built.spec)  # before the rest takes its time
     engines = EngineFactory(found.module, built.spec, settings, built.task, graph=found.graph)
-    plan, engine = tune(engines, built.weights.digest, images)
+    plan, engine = tune(examiner(engines, described.golden, built.labels), built.weights.digest)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -183,6 +186,32 @@ def load(
     )
 
 
+def examiner(
+    engines: EngineFactory,
+    golden: Sequence[Golden],
+    labels: tuple[str, ...],
+    *,
+    proof: Proof | None = None,
+    known: Sequence[Evidence] = (),
+) -> Examiner:
+    """What compares the engines of a model with fp32 PyTorch, on the images that its options name.
+
+    Args:
+        golden: the golden images, which an engine must give their answers unless the policy is `off`.
+        proof: PyTorch's answers of a packed model; known: its evidence.
+
+    Raises:
+        EngineError: these images cannot be read.
+    """
+    options, spec, task = engines.options, engines.spec, engines.task
+    check = None
+    if golden and options.golden != "off":
+        images = GoldenImages(golden, spec, task, labels, options.tolerance, options.decode)
+        check = images.disagreements
+    compared = validation.crops(options, golden, spec, labels if task.golden_kind == "class" else ())
+    return Examiner(engines, compared, proof, known, check)
+
+
 def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
@@ -194,14 +223,12 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed for the task {model.task.name}, not {settings.task}; pack the "
             f"weights again with --task {settings.task}"
         )
-    images, reference = model.proof()
     options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
     engines = EngineFactory(
         *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
     )
-    plan, engine = tune(
-        engines, model.digest, images, known=None if measure else model.plan, reference=reference
-    )
+    proof = examiner(engines, model.golden, model.labels, proof=model.proof(), known=model.plan.evidence)
+    plan, engine = tune(proof, model.digest, known=None if measure else model.plan)
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
@@ -302,13 +329,16 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
 
 
 def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
-    """What an engine must answer as the reference does: the golden images, or else the samples that ship."""
-    if not golden:
-        return agreement.sample_images(spec)
+    """What a pack has PyTorch's answers to: the golden images, or else the samples that ship."""
+    return np.stack(golden_images(golden, spec)) if golden else crops.sample_images(spec)
+
+
+def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Pixels]:
+    """The golden images of a card as the model sees them; raises CardError for one that cannot be read."""
     images = []
     for one in golden:
         try:
             images.append(crop(one.read(), spec, max_pixels=OWN_MAX_PIXELS))
         except (OSError, RequestError) as error:
             raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
-    return np.stack(images)
+    return images

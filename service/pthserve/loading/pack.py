@@ -17,7 +17,7 @@ from pthserve.files.golden import Golden
 from pthserve.files.weights import Progress
 from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
-from pthserve.loading.load import Built, build, proof_images
+from pthserve.loading.load import Built, build, examiner, proof_images
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning.candidates import Candidate, EngineFactory
@@ -62,8 +62,13 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     reference = engines.reference(images)
     int8 = settings.precision == "int8"
     engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
-    # Without the module, as the packed model is served.
-    plan, engine = tune(replace(engines, module=None), digest, images, reference=reference)
+    packable = replace(engines, module=None)  # as the packed model is served
+    proof = examiner(engines, built.card.golden, built.labels)
+    auto = settings.model_copy(update={"precision": "auto"})
+    proof.examine_all(replace(packable, options=auto).candidates())
+    plan, engine = tune(replace(proof, engines=packable), digest)
+    if plan.digest != digest:  # a plan that was measured has its own evidence
+        plan = replace(plan, evidence=tuple(proof.evidence.values()))
 
     made = Packed(
         folder,

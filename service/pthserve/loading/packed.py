@@ -28,8 +28,9 @@ from pthserve.files.golden import Golden
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.loading import manifest
-from pthserve.loading.manifest import format_of
+from pthserve.loading.manifest import FORMAT
 from pthserve.loading.model import Model
+from pthserve.planning.examiner import Proof
 from pthserve.planning.plan import Plan
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import task_fields
@@ -107,14 +108,14 @@ class Packed:
         """Bytes of all its files."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
-    def proof(self) -> tuple[Pixels, NDArray[np.float32]]:
+    def proof(self) -> Proof:
         """The images that an engine is held to, and what fp32 PyTorch says of them, as the task's scores.
 
         Raises:
             PackError: the files are none of that, or were changed since the model was read.
         """
         images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
-        return images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs))
+        return Proof(images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs)))
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
         file = self.folder / name
@@ -143,7 +144,7 @@ class Packed:
     def to_json(self) -> str:
         """The manifest; the same model, the same text."""
         values = {
-            "format": format_of(self.task),
+            "format": FORMAT,
             **{name: getattr(self, name) for name in _PLAIN},
             "labels": list(self.labels),
             **({"task": task_fields(self.task)} if self.task != CLASSIFICATION else {}),

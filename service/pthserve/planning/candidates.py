@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from pthserve.files import regular_files
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, normalise
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
+from pthserve.planning.crops import images_of, spaced
 from pthserve.tasks.base import Task
 from pthserve.tasks.classification import CLASSIFICATION
 
@@ -77,7 +77,7 @@ class EngineFactory:
         Raises:
             EngineError: There is none.
         """
-        options, device = self.options, self._device()
+        options, device = self.options, self.device()
         auto = dict(self._auto(device))
         candidates = [
             Candidate(engine, precision, device, options.cpus)
@@ -117,7 +117,7 @@ class EngineFactory:
                 )
             from pthserve.engines.openvino_engine import quantize
 
-            images = calibration_images(self.options.calibration, self.spec)
+            images = calibration_images(self.options, self.spec)
             self.quantized = quantize(self.graph, normalise(images, self.spec))
 
     def make(self, candidate: Candidate) -> Engine:
@@ -142,7 +142,8 @@ class EngineFactory:
         engine.close()
         return scores
 
-    def _device(self) -> str:
+    def device(self) -> str:
+        """Return the device that runs the model: `cpu` or `cuda`."""
         if self.options.device != "auto":
             return self.options.device
         if self.module is None or self.options.engine == "openvino" or self.options.precision == "int8":
@@ -164,23 +165,27 @@ class EngineFactory:
             yield "torch", torch_engine.precisions(device)
 
 
-def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
-    """Read and preprocess the images of `folder`: uint8 (n, height, width, channels).
+def calibration_images(options: ModelOptions, spec: Spec) -> Pixels:
+    """Read and preprocess the calibration images: uint8 (n, height, width, channels).
 
-    Subfolders are included, and files that are not images are skipped. If there are more than
-    CALIBRATION_IMAGES files, evenly spaced ones are used.
+    Subfolders are included, and files that are not images are skipped. Unless there are validation images,
+    every second image is left for the comparison with fp32 PyTorch; see `validation.crops`. If there are more
+    than CALIBRATION_IMAGES, evenly spaced ones are used.
 
     Raises:
         EngineError: There is no folder, or it contains no image.
     """
+    folder = options.calibration
     if folder is None:
         raise EngineError("int8 needs calibration images: set --calibration to a folder of images")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = images_of(folder)
+    if options.validation is None:
+        files = files[::2]
     images: list[Pixels] = []
-    for index in np.unique(np.linspace(0, len(files) - 1, CALIBRATION_IMAGES).astype(int)) if files else ():
+    for file in spaced(files, CALIBRATION_IMAGES):
         try:
             images.append(
-                crop(regular_files.read(files[index], regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
+                crop(regular_files.read(file, regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
             )
         except (RequestError, OSError):
             continue

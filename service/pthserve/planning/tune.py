@@ -1,6 +1,6 @@
 """Tune: measure the candidates on this machine and choose the one that serves most images.
 
-A candidate counts only if its answers to the proof images agree with fp32 PyTorch.
+A candidate counts only if its answers agree with those of fp32 PyTorch; see `agreement`.
 """
 
 import logging
@@ -10,17 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pthserve.engines.base import Engine
-from pthserve.engines.cpu import cpu
+from pthserve.engines.cpu import cpu, library
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import compare
-from pthserve.planning.candidates import Candidate, EngineFactory
+from pthserve.planning.candidates import Candidate
+from pthserve.planning.examiner import Examiner
 from pthserve.planning.plan import Plan, Trial
-from pthserve.planning.plan_files import cache_file, fits, library, read, write
+from pthserve.planning.plan_files import cache_file, fits, read, write
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 """Batch sizes at which the best candidate is measured."""
@@ -50,7 +49,7 @@ class Measurement:
     Attributes:
         candidate: The configuration.
         engine: The engine; open only while the candidate is the best one.
-        difference: Largest difference from the reference; see `Agreement`.
+        difference: Largest difference from the reference; see `Evidence`.
         cpus: Number of CPUs that the engine shares with the decoders.
         rates: Images per second by batch size.
     """
@@ -103,42 +102,35 @@ class Measurement:
         ]
 
 
-def tune(
-    engines: EngineFactory,
-    digest: str,
-    images: Pixels,
-    *,
-    known: Plan | None = None,
-    reference: NDArray[np.float32] | None = None,
-) -> tuple[Plan, Engine]:
+def tune(examiner: Examiner, digest: str, *, known: Plan | None = None) -> tuple[Plan, Engine]:
     """Choose a plan for a model on this machine, and make the engine that runs it.
 
     A plan from `options.plan`, from `options.cache_dir` or `known` is used if it was measured for these
     weights on such a processor. Otherwise candidates are measured for `options.tune_budget` seconds, not
-    counting conversion and calibration. With a budget of 0, the first candidate that agrees with the
-    reference is chosen; for a packed model, the one with the fewest bits is tried first.
+    counting conversion, calibration and the comparison with fp32 PyTorch. With a budget of 0, the first
+    candidate that agrees with the reference is chosen; for a packed model, the one with the fewest bits is
+    tried first.
 
     Args:
-        engines: Makes the engines of the model.
+        examiner: Has the engines of the model, and compares them with fp32 PyTorch.
         digest: SHA-256 of the weights.
-        images: Proof images, uint8 (n, height, width, channels), on which candidates must agree with the
-            reference.
         known: The plan of a packed model.
-        reference: The scores of the reference on `images`, float32 (n, outputs); computed if None.
 
     Raises:
         EngineError: No candidate runs the model and agrees with the reference.
     """
+    engines = examiner.engines
     options = engines.options
     cached = cache_file(digest, options)
+    photos = None if options.validation is None else examiner.crops.origin.digest
     for plan in (options.plan and read(options.plan), _read_if_valid(cached), known):
-        if plan and fits(plan, digest, options, engines.task.name):
+        if plan and fits(plan, digest, options, engines.task.name, photos):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
             engines.prepare([candidate])
             return replace(plan, max_batch=options.max_batch or plan.max_batch), engines.make(candidate)
     if options.plan:
         _log.warning("%s does not fit these weights, this processor or these settings", options.plan)
-    plan, engine = _choose(engines, digest, images, reference)
+    plan, engine = _choose(examiner, digest)
     if known and known.digest and not plan.digest:
         plan = replace(
             plan, reason=f"{plan.reason}; the plan of the pack is for {known.cpu}, {known.library}"
@@ -148,10 +140,9 @@ def tune(
     return plan, engine
 
 
-def _choose(
-    engines: EngineFactory, digest: str, images: Pixels, reference: NDArray[np.float32] | None
-) -> tuple[Plan, Engine]:
+def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
     """Measure the candidates, and return the plan and the open engine of the best one."""
+    engines = examiner.engines
     options = engines.options
     candidates = engines.candidates()
     if engines.module is None and not options.tune_budget:
@@ -162,14 +153,14 @@ def _choose(
     except EngineError as error:
         failed = [_failed(one, str(error)) for one in candidates if one.engine == "openvino"]
         candidates = [one for one in candidates if one.engine != "openvino"]
-    if reference is None:
-        reference = engines.reference(images)
+    images = next(iter(examiner.crops))
 
     end = time.monotonic() + options.tune_budget
     best: Measurement | None = None
     measured: list[Measurement] = []
     halved = False
-    while best is None or time.monotonic() <= end:
+    before = examiner.seconds
+    while best is None or time.monotonic() <= end + examiner.seconds - before:
         if candidates:
             candidate = candidates.pop(0)
         elif best and not halved and best.candidate.device == "cpu" and best.candidate.threads > 1:
@@ -177,7 +168,8 @@ def _choose(
             candidate = best.candidate._replace(threads=best.candidate.threads // 2)
         else:
             break
-        result = _measure(engines, candidate, images, reference, end, required=best is None)
+        limit = end + examiner.seconds - before
+        result = _measure(examiner, candidate, images, limit, required=best is None)
         if isinstance(result, Trial):
             failed.append(result)
         else:
@@ -186,12 +178,15 @@ def _choose(
     if best is None:
         notes = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in failed)
         raise EngineError(f"no engine can run this model with these settings. {notes}")
-    best.measure(images, _sizes(BATCHES, options), end)
+    best.measure(images, _sizes(BATCHES, options), end + examiner.seconds - before)
 
     trials = (*(trial for one in measured for trial in one.trials()), *failed)
     engine, precision, device, threads = best.candidate
     plan = Plan(
-        engine, precision, device, threads, options.max_batch or 8, task=engines.task.name, trials=trials
+        *(engine, precision, device, threads, options.max_batch or 8),
+        task=engines.task.name,
+        trials=trials,
+        evidence=tuple(examiner.evidence.values()),
     )
     if not best.rates:
         reason = f"{best.candidate}, not measured: the first candidate that agrees with the reference"
@@ -208,10 +203,9 @@ def _choose(
 
 
 def _measure(
-    engines: EngineFactory,
+    examiner: Examiner,
     candidate: Candidate,
     images: Pixels,
-    reference: NDArray[np.float32],
     end: float,
     *,
     required: bool,
@@ -221,16 +215,19 @@ def _measure(
     Args:
         required: Measure it even if the time is over: a plan without any measurement is not kept.
     """
-    options = engines.options
+    options = examiner.engines.options
     try:
-        engine = engines.make(candidate)
+        engine = examiner.engines.make(candidate)
     except EngineError as error:
         return _failed(candidate, str(error))
-    agreement = compare(engines.task, engine, images, reference, options.tolerance)
-    if not agreement.agrees:
+    before = examiner.seconds
+    refusal = examiner.refusal(engine)
+    end += examiner.seconds - before
+    difference = examiner.evidence[engine.name, engine.precision].largest
+    if refusal:
         engine.close()
-        return _failed(candidate, agreement.disagreements[0], agreement.difference)
-    measurement = Measurement(candidate, engine, agreement.difference, options.cpus)
+        return _failed(candidate, refusal, difference)
+    measurement = Measurement(candidate, engine, difference, options.cpus)
     if required and options.tune_budget:
         end = max(end, time.monotonic() + SLICE)
     measurement.measure(images, _sizes(COMPARED, options), end)

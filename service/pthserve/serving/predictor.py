@@ -26,8 +26,10 @@ from pthserve.metrics import (
     SATURATION,
     Rejection,
     count_rejection,
+    show_agreement,
     timed_inference,
 )
+from pthserve.planning.agreement import Evidence
 from pthserve.serving.admission import Admission
 from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
@@ -153,6 +155,7 @@ class Predictor:
                 "precision": model.forward.precision,
             }
         )
+        _show(model.plan.agreement)
 
     def record_reload(self, outcome: Mapping[str, object]) -> None:
         """Keep the outcome of an attempt to replace the model."""
@@ -314,3 +317,12 @@ def _photo(spec: Spec) -> bytes:
     file = io.BytesIO()
     Image.fromarray(noise).convert("L" if spec.channels == 1 else "RGB").save(file, "JPEG")
     return file.getvalue()
+
+
+def _show(agreement: Evidence | None) -> None:
+    """Show in the metrics how the model compares with fp32 PyTorch."""
+    if agreement is None:
+        show_agreement({}, None, None, None)
+        return
+    differences = {"mean": agreement.mean, "p95": agreement.p95, "largest": agreement.largest}
+    show_agreement(differences, agreement.same, agreement.clear, agreement.kept)
