@@ -316,7 +316,7 @@ class Fields(_Fields):
             if getattr(self, name) is not None and self.task not in (None, *tasks):
                 wanted = " or ".join(f"`task: {task}`" for task in tasks)
                 raise ValueError(f"`{name}` is for {wanted}, and the task is {self.task}")
-        wanted = "classification" if self.task == "binary" else self.task
+        wanted: TaskName | None = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
             of_label = wanted == "multilabel" and image.probability is not None  # one label's probability
             if wanted not in (None, KINDS[image.kind]) and not of_label:
