@@ -143,8 +143,7 @@ def _labels(values: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
         )
     except ValueError as error:
         raise CardError(f"{file}: id2label: {error}") from error
-    placeholders = all(label == f"LABEL_{number}" for number, label in enumerate(labels))
-    return None if placeholders else labels
+    return None if label_files.are_placeholders(labels) else labels
 
 
 @contextlib.contextmanager
