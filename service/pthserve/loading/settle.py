@@ -310,10 +310,12 @@ def _decide(
     for tolerance in trial.tolerances:
         agreeing = [one for one, worst in differences.items() if worst <= tolerance]
         if assumed in agreeing:
+            # What agrees less than such precise numbers could is not shown to be right.
+            exact = tolerance == trial.tolerances[0]
             return assumed, {
                 subject
                 for subject in open_subjects
-                if all(one.values[subject] == assumed.values[subject] for one in agreeing)
+                if exact and all(one.values[subject] == assumed.values[subject] for one in agreeing)
             }
         if len(agreeing) == 1 and enough:
             return agreeing[0], open_subjects
