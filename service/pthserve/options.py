@@ -46,7 +46,7 @@ class ModelOptions(BaseModel):
     The environment is not read here; `Settings.read`, which has these options too, reads it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     sha256: str | None = Field(
         None,

@@ -34,7 +34,7 @@ class TorchEngine:
     """A module in eval mode, its weights channels-last; see `Engine`.
 
     module: from float32 (n, channels, height, width) to (n, classes). At fp32 on CPU it is used as it is, and
-    its parameters are laid out anew; else a copy is.
+    its parameters are laid out again; else those of a copy are.
     threads: of the CPU's, on one batch.
     device: cpu or cuda.
 

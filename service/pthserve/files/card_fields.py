@@ -99,7 +99,7 @@ Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Preprocessing(_Fields):
@@ -242,14 +242,14 @@ class OutputFields(_Fields):
     unit: Word | None = Field(None, description="its unit, such as `years`")
     range: Annotated[tuple[Finite, Finite], Field()] | None = Field(
         None,
-        description="the least and the largest value: differences are measured as shares of what is "
+        description="the minimum and the maximum: differences are measured as shares of the range "
         "between; default: of the largest value that is known",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError("`range` must be the least and the largest value, in this order")
+            raise ValueError("`range` must be the minimum and the maximum, in this order")
         return self
 
 
@@ -315,13 +315,13 @@ class Fields(_Fields):
         for name, tasks in PARAMETERS.items():
             if getattr(self, name) is not None and self.task not in (None, *tasks):
                 theirs = " or ".join(f"`task: {task}`" for task in tasks)
-                raise ValueError(f"`{name}` is for {theirs}, and the task is {self.task}")
+                raise ValueError(f"`{name}` is for {theirs}, but the task is {self.task}")
         wanted: TaskName | None = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
             of_label = wanted == "multilabel" and image.probability is not None  # one label's probability
             if wanted not in (None, KINDS[image.kind]) and not of_label:
                 raise ValueError(
-                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, and the task is "
+                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, but the task is "
                     f"{self.task}"
                 )
         names = [output.name for output in self.outputs or ()]

@@ -213,7 +213,7 @@ def _is_onnx(file: IO[bytes], size: int) -> bool:
     fields, end = _fields(file, size)
     if _is_graph_def(file, fields, end, size):
         raise WeightsError(
-            "is a graph of TensorFlow (GraphDef); convert the model to ONNX, `python -m tf2onnx.convert "
+            "is a TensorFlow graph (GraphDef); convert the model to ONNX, `python -m tf2onnx.convert "
             "--graphdef FILE --inputs ... --outputs ... --output model.onnx`, and serve the .onnx file"
         )
     if len(fields) < 2 or any(_ONNX_FIELDS.get(number) != wire for number, wire in fields.items()):
@@ -221,7 +221,7 @@ def _is_onnx(file: IO[bytes], size: int) -> bool:
     if end > size:
         raise WeightsError("is truncated or damaged (an ONNX model); save or download it again")
     if end == size and fields == _SAVED_MODEL_FIELDS:
-        raise WeightsError(f"is a SavedModel of TensorFlow; {_FROM_TENSORFLOW}")
+        raise WeightsError(f"is a TensorFlow SavedModel; {_FROM_TENSORFLOW}")
     return end == size and _ONNX_GRAPH in fields
 
 

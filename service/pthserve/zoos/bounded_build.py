@@ -17,7 +17,7 @@ _DEPTH = 4
 def check_numbers(value: Any, place: str, depth: int = 0) -> None:
     """Raise ArchitectureError where a number in `value`, which stands at `place`, is larger than NUMBER."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > NUMBER:
-        raise ArchitectureError(f"{place}: must be at most {NUMBER}")
+        raise ArchitectureError(f"{place}: is {value:g}; the limit is {NUMBER}")
     if depth < _DEPTH:
         for key, inner in value.items() if isinstance(value, dict) else ():
             check_numbers(inner, f"{place}: {quoted(key)}", depth + 1)

@@ -114,7 +114,7 @@ def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> 
             raise ArchitectureError(f"the weights do not fit {name} of {FILE}: {some(found)} {kind}")
     if report["unexpected_keys"]:
         raise ArchitectureError(
-            f"the weights do not fit {name} of {FILE}: nothing takes "
+            f"the weights do not fit {name} of {FILE}: it has no place for "
             f"{some(sorted(report['unexpected_keys']))}"
         )
     return model.eval()
