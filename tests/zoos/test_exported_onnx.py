@@ -24,6 +24,7 @@ from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
 from pthserve.planning.crops import samples
+from pthserve.tasks.classification import softmax
 
 from .exports import CLASSES, SIDE, logits, network
 
@@ -65,6 +66,24 @@ def test_a_pack_of_it_answers_the_same(tmp_path: Path) -> None:
     pack(str(network(tmp_path / "model.onnx")), tmp_path / "packed", OPTIONS)
     with load(str(tmp_path / "packed"), OPTIONS) as model:
         np.testing.assert_allclose(*answers(model), atol=1e-4)
+
+
+def test_golden_images_settle_its_preprocessing(tmp_path: Path) -> None:
+    """Nothing in the file says whether images were squashed or cropped."""
+    network(tmp_path / "model.onnx")
+    spec = Spec((SIDE, SIDE), (SIDE, SIDE))
+    golden = []
+    for number, photo in enumerate(samples()[:3]):
+        (tmp_path / f"{number}.jpg").write_bytes(photo)
+        pixels = crop(photo, spec, max_pixels=2**30)[None]
+        probabilities = softmax(logits(normalise(pixels, spec)))[0]
+        best = int(probabilities.argmax())
+        known = {"class_index": best, "probability": round(float(probabilities[best]), 6)}
+        golden.append({"image": f"{number}.jpg", **known})
+    (tmp_path / "model.yaml").write_text(json.dumps({"golden": golden}))
+    with load(str(tmp_path), OPTIONS) as model:
+        assert model.spec == spec
+        assert about(model, "preprocessing").origin is Origin.GOLDEN
 
 
 def test_it_is_quantised_on_a_folder_of_images(tmp_path: Path) -> None:

@@ -284,12 +284,12 @@ def _specs(described: "Card", found: "Architecture") -> list[Spec]:
             f"{described.file}: preprocessing produces {spec.channels} channels, but "
             f"the model needs {found.channels}"
         )
-    if not spec.assumed or found.preprocessing:
+    if not spec.assumed or (found.preprocessing and not found.preprocessing.uncertain):
         return [spec]
     size = min(spec.crop)
-    common = replace(spec, resize=round(size * 256 / 224), interpolation=Spec().interpolation)
-    if spec.channels == Spec().channels:
-        common = replace(common, mean=Spec().mean, std=Spec().std)
+    common = Spec(resize=round(size * 256 / 224), crop=spec.crop, assumed=True)
+    if spec.channels != common.channels:
+        common = replace(common, mean=spec.mean, std=spec.std)
     squashed = replace(spec, resize=spec.crop)
     return list(dict.fromkeys(replace(one, **stated) for one in (spec, common, squashed)))
 
