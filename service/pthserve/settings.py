@@ -231,6 +231,8 @@ _ORDER = (
     "tune_budget",
     "plan",
     "cache_dir",
+    "cache_size",
+    "no_cache",
     "golden",
     "reload_interval",
     "shadow",

@@ -177,7 +177,7 @@ def load(
     """
     path = Path(source)
     if packed.is_packed(path):
-        return _unpacked(packed.read(path), settings, measure)
+        return unpacked(packed.read(path), settings, measure=measure)
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     images = proof_images(described.golden, built.spec)
@@ -201,7 +201,14 @@ def load(
     )
 
 
-def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
+def unpacked(
+    model: Packed, settings: ModelOptions, *, measure: bool = False, known: Plan | None = None
+) -> Model:
+    """The model that was packed.
+
+    measure: as for `load`. known: a plan for it, which is used where it fits; by default the pack's, where
+    nothing is to be measured.
+    """
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, but {settings.sha256} is "
@@ -217,9 +224,9 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
     engines = EngineFactory(
         *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
     )
-    plan, engine = tune(
-        engines, model.digest, images, known=None if measure else model.plan, reference=reference
-    )
+    if known is None and not measure:
+        known = model.plan
+    plan, engine = tune(engines, model.digest, images, known=known, reference=reference)
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 
