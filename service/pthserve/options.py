@@ -129,14 +129,6 @@ class ModelOptions(BaseModel):
         description="folder in which packed models, and where it is set compiled models and plans, are "
         "cached; default: `pthserve` in the user's cache folder, for packed models",
     )
-    cache_size: int = Field(
-        4 * 2**30,
-        ge=0,
-        le=2**50,
-        description="maximum size of the packed models in the cache in bytes; the ones that were not used "
-        "for longest are removed",
-    )
-    no_cache: bool = Field(False, description="pack the model for each start, and keep nothing in the cache")
     golden: Literal["gate", "warn", "off"] = Field(
         "gate",
         description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "

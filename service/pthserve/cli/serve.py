@@ -29,7 +29,7 @@ def command(settings: Settings) -> None:
     from pthserve.serving.memory import share_an_arena
 
     share_an_arena()
-    loader = Loader(settings.model, settings)
+    loader = Loader(settings.model, settings, None if settings.no_cache else settings.cache_size)
 
     def load() -> "Model":
         with stages(settings.model) as watch:

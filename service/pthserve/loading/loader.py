@@ -44,11 +44,13 @@ class Loader:
     A model that replaces another is run as that one is, as far as its answers agree: what is measured while a
     service is busy says nothing.
 
-    stage: what is being done just now, in words, or "".
+    size: maximum bytes of the packed models in the cache; None keeps none. stage: what is being done just
+    now, in words, or "".
     """
 
-    def __init__(self, source: str, options: ModelOptions) -> None:
+    def __init__(self, source: str, options: ModelOptions, size: int | None = None) -> None:
         self.stage = ""
+        self._size = size
         self._source = source
         self._options = options
         self._watching: Watch | None = None
@@ -77,9 +79,9 @@ class Loader:
             return self._here()  # which says what is wrong with the file
         if onnx_files.may_be(found.card.weights):
             return self._here()
-        for place in (_temporary,) if options.no_cache else (_cache, _temporary):
+        for place in (_temporary,) if self._size is None else (_cache, _temporary):
             try:
-                with place(options) as cache:
+                with place(options, self._size or 0) as cache:
                     return self._from(cache, found)
             except UnusableCache as error:
                 _log.warning("the packed model is not kept for later starts: %s", error)
@@ -207,23 +209,23 @@ class Loader:
 
 
 @contextmanager
-def _cache(options: ModelOptions) -> Iterator[Cache]:
+def _cache(options: ModelOptions, size: int) -> Iterator[Cache]:
     """The cache in which later starts look."""
     root = options.cache_dir or user_cache()
     if root is None:
         raise UnusableCache("this user has no home folder; set --cache-dir")
-    yield Cache(root, options.cache_size)
+    yield Cache(root, size)
 
 
 @contextmanager
-def _temporary(options: ModelOptions) -> Iterator[Cache]:
+def _temporary(_: ModelOptions, size: int) -> Iterator[Cache]:
     """A cache for this time alone."""
     try:
         folder = tempfile.mkdtemp(prefix="pthserve-")
     except OSError as error:
         raise UnusableCache(str(error)) from error
     try:
-        yield Cache(Path(folder), options.cache_size)
+        yield Cache(Path(folder), size)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
