@@ -31,6 +31,7 @@ KINDS = {
     "apis__autoscaling__v2": ["HorizontalPodAutoscaler"],
     "apis__networking.k8s.io__v1": ["Ingress", "NetworkPolicy"],
     "apis__policy__v1": ["PodDisruptionBudget"],
+    "apis__resource.k8s.io__v1": ["ResourceClaimTemplate"],  # from 1.34
     "apis__rbac.authorization.k8s.io__v1": ["ClusterRole", "ClusterRoleBinding"],
 }
 OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
@@ -41,8 +42,11 @@ CUSTOM = [
     (OPERATOR, OPERATOR_CRD.format("prometheusrules")),
     (OPERATOR, OPERATOR_CRD.format("servicemonitors")),
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
+    ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml"),
+    ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
 ]
+COMPOSE = "github.com/compose-spec/compose-go/v2@v2.16.2"
 SKAFFOLD = "github.com/GoogleContainerTools/skaffold/v2@v2.16.1"
 
 
@@ -98,6 +102,8 @@ def builtin(version: str) -> None:
     folder = module(f"k8s.io/kubernetes@v{version}") / "api" / "openapi-spec" / "v3"
     shared: dict[str, Any] = {}
     for file, kinds in KINDS.items():
+        if not (folder / f"{file}_openapi.json").exists():
+            continue
         schemas = json.loads((folder / f"{file}_openapi.json").read_text())["components"]["schemas"]
         for kind in kinds:
             (name,) = (
@@ -121,28 +127,44 @@ def builtin(version: str) -> None:
 
 
 def custom(name: str, path: str) -> None:
-    """The served versions of one CRD."""
-    crd = yaml.safe_load((module(name) / path).read_text())["spec"]
-    for version in crd["versions"]:
-        schema = strict(version["schema"]["openAPIV3Schema"])
-        schema["properties"]["metadata"] = {"type": "object"}
+    """The versions of the CRDs in one file, without the autoscaler's own checkpoints."""
+    for document in yaml.safe_load_all((module(name) / path).read_text()):
+        crd = document["spec"]
         kind = crd["names"]["kind"].lower()
-        write(HERE / "custom" / f"{kind}-{crd['group'].split('.')[0]}-{version['name']}.json", schema)
+        if kind.endswith("checkpoint"):
+            continue
+        for version in crd["versions"]:
+            schema = strict(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            write(HERE / "custom" / f"{kind}-{crd['group'].split('.')[0]}-{version['name']}.json", schema)
+
+
+PROSE = {"description", "x-intellij-html-description", "default", "examples", "preferredOrder"}
+
+
+def bare(node: Any) -> Any:
+    """A schema without what explains it; the names of properties stay."""
+    if isinstance(node, list):
+        return [bare(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: {name: bare(inner) for name, inner in value.items()} if key == "properties" else bare(value)
+        for key, value in node.items()
+        if key == "properties" or not (key in PROSE and not isinstance(value, dict))
+    }
 
 
 def skaffold() -> None:
     """Skaffold's newest schema, which is strict as it is."""
-    prose = {"description", "x-intellij-html-description", "default", "examples", "preferredOrder"}
-
-    def bare(node: Any) -> Any:
-        if isinstance(node, list):
-            return [bare(item) for item in node]
-        if isinstance(node, dict):
-            return {key: bare(value) for key, value in node.items() if key not in prose}
-        return node
-
     schema = json.loads((module(SKAFFOLD) / "docs-v2/content/en/schemas/v4beta13.json").read_text())
     write(HERE / "custom" / "skaffold-v4beta13.json", bare(schema))
+
+
+def compose() -> None:
+    """The schema of the Compose specification, which is strict as it is."""
+    schema = json.loads((module(COMPOSE) / "schema/compose-spec.json").read_text())
+    write(HERE / "custom" / "compose-spec.json", bare(schema))
 
 
 if __name__ == "__main__":
@@ -151,3 +173,4 @@ if __name__ == "__main__":
     for crd in CUSTOM:
         custom(*crd)
     skaffold()
+    compose()

@@ -116,8 +116,8 @@ def test_for_code_of_the_user_s_the_packages_count_too(folder: Path, monkeypatch
     assert digest(folder, allow_code="net") != before.digest
 
 
-def test_the_files_beside_the_weights_are_those_that_the_zoos_look_for() -> None:
-    assert set(BESIDE) == {huggingface.FILE, image_processor.FILE, statements.CONFIG}
+def test_the_files_beside_the_weights_are_those_that_are_looked_for() -> None:
+    assert set(BESIDE) == {huggingface.FILE, image_processor.FILE, statements.CONFIG, "adapter_config.json"}
 
 
 def test_a_card_that_is_wrong_and_weights_that_are_missing_are_reported(folder: Path) -> None:

@@ -25,7 +25,6 @@ def command(settings: Settings) -> None:
     """
     from pthserve.cli.display import stages
     from pthserve.loading.loader import Loader
-    from pthserve.serving.ahead import Ahead
     from pthserve.serving.memory import share_an_arena
 
     share_an_arena()
@@ -35,11 +34,10 @@ def command(settings: Settings) -> None:
         with stages(settings.model) as watch:
             return loader(watch)
 
-    loading = Ahead(load, settings.model)
-    from pthserve.server import Server  # as long to import as a packed model takes to load
+    from pthserve.server import Server
 
     try:
-        server = Server(settings, loading, lambda: loader.stage)
+        server = Server(settings, load, lambda: loader.stage)
     except OSError as error:
         raise PthserveError(
             f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"

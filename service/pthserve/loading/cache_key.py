@@ -27,8 +27,8 @@ from pthserve.options import ModelOptions
 FORMAT = 1
 """Of an entry; a change of it makes all entries of before unknown."""
 
-BESIDE = ("config.json", "preprocessor_config.json")
-"""Files beside the weights that a zoo looks for; whether they are there decides, too."""
+BESIDE = ("config.json", "preprocessor_config.json", "adapter_config.json")
+"""Files beside the weights that are looked for; whether they are there decides, too."""
 
 LIBRARIES = (
     *("pthserve", "torch", "torchvision", "openvino", "nncf", "numpy", "pillow"),
