@@ -40,6 +40,14 @@ def _cgroup_v1() -> tuple[int, int]:
         return 0, 0
 
 
+def user_cache() -> Path | None:
+    """Return the folder for the user's caches of pthserve; None for a user without a home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pthserve"
+    except RuntimeError:
+        return None
+
+
 class ModelOptions(BaseModel):
     """How a model is loaded. Sizes are in bytes, times in seconds.
 
@@ -130,7 +138,11 @@ class ModelOptions(BaseModel):
         description="maximum tuning time in seconds when a model is loaded; 0 uses the default plan",
     )
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
-    cache_dir: Path | None = Field(None, description="folder in which compiled models and plans are cached")
+    cache_dir: Path | None = Field(
+        None,
+        description="folder in which packed models, and where it is set compiled models and plans, are "
+        "cached; default: `pthserve` in the user's cache folder, for packed models",
+    )
     golden: Literal["gate", "warn", "off"] = Field(
         "gate",
         description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "

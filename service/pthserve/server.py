@@ -51,13 +51,15 @@ class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
     load: makes the model, in a thread, while the ports already answer; and for each reload.
+    stage: what `load` is doing just now, in words, or "".
     Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
     cannot be sent.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Model], stage: Callable[[], str] = str) -> None:
         self._settings = settings
         self._load = load
+        self._stage = stage
         self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -109,7 +111,7 @@ class Server:
 
     async def _serve(self) -> None:
         predictor = Predictor(self._settings)
-        reload = Reload(predictor, self._settings, self._load)
+        reload = Reload(predictor, self._settings, self._load, self._stage)
         try:
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())

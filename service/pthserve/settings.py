@@ -62,6 +62,14 @@ class Settings(ModelOptions):
         le=2**40,
         description="maximum memory in bytes for all images that are being decoded; further images wait",
     )
+    cache_size: int = Field(
+        4 * 2**30,
+        ge=0,
+        le=2**50,
+        description="maximum size of the packed models in the cache in bytes; the ones that were not used "
+        "for longest are removed",
+    )
+    no_cache: bool = Field(False, description="pack the model for each start, and keep nothing in the cache")
     reload_interval: float = Field(
         0.0,
         ge=0,
@@ -233,6 +241,8 @@ _ORDER = (
     "tune_budget",
     "plan",
     "cache_dir",
+    "cache_size",
+    "no_cache",
     "golden",
     "reload_interval",
     "shadow",

@@ -50,6 +50,11 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "no torch to build a.pth",
     ),
     "slim has no GPU": ({"image": {"variant": "slim"}, "gpu": {"enabled": True}}, "image.variant to full"),
+    "a cache has one claim": ({"cache": {"create": True, "existingClaim": "caches"}}, "give one of them"),
+    "many pods do not share a cache of one": (
+        {"cache": {"create": True, "accessModes": ["ReadWriteOnce"]}, "replicas": 2},
+        "cache: a claim that is ReadWriteOnce",
+    ),
     "the demo is packed already": ({"pack": PACK}, "weights.source is demo"),
     "a pack has its claim": ({"weights": CLAIM, "pack": {"enabled": True}}, "pack.existingClaim"),
     "a pack has one claim": ({"weights": CLAIM, "pack": {**PACK, "existingClaim": "packs"}}, "not both"),

@@ -197,6 +197,23 @@ def test_a_download_s_credentials_come_from_the_secret_alone(helm: Helm) -> None
     assert "PTHSERVE_FETCH_AUTHORIZATION" not in [one["name"] for one in rendered.container["env"]]
 
 
+# The cache.
+
+
+@pytest.mark.parametrize(
+    ("name", "volume"),
+    [
+        ("defaults", {"emptyDir": {}}),
+        ("cache", {"persistentVolumeClaim": {"claimName": "cats-pthserve-cache"}}),
+        ("cache of a claim", {"persistentVolumeClaim": {"claimName": "caches"}}),
+    ],
+)
+def test_the_cache_is_the_pod_s_own_or_a_claim(name: str, volume: dict[str, Any], helm: Helm) -> None:
+    rendered = helm.render(SETS[name])
+    assert _volume(rendered.pod, "cache") == {"name": "cache", **volume}
+    assert not _mounts(rendered.container)["/var/cache/pthserve"].get("readOnly")
+
+
 # Packs.
 
 

@@ -222,7 +222,7 @@ def test_compiled_graphs_are_not_taken_from_where_others_may_write(
     with caplog.at_level(logging.WARNING, "pthserve"):
         OpenVINOEngine(graph, TINY, cache_dir=tmp_path)
     assert not list(tmp_path.rglob("*.blob"))
-    assert "compiled models are not cached, because users other" in caplog.text
+    assert "compiled models are not cached: users other" in caplog.text
 
 
 def test_a_cache_folder_that_cannot_be_made_is_done_without(

@@ -99,6 +99,10 @@ annotations:
 {{- .Values.weights.pvc.existingClaim | default (printf "%s-weights" (include "pthserve.fullname" .)) -}}
 {{- end -}}
 
+{{- define "pthserve.cacheClaim" -}}
+{{- .Values.cache.existingClaim | default (printf "%s-cache" (include "pthserve.fullname" .)) -}}
+{{- end -}}
+
 {{- define "pthserve.packClaim" -}}
 {{- .Values.pack.existingClaim | default (printf "%s-pack" (include "pthserve.fullname" .)) -}}
 {{- end -}}

@@ -36,6 +36,15 @@
 {{- fail "gpu.enabled needs torch: set image.variant to full." -}}
 {{- end -}}
 
+{{- with .Values.cache -}}
+{{- if and .existingClaim .create -}}
+{{- fail "cache.existingClaim names a claim and cache.create makes one: give one of them." -}}
+{{- end -}}
+{{- if or .existingClaim .create -}}
+{{- include "pthserve.refuseSingleWriter" (list $ . "cache" $most) -}}
+{{- end -}}
+{{- end -}}
+
 {{- with .Values.pack -}}
 {{- if .enabled -}}
 {{- if eq $.Values.weights.source "demo" -}}

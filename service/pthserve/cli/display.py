@@ -47,6 +47,28 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         yield update
 
 
+@contextmanager
+def stages(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback for what is being done, and the bytes done and in all (0 for none); None without a terminal.
+
+    It shows them on the terminal, while the block runs.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as bars:
+        bar = bars.add_task(quoted(what), total=None)
+
+        def update(stage: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"{quoted(what)}: {stage}", completed=done, total=total or None)
+
+        yield update
+
+
 def predictions(rows: "Sequence[tuple[str, Sequence[Row]]]") -> "Table":
     """A table with bars; rows: an image, and the lines of its answer."""
     from rich.bar import Bar

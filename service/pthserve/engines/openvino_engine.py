@@ -10,9 +10,7 @@ import ctypes
 import functools
 import io
 import logging
-import os
 import re
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
 from pthserve.errors import EngineError
+from pthserve.files.private_folder import private
 from pthserve.images.spec import Spec
 
 if TYPE_CHECKING:
@@ -279,19 +278,8 @@ def _kept(cache_dir: Path | None) -> Path | None:
     if cache_dir is None:
         return None
     folder = cache_dir / COMPILED
-    try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        _log.warning("%s: compiled models are not cached: %s", folder, error.strerror)
-        return None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        _log.warning(
-            "%s: compiled models are not cached, because users other than %d may write to the folder; remove "
-            "it, or set its mode to 700",
-            folder,
-            os.geteuid(),
-        )
+    if (trouble := private(folder)) is not None:
+        _log.warning("%s: compiled models are not cached: %s", folder, trouble)
         return None
     return folder
 

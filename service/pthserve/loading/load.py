@@ -28,6 +28,7 @@ from pthserve.planning import crops, validation
 from pthserve.planning.agreement import Evidence
 from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.examiner import Examiner, Proof
+from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import choose, make
@@ -162,7 +163,7 @@ def load(
     """
     path = Path(source)
     if packed.is_packed(path):
-        return _unpacked(packed.read(path), settings, measure)
+        return unpacked(packed.read(path), settings, measure=measure)
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
     golden_images(described.golden, built.spec)  # before the rest takes its time
@@ -212,7 +213,14 @@ def examiner(
     return Examiner(engines, compared, proof, known, check)
 
 
-def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
+def unpacked(
+    model: Packed, settings: ModelOptions, *, measure: bool = False, known: Plan | None = None
+) -> Model:
+    """The model that was packed.
+
+    measure: as for `load`. known: a plan for it, which is used where it fits; by default the pack's, where
+    nothing is to be measured.
+    """
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, but {settings.sha256} is "
@@ -228,7 +236,9 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
         *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
     )
     proof = examiner(engines, model.golden, model.labels, proof=model.proof(), known=model.plan.evidence)
-    plan, engine = tune(proof, model.digest, known=None if measure else model.plan)
+    if known is None and not measure:
+        known = model.plan
+    plan, engine = tune(proof, model.digest, known=known)
     served = model.model(engine, plan)
     return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
 

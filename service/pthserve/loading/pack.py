@@ -45,7 +45,7 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
         part.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
         try:
-            made = _write(built, part, settings)
+            made = write(built, part, settings)
             _put(part, output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -54,7 +54,12 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
     return replace(made, folder=output)
 
 
-def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
+def write(built: Built, folder: Path, settings: ModelOptions, *, check_golden: bool = True) -> Packed:
+    """Write `built` into `folder`, which is there and empty, for a CPU with OpenVINO.
+
+    check_golden: False leaves it to whoever loads the packed model to apply the policy on golden images.
+    Raises what `pack` does, but OSError where `folder` cannot be written to.
+    """
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
     architecture = built.architecture
@@ -85,7 +90,8 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         inferred=built.inferred,
         made_with=_versions(),
     )
-    apply_golden_policy(made.model(engine, plan), settings)
+    if check_golden:
+        apply_golden_policy(made.model(engine, plan), settings)
     engine.close()
     packed.write(made, engines.graph, engines.quantized, images, reference)
     return made

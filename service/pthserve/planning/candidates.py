@@ -144,13 +144,7 @@ class EngineFactory:
 
     def device(self) -> str:
         """Return the device that runs the model: `cpu` or `cuda`."""
-        if self.options.device != "auto":
-            return self.options.device
-        if self.module is None or self.options.engine == "openvino" or self.options.precision == "int8":
-            return "cpu"
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return device(self.options, self.module)
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
@@ -163,6 +157,17 @@ class EngineFactory:
             from pthserve.engines import torch_engine
 
             yield "torch", torch_engine.precisions(device)
+
+
+def device(options: ModelOptions, module: "nn.Module | None") -> str:
+    """Return `cpu` or `cuda`: what the options name, or else a GPU if there is one that runs the module."""
+    if options.device != "auto":
+        return options.device
+    if module is None or options.engine == "openvino" or options.precision == "int8":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def calibration_images(options: ModelOptions, spec: Spec) -> Pixels:

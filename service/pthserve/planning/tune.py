@@ -124,7 +124,8 @@ def tune(examiner: Examiner, digest: str, *, known: Plan | None = None) -> tuple
     cached = cache_file(digest, options)
     photos = None if options.validation is None else examiner.crops.origin.digest
     for plan in (options.plan and read(options.plan), _read_if_valid(cached), known):
-        if plan and fits(plan, digest, options, engines.task.name, photos):
+        runs = engines.module is not None or (plan and plan.engine == "openvino")
+        if plan and runs and fits(plan, digest, options, engines.task.name, photos):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
             engines.prepare([candidate])
             return replace(plan, max_batch=options.max_batch or plan.max_batch), engines.make(candidate)

@@ -41,6 +41,8 @@ from pthserve.tracing import SPAN
 CLOSING = 2.0
 """Maximum time in seconds for the threads to end, when no client waits any more."""
 
+LOADING = "the model is loading"
+
 Observer = Callable[[Sequence[Input], Sequence[Prediction]], None]
 """Gets the images and the predictions of a request."""
 
@@ -63,7 +65,7 @@ class Predictor:
 
     def __init__(self, settings: Settings) -> None:
         self.current: Model | None = None
-        self.unready: str | None = "the model is loading"
+        self.unready: str | None = LOADING
         self.draining = False
         self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
@@ -156,6 +158,11 @@ class Predictor:
             }
         )
         _show(model.plan.agreement)
+
+    def record_loading(self, stage: str) -> None:
+        """Say what the load of the first model is doing, in words, or ""."""
+        if self.current is None and not self.draining:
+            self.unready = f"{LOADING}: {stage}" if stage else LOADING
 
     def record_reload(self, outcome: Mapping[str, object]) -> None:
         """Keep the outcome of an attempt to replace the model."""

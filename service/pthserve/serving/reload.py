@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 LOOK = 10.0
 """Seconds between looks at the model's files where `reload_interval` is 0: to report a change, no more."""
 
+STAGE = 0.2
+"""Seconds between looks at what a load is doing."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Checked:
@@ -39,17 +42,24 @@ class _Checked:
 class Reload:
     """Loads the model of `predictor`, and loads it again. One event loop uses it.
 
-    load: makes the model; called in a thread of its own.
+    load: makes the model; called in a thread of its own. stage: what it is doing just now, in words, or "".
 
     A model that replaces another must have its name and its task, and as many classes or the same values:
     clients have them in their code, in URLs and as indices. Labels, version, preprocessing and
     architecture may differ.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings, load: Callable[[], Model]) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        load: Callable[[], Model],
+        stage: Callable[[], str] = str,
+    ) -> None:
         self._predictor = predictor
         self._settings = settings
         self._load = load
+        self._stage = stage
         self._look = partial(fingerprint, Path(settings.model))
         self._tried: Fingerprint | None = None
         self._served: Fingerprint | None = None
@@ -91,6 +101,12 @@ class Reload:
             self._next = asyncio.create_task(self._replace())
             self._next.add_done_callback(lambda done: done.cancelled() or done.exception())
         return self._next
+
+    async def _tell_stage(self) -> None:
+        """Have the probes say what the first load is at."""
+        while True:
+            self._predictor.record_loading(self._stage())
+            await asyncio.sleep(STAGE)
 
     async def _watch(self) -> None:
         """Report that files have changed; with `reload_interval`, load what has changed.
@@ -147,7 +163,11 @@ class Reload:
         """A model that is loaded, warm, and agrees with its golden images as far as the settings ask."""
         began = time.perf_counter()
         self._tried = await in_background(self._look)
-        model = await in_background(self._load)
+        telling = asyncio.create_task(self._tell_stage())
+        try:
+            model = await in_background(self._load)
+        finally:
+            telling.cancel()
         # When the last request that holds the model is answered, or at once if it is not taken.
         weakref.finalize(model, model.forward.close).atexit = False
         await self._predictor.warm_up(model)
