@@ -58,6 +58,19 @@ class Explains(Protocol):
 
 
 @runtime_checkable
+class Resizable(Protocol):
+    """What an engine may have beside: another one of the same model, on another number of threads."""
+
+    def with_threads(self, threads: int) -> Engine:
+        """Return a new engine on so many of the CPU's threads; this one goes on until it is closed.
+
+        Raises:
+            EngineError: the library cannot make it.
+        """
+        ...
+
+
+@runtime_checkable
 class Settles(Protocol):
     """What an engine may have beside: memory that it needs no more once it is warm."""
 

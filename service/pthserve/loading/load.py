@@ -179,9 +179,9 @@ def load(
     if packed.is_packed(path):
         return _unpacked(packed.read(path), settings, measure)
     built = build(source, settings, progress)
-    described, found = built.card, built.architecture
+    described, found, now = built.card, built.architecture, _with_threads(settings)
     images = proof_images(described.golden, built.spec)
-    engines = EngineFactory(found.module, built.spec, settings, built.task, graph=found.graph)
+    engines = EngineFactory(found.module, built.spec, now, built.task, graph=found.graph)
     plan, engine = tune(engines, built.weights.digest, images)
     return Model(
         forward=engine,
@@ -198,7 +198,13 @@ def load(
         inferred=built.inferred,
         source=path,
         options=settings,
+        threads_per_cpu=plan.threads / now.cpus,
     )
+
+
+def _with_threads(settings: ModelOptions) -> ModelOptions:
+    """`settings` with the number of threads as it is now: the limit may change while a model is loaded."""
+    return settings.model_copy(update={"threads": settings.cpus})
 
 
 def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
@@ -213,7 +219,8 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"weights again with --task {settings.task}"
         )
     images, reference = model.proof()
-    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    now = _with_threads(settings)
+    options = now if measure else now.model_copy(update={"tune_budget": 0.0})
     engines = EngineFactory(
         *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
     )
@@ -221,7 +228,13 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
         engines, model.digest, images, known=None if measure else model.plan, reference=reference
     )
     served = model.model(engine, plan)
-    return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
+    return replace(
+        served,
+        name=settings.name or served.name,
+        source=model.folder,
+        options=settings,
+        threads_per_cpu=plan.threads / now.cpus,
+    )
 
 
 def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:
