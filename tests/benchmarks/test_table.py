@@ -35,15 +35,8 @@ def findings(device: str = "cpu") -> Findings:
     samples |= {("benchmark_app", name): Sample(0.012) for name in (*of_models, "fp32", "auto", "int8")}
     for name, scenario in SCENARIOS.items():
         for who in scenario.subjects:
-            value = (
-                0.045
-                if name == "1 client"
-                else 20.0
-                if "FastAPI" in who
-                else 10.0
-                if "LitServe" in who
-                else 40.0
-            )
+            rate = {"F": 20.0, "L": 10.0}.get(who[0], 40.0)  # FastAPI, LitServe, ours
+            value = 0.045 if name == "1 client" else rate
             samples[who, name] = Sample(value, service=1.5, client=0.2)
     return Findings(
         Machine("a processor", 2, ["avx2"], "a system", {"torch": "1"}),
