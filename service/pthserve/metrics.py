@@ -55,6 +55,11 @@ SATURATION = Gauge(
     "Utilisation over the last 10 seconds, 0 to 1, of the engine or the decoders, whichever is higher.",
     registry=REGISTRY,
 )
+CPUS = Gauge(
+    "pthserve_cpus",
+    "CPUs that the service uses: threads, or else its CPU limit as it is now.",
+    registry=REGISTRY,
+)
 BATCH_SIZE = Histogram(
     "pthserve_batch_size",
     "Images in one forward pass.",

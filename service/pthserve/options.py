@@ -6,38 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pthserve.cpus import cpu_quota
 from pthserve.text import whole
 
-CGROUP = Path("/sys/fs/cgroup")
 _MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
-
-
-def cpu_quota() -> int:
-    """Return the number of CPUs this process may use.
-
-    That is the quota of the cgroup (v2, then v1), rounded up, or the size of the affinity mask.
-    """
-    affinity = len(os.sched_getaffinity(0))
-    for quota, period in (_cgroup_v2(), _cgroup_v1()):
-        if quota > 0 and period > 0:
-            return min(affinity, max(1, -(-quota // period)))
-    return affinity
-
-
-def _cgroup_v2() -> tuple[int, int]:
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-    except OSError:
-        return 0, 0
-    return (0 if quota == "max" else int(quota)), int(period)
-
-
-def _cgroup_v1() -> tuple[int, int]:
-    folder = CGROUP / "cpu"
-    try:
-        return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
-    except OSError:
-        return 0, 0
 
 
 def user_cache() -> Path | None:
@@ -101,7 +73,8 @@ class ModelOptions(BaseModel):
         None,
         ge=1,
         le=4096,
-        description="number of CPU threads; default: the CPU limit of the container or machine",
+        description="number of CPU threads; default: the CPU limit of the container or machine, which is "
+        "followed when it changes",
     )
     max_batch: int | None = Field(
         None,
@@ -172,5 +145,5 @@ class ModelOptions(BaseModel):
 
     @property
     def cpus(self) -> int:
-        """The number of CPU threads to use: `threads`, or the limit of the cgroup."""
+        """The number of CPU threads to use: `threads`, or the number of CPUs that the process may use now."""
         return self.threads or cpu_quota()

@@ -30,6 +30,7 @@ from pthserve.serving.background import in_background
 from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
+from pthserve.serving.resize import Resize
 from pthserve.settings import Settings
 from pthserve.tracing import Tracer
 
@@ -127,8 +128,11 @@ class Server:
     async def _until_stopped(
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
-        bodies = Bodies(self._settings.max_body, self._settings.cpus)
+        bodies = Bodies(self._settings.max_body, predictor.cpus)
         apps = await in_background(partial(self._apps, predictor, reload, bodies))
+        resizing = None
+        if self._settings.threads is None:
+            resizing = asyncio.create_task(Resize(predictor, reload, bodies.resize).watch())
         importing = asyncio.create_task(_import_late(loading, apps["http"]))
         self._uvicorns = [
             uvicorn.Server(
@@ -159,6 +163,8 @@ class Server:
             await self._rpc.stop(self._settings.deadline)
         await asyncio.gather(*serving)
         importing.cancel()
+        if resizing is not None:
+            resizing.cancel()
 
     def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
         """The applications by the name of their port.

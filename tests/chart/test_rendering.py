@@ -93,19 +93,21 @@ def test_the_service_listens_on_every_address(helm: Helm) -> None:
     assert helm.render().environment["PTHSERVE_HOST"] == "0.0.0.0"
 
 
-def test_threads_follow_the_cpu_limit(helm: Helm) -> None:
-    (threads,) = helm.render().container["env"]
-    assert threads["name"] == "PTHSERVE_THREADS"
-    assert threads["valueFrom"]["resourceFieldRef"] == {
-        "containerName": "pthserve",
-        "resource": "limits.cpu",
-        "divisor": "1",
-    }
+def test_threads_are_left_to_the_service_which_follows_the_cpu_limit(helm: Helm) -> None:
+    rendered = helm.render()
+    assert "PTHSERVE_THREADS" not in rendered.environment
+    assert "env" not in rendered.container
+    assert helm.render({"settings": {"threads": 3}}).environment["PTHSERVE_THREADS"] == "3"
 
 
-@pytest.mark.parametrize("values", [{"settings": {"threads": 3}}, {"resources": {"limits": {"cpu": None}}}])
-def test_threads_are_left_alone_when_given_or_unlimited(values: dict[str, Any], helm: Helm) -> None:
-    assert "env" not in helm.render(values).container
+def test_a_resize_in_place_restarts_nothing_unless_it_is_asked_to(helm: Helm) -> None:
+    assert helm.render().container["resizePolicy"] == [
+        {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+        {"resourceName": "memory", "restartPolicy": "NotRequired"},
+    ]
+    policy = [{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]
+    assert helm.render({"resizePolicy": policy}).container["resizePolicy"] == policy
+    assert "resizePolicy" not in helm.render({"resizePolicy": []}).container
 
 
 def test_the_service_s_own_names_are_among_the_hosts_that_are_allowed(helm: Helm) -> None:

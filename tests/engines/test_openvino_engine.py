@@ -105,6 +105,18 @@ def test_as_many_threads_as_it_has_lanes_may_call_it_at_once(graph: object, pixe
                 assert np.abs(answers - expected).max() < 1e-5
 
 
+def test_on_other_threads_it_is_another_engine_of_the_same_model(graph: object, pixels: Pixels) -> None:
+    engine = OpenVINOEngine(graph, TINY, threads=2)
+    images = pixels(TINY, 4)
+    expected = engine(images)
+    other = engine.with_threads(1)
+    assert (other.threads, other.lanes, engine.threads, engine.lanes) == (1, 1, 2, 2)
+    assert np.abs(engine(images) - expected).max() < 1e-5
+    engine.close()
+    for answers in (other(images), other(normalise(images, TINY)), other.with_threads(4)(images)):
+        assert np.abs(answers - expected).max() < 1e-5
+
+
 def test_an_answer_is_not_overwritten_by_the_next(graph: object, pixels: Pixels) -> None:
     engine = OpenVINOEngine(graph, TINY)
     first, second = pixels(TINY, 2)[:, None]

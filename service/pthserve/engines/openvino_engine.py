@@ -188,6 +188,7 @@ class OpenVINOEngine:
         self.precision = precision
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
+        self._cache_dir = cache_dir
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -232,6 +233,16 @@ class OpenVINOEngine:
         two[1] = np.random.default_rng(0).integers(0, 256, two.shape[1:])
         found = request.infer([two])
         return request if consistent(found[0], found[1]) else None
+
+    def with_threads(self, threads: int) -> "OpenVINOEngine":
+        """Compile the graph again, for so many threads; see `Resizable`."""
+        return OpenVINOEngine(
+            self._graph,
+            self._spec,
+            precision=self.precision,
+            threads=threads,
+            cache_dir=self._cache_dir,
+        )
 
     def settle(self) -> None:
         """Let go of the mapped weights, of which the compiled graphs have what they need; see `Settles`."""

@@ -78,6 +78,7 @@ class Info(BaseModel):
     digest: str = Field(description="SHA-256 of the weights file")
     engine: str
     precision: str
+    cpus: int = Field(description="number of CPUs that the service uses; see the setting `threads`")
     preprocess: dict[str, Any] = Field(description="of an image; `assumed` if nobody said")
     inferred: list[Fact] = Field(description="what was found out about the model, and what that rests on")
     plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
@@ -131,6 +132,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             digest=model.digest,
             engine=model.forward.name,
             precision=model.forward.precision,
+            cpus=predictor.cpus,
             preprocess=model.spec.to_dict(),
             inferred=[Fact.model_validate(one.to_dict()) for one in model.inferred],
             plan=model.plan.to_dict(),

@@ -165,9 +165,9 @@ def load(
     if packed.is_packed(path):
         return unpacked(packed.read(path), settings, measure=measure)
     built = build(source, settings, progress)
-    described, found = built.card, built.architecture
+    described, found, now = built.card, built.architecture, _with_threads(settings)
     golden_images(described.golden, built.spec)  # before the rest takes its time
-    engines = EngineFactory(found.module, built.spec, settings, built.task, graph=found.graph)
+    engines = EngineFactory(found.module, built.spec, now, built.task, graph=found.graph)
     plan, engine = tune(examiner(engines, described.golden, built.labels), built.weights.digest)
     return Model(
         forward=engine,
@@ -184,7 +184,13 @@ def load(
         inferred=built.inferred,
         source=path,
         options=settings,
+        threads_per_cpu=plan.threads / now.cpus,
     )
+
+
+def _with_threads(settings: ModelOptions) -> ModelOptions:
+    """`settings` with the number of threads as it is now: the limit may change while a model is loaded."""
+    return settings.model_copy(update={"threads": settings.cpus})
 
 
 def examiner(
@@ -231,7 +237,8 @@ def unpacked(
             f"{model.folder}: was packed for the task {model.task.name}, not {settings.task}; pack the "
             f"weights again with --task {settings.task}"
         )
-    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    now = _with_threads(settings)
+    options = now if measure else now.model_copy(update={"tune_budget": 0.0})
     engines = EngineFactory(
         *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
     )
@@ -240,7 +247,13 @@ def unpacked(
         known = model.plan
     plan, engine = tune(proof, model.digest, known=known)
     served = model.model(engine, plan)
-    return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
+    return replace(
+        served,
+        name=settings.name or served.name,
+        source=model.folder,
+        options=settings,
+        threads_per_cpu=plan.threads / now.cpus,
+    )
 
 
 def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:

@@ -19,6 +19,7 @@ from pthserve.images.preprocess import Pending, pending, pending_pixels
 from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.metrics import (
+    CPUS,
     INFLIGHT,
     MODEL_FILES_CHANGED,
     MODEL_INFO,
@@ -61,6 +62,7 @@ class Predictor:
         last_reload: Result of the last attempt to replace the model, for /info.
         files_changed: Whether the files of the current model have changed since it was loaded.
         observer: Gets the images and predictions of each request, or None; see `observed_by`.
+        cpus: Number of CPUs that the service uses.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -75,7 +77,9 @@ class Predictor:
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
         self._closed = False
-        self._decoders = Decoders(settings.cpus, settings.decode_memory)
+        self.cpus = settings.cpus
+        self._decoders = Decoders(self.cpus, settings.decode_memory)
+        CPUS.set(self.cpus)
         INFLIGHT.set_function(lambda: self.admission.inflight)
         QUEUE_DEPTH.set_function(lambda: self.batcher.depth)
         SATURATION.set_function(self.saturation)
@@ -145,6 +149,7 @@ class Predictor:
             golden: The result of its golden images: agreed, disagreed or unchecked.
         """
         self.current, self.golden = model, golden
+        self.batcher.restart_estimates()
         if not self.draining:
             self.unready = None
         MODEL_INFO.info(
@@ -163,6 +168,12 @@ class Predictor:
         """Say what the load of the first model is doing, in words, or ""."""
         if self.current is None and not self.draining:
             self.unready = f"{LOADING}: {stage}" if stage else LOADING
+
+    def resize(self, cpus: int) -> None:
+        """Use so many CPUs from now on; the engine is the model's, see `Resize`."""
+        self.cpus = cpus
+        self._decoders.resize(cpus)
+        CPUS.set(cpus)
 
     def record_reload(self, outcome: Mapping[str, object]) -> None:
         """Keep the outcome of an attempt to replace the model."""

@@ -47,6 +47,8 @@ class Reload:
     A model that replaces another must have its name and its task, and as many classes or the same values:
     clients have them in their code, in URLs and as indices. Labels, version, preprocessing and
     architecture may differ.
+
+    turn: held by whoever brings a model; one at a time does.
     """
 
     def __init__(
@@ -63,13 +65,13 @@ class Reload:
         self._look = partial(fingerprint, Path(settings.model))
         self._tried: Fingerprint | None = None
         self._served: Fingerprint | None = None
-        self._lock = asyncio.Lock()
+        self.turn = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def first(self) -> None:
         """Bring the first model, and from then on look for another; raises ModelError."""
-        async with self._lock:
+        async with self.turn:
             with _attempt():
                 checked = await self._load_and_check()
                 # What is there now stays: the collector need not look at it again and again.
@@ -136,7 +138,7 @@ class Reload:
         self._predictor.record_files_changed(changed)
 
     async def _replace(self) -> None:
-        async with self._lock:
+        async with self.turn:
             self._next = None
             outcome: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
