@@ -116,7 +116,20 @@ class ModelOptions(BaseModel):
         description="maximum tuning time in seconds when a model is loaded; 0 uses the default plan",
     )
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
-    cache_dir: Path | None = Field(None, description="folder in which compiled models and plans are cached")
+    cache_dir: Path | None = Field(
+        None,
+        description="folder in which compiled models, plans and downloaded models are cached; downloads go "
+        "to "
+        "the user's cache folder when unset",
+    )
+    max_download: int = Field(
+        32 * 2**30, ge=1, le=2**50, description="maximum size in bytes of a model that is downloaded"
+    )
+    require_signature: Path | None = Field(
+        None,
+        description="file with a public key; a model is then loaded only if `pthserve sign`, or another tool "
+        "with the format of OpenSSF Model Signing, signed it with the private key",
+    )
     golden: Literal["gate", "warn", "off"] = Field(
         "gate",
         description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "
