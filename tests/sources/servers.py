@@ -22,8 +22,9 @@ class FileServer:
     """A web server of the files in `folder`, with entity tags, ranges and `If-Range`.
 
     tags: whether it sends entity tags. rate: bytes a second. cut: called with a path, gives the bytes after
-    which the connection breaks, or None. authorization: what it asks for. asked: method, path and headers of
-    each request. route: gives a file's path in `folder` for the path of a request, or the whole answer.
+    which the connection breaks, or None. authorization: what it asks for. redirect: where it sends
+    everybody. asked: method, path and headers of each request. route: gives a file's path in `folder` for
+    the path of a request, or the whole answer.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class FileServer:
     authorization: str | None = None
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     route: Callable[[str], str | bytes | None] = lambda path: path
+    redirect: str = ""
     url: str = ""
 
     @property
@@ -60,6 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
         state.asked.append((self.path, headers))
         if state.authorization and headers.get("authorization") != state.authorization:
             self._send(401, b"")
+            return
+        if state.redirect:
+            self._send(302, b"", {"Location": state.redirect})
             return
         found = state.route(unquote(urlsplit(self.path).path))
         if isinstance(found, bytes):

@@ -18,6 +18,7 @@ def push(model: Path, address: str) -> str:
     from pthserve.loading import packed
     from pthserve.sources import artefact
     from pthserve.sources.reference import parse
+    from pthserve.sources.signatures import files_of
     from pthserve.sources.transfer import MAX_FILES
 
     reference = parse(address)
@@ -31,17 +32,13 @@ def push(model: Path, address: str) -> str:
             "org.opencontainers.image.version": made.version,
             "io.pthserve.weights.sha256": made.digest,
         }
-    folder, names = (model, _names(model)) if model.is_dir() else (model.parent, [model.name])
+    folder, names = model.parent, [model.name]
+    if model.is_dir():
+        folder, names = model, [name.as_posix() for name in files_of(model)]
     if not 0 < len(names) <= MAX_FILES:
         raise WeightsError(f"{model}: has {len(names)} files; a model has 1 to {MAX_FILES}")
     digest = artefact.push(artefact.image(folder, names, annotations), reference)
     return f"oci://{reference.host}/{reference.path}@{digest}"
-
-
-def _names(folder: Path) -> list[str]:
-    """The files of a model: all but hidden ones, which are of version control and of volumes."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
 
 
 @click.command("push")

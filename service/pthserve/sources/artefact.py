@@ -40,13 +40,13 @@ class Layer:
     gzip: bool = False
 
 
-def layers(reference: Reference) -> list[Layer]:
-    """The layers of an artefact, in order.
+def layers(registry: Registry) -> list[Layer]:
+    """The layers of the artefact that a registry was made for, in order.
 
     Raises:
         WeightsError: there is none, it is refused, or it is of a kind that is not supported.
     """
-    registry = Registry(reference)
+    reference = registry.reference
     name = f"sha256:{reference.digest}" if reference.digest else reference.revision or "latest"
     for _ in range(2):
         content, kind = retried(partial(registry.manifest, name), str(reference))
@@ -225,17 +225,15 @@ def push(made: Image, reference: Reference) -> str:
     Raises:
         WeightsError: the registry refuses it, or cannot be reached.
     """
-    registry = Registry(reference, push=True)
     address = str(reference)
     config = {"digest": sha256(made.config), "size": len(made.config)}
-    retried(lambda: _upload(registry, config, lambda: iter([made.config])), address)
-    retried(lambda: _upload(registry, made.layer, made.content), address)
-    url = f"{registry.root}/manifests/{reference.revision or made.digest}"
-    reply = retried(
-        lambda: registry.send("PUT", url, headers={"Content-Type": MANIFESTS[0]}, content=made.manifest),
-        address,
-    )
-    registry.check(reply)
+    with Registry(reference, push=True) as registry:
+        retried(lambda: _upload(registry, config, lambda: iter([made.config])), address)
+        retried(lambda: _upload(registry, made.layer, made.content), address)
+        url = f"{registry.root}/manifests/{reference.revision or made.digest}"
+        headers = {"Content-Type": MANIFESTS[0]}
+        send = partial(registry.send, "PUT", url, headers=headers, content=made.manifest)
+        registry.check(retried(send, address))
     return made.digest
 
 

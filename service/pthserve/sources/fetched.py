@@ -183,22 +183,39 @@ def _brought(
     if last and _settled(reference, last, options):
         return store.path(last)
     if reference.scheme == "oci":
-        from pthserve.sources import artefact
+        return _pulled(reference, store, last, options, progress)
+    listing = _listing(reference, options, headers)
+    try:
+        files = _prepared(listing, reference, options)
+        if last and _unchanged(files, last):
+            return store.path(last)
+        return store.adopt(store.incoming, _received(files, reference, store, options.max_download, progress))
+    finally:
+        listing.close()
 
-        layers = artefact.layers(reference)
+
+def _pulled(
+    reference: Reference,
+    store: _Store,
+    last: _Record | None,
+    options: ModelOptions,
+    progress: Progress | None,
+) -> Path:
+    """Bring the model from a registry: its layers, and of them the files."""
+    from pthserve.sources import artefact
+    from pthserve.sources.registry import Registry
+
+    with Registry(reference) as registry:
+        layers = artefact.layers(registry)
         blobs = [layer.blob for layer in layers]
         if last and _unchanged(blobs, last):
             return store.path(last)
         received = _received(blobs, reference, store, options.max_download, progress)
-        content = store.folder / "unpacked"
-        shutil.rmtree(content, ignore_errors=True)
-        (content / store.name).mkdir(parents=True)
-        artefact.unpack(layers, store.incoming, content / store.name, options.max_download, reference)
-        return store.adopt(content, received)
-    files = _prepared(_listing(reference, options, headers), reference, options)
-    if last and _unchanged(files, last):
-        return store.path(last)
-    return store.adopt(store.incoming, _received(files, reference, store, options.max_download, progress))
+    content = store.folder / "unpacked"
+    shutil.rmtree(content, ignore_errors=True)
+    (content / store.name).mkdir(parents=True)
+    artefact.unpack(layers, store.incoming, content / store.name, options.max_download, reference)
+    return store.adopt(content, received)
 
 
 def _settled(reference: Reference, last: _Record, options: ModelOptions) -> bool:
@@ -304,7 +321,7 @@ def _copied(source: Path, store: _Store, options: ModelOptions) -> Path:
     if not source.exists():
         raise WeightsError(f"{source}: no such file or folder")
     if source.is_dir():
-        names = [path.relative_to(source) for path in sorted(source.rglob("*")) if not path.is_dir()]
+        names = signatures.files_of(source)
         pairs = [(source / name, PurePosixPath(store.name) / name.as_posix()) for name in names]
     else:
         signature = source.with_name(f"{source.name}.sig")
@@ -314,8 +331,6 @@ def _copied(source: Path, store: _Store, options: ModelOptions) -> Path:
     shutil.rmtree(store.incoming, ignore_errors=True)
     received, room = {}, options.max_download
     for original, name in pairs:
-        if any(part.startswith(".") for part in name.parts[1:]):
-            continue  # of version control, and of volumes that Kubernetes swaps; nothing of a model
         received[str(name)] = copy = _copy(original, store.incoming / name, room)
         room -= copy.size
     return store.adopt(store.incoming, received)

@@ -46,8 +46,9 @@ def files(reference: Reference, *, plain: bool, signed: bool) -> Listing:
         raise WeightsError(
             f"{reference}: huggingface_hub is not installed; install pthserve[sources], or use the full image"
         ) from None
-    _check_mirror(reference, hub.constants.ENDPOINT, plain=plain)
-    info = retried(lambda: _info(reference, hub.HfApi(library_name="pthserve")), str(reference))
+    api = hub.HfApi(library_name="pthserve")
+    _check_mirror(reference, api.endpoint, plain=plain)
+    info = retried(lambda: _info(reference, api), str(reference))
     siblings = {one.rfilename: one for one in info.siblings or ()}
     inside = reference.inside
     is_file = inside in siblings
@@ -78,7 +79,7 @@ def files(reference: Reference, *, plain: bool, signed: bool) -> Listing:
                 version=siblings[name].blob_id,
             )
         )
-    return Listing(found, is_file=is_file)
+    return Listing(found, is_file=is_file, close=client.close)
 
 
 def _check_mirror(reference: Reference, endpoint: str, *, plain: bool) -> None:
@@ -90,20 +91,28 @@ def _check_mirror(reference: Reference, endpoint: str, *, plain: bool) -> None:
 
 
 def _info(reference: Reference, api: Any) -> Any:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub import errors
 
     try:
         return api.model_info(
             reference.path, revision=reference.revision or None, files_metadata=True, timeout=30
         )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status >= 500 or status == 429:
-            raise Interrupted(f"the server responds with {status}") from None
+    except errors.GatedRepoError:
         raise WeightsError(
-            f"{reference}: {_reason(error)}; a private or gated repository needs a token in HF_TOKEN"
+            f"{reference}: the repository is gated: accept its conditions, and give a token in HF_TOKEN"
         ) from None
-    except (HFValidationError, OfflineModeIsEnabled) as error:
+    except errors.RepositoryNotFoundError:
+        raise WeightsError(
+            f"{reference}: there is no such repository, or it is private: give a token in HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise WeightsError(f"{reference}: the repository has no such revision") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
+            raise Interrupted(f"the server responds with {status}") from None
+        raise WeightsError(f"{reference}: the server responds with {status}") from None
+    except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
         raise WeightsError(f"{reference}: {_reason(error)}") from None
     except httpx.TransportError as error:
         raise Interrupted(redacted(str(error)) or type(error).__name__) from None

@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 from pthserve.addresses import is_loopback, printable, redacted
 from pthserve.errors import WeightsError
 from pthserve.sources.reference import Reference
-from pthserve.sources.transfer import BLOCK, MAX_FILES, Interrupted, Listing, RemoteFile, Stream, retried
+from pthserve.sources.transfer import MAX_FILES, Interrupted, Listing, RemoteFile, Stream, retried
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+_CHUNK = 2**16
+"""Bytes that are handed over at once; what is not handed over yet is lost when a connection breaks."""
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": ("GOOGLE_BASE_URL",),
@@ -118,7 +120,7 @@ def _open(
         except PreconditionError:
             offset, found = 0, obstore.get(store, path)
         meta = found.meta
-        yield Stream(offset, meta["size"], meta["e_tag"], map(bytes, found.stream(min_chunk_size=BLOCK)))
+        yield Stream(offset, meta["size"], meta["e_tag"], map(bytes, found.stream(min_chunk_size=_CHUNK)))
 
 
 def _store(reference: Reference, endpoint: str | None) -> "ObjectStore":

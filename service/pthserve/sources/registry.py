@@ -51,6 +51,12 @@ class Registry:
         self._client = web.client(self.root)
         self._authorization: str | None = None
 
+    def __enter__(self) -> "Registry":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
     def manifest(self, name: str) -> tuple[bytes, str]:
         """The manifest or index that a tag or `sha256:...` names, and its media type.
 

@@ -4,7 +4,9 @@ A folder is signed by `model.sig` in it, over all other files; a file by `FILE.s
 knows the format verifies them, and so does `model_signing verify key`.
 """
 
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,19 @@ PASSWORD = "PTHSERVE_SIGNING_PASSWORD"  # noqa: S105
 """The environment variable with the password of an encrypted private key."""
 MAX_SIGNATURE = 16 * 2**20
 """Bytes; a signature names each file of the model."""
+
+
+_LEFT_OUT = (".git", ".gitattributes", ".github", ".gitignore")
+"""Files of version control, which a signature does not cover."""
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of the model in `folder`, relative to it.
+
+    Left out is what no signature covers, and the folders in which Kubernetes keeps the versions of a volume.
+    """
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [one for one in found if one.parts[0] not in _LEFT_OUT and not one.parts[0].startswith("..")]
 
 
 def signature_of(model: Path) -> Path:
@@ -92,10 +107,13 @@ def _reason(error: Exception) -> str:
     if "Key mismatch" in text or type(error).__name__ == "InvalidSignature":
         return "it was made with another key, or is forged"
     if text.startswith("Signature mismatch"):
-        return quoted(
-            f"the model was changed after signing: {text.removeprefix('Signature mismatch: ')}", 600
-        )
-    return quoted(f"{file_error}" if (file_error := text) else type(error).__name__, 300)
+        changed = [f"{name} was changed" for name in re.findall(r"Hash mismatch for '(.+?)': Expected", text)]
+        others = re.findall(r"(Extra|Missing) files (?:found )?in model '[^']*': ([^\"\]]*)", text)
+        listed = [*changed, *(f"{kind.lower()}: {names}" for kind, names in others)]
+        return quoted(f"the model was changed after signing: {'; '.join(listed)}", 600)
+    if isinstance(error, KeyError | json.JSONDecodeError | UnicodeDecodeError):
+        return "it is not a signature in the format of OpenSSF Model Signing"
+    return quoted(text or type(error).__name__, 300)
 
 
 def _hashing(model: Path, left_out: tuple[Path, ...]) -> Any:

@@ -73,10 +73,11 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a model. is_file: it is the first of them, and another its signature."""
+    """The files of a model, which can be opened until `close`. is_file: it is the first; or else a folder."""
 
     files: list[RemoteFile]
     is_file: bool
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

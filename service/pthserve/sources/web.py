@@ -15,7 +15,7 @@ import httpx
 from pthserve.addresses import is_loopback, printable, redacted
 from pthserve.errors import WeightsError
 from pthserve.sources.reference import Reference
-from pthserve.sources.transfer import BLOCK, Interrupted, Listing, RemoteFile, Stream
+from pthserve.sources.transfer import Interrupted, Listing, RemoteFile, Stream
 
 Header = tuple[bytes, bytes]
 """Name and value, as they are sent."""
@@ -105,7 +105,7 @@ def files(reference: Reference, headers: Sequence[Header], *, plain: bool, signe
         found.append(
             RemoteFile(f"{reference.name}.sig", printable(url), partial(open_file, http.stream, url))
         )
-    return Listing(found, is_file=True)
+    return Listing(found, is_file=True, close=http.close)
 
 
 @contextmanager
@@ -123,16 +123,16 @@ def open_file(send: Send, url: str, offset: int, version: str | None) -> Iterato
                 return
             with send("GET", url) as again:
                 check(again)
-                yield Stream(0, _length(again), strong_tag(again.headers), again.iter_raw(BLOCK))
+                yield Stream(0, _length(again), strong_tag(again.headers), again.iter_raw())
             return
         check(reply)
         if reply.status_code == httpx.codes.OK:
-            yield Stream(0, _length(reply), tag, reply.iter_raw(BLOCK))
+            yield Stream(0, _length(reply), tag, reply.iter_raw())
             return
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             raise WeightsError(f"{printable(url)} sent a different part of the file than requested")
         rest = _length(reply)
-        yield Stream(offset, offset + rest if rest is not None else None, tag, reply.iter_raw(BLOCK))
+        yield Stream(offset, offset + rest if rest is not None else None, tag, reply.iter_raw())
 
 
 @contextmanager
