@@ -170,7 +170,7 @@ def s3(folder: Path, log: Path, key: str, secret: str, *flags: str) -> Iterator[
         f"{key},{secret}",
     ]
     command += ["--config", "/dev/null", "-vv", *flags]
-    with running(command, r"Starting s3 server on \[(http://127\.0\.0\.1:\d+)/\]", log) as found:
+    with running(command, r"Starting s3 server on \[(https?://127\.0\.0\.1:\d+)/\]", log) as found:
         yield found[1]
 
 

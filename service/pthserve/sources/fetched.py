@@ -73,7 +73,7 @@ def fetched(
             else:
                 found = _brought(reference, store, options, progress, headers)
             if options.require_signature is not None:
-                signatures.verify(found, options.require_signature)
+                signatures.verify(found, options.require_signature, shown(source))
             store.tidy()
             return found
     except OSError as error:

@@ -71,22 +71,24 @@ def sign(model: Path, key: Path) -> Path:
     return file
 
 
-def verify(model: Path, key: Path) -> None:
+def verify(model: Path, key: Path, source: str | None = None) -> None:
     """Return if every byte of a model is as the owner of `key` has signed it.
 
     Args:
         key: A PEM file with a public key.
+        source: What messages call the model, where `model` is a copy of it.
 
     Raises:
         SignatureError: it has no signature, one of another key, or was changed since; or the key cannot be
             used, or model-signing is not installed.
     """
     file = signature_of(model)
+    source = source or str(model)
     try:
         size = file.stat().st_size
     except FileNotFoundError:
         raise SignatureError(
-            f"{model}: is not signed: there is no {file.name}, and a signature is required; sign it with "
+            f"{source}: is not signed: there is no {file.name}, and a signature is required; sign it with "
             "`pthserve sign`"
         ) from None
     if size > MAX_SIGNATURE:
@@ -99,7 +101,7 @@ def verify(model: Path, key: Path) -> None:
     try:
         verifier.set_hashing_config(_hashing(model, (file,))).verify(model, file)
     except Exception as error:  # the library lets through what parsers and the cryptography raise
-        raise SignatureError(f"{model}: its signature is not accepted: {_reason(error)}") from None
+        raise SignatureError(f"{source}: its signature is not accepted: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -107,8 +109,10 @@ def _reason(error: Exception) -> str:
     if "Key mismatch" in text or type(error).__name__ == "InvalidSignature":
         return "it was made with another key, or is forged"
     if text.startswith("Signature mismatch"):
-        changed = [f"{name} was changed" for name in re.findall(r"Hash mismatch for '(.+?)': Expected", text)]
-        others = re.findall(r"(Extra|Missing) files (?:found )?in model '[^']*': ([^\"\]]*)", text)
+        changed = [
+            f"{name} was changed" for name in re.findall(r"Hash mismatch for \\?'(.+?)\\?': Expected", text)
+        ]
+        others = re.findall(r"(Extra|Missing) files (?:found )?in model \\?'[^']*': ([^\"'\]]*)", text)
         listed = [*changed, *(f"{kind.lower()}: {names}" for kind, names in others)]
         return quoted(f"the model was changed after signing: {'; '.join(listed)}", 600)
     if isinstance(error, KeyError | json.JSONDecodeError | UnicodeDecodeError):
