@@ -25,14 +25,13 @@ def command(model: str, key: Path, settings: Settings) -> None:
     The exit code is 3 unless every byte of the model is as it was signed. MODEL is a path or an address, as
     for `pthserve serve`. Nothing of the model is parsed.
     """
-    from pthserve.addresses import is_address, shown
+    import tempfile
+
+    from pthserve.addresses import shown
     from pthserve.cli.display import reading
     from pthserve.sources.fetched import fetched
-    from pthserve.sources.signatures import verify
 
-    if is_address(model):
-        with reading(model) as progress:
-            fetched(model, settings.model_copy(update={"require_signature": key}), progress)
-    else:
-        verify(Path(model), key)
+    with reading(model) as progress, tempfile.TemporaryDirectory() as folder:
+        options = {"require_signature": key, "cache_dir": settings.cache_dir or Path(folder)}
+        fetched(model, settings.model_copy(update=options), progress)
     click.echo(quoted(f"{shown(model)}: is as the owner of {key} has signed it", MESSAGE))
