@@ -353,7 +353,7 @@ def test_weights_that_the_card_names_must_be_there(folder: Path) -> None:
 def test_a_file_of_labels_is_of_the_kind_that_the_card_says(folder: Path) -> None:
     (folder / "c.json").write_text('{"0": 0, "2": 1, "1": 2}')
     with pytest.raises(
-        CardError, match=r"c\.json: may be of index to label or of label to index.*kind: class"
+        CardError, match=r"c\.json: could map indices to labels or labels to indices.*kind: class"
     ):
         card.read(write(folder, "labels: c.json"))
     found = card.read(write(folder, "labels: {file: c.json, kind: class_to_idx}"))
@@ -589,18 +589,18 @@ def test_a_golden_image_states_the_answer_of_its_task(
     ("text", "words"),
     [
         ("task: detect", "task: "),
-        ("{task: binary, threshold: 0.3}", "`threshold` is for `task: multilabel`, and the task is binary"),
+        ("{task: binary, threshold: 0.3}", "`threshold` is for `task: multilabel`, but the task is binary"),
         ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
         (
             "{task: regression, golden: [{image: tom.jpg, class_index: 1}]}",
-            "golden\\[0\\] states an answer of `task: classification`, and the task is regression",
+            "golden\\[0\\] states an answer of `task: classification`, but the task is regression",
         ),
         (
             "golden: [{image: tom.jpg, class_index: 1, values: [1]}]",
             "`class_index` and `values` are answers of",
         ),
         ("outputs: [{name: a}, {name: a}]", "`outputs` has the name 'a' twice"),
-        ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the least and the largest value"),
+        ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the minimum and the maximum"),
         ("outputs: [{name: a, nit: m}]", r"outputs\[0\].nit: .*did you mean `unit`"),
         ("outputs: []", "outputs"),
         (

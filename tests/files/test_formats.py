@@ -100,7 +100,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: archive(config_dot_json=b"{}", model_dot_weights_dot_h5=b"x"),
         "is a Keras model.*tf2onnx",
     ),
-    "SavedModel": (lambda: field(1, 1) + field(2, b"meta graph"), "SavedModel of TensorFlow.*tf2onnx"),
+    "SavedModel": (lambda: field(1, 1) + field(2, b"meta graph"), "TensorFlow SavedModel.*tf2onnx"),
     "TensorFlow Lite": (lambda: b"\x20\0\0\0TFL3" + bytes(60), "TensorFlow Lite"),
     "numpy": (lambda: b"\x93NUMPY\x01\0" + bytes(60), "numpy array.*torch.save"),
     "numpy, several": (arrays, r"numpy arrays \(.npz\).*as_tensor"),

@@ -214,7 +214,7 @@ def test_which_of_several_state_dicts_was_taken_is_told_unless_the_card_says(tmp
     plain = weights.read(path, container="model")
     assert (plain.container, plain.inferred) == ("model", ())
     assert same(plain.state_dict, make_state_dict())
-    with pytest.raises(WeightsError, match="no state dict under ema; there are model, model_ema"):
+    with pytest.raises(WeightsError, match="no state dict under ema; it has model, model_ema"):
         weights.read(path, container="ema")
 
 
@@ -298,7 +298,7 @@ def test_an_index_whose_shards_are_not_there_is_refused(tmp_path: Path) -> None:
     index = make_shards(tmp_path, "safetensors")
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
-        WeightsError, match=r"model-00002-of-00002\.safetensors of its shards are not beside it"
+        WeightsError, match=r"model-00002-of-00002\.safetensors of its shards are missing beside it"
     ):
         weights.read(index)
 

@@ -65,7 +65,7 @@ def test_a_name_in_the_settings_is_the_model_s(folder: Path) -> None:
 
 
 def test_how_far_the_reading_is_can_be_followed(folder: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
     load(str(folder), QUICK, lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == (folder / "animals.pth").stat().st_size
 
@@ -135,6 +135,7 @@ def test_a_card_without_sizes_changes_of_the_preset_what_it_states(tmp_path: Pat
     assert spec == Spec(320, (300, 300), "bilinear", assumed=True)
 
 
+@pytest.mark.slow
 def test_a_preset_is_scaled_to_another_image_size(tmp_path: Path) -> None:
     spec, inferred = spec_of(tmp_path, "vit_l_16", image_size=112)
     assert spec == Spec(121, (112, 112), assumed=True)

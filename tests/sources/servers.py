@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -142,7 +142,7 @@ def program(name: str) -> Path:
 
 
 @contextmanager
-def running(command: list[str | Path], pattern: str, log: Path) -> Iterator[re.Match[str]]:
+def running(command: Sequence[str | Path], pattern: str, log: Path) -> Iterator[re.Match[str]]:
     """Run a server until the end, from when its log, the file `log`, has `pattern` in it."""
     with log.open("wb") as written, subprocess.Popen(command, stdout=written, stderr=written) as process:
         try:
@@ -159,7 +159,7 @@ def running(command: list[str | Path], pattern: str, log: Path) -> Iterator[re.M
 @contextmanager
 def s3(folder: Path, log: Path, key: str, secret: str, *flags: str) -> Iterator[str]:
     """rclone's S3 server of the folders in `folder`, each a bucket; yields its endpoint."""
-    command = [
+    command: list[str | Path] = [
         program("rclone"),
         "serve",
         "s3",

@@ -36,7 +36,8 @@ def _fetch(address: str, output: Path, environment: dict[str, str]) -> "subproce
 
 def _killed_until_done(address: str, folder: Path, environment: dict[str, str], kills: int) -> list[int]:
     """Fetch and kill, `kills` times or until the download ends; the bytes that were there at each kill."""
-    output, at = folder / "a.pth", []
+    output = folder / "a.pth"
+    at: list[int] = []
     while len(at) < kills:
         before = _received(folder)
         with _fetch(address, output, environment) as process:

@@ -66,7 +66,7 @@ def test_what_a_digest_names_needs_no_registry_once_it_is_here(
     gone = address.replace(host, "127.0.0.1:1")
     with pytest.raises(WeightsError, match="cannot be downloaded"):
         fetched(gone, options)
-    blobs = options.cache_dir.parent / "registry"  # type: ignore[union-attr]
+    blobs = options.cache_dir.parent / "registry"
     blobs.rename(blobs.with_name("gone"))
     assert fetched(address, options) == first
 
@@ -90,7 +90,7 @@ def test_a_blob_that_was_altered_in_the_registry_is_refused(
     largest.write_bytes(content)
     with pytest.raises(WeightsError, match="is not the expected file: its SHA-256 is"):
         fetched(address, options)
-    assert not list(options.cache_dir.rglob("model.xml"))  # type: ignore[union-attr]
+    assert not list(options.cache_dir.rglob("model.xml"))
 
 
 def test_a_manifest_that_was_altered_in_the_registry_is_refused(

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,9 +91,11 @@ def _is_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("make", [store, hub, artefacts])
 def test_a_service_says_nothing_of_the_credentials_of_its_source(
-    make: "contextlib._GeneratorContextManager[Source]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Path], contextlib.AbstractContextManager[Source]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with make(tmp_path) as source:  # type: ignore[operator]
+    with make(tmp_path) as source:
         for name, value in source.environment.items():
             monkeypatch.setenv(name, value)
         flags = ("--cache-dir", str(tmp_path / "cache"), "--log-level", "debug")
@@ -121,10 +123,10 @@ def test_a_service_says_nothing_of_the_credentials_of_its_source(
 def test_no_error_says_anything_of_the_credentials(
     command: str,
     case: str,
-    make: "contextlib._GeneratorContextManager[Source]",
+    make: Callable[[Path], contextlib.AbstractContextManager[Source]],
     tmp_path: Path,
 ) -> None:
-    with make(tmp_path) as source:  # type: ignore[operator]
+    with make(tmp_path) as source:
         environment, address = source.environment, source.address
         if case == "wrong credentials":
             environment = environment | source.wrong

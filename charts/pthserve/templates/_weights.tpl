@@ -36,6 +36,10 @@ image:
     {{- with include "pthserve.publicKey" . }}
     - --require-signature={{ . }}
     {{- end }}
+  {{- with .Values.extraEnvFrom }}
+  envFrom:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- if or .Values.weights.download.secret .Values.extraEnv }}
   env:
     {{- with .Values.weights.download }}

@@ -19,7 +19,7 @@ from pthserve.text import MESSAGE, quoted
     help="PEM file with the public key.",
 )
 @takes_settings("sha256", "cache_dir", "max_download")
-def command(model: str, key: Path, settings: Settings) -> None:
+def command(key: Path, settings: Settings) -> None:
     """Verify the signature of a model.
 
     The exit code is 3 unless every byte of the model is as it was signed. MODEL is a path or an address, as
@@ -31,7 +31,7 @@ def command(model: str, key: Path, settings: Settings) -> None:
     from pthserve.cli.display import reading
     from pthserve.sources.fetched import fetched
 
-    with reading(model) as progress, tempfile.TemporaryDirectory() as folder:
+    with reading(settings.model) as progress, tempfile.TemporaryDirectory() as folder:
         options = {"require_signature": key, "cache_dir": settings.cache_dir or Path(folder)}
-        fetched(model, settings.model_copy(update=options), progress)
-    click.echo(quoted(f"{shown(model)}: is as the owner of {key} has signed it", MESSAGE))
+        fetched(settings.model, settings.model_copy(update=options), progress)
+    click.echo(quoted(f"{shown(settings.model)}: is as the owner of {key} has signed it", MESSAGE))

@@ -99,7 +99,7 @@ Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Preprocessing(_Fields):
@@ -242,14 +242,14 @@ class OutputFields(_Fields):
     unit: Word | None = Field(None, description="its unit, such as `years`")
     range: Annotated[tuple[Finite, Finite], Field()] | None = Field(
         None,
-        description="the least and the largest value: differences are measured as shares of what is "
+        description="the minimum and the maximum: differences are measured as shares of the range "
         "between; default: of the largest value that is known",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError("`range` must be the least and the largest value, in this order")
+            raise ValueError("`range` must be the minimum and the maximum, in this order")
         return self
 
 
@@ -312,12 +312,12 @@ class Fields(_Fields):
     def _one_task(self) -> Self:
         for name, task in PARAMETERS.items():
             if getattr(self, name) is not None and self.task not in (None, task):
-                raise ValueError(f"`{name}` is for `task: {task}`, and the task is {self.task}")
+                raise ValueError(f"`{name}` is for `task: {task}`, but the task is {self.task}")
         wanted = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
             if wanted not in (None, KINDS[image.kind]):
                 raise ValueError(
-                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, and the task is "
+                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, but the task is "
                     f"{self.task}"
                 )
         names = [output.name for output in self.outputs or ()]

@@ -75,7 +75,7 @@ def unwrap(root: Any, name: str, container: str | None = None) -> Found:
         raise WeightsError(_nothing(root, name))
     chosen = _choose(found, name) if container is None else container
     if chosen not in found:
-        raise WeightsError(f"has no state dict under {quoted(chosen)}; there are {some(_shown(found))}")
+        raise WeightsError(f"has no state dict under {quoted(chosen)}; it has {some(_shown(found))}")
     _refuse_special(search.names[chosen], found[chosen])
     others = tuple(key for key in found if key != chosen)
     return Found(chosen, found[chosen], others, frozenset(search.ids))

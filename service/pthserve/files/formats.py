@@ -208,7 +208,7 @@ def _is_onnx(file: IO[bytes], size: int) -> bool:
     if end > size:
         raise WeightsError("is truncated or damaged (an ONNX model); save or download it again")
     if end == size and fields == _SAVED_MODEL_FIELDS:
-        raise WeightsError(f"is a SavedModel of TensorFlow; {_FROM_TENSORFLOW}")
+        raise WeightsError(f"is a TensorFlow SavedModel; {_FROM_TENSORFLOW}")
     return end == size and _ONNX_GRAPH in fields
 
 

@@ -145,7 +145,7 @@ def _external(path: Path, copy: "_Copy") -> list[str]:
 
 def _check_readable(form: str) -> None:
     if form in formats.EXPORTED:
-        raise WeightsError("is an exported model, which is served alone and not as a shard")
+        raise WeightsError("is an exported model, which cannot be a shard")
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -225,10 +225,10 @@ def _shards(path: Path) -> list[Path]:
         raise WeightsError(f"{path}: lists {len(names)} shards; 1 to {SHARDS} are read")
     odd = next((name for name in names if not isinstance(name, str) or not _is_beside(name)), None)
     if odd is not None:
-        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; a shard lies beside its index")
+        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; it must lie beside its index")
     files = [path, *(path.parent / name for name in names)]
     if missing := [file.name for file in files if not os.path.isfile(file)]:  # noqa: PTH113, it takes any name
-        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are not beside it")
+        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are missing beside it")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -288,7 +288,6 @@ class _Kept(io.FileIO):
 
 def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]:
     """Copy the file at `path`; its SHA-256 and size."""
-    digest = hashlib.sha256()
     try:
         with regular_files.open_regular(path) as source:
             before = os.fstat(source.fileno())
@@ -298,13 +297,13 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
                 raise WeightsError(
                     f"{path}: has {before.st_size} bytes, more than this machine's memory of {memory}"
                 )
-            done, chunk = 0, memoryview(bytearray(_CHUNK))
-            while done <= before.st_size and (count := source.readinto(chunk)):
-                digest.update(chunk[:count])
-                copy.file.write(chunk[:count])
-                done += count
+
+            def use(piece: memoryview) -> None:
+                copy.file.write(piece)
                 if progress:
-                    progress(done, max(done, before.st_size))
+                    progress(copy.file.tell(), max(copy.file.tell(), before.st_size))
+
+            digest, done = regular_files.hash_rest(source, use, piece=_CHUNK, limit=before.st_size)
             after = os.fstat(source.fileno())
         copy.file.flush()
     except FileNotFoundError:
@@ -321,4 +320,4 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
         raise WeightsError(
             f"{path}: changed while it was being read; write updates to a new file and rename it"
         )
-    return digest.hexdigest(), done
+    return digest, done

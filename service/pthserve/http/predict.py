@@ -8,7 +8,6 @@ import orjson
 from fastapi import APIRouter
 from fastapi.params import Depends
 from pydantic import BaseModel, Field, create_model
-from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +17,7 @@ from pthserve.errors import MalformedRequest
 from pthserve.http.images import BODY, read_images
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.problems import JSON, described
+from pthserve.http.schema import add_models, new_router, reference
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 
@@ -60,7 +60,7 @@ class Answers(BaseModel):
 
 def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
     """The route of `predictor`'s answers. bodies: reads images out of JSON."""
-    routes = APIRouter(tags=["Predict"], dependencies=dependencies)
+    routes = new_router(tags=["Predict"], dependencies=dependencies)
 
     @routes.post(
         "/predict",
@@ -103,27 +103,24 @@ def note_predictions(request: Request, predictions: Sequence[Prediction]) -> Non
     )
 
 
-def describe_task(document: dict[str, Any], answer_model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI `document` for a model whose task answers with the fields of `answer_model`."""
-    answer = create_model(
-        "Answer", __base__=answer_model, __doc__=answer_model.__doc__, model=ServedModel, timing=Timing
-    )
-    _, schemas = models_json_schema([(answer, "serialization")], ref_template="#/components/schemas/{model}")
-    example = {**_examples(answer_model), **_EXAMPLE}
-    predict = document["paths"]["/predict"]["post"]
-    ok = predict["responses"]["200"]
-    ok = {**ok, "content": {JSON: {**ok["content"][JSON], "example": example}}}
-    return {
-        **document,
-        "paths": {
-            **document["paths"],
-            "/predict": {"post": {**predict, "responses": {**predict["responses"], "200": ok}}},
-        },
-        "components": {
-            **document["components"],
-            "schemas": {**document["components"]["schemas"], **schemas["$defs"]},
-        },
-    }
+def describe_answers(document: dict[str, Any], answer_models: Sequence[type[BaseModel]]) -> None:
+    """Put into the OpenAPI `document` that an answer has the fields of one of `answer_models`."""
+    described = [
+        create_model(
+            "Answer" if len(answer_models) == 1 else model.__name__,
+            __base__=model,
+            __doc__=model.__doc__,
+            model=ServedModel,
+            timing=Timing,
+        )
+        for model in answer_models
+    ]
+    add_models(document, described, "serialization")
+    if len(described) > 1:
+        one_of_them = {"title": "Answer", "anyOf": [reference(model) for model in described]}
+        document["components"]["schemas"]["Answer"] = one_of_them
+    content = document["paths"]["/predict"]["post"]["responses"]["200"]["content"][JSON]
+    content["example"] = {**_examples(answer_models[0]), **_EXAMPLE}
 
 
 def _examples(answer_model: type[BaseModel]) -> Mapping[str, Any]:

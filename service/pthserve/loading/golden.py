@@ -57,7 +57,7 @@ def _output(model: Model, one: Golden, decode: Decode) -> NDArray[np.float32] | 
     """The model's outputs for a golden image, or why there are none that could be checked."""
     if one.kind != model.task.golden_kind:
         return GoldenResult(
-            0.0, f"states an answer of another task ({one.kind}), and the task is {model.task.name}"
+            0.0, f"states an answer of another task ({one.kind}), but the task is {model.task.name}"
         )
     try:
         image = crop(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)

@@ -125,7 +125,7 @@ class MultiLabelTask:
         if stated is None:
             return tuple(map(str, range(outputs)))
         if len(stated) != outputs:
-            raise ValueError(f"there are {len(stated)} labels, and the model has {outputs} outputs")
+            raise ValueError(f"there are {len(stated)} labels, but the model has {outputs} outputs")
         return stated
 
     def outputs(self, labels: tuple[str, ...]) -> int:

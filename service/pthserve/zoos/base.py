@@ -196,8 +196,8 @@ def described(name: str, module: "nn.Module", channels: int | None = None, **res
         channels = first_channels(module)
     if channels not in (1, 3):
         raise ArchitectureError(
-            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB) of them. Code of your "
-            "own can make the others of these: name it in model.yaml, `architecture: package.module:callable`"
+            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB). Your own code can "
+            "compute the others from these: name it in model.yaml, `architecture: package.module:callable`"
         )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Architecture(name, module, parameters=parameters, channels=channels, **rest)

@@ -153,7 +153,7 @@ def _named(source: Source, wanted: str) -> tuple[Candidate, Inferred]:
         raise ArchitectureError(_unknown(wanted, library, name))
     if tag and tag not in TIMM.tags(name):
         tags = ", ".join(TIMM.tags(name)) or "none"
-        raise ArchitectureError(f"timm has no weights {quoted(repr(tag))} of {name}; there are {tags}")
+        raise ArchitectureError(f"timm has no weights {quoted(repr(tag))} of {name}; it has {tags}")
     inferred = Inferred("architecture", wanted, Origin.CARD, f"architecture: {wanted}")
     problems = []
     for catalogue in having:

@@ -23,7 +23,7 @@ def chosen(names: Sequence[str], forms: Sequence[Form], asked: object, file: str
     if asked is not None:
         if asked not in names:
             raise ArchitectureError(
-                f"{file}: has no output {quoted(repr(asked))}; there are {some(names, 10)}"
+                f"{file}: has no output {quoted(repr(asked))}; its outputs are {some(names, 10)}"
             )
         return names.index(str(asked))
     if len(names) == 1:

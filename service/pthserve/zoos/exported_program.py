@@ -116,13 +116,13 @@ def _inputs(signature: Any, archive: pt2.Archive, file: str) -> tuple[dict[str, 
                 weights[value["arg"]["name"]] = _tensor(archive.constants[value["tensor_constant_name"]])
             case _:
                 raise ArchitectureError(
-                    f"{file}: takes an input that is not an image ({quoted(role)}); export the model "
-                    "with the image alone"
+                    f"{file}: has an input that is not an image ({quoted(role)}); export the model with "
+                    "the image as its only input"
                 )
     if len(images) != 1:
         raise ArchitectureError(
-            f"{file}: takes {len(images)} inputs ({some(images)}), and an image is one; export the model "
-            "with the image alone"
+            f"{file}: has {len(images)} inputs ({some(images)}); export the model with the image as its "
+            "only input"
         )
     return weights, images[0]
 
@@ -134,7 +134,10 @@ def _tensor(stored: Stored) -> Tensor:
     flat = torch.frombuffer(stored.data, dtype=dtype)
     tensor = flat.as_strided(stored.sizes, stored.strides, stored.offset)
     if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-        raise WeightsError("NaN or infinity in its weights; the training diverged, so take an earlier one")
+        raise WeightsError(
+            "its weights contain NaN or infinity, so the training probably diverged; export an earlier "
+            "checkpoint"
+        )
     return tensor.clone() if stored.sizes else tensor
 
 
@@ -150,7 +153,7 @@ def _outputs(signature: Any, file: str) -> list[str]:
         if "as_tensor" in value["arg"]:
             found.append(value["arg"]["as_tensor"]["name"])
     if not found:
-        raise ArchitectureError(f"{file}: gives nothing")
+        raise ArchitectureError(f"{file}: returns nothing")
     return found
 
 
@@ -170,11 +173,11 @@ def _output_names(module: Any, outputs: Sequence[str]) -> list[str]:
 def _nodes(graph: Any, file: str) -> list[Any]:
     nodes: list[Any] = graph["nodes"]
     if len(nodes) > NODES:
-        raise ArchitectureError(f"{file}: has {len(nodes)} calls; at most {NODES} are taken")
+        raise ArchitectureError(f"{file}: has {len(nodes)} calls; the limit is {NODES}")
     if unknown := sorted({node["target"] for node in nodes if function(node["target"]) is None}):
         raise ArchitectureError(
-            f"{file}: calls {some(unknown)}, which is not among the operators that an image classifier is "
-            "taken to need; export the model to ONNX"
+            f"{file}: calls {some(unknown)}, which is not among the operators that are allowed; export the "
+            "model to ONNX"
         )
     return nodes
 

@@ -85,7 +85,7 @@ def _config(made: Any, values: Mapping[str, Any]) -> Any:
 
 def _check_numbers(value: Any, place: str, depth: int = 0) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > NUMBER:
-        raise ArchitectureError(f"{place}: is {value:g}; at most {NUMBER} is taken")
+        raise ArchitectureError(f"{place}: is {value:g}; the limit is {NUMBER}")
     if depth < 4:
         for key, inner in value.items() if isinstance(value, dict) else ():
             _check_numbers(inner, f"{place}: {quoted(key)}", depth + 1)
@@ -126,7 +126,7 @@ def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> 
             raise ArchitectureError(f"the weights do not fit {name} of {FILE}: {some(found)} {kind}")
     if report["unexpected_keys"]:
         raise ArchitectureError(
-            f"the weights do not fit {name} of {FILE}: nothing takes "
+            f"the weights do not fit {name} of {FILE}: it has no place for "
             f"{some(sorted(report['unexpected_keys']))}"
         )
     return model.eval()
