@@ -67,6 +67,23 @@ def test_an_unchanged_object_is_not_sent_again_and_a_changed_one_is(
     assert fetched("s3://models/a.pth", options).read_bytes() == b"other"
 
 
+@pytest.mark.parametrize("beyond", [0, 10])
+def test_a_download_that_was_whole_when_it_was_killed_is_taken_or_begun_again(
+    beyond: int, bucket: Path, options: ModelOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pthserve.sources.transfer.os.fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetched("s3://models/a.pth", options)
+    assert options.cache_dir
+    (part,) = options.cache_dir.rglob("a.pth.part")
+    part.write_bytes(CONTENT + b"x" * beyond)
+    assert fetched("s3://models/a.pth", options).read_bytes() == CONTENT
+
+
 def test_another_object_than_the_pinned_one_is_refused(bucket: Path, options: ModelOptions) -> None:
     with pytest.raises(WeightsError, match=f"s3://models/a.pth is not the expected file: .*{SHA256}"):
         fetched("s3://models/a.pth", options.model_copy(update={"sha256": "0" * 64}))

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from pthserve.sources.fetched import fetched
 
 from ..packs import tiny_pack
 from ..running import running
-from .servers import registry
+from .servers import program, registry
+from .servers import running as running_program
 
 pytestmark = pytest.mark.slow
 
@@ -154,3 +157,32 @@ def test_a_pushed_pack_is_served(host: str, pack: Path, tmp_path: Path) -> None:
     address = push(pack, f"oci://{host}/team/cats:v1")
     with running(address, tmp_path / "log", "--cache-dir", str(tmp_path / "cache")) as service:
         assert service.client.get("/info").json()["name"] == "zoo"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="containerd mounts as root")
+@pytest.mark.parametrize("platform", ["linux/amd64", "linux/arm64"])
+def test_containerd_mounts_a_pushed_pack_as_a_volume_of_the_image(
+    platform: str, host: str, pack: Path, tmp_path: Path
+) -> None:
+    name = push(pack, f"oci://{host}/team/cats:v1").removeprefix("oci://")
+    own = tmp_path / "containerd"
+    own.mkdir()
+    socket, configuration, mount = own / "c.sock", own / "config.toml", tmp_path / "mount"
+    configuration.write_text(
+        f'version = 3\nroot = "{own}/root"\nstate = "{own}/state"\n'
+        f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{own}/t.sock"\n'
+    )
+    mount.mkdir()
+    client = [program("containerd").parent / "ctr", "--address", socket, "images"]
+    command = [program("containerd"), "--config", configuration]
+    with running_program(command, "containerd successfully booted", own / "log"):
+        pull = [*client, "pull", "--plain-http", "--platform", platform, name]
+        subprocess.run(pull, check=True, capture_output=True, timeout=60)
+        subprocess.run([*client, "mount", "--platform", platform, name, mount], check=True, timeout=60)
+        try:
+            assert packed.sums(mount) == packed.sums(pack)
+        finally:
+            subprocess.run([*client, "unmount", mount], check=True, timeout=60)
+    for line in Path("/proc/self/mounts").read_text().splitlines():  # its mount manager leaves one
+        if line.split()[1].startswith(f"{own}/"):
+            subprocess.run(["umount", line.split()[1]], check=True, timeout=60)

@@ -11,8 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from pthserve.addresses import is_loopback, printable, redacted
 from pthserve.errors import WeightsError
 from pthserve.files.card import FILE, SUFFIXES, USUAL
@@ -109,13 +107,13 @@ def _info(reference: Reference, api: Any) -> Any:
         raise WeightsError(f"{reference}: the repository has no such revision") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
+        if status >= 500 or status == 429:
             raise Interrupted(f"the server responds with {status}") from None
         raise WeightsError(f"{reference}: the server responds with {status}") from None
     except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
         raise WeightsError(f"{reference}: {_reason(error)}") from None
-    except httpx.TransportError as error:
-        raise Interrupted(redacted(str(error)) or type(error).__name__) from None
+    except Exception as error:  # of its HTTP client, which is another one in each major version
+        raise Interrupted(_reason(error) or type(error).__name__) from None
 
 
 def _reason(error: Exception) -> str:

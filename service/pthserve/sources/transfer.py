@@ -185,6 +185,10 @@ def _continue(file: RemoteFile, part: _Part, most: int, progress: Progress | Non
     offset = part.size
     if offset and part.version is None and file.sha256 is None:
         offset = 0  # nobody could say whether the part and the rest belong together
+    if offset and file.size is not None and offset >= file.size:
+        if offset == file.size and (file.sha256 is not None or part.version == file.version):
+            return  # it was interrupted before it got its name
+        offset = 0
     with file.open(offset, part.version if offset else None) as stream:
         if stream.start != offset or not offset:
             offset = 0
