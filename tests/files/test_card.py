@@ -589,7 +589,10 @@ def test_a_golden_image_states_the_answer_of_its_task(
     ("text", "words"),
     [
         ("task: detect", "task: "),
-        ("{task: binary, threshold: 0.3}", "`threshold` is for `task: multilabel`, but the task is binary"),
+        (
+            "{task: regression, threshold: 0.3}",
+            "`threshold` is for `task: multilabel` or `task: binary`, but the task is regression",
+        ),
         ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
         (
             "{task: regression, golden: [{image: tom.jpg, class_index: 1}]}",
@@ -670,3 +673,11 @@ def test_the_examples_in_the_documentation_are_cards(folder: Path) -> None:
         for name in yaml.safe_load(example).get("golden", ()):
             (folder / name["image"]).write_bytes(b"image")
         card.read(write(folder, example))
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "export.pkl", "model.keras", "model.h5"])
+def test_a_folder_of_another_tool_is_read_so_far_that_it_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "fingerprint.pb").write_bytes(b"x")
+    (tmp_path / name).write_bytes(b"xyz")
+    assert card.read(tmp_path).weights == tmp_path / name

@@ -73,7 +73,7 @@ def test_how_far_the_reading_is_can_be_followed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("labels: [cat, dog]", "2 labels, but the model has 3 classes"),
+        ("labels: [cat, dog]", "2 labels, but the model has 3 outputs"),
         (
             "preprocessing: {resize: 80, crop: 64, mean: [0.5], std: [0.5]}",
             "1 channels, but the model needs 3",

@@ -288,7 +288,9 @@ class Fields(_Fields):
         "`embedding`; default: told by the file, else classification",
     )
     threshold: Share | None = Field(
-        None, description="multilabel: the probability from which on a label applies; default: 0.5"
+        None,
+        description="multilabel and binary: the probability from which on a label applies, or the class is "
+        "the positive one; default: 0.5",
     )
     outputs: tuple[OutputFields, ...] | None = Field(
         None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
@@ -310,12 +312,14 @@ class Fields(_Fields):
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
-        for name, task in PARAMETERS.items():
-            if getattr(self, name) is not None and self.task not in (None, task):
-                raise ValueError(f"`{name}` is for `task: {task}`, but the task is {self.task}")
+        for name, tasks in PARAMETERS.items():
+            if getattr(self, name) is not None and self.task not in (None, *tasks):
+                wanted = " or ".join(f"`task: {task}`" for task in tasks)
+                raise ValueError(f"`{name}` is for {wanted}, but the task is {self.task}")
         wanted = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
-            if wanted not in (None, KINDS[image.kind]):
+            of_label = wanted == "multilabel" and image.probability is not None  # one label's probability
+            if wanted not in (None, KINDS[image.kind]) and not of_label:
                 raise ValueError(
                     f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, but the task is "
                     f"{self.task}"
@@ -330,7 +334,7 @@ class Fields(_Fields):
 
     def _implied(self) -> dict[TaskName, str]:
         """The tasks that parameters and golden images tell, and by which field."""
-        told = {PARAMETERS[name]: name for name in PARAMETERS if getattr(self, name) is not None}
+        told = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
         for number, image in enumerate(self.golden):
             told.setdefault(KINDS[image.kind], f"golden[{number}]")
         return told

@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple
 TaskName = Literal["classification", "multilabel", "binary", "regression", "embedding"]
 """The tasks, as a card, an option and `/info` call them."""
 
-PARAMETERS: dict[str, TaskName] = {
-    "threshold": "multilabel",
-    "outputs": "regression",
-    "normalize": "embedding",
+PARAMETERS: dict[str, tuple[TaskName, ...]] = {
+    "threshold": ("multilabel", "binary"),
+    "outputs": ("regression",),
+    "normalize": ("embedding",),
 }
-"""The fields of a card that are a task's parameters, and the task."""
+"""The fields of a card that are a task's parameters, and the tasks; the first is the one that it tells."""
 
 KINDS: dict[str, TaskName] = {
     "class": "classification",

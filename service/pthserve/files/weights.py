@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import WeightsError
-from pthserve.files import checkpoint, formats, inert, metadata, onnx_files, regular_files, tensors
+from pthserve.files import checkpoint, documents, formats, inert, metadata, onnx_files, regular_files, tensors
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ SHARDS = 1000
 """Most shards of a state dict."""
 
 _CHUNK = 4 * 2**20
+_CONFIG = 2**20
+"""Most bytes of an adapter's configuration."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
@@ -78,6 +80,7 @@ def read(
     Raises:
         WeightsError: the message says what is wrong with the file and what to do.
     """
+    _refuse_adapter(path)
     is_index = path.name.endswith(INDEX)
     files = _shards(path) if is_index else [_whole(path)]
     beside: dict[str, IO[bytes]] = {}
@@ -115,6 +118,22 @@ def read(
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return replace(parts[0], state_dict=whole, digest=digest, size=sum(size for _, size in held))
+
+
+def _refuse_adapter(path: Path) -> None:
+    """Raise WeightsError for the weights of an adapter beside the configuration that PEFT writes."""
+    file = path.with_name("adapter_config.json")
+    if not path.name.startswith("adapter_model.") or not file.is_file():
+        return
+    values: Any = {}
+    with suppress(OSError, ValueError):
+        values = documents.parse_json(regular_files.read(file, _CONFIG).decode())
+    stated = values if isinstance(values, dict) else {}
+    kind, base = (quoted(stated.get(key) or "?") for key in ("peft_type", "base_model_name_or_path"))
+    raise WeightsError(
+        f"{path}: is an adapter of PEFT ({kind}), which changes another model, {base}; merge it into that "
+        'model where it was made, `model.merge_and_unload().save_pretrained("merged")`, and serve that folder'
+    )
 
 
 def _read(path: Path, copy: "_Copy", container: str | None) -> Weights:

@@ -78,7 +78,7 @@ def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
                     f"the task binary has one output, but the model has {outputs}; one class per image is "
                     "`task: classification`, several labels are `task: multilabel`"
                 )
-            return BinaryTask()
+            return BinaryTask(THRESHOLD if stated.threshold is None else stated.threshold)
         case "regression":
             named = stated.outputs or _unnamed(outputs)
             if len(named) != outputs:

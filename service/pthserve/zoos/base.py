@@ -90,8 +90,7 @@ class Architecture:
     choices: what was assumed of `module`, and might have been otherwise.
     graph: of an exported model that has no module. preprocessing: what `spec` rests on, where it is not the
     architecture's default alone: it counts as it is. labels: one a class, where a file beside the weights
-    names them. activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out;
-    "" else. ends: the inputs and outputs of an exported model, in words.
+    names them. ends: the inputs and outputs of an exported model, in words.
     """
 
     name: str
@@ -110,7 +109,6 @@ class Architecture:
     graph: Any = None
     preprocessing: Inferred | None = None
     labels: tuple[str, ...] | None = None
-    activation: str = ""
     ends: tuple[str, ...] = ()
 
 

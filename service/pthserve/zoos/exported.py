@@ -80,10 +80,9 @@ def _onnx(source: Source, content: IO[bytes]) -> Architecture:
         channels=image.channels,
         inferred=told("an ONNX model", adapted.activation, adapted.alone),
         spec=spec,
-        task_hint=hint(adapted.activation),
+        hint=hint(adapted.activation, adapted.outputs),
         graph=adapted.graph,
         preprocessing=inferred,
-        activation=adapted.activation,
         ends=ends,
     )
 
