@@ -173,10 +173,10 @@ def test_containerd_mounts_a_pushed_pack_as_a_volume_of_the_image(
         f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{own}/t.sock"\n'
     )
     mount.mkdir()
-    client = [program("containerd").parent / "ctr", "--address", socket, "images"]
-    command = [program("containerd"), "--config", configuration]
+    client: list[str | Path] = [program("containerd").parent / "ctr", "--address", socket, "images"]
+    command: list[str | Path] = [program("containerd"), "--config", configuration]
     with running_program(command, "containerd successfully booted", own / "log"):
-        pull = [*client, "pull", "--plain-http", "--platform", platform, name]
+        pull: list[str | Path] = [*client, "pull", "--plain-http", "--platform", platform, name]
         subprocess.run(pull, check=True, capture_output=True, timeout=60)
         subprocess.run([*client, "mount", "--platform", platform, name, mount], check=True, timeout=60)
         try:
