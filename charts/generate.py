@@ -65,7 +65,12 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "pullPolicy": PULL,
     "pullSecrets": OBJECTS,
-    "weights.source": {"enum": ["demo", "pvc", "configMap", "download", "image"]},
+    "weights.source": {
+        "anyOf": [
+            {"enum": ["demo", "pvc", "configMap", "download", "image"]},
+            {"pattern": "^(https?|s3|gs|az|hf|oci)://"},
+        ]
+    },
     "weights.file": {"pattern": "^([^/].*)?$"},
     "weights.sha256": {"pattern": "^([0-9a-f]{64})?$"},
     "accessModes": MODES,

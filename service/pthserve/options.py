@@ -113,8 +113,16 @@ class ModelOptions(BaseModel):
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
     cache_dir: Path | None = Field(
         None,
-        description="folder in which packed models, and where it is set compiled models and plans, are "
-        "cached; default: `pthserve` in the user's cache folder, for packed models",
+        description="folder in which downloaded and packed models, and where it is set compiled models and "
+        "plans, are cached; default: `pthserve` in the user's cache folder, for downloaded and packed models",
+    )
+    max_download: int = Field(
+        32 * 2**30, ge=1, le=2**50, description="maximum size in bytes of a model that is downloaded"
+    )
+    require_signature: Path | None = Field(
+        None,
+        description="file with a public key; a model is then loaded only if `pthserve sign`, or another tool "
+        "with the format of OpenSSF Model Signing, signed it with the private key",
     )
     golden: Literal["gate", "warn", "off"] = Field(
         "gate",

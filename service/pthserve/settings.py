@@ -34,7 +34,11 @@ def listed(text: str | None) -> tuple[str, ...]:
 class Settings(ModelOptions):
     """The settings of the service: how its model is loaded and how it is served."""
 
-    model: str = Field("demo", description="weights file, folder with a model card, packed model, or `demo`")
+    model: str = Field(
+        "demo",
+        description="weights file, folder with a model card, packed model, the address of one "
+        "(docs/sources.md), or `demo`",
+    )
     host: str = Field(
         "127.0.0.1",
         min_length=1,
@@ -243,6 +247,8 @@ _ORDER = (
     "cache_dir",
     "cache_size",
     "no_cache",
+    "max_download",
+    "require_signature",
     "golden",
     "reload_interval",
     "shadow",

@@ -35,6 +35,23 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "weights.download.url",
     ),
     "a download is pinned": ({"weights": {**DOWNLOAD, "sha256": ""}}, "weights.sha256"),
+    "an address by http is pinned": (
+        {"weights": {"source": "https://models.example/a.pth"}, "networkPolicy": {"enabled": False}},
+        "weights.sha256",
+    ),
+    "an address is of a kind that is known": ({"weights": {"source": "ftp://models.example/a"}}, "source"),
+    "the demo is not signed": ({"weights": {"publicKey": {"configMap": "signer"}}}, "weights.publicKey"),
+    "slim verifies no mounted weights": (
+        {"image": {"variant": "slim"}, "weights": {**CLAIM, "file": "cats", "publicKey": {"configMap": "k"}}},
+        "weights.publicKey",
+    ),
+    "the key is said once": (
+        {
+            "weights": {**CLAIM, "publicKey": {"configMap": "k"}},
+            "settings": {"requireSignature": "/key"},
+        },
+        "weights.publicKey alone",
+    ),
     "an image volume has a reference": ({"weights": {"source": "image"}}, "weights.image.reference"),
     "the model is said once": ({"weights": CLAIM, "settings": {"model": "/x"}}, "Use weights.file"),
     "the digest is said once": (

@@ -216,6 +216,45 @@ def test_the_cache_is_the_pod_s_own_or_a_claim(name: str, volume: dict[str, Any]
     assert not _mounts(rendered.container)["/var/cache/pthserve"].get("readOnly")
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "image"),
+    [
+        ("store", "/models/cats", "full"),
+        ("hub", "/models/vit-base", "full"),
+        ("artefact", "/models/cats", "slim"),
+        ("signed artefact", "/models/cats", "full"),
+    ],
+)
+def test_an_address_is_fetched_before_the_service_starts(
+    name: str, path: str, image: str, helm: Helm
+) -> None:
+    rendered = helm.render(SETS[name])
+    fetch = rendered.init("fetch")
+    assert fetch["args"][:3] == ["fetch", SETS[name]["weights"]["source"], f"--output={path}"]
+    assert fetch["image"] == f"localhost/pthserve:0.1.0-{image}"
+    assert rendered.environment["PTHSERVE_MODEL"] == path
+    assert _volume(rendered.pod, "weights") == {"name": "weights", "emptyDir": {}}
+
+
+def test_a_signed_download_is_verified_where_it_is_fetched(helm: Helm) -> None:
+    rendered = helm.render(SETS["signed artefact"])
+    fetch = rendered.init("fetch")
+    assert "--require-signature=/run/pthserve/model.pub" in fetch["args"]
+    assert _mounts(fetch)["/run/pthserve"] == {
+        "name": "public-key",
+        "mountPath": "/run/pthserve",
+        "readOnly": True,
+    }
+    assert _volume(rendered.pod, "public-key")["configMap"] == {"name": "signer"}
+    assert "PTHSERVE_REQUIRE_SIGNATURE" not in rendered.environment
+
+
+def test_signed_weights_of_a_claim_are_verified_by_the_service(helm: Helm) -> None:
+    rendered = helm.render(SETS["signed claim"])
+    assert rendered.environment["PTHSERVE_REQUIRE_SIGNATURE"] == "/run/pthserve/team.pub"
+    assert _mounts(rendered.container)["/run/pthserve"]["readOnly"]
+
+
 # Packs.
 
 

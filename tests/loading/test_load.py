@@ -65,7 +65,7 @@ def test_a_name_in_the_settings_is_the_model_s(folder: Path) -> None:
 
 
 def test_how_far_the_reading_is_can_be_followed(folder: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
     load(str(folder), QUICK, lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == (folder / "animals.pth").stat().st_size
 

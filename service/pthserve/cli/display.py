@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pthserve.addresses import shown
 from pthserve.text import MESSAGE, quoted
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(quoted(what), visible=False)
+        bar = bars.add_task(quoted(shown(what)), visible=False)
 
         def update(there: int, total: int | None) -> None:
             bars.update(bar, completed=there, total=total, visible=total is None or total >= LARGE)

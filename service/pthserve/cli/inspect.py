@@ -27,7 +27,7 @@ _METADATA = 20
 @click.command("inspect")
 @MODEL
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@takes_settings("sha256", "architecture", "task")
+@takes_settings("sha256", "architecture", "task", "cache_dir", "max_download", "require_signature")
 def command(settings: Settings, as_json: bool) -> None:
     """Show what a weights file or a packed model contains.
 
@@ -36,8 +36,10 @@ def command(settings: Settings, as_json: bool) -> None:
     changed. MODEL is the same as for `pthserve serve`. Code that its card names is reported and
     not run.
     """
+    from pthserve.cli.local import fetched
     from pthserve.loading import packed
 
+    settings = fetched(settings)
     path = Path(settings.model)
     found, in_words = (
         (_packed(path), _packed_in_words) if packed.is_packed(path) else (_inspect(settings), _in_words)

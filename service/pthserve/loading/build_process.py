@@ -63,9 +63,9 @@ def _build(request: Mapping[str, Any], tell: Callable[..., None]) -> None:
     options = ModelOptions(**request["options"])
     folder = Path(request["folder"])
 
-    def progress(done: int, total: int) -> None:
-        tell("progress", done, total)
-        if done >= total:
+    def progress(done: int, total: int | None) -> None:
+        tell("progress", done, total or 0)
+        if total is not None and done >= total:
             tell("stage", "finding the architecture")
 
     with _watched(request["code"], Path(request["source"])) as opened:

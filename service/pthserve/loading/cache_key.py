@@ -39,7 +39,7 @@ LIBRARIES = (
 NOT_OF_A_PACK = frozenset(
     (
         *("name", "device", "engine", "threads", "max_batch", "max_pixels"),
-        *("tune_budget", "plan", "cache_dir"),
+        *("tune_budget", "plan", "cache_dir", "max_download", "require_signature"),
     )
 )
 """Options that decide only how a pack is run, or whether there is one."""

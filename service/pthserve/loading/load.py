@@ -30,13 +30,15 @@ from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.examiner import Examiner, Proof
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
+from pthserve.sources.fetched import fetched
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import choose, make
 from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
-    from pthserve.files.weights import Progress, Weights
+    from pthserve.files.weights import Weights
+    from pthserve.sources.transfer import Progress
     from pthserve.zoos.base import Architecture
 
 _MOST_CHOICES = 8
@@ -63,9 +65,14 @@ class Built:
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
-    path = Path(source)
+    path = fetched(source, settings, progress)
     if packed.is_packed(path):
         raise PackError(f"{path}: is already packed; give the original weights file")
+    return _built(path, settings, progress)
+
+
+def _built(path: Path, settings: ModelOptions, progress: "Progress | None") -> Built:
+    """The module in a weights file, or in a folder with one."""
     from pthserve.files import card, weights
     from pthserve.zoos import own
 
@@ -152,7 +159,8 @@ def with_architecture(described: "Card", name: str | None) -> "Card":
 def load(
     source: str, settings: ModelOptions, progress: "Progress | None" = None, *, measure: bool = False
 ) -> Model:
-    """The model that `source` names: a weights file, a folder with one and perhaps a card, or a pack.
+    """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or the
+    address of one of these.
 
     Args:
         progress: called as the weights are read.
@@ -161,10 +169,10 @@ def load(
     Raises:
         ModelError: the message says what is wrong, where, and what to do.
     """
-    path = Path(source)
+    path = fetched(source, settings, progress)
     if packed.is_packed(path):
         return unpacked(packed.read(path), settings, measure=measure)
-    built = build(source, settings, progress)
+    built = _built(path, settings, progress)
     described, found, now = built.card, built.architecture, _with_threads(settings)
     golden_images(described.golden, built.spec)  # before the rest takes its time
     engines = EngineFactory(found.module, built.spec, now, built.task, graph=found.graph)

@@ -29,6 +29,7 @@ from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions, user_cache
 from pthserve.planning import plan_files
 from pthserve.planning.plan import Plan
+from pthserve.sources.fetched import fetched
 from pthserve.text import MESSAGE, quoted
 
 NICE = 10
@@ -54,6 +55,8 @@ class Loader:
         self._size = size
         self._source = source
         self._options = options
+        self._verified = options.model_copy(update={"require_signature": None})  # what `fetched` returns is
+        self._path = Path(source)
         self._watching: Watch | None = None
         self._before: Plan | None = None
 
@@ -71,7 +74,8 @@ class Loader:
         return model
 
     def _loaded(self) -> Model:
-        path, options = Path(self._source), self._options
+        options = self._options
+        self._path = path = fetched(self._source, options, partial(self._watch, "downloading the model"))
         if packed.is_packed(path) or self._needs_torch():
             return self._here()
         try:
@@ -93,7 +97,7 @@ class Loader:
 
     def _here(self) -> Model:
         """The model, made in this process: read where it is packed, and built where it is not."""
-        return load(self._source, self._options, partial(self._watch, "reading the weights"))
+        return load(str(self._path), self._verified, partial(self._watch, "reading the weights"))
 
     def _needs_torch(self) -> bool:
         """Whether the options, or a GPU that may be there, say that PyTorch runs the model."""
@@ -151,10 +155,10 @@ class Loader:
             try:
                 (part / PACK).mkdir()
                 options, nice = self._for_build(), 0 if self._before is None else NICE
-                result = build(self._source, options, part / PACK, self._watch, code=found.code, nice=nice)
+                result = build(str(self._path), options, part / PACK, self._watch, code=found.code, nice=nice)
                 if result.needs_torch:
                     shutil.rmtree(part / PACK)
-                kept = result.keep and key(Path(self._source), self._options).digest == found.digest
+                kept = result.keep and key(self._path, self._options).digest == found.digest
                 entry = cache.put(part, found.digest, _values(result, found)) if kept else None
                 _log.info("packed %s in %.1f s", source, time.perf_counter() - began)
                 yield entry or Entry(part, needs_torch=result.needs_torch)
@@ -168,12 +172,12 @@ class Loader:
         cpus = self._options.cpus if self._before is None else max(1, self._options.cpus // 2)
         precision = "int8" if self._options.precision == "int8" else "auto"
         changed = {"name": None, "plan": None, "cache_dir": None, "tune_budget": 0.0}
-        return self._options.model_copy(update={**changed, "threads": cpus, "precision": precision})
+        return self._verified.model_copy(update={**changed, "threads": cpus, "precision": precision})
 
-    def _watch(self, stage: str, done: int, total: int) -> None:
+    def _watch(self, stage: str, done: int, total: int | None) -> None:
         self.stage = f"{stage} ({done / total:.0%})" if total else stage
         if self._watching is not None:
-            self._watching(stage, done, total)
+            self._watching(stage, done, total or 0)
 
     def _served(self, entry: Entry, found: Key) -> Model:
         """The model of an entry; raises PackError where it is damaged."""
@@ -186,7 +190,7 @@ class Loader:
             model = self._as_before(pack, entry) or self._measured(pack, entry)
         except EngineError:
             return self._here()  # as the plan or the options want it, or with the reason why not
-        return replace(model, golden=found.card.golden, source=Path(self._source), options=self._options)
+        return replace(model, golden=found.card.golden, source=self._path, options=self._options)
 
     def _as_before(self, pack: Packed, entry: Entry) -> Model | None:
         """The model, run as the one before it; None where there was none, or it would not agree."""

@@ -14,7 +14,6 @@ from uuid import uuid4
 
 from pthserve.errors import PackError
 from pthserve.files.golden import Golden
-from pthserve.files.weights import Progress
 from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import Built, build, examiner, proof_images
@@ -22,6 +21,7 @@ from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.tune import tune
+from pthserve.sources.transfer import Progress
 
 MAKERS = ("pthserve", "openvino", "torch", "torchvision", "nncf")
 """Whose versions decide what a pack's bytes are."""

@@ -1,6 +1,7 @@
 """Packed: a built model as a folder, which is written, read and run without torch.
 
 SHA256SUMS               of every other file, as `sha256sum` writes it and `sha256sum -c` checks it
+model.sig                where the packed model is signed: the signature, of SHA256SUMS too
 manifest.json            what is known of the model
 model.xml, model.bin     OpenVINO's graph at fp32
 int8.xml, int8.bin       and at int8, where that was asked for
@@ -32,6 +33,7 @@ from pthserve.loading.manifest import FORMAT
 from pthserve.loading.model import Model
 from pthserve.planning.examiner import Proof
 from pthserve.planning.plan import Plan
+from pthserve.sources.signatures import SIGNATURE
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import task_fields
 from pthserve.tasks.classification import CLASSIFICATION
@@ -293,7 +295,7 @@ def _shown(name: str) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files below `folder`, in order of name, but for SHA256SUMS; raises PackError."""
+    """The files below `folder`, in order of name, but for SHA256SUMS and the signature; raises PackError."""
     found: list[str] = []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
@@ -306,7 +308,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if not path.is_dir() and path != folder / SUMS)
+    own = (folder / SUMS, folder / SIGNATURE)
+    return (path for path in folder.rglob("*") if not path.is_dir() and path not in own)
 
 
 def _weights(graph: str) -> str:

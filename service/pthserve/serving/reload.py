@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pthserve.addresses import shown
 from pthserve.errors import EngineError, GoldenError, ModelError
 from pthserve.files.fingerprint import Fingerprint, fingerprint
 from pthserve.loading.golden import apply_golden_policy
@@ -62,6 +63,7 @@ class Reload:
         self._settings = settings
         self._load = load
         self._stage = stage
+        self._shown = shown(settings.model)
         self._look = partial(fingerprint, Path(settings.model))
         self._tried: Fingerprint | None = None
         self._served: Fingerprint | None = None
@@ -133,7 +135,7 @@ class Reload:
                 "the files of %s have changed; the model loaded from them before stays in use until a "
                 "reload: "
                 "send SIGHUP to load the changed files",
-                self._settings.model,
+                self._shown,
             )
         self._predictor.record_files_changed(changed)
 
@@ -156,7 +158,7 @@ class Reload:
                 log.log(logging.ERROR, "the model was not replaced: %s", message, exc_info=not expected)
                 if expected:
                     raise
-                raise EngineError(f"{self._settings.model}: {message}") from error
+                raise EngineError(f"{self._shown}: {message}") from error
             outcome |= {"seconds": round(checked.seconds, 3), "digest": checked.model.digest}
             self._predictor.record_reload({"result": "ok", **outcome})
             log.info("the model was replaced", extra={"fields": _fields(checked)})
@@ -187,7 +189,7 @@ class Reload:
 
     async def _check_replaces(self, model: Model) -> None:
         """Raise what keeps `model` from taking the place of the current one."""
-        source, served = self._settings.model, self._predictor.model()
+        source, served = self._shown, self._predictor.model()
         if await in_background(self._look) != self._tried:
             raise ModelError(f"{source}: changed while it was being loaded")
         if model.task.name != served.task.name:
@@ -214,7 +216,7 @@ class Reload:
         least = self._settings.shadow_agreement
         if shadow.agreement is not None and shadow.agreement < least:
             raise ModelError(
-                f"{self._settings.model}: the new model gave the same answer as the current one for "
+                f"{self._shown}: the new model gave the same answer as the current one for "
                 f"{shadow.agreement:.1%} of {shadow.images} live images; at least {least:.1%} is required"
             )
         return {"images": shadow.images, "agreement": shadow.agreement}
