@@ -218,6 +218,7 @@ _ORDER = (
     "engine",
     "precision",
     "calibration",
+    "weight_bits",
     "decode",
     "threads",
     "max_batch",
