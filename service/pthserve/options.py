@@ -78,10 +78,10 @@ class ModelOptions(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="number format of the computation; `auto` selects int8 only if the model is packed with "
-        "it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
+        description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the "
+        "model is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
     )
     calibration: Path | None = Field(
         None, description="folder of at least 20 photos for int8, of the kind that the model will see"

@@ -102,6 +102,16 @@ def test_a_service_takes_the_plan_and_tells_what_was_tried(tmp_path: Path) -> No
     tiny_pack(pack)
     tune(pack, "-o", file, "--precision", "fp32", "--tune-budget", "1", "--threads", "1")
     with serving(pack, tmp_path / "log", "--plan", str(file), "--threads", "1") as address:
-        told = httpx.get(f"{address}/info").json()["plan"]
-    assert Plan.from_dict(told) == plan_files.read(file)
-    assert len(told["trials"]) > 1
+        info = httpx.get(f"{address}/info").json()
+        metrics = httpx.get(f"{address}/metrics").text
+    plan = plan_files.read(file)
+    assert Plan.from_dict(info["plan"]) == plan
+    assert len(info["plan"]["trials"]) > 1
+    assert plan.agreement is not None
+    assert info["agreement"] == plan.agreement.to_dict()
+    for statistic in ("mean", "p95", "largest"):
+        (line,) = re.findall(
+            rf'^pthserve_model_difference{{statistic="{statistic}"}} (.+)$', metrics, re.MULTILINE
+        )
+        assert float(line) == info["agreement"][statistic]
+    assert 'pthserve_model_same_decisions_ratio{crops="all"} 1.0' in metrics

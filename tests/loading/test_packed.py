@@ -118,6 +118,19 @@ def test_changed_sums_are_refused(copy: Path) -> None:
         packed.read(copy)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_earlier_format_is_read_and_compared_with_fp32_again(copy: Path, number: int) -> None:
+    manifest = json.loads((copy / packed.MANIFEST).read_text())
+    assert manifest["format"] == FORMAT
+    del manifest["plan"]["evidence"]
+    (copy / packed.MANIFEST).write_text(json.dumps({**manifest, "format": number}))
+    (copy / packed.SUMS).write_text(packed.lines(packed.sums(copy)))
+    assert packed.read(copy).plan.evidence == ()
+    model = load(str(copy), SETTINGS)
+    assert model.plan.agreement is not None
+    assert model.plan.agreement.precision == model.forward.precision
+
+
 def test_a_later_format_is_refused_with_what_to_do(copy: Path) -> None:
     manifest = json.loads((copy / packed.MANIFEST).read_text())
     (copy / packed.MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1, "new": 1}))

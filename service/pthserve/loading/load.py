@@ -182,6 +182,7 @@ def load(
         return _unpacked(packed.read(path), settings, measure)
     built = build(source, settings, progress)
     described, found = built.card, built.architecture
+    golden_images(described.golden, built.spec)  # before the rest takes its time
     engines = EngineFactory(found.module, built.spec, settings, built.task, graph=found.graph)
     plan, engine = tune(examiner(engines, described.golden, built.labels), built.weights.digest)
     return Model(
@@ -360,12 +361,15 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
 
 def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
     """What a pack has PyTorch's answers to: the golden images, or else the samples that ship."""
-    if not golden:
-        return crops.sample_images(spec)
+    return np.stack(golden_images(golden, spec)) if golden else crops.sample_images(spec)
+
+
+def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Pixels]:
+    """The golden images of a card as the model sees them; raises CardError for one that cannot be read."""
     images = []
     for one in golden:
         try:
             images.append(crop(one.read(), spec, max_pixels=OWN_MAX_PIXELS))
         except (OSError, RequestError) as error:
             raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
-    return np.stack(images)
+    return images

@@ -64,13 +64,11 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     int8 = settings.precision == "int8"
     proof = examiner(engines, built.card.golden, built.labels)
     proof.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
-    proof.reference()
-    # Without the module, as the packed model is served.
-    proof = replace(proof, engines=replace(engines, module=None))
-    plan, engine = tune(proof, digest)
+    packable = replace(engines, module=None)  # as the packed model is served
+    auto = settings.model_copy(update={"precision": "auto"})
+    proof.examine_all(replace(packable, options=auto).candidates())
+    plan, engine = tune(replace(proof, engines=packable), digest)
     if plan.digest != digest:  # a plan that was measured has its own evidence
-        auto = settings.model_copy(update={"precision": "auto"})
-        proof.examine_all(replace(proof.engines, options=auto).candidates())
         plan = replace(plan, evidence=tuple(proof.evidence.values()))
 
     quantized = engines.quantized
@@ -93,7 +91,7 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
     apply_golden_policy(made.model(engine, plan), settings)
     engine.close()
     packed.write(made, engines.graph, quantized and quantized.graph, images, reference)
-    return replace(made, speedup=_speedup(proof)) if quantized else made
+    return replace(made, speedup=_speedup(replace(proof, engines=packable))) if quantized else made
 
 
 def _speedup(proof: Examiner) -> float | None:

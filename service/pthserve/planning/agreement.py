@@ -24,12 +24,12 @@ from pthserve.planning.crops import Origin
 from pthserve.tasks.base import Task
 
 CLEAR = 0.1
-"""Lead of a decision in probability from which on it is clear: twice the p95 difference of bf16, or more."""
+"""Lead of a decision in probability from which on it is clear: about twice the p95 difference of bf16."""
 UNLIKE = 1.5
 """By how many times the mean difference may be larger on photos that are unlike those of the package.
 
-Of bf16 and int8 of five networks, the mean on 17 other photos was 0.7 to 1.45 times that on the samples; see
-docs/performance.md.
+Of bf16 and int8 of four networks, the mean on 17 other photos was 0.7 to 1.45 times that on the samples; see
+docs/precision.md.
 """
 KEPT = 0.99
 """Smallest share of clear decisions that an engine must keep."""
