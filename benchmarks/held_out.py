@@ -24,6 +24,7 @@ from pthserve.planning.agreement import Evidence, Reference, Rule, examine, scor
 from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.crops import Crops, Origin, of_package, photo
 from pthserve.planning.examiner import Examiner
+from pthserve.planning.quantize import all_layers
 from pthserve.planning.tune import tune
 from pthserve.tasks.classification import CLASSIFICATION
 
@@ -128,10 +129,10 @@ def demo() -> Trained:
 
 def findings(name: str, model: Trained, options: ModelOptions) -> Iterator[Finding]:
     """What is found of bf16 and int8, where this machine computes them."""
-    from pthserve.engines.openvino_engine import convert, quantize
+    from pthserve.engines.openvino_engine import convert
 
     graph = convert(model.module, model.spec)
-    quantized = quantize(graph, normalise(model.calibration, model.spec))
+    quantized = all_layers(graph, normalise(model.calibration, model.spec))
     engines = EngineFactory(model.module, model.spec, options, graph=graph, quantized=quantized)
     crops = [of_package((), model.spec), held_out_photos(model.spec)]
     examiner = Examiner(engines, crops[0])
@@ -151,10 +152,10 @@ def findings(name: str, model: Trained, options: ModelOptions) -> Iterator[Findi
 
 def chosen(model: Trained, options: ModelOptions) -> str:
     """The precision that `auto` chooses of a pack that has int8."""
-    from pthserve.engines.openvino_engine import convert, quantize
+    from pthserve.engines.openvino_engine import convert
 
     graph = convert(model.module, model.spec)
-    quantized = quantize(graph, normalise(model.calibration, model.spec))
+    quantized = all_layers(graph, normalise(model.calibration, model.spec))
     engines = EngineFactory(model.module, model.spec, options, graph=graph, quantized=quantized)
     examiner = Examiner(engines, of_package((), model.spec))
     examiner.reference()

@@ -63,7 +63,16 @@ class ModelOptions(BaseModel):
         description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the "
         "model is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
     )
-    calibration: Path | None = Field(None, description="folder of images for int8 calibration")
+    calibration: Path | None = Field(
+        None, description="folder of at least 20 photos for int8, of the kind that the model will see"
+    )
+    weight_bits: int | None = Field(
+        None,
+        ge=7,
+        le=8,
+        description="bits of the weights at int8: those of 8 need a processor with VNNI or AMX, where the "
+        "model is served too; default: 8 where this processor has either, else 7",
+    )
     decode: Literal["exact", "fast"] = Field(
         "exact",
         description="image decoding: `exact` gives the same pixels as torchvision, bit for bit; `fast` "

@@ -230,6 +230,7 @@ _ORDER = (
     "engine",
     "precision",
     "calibration",
+    "weight_bits",
     "decode",
     "threads",
     "max_batch",

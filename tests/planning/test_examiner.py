@@ -11,18 +11,20 @@ from torch import nn
 from pthserve.engines.base import Engine
 from pthserve.engines.cpu import instruction_sets, library
 from pthserve.engines.openvino_engine import convert
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning import examiner as examining
 from pthserve.planning.agreement import Evidence
-from pthserve.planning.candidates import Candidate, EngineFactory
+from pthserve.planning.candidates import Candidate, EngineFactory, Quantized
 from pthserve.planning.crops import COUNT, Crops, of_package, sample_images
 from pthserve.planning.examiner import Examiner, Proof
 from pthserve.tasks.classification import CLASSIFICATION
 
 SPEC = Spec(crop=(32, 32))
+EVERYTHING = Quantization(7, 1, {}, 1.0, "fp32", 0, "")
 FP32, INT8 = Candidate("openvino", "fp32", "cpu", 1), Candidate("openvino", "int8", "cpu", 1)
 
 Build = Callable[[str, Spec], nn.Module]
@@ -51,9 +53,8 @@ class Counted(Crops):
 
 def made(module: nn.Module | None, graph: Any, quantized: Any = None, **options: Any) -> Examiner:
     """An examiner, whose graph at int8 is `quantized`, at any precision."""
-    engines = EngineFactory(
-        module, SPEC, ModelOptions(threads=1, **options), CLASSIFICATION, graph, quantized
-    )
+    int8 = Quantized(quantized, EVERYTHING) if quantized is not None else None
+    engines = EngineFactory(module, SPEC, ModelOptions(threads=1, **options), CLASSIFICATION, graph, int8)
     return Examiner(engines, Counted(of_package((), SPEC).photos, SPEC, "sample images"))
 
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from PIL import Image
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, CardError, ModelError, WeightsError
@@ -26,6 +27,7 @@ from pthserve.options import ModelOptions
 from pthserve.planning.crops import samples
 from pthserve.tasks.classification import softmax
 
+from ..linear import noise
 from .exports import CLASSES, SIDE, logits, network
 
 OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")
@@ -89,8 +91,8 @@ def test_golden_images_settle_its_preprocessing(tmp_path: Path) -> None:
 def test_it_is_quantised_on_a_folder_of_images(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, data in enumerate(samples()):
-        (folder / f"{number}.jpg").write_bytes(data)
+    for number in range(20):
+        Image.fromarray(noise(number)).save(folder / f"{number}.png")
     path = network(tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="--calibration"):
         served(path, precision="int8")

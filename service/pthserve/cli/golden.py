@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @MODEL
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @takes_settings(
-    *model_options(without=("name", "calibration", "max_batch", "max_pixels", "tune_budget", "golden")),
+    *model_options(
+        without=("name", "calibration", "weight_bits", "max_batch", "max_pixels", "tune_budget", "golden")
+    ),
     precision="fp32",
 )
 def command(images: tuple[Path, ...], settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """`pthserve inspect`: what is in this file, and how that was found out."""
 
 import json
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import AmbiguousArchitecture
 from pthserve.images.spec import Spec
 from pthserve.planning.agreement import Evidence
@@ -144,7 +146,7 @@ def _packed(folder: Path) -> dict[str, Any]:
         "task": task_fields(model.task),
         "preprocessing": model.spec.to_dict(),
         "golden": len(model.golden),
-        "int8": model.has_int8,
+        "int8": model.int8 and asdict(model.int8),
         "plan": model.plan.to_dict(),
         "inferred": [one.to_dict() for one in model.inferred],
         "made_with": dict(model.made_with),
@@ -166,6 +168,7 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
+        **({"int8": Quantization(**found["int8"]).words()} if found["int8"] else {}),
         "plan": plan["reason"],
         **{f"{one['engine']} {one['precision']}": Evidence(**one).words() for one in plan["evidence"]},
     }

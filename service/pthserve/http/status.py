@@ -1,6 +1,7 @@
 """Status: the probes, `/info` and `/metrics`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -65,6 +66,18 @@ class Fact(BaseModel):
     setting: str = Field(description="the line of model.yaml that states it")
 
 
+class Int8(BaseModel):
+    """What of the model is at int8; see docs/precision.md."""
+
+    weight_bits: int
+    layers: int = Field(description="number of layers that can be at int8")
+    floating: dict[str, int] = Field(description="number of those that are not, by their kind")
+    share: float = Field(description="share of the multiplications that are at int8")
+    rest: str = Field(description="precision of the others where the processor has it, else fp32")
+    photos: int = Field(description="number of photos that it was calibrated on")
+    whole: str = Field(description="how the answers compared with all layers at int8; empty if they are")
+
+
 class Info(BaseModel):
     """What is served, and how."""
 
@@ -85,6 +98,7 @@ class Info(BaseModel):
     agreement: Agreement | None = Field(
         description="how the answers compare with those of fp32 PyTorch; null if that was not measured"
     )
+    int8: Int8 | None = Field(description="what of the model is at int8; null at another precision")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="the result of the latest reload")
     files_changed: bool = Field(description="whether the model's files have changed since they were loaded")
@@ -137,6 +151,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             inferred=[Fact.model_validate(one.to_dict()) for one in model.inferred],
             plan=model.plan.to_dict(),
             agreement=_agreement(model),
+            int8=Int8(**asdict(model.int8)) if model.int8 is not None else None,
             golden=_golden(predictor, model),
             last_reload=dict(predictor.last_reload) if predictor.last_reload is not None else None,
             files_changed=predictor.files_changed,

@@ -190,6 +190,7 @@ def load(
         golden=described.golden,
         task=built.task,
         inferred=built.inferred,
+        int8=engines.quantized.how if engines.quantized and plan.precision == "int8" else None,
         source=path,
         options=settings,
         threads_per_cpu=plan.threads / now.cpus,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pthserve.certainty import Inferred, Origin
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import CardError, PackError
 from pthserve.files.card_fields import MAX_SIDE, MAX_STATED, Preprocessing
 from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
@@ -19,8 +20,8 @@ from pthserve.tasks.classification import CLASSIFICATION
 MAX_BYTES = 16 * 2**20
 """Of the file."""
 FORMAT = 4
-"""Of the folder; a larger one was made by a later version. 2 added `task`, 3 a threshold of `binary`, 4 the
-plan's `evidence`."""
+"""Of the folder; a larger one was made by a later version. 2 added `task`, 3 a threshold of `binary`, 4
+`int8` and the plan's `evidence`."""
 
 _QUOTED = 200
 """Characters of a message that may come from the file."""
@@ -117,6 +118,22 @@ class PackedPlan(_Part):
         )
 
 
+class PackedQuantization(_Part):
+    """What of the graph at int8 is; see `Quantization`."""
+
+    weight_bits: Annotated[int, Field(ge=7, le=8, strict=True)]
+    layers: Count
+    floating: Annotated[dict[Name, Count], Field(max_length=100)]
+    share: Share
+    rest: Literal["bf16", "fp32"]
+    photos: Count
+    whole: Text
+
+    def quantization(self) -> Quantization:
+        """The same as a Quantization."""
+        return Quantization(**self.model_dump())
+
+
 class PackedGolden(_Part):
     """An image of the folder with a known answer; see `Golden`."""
 
@@ -183,6 +200,7 @@ class Manifest(_Part):
     task: PackedTask | None = None
     spec: PackedSpec
     plan: PackedPlan
+    int8: PackedQuantization | None = None
     golden: tuple[PackedGolden, ...]
     inferred: Annotated[tuple[PackedInferred, ...], Field(max_length=100)] = ()
     made_with: dict[Name, Text]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pthserve.certainty import Inferred
 from pthserve.engines.base import Engine, Resizable
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineFailed, RequestError, UnsupportedImage
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import Pixels, crop, crop_image
@@ -45,6 +46,7 @@ class Model:
     labels: one a class, or one an output; see `Task.labels`. task: what the outputs mean.
     inferred: what was found out about it that nobody stated; see `Inferred.uncertain`.
     digest: SHA-256 of the weights file, 64 hexadecimal digits.
+    int8: what of it is at int8, where that is its precision.
     source: what it was loaded from, where it was loaded; options: how.
     threads_per_cpu: of its engine, for each CPU that the process could use when its plan was made.
     """
@@ -61,6 +63,7 @@ class Model:
     golden: tuple[Golden, ...] = field(default=())
     inferred: tuple[Inferred, ...] = ()
     task: Task = CLASSIFICATION
+    int8: Quantization | None = None
     source: Path | None = None
     options: ModelOptions = field(default=ModelOptions(), repr=False)
     threads_per_cpu: float = field(default=1.0, repr=False)

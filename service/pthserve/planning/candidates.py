@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.engines.base import Engine
-from pthserve.errors import EngineError, RequestError
-from pthserve.files import regular_files
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, normalise
+from pthserve.engines.quantized_graph import Quantization, weight_bits
+from pthserve.errors import EngineError
+from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
-from pthserve.planning.crops import images_of, spaced
 from pthserve.tasks.base import Task
 from pthserve.tasks.classification import CLASSIFICATION
 
@@ -34,8 +33,12 @@ CANDIDATES = {
 """Engines and precisions by device, the most reliable first: fp32, and on a CPU OpenVINO, which is faster
 than PyTorch at the same precision for every family of torchvision."""
 
-CALIBRATION_IMAGES = 300
-"""Maximum number of images used from the calibration folder; the default of NNCF."""
+
+class Quantized(NamedTuple):
+    """A graph at int8, and what of it is."""
+
+    graph: Any
+    how: Quantization
 
 
 class Candidate(NamedTuple):
@@ -61,7 +64,7 @@ class EngineFactory:
         options: How it is loaded.
         task: How its answers are compared.
         graph: The OpenVINO graph of the module; `prepare` makes it if it is None.
-        quantized: The int8 graph; likewise. `auto` selects int8 only if it is given.
+        quantized: At int8; None if the model was not quantised. `auto` selects int8 only if it is given.
     """
 
     module: "nn.Module | None"
@@ -69,7 +72,7 @@ class EngineFactory:
     options: ModelOptions
     task: Task = CLASSIFICATION
     graph: Any = None
-    quantized: Any = None
+    quantized: Quantized | None = None
 
     def candidates(self) -> list[Candidate]:
         """Return the candidates that the options allow; for `auto`, those that this machine runs natively.
@@ -99,26 +102,16 @@ class EngineFactory:
         return candidates
 
     def prepare(self, candidates: Sequence[Candidate]) -> None:
-        """Convert and quantise the model if `candidates` need it.
+        """Convert the model if `candidates` need it.
 
         Raises:
-            EngineError: OpenVINO cannot convert the module, there are no calibration images for int8, or a
-                packed model has no int8 graph.
+            EngineError: OpenVINO cannot convert the module.
         """
         if self.graph is None and any(candidate.engine == "openvino" for candidate in candidates):
             from pthserve.engines.openvino_engine import convert
 
             assert self.module is not None
             self.graph = convert(self.module, self.spec)
-        if self.quantized is None and any(candidate.precision == "int8" for candidate in candidates):
-            if self.module is None and self.options.calibration is None:
-                raise EngineError(
-                    "the model has no int8; pack it again with --precision int8 --calibration FOLDER"
-                )
-            from pthserve.engines.openvino_engine import quantize
-
-            images = calibration_images(self.options, self.spec)
-            self.quantized = quantize(self.graph, normalise(images, self.spec))
 
     def make(self, candidate: Candidate) -> Engine:
         """Make the engine of a candidate that was prepared; raises EngineError."""
@@ -130,9 +123,16 @@ class EngineFactory:
             return TorchEngine(self.module, self.spec, precision=precision, threads=threads, device=device)
         from pthserve.engines.openvino_engine import OpenVINOEngine
 
-        graph = self.quantized if precision == "int8" else self.graph
-        cache = self.options.cache_dir
-        return OpenVINOEngine(graph, self.spec, precision=precision, threads=threads, cache_dir=cache)
+        cache, rest = self.options.cache_dir, "fp32"
+        graph = self.graph
+        if precision == "int8":
+            assert self.quantized is not None
+            if self.quantized.how.weight_bits > weight_bits():
+                raise EngineError(_NEEDS_VNNI)
+            graph, rest = self.quantized.graph, self.quantized.how.rest
+        return OpenVINOEngine(
+            graph, self.spec, precision=precision, threads=threads, cache_dir=cache, rest=rest
+        )
 
     def reference(self, images: Pixels) -> NDArray[np.float32]:
         """Return the scores that candidates must agree with: of PyTorch at fp32, or of OpenVINO at fp32."""
@@ -151,8 +151,8 @@ class EngineFactory:
         if device == "cpu":
             from pthserve.engines import openvino_engine
 
-            excluded = "int8" if self.quantized is None else ""
-            yield "openvino", [name for name in openvino_engine.precisions() if name != excluded]
+            usable = self.quantized is not None and self.quantized.how.weight_bits <= weight_bits()
+            yield "openvino", [name for name in openvino_engine.precisions() if name != "int8" or usable]
         if self.module is not None:
             from pthserve.engines import torch_engine
 
@@ -170,30 +170,7 @@ def device(options: ModelOptions, module: "nn.Module | None") -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def calibration_images(options: ModelOptions, spec: Spec) -> Pixels:
-    """Read and preprocess the calibration images: uint8 (n, height, width, channels).
-
-    Subfolders are included, and files that are not images are skipped. Unless there are validation images,
-    every second image is left for the comparison with fp32 PyTorch; see `validation.crops`. If there are more
-    than CALIBRATION_IMAGES, evenly spaced ones are used.
-
-    Raises:
-        EngineError: There is no folder, or it contains no image.
-    """
-    folder = options.calibration
-    if folder is None:
-        raise EngineError("int8 needs calibration images: set --calibration to a folder of images")
-    files = images_of(folder)
-    if options.validation is None:
-        files = files[::2]
-    images: list[Pixels] = []
-    for file in spaced(files, CALIBRATION_IMAGES):
-        try:
-            images.append(
-                crop(regular_files.read(file, regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
-            )
-        except (RequestError, OSError):
-            continue
-    if not images:
-        raise EngineError(f"{folder}: contains no image for int8 calibration")
-    return np.stack(images)
+_NEEDS_VNNI = (
+    "the model was quantised with weights of 8 bits, which need VNNI or AMX, and this processor has neither: "
+    "their sums would saturate; pack it again with --weight-bits 7, or use another --precision"
+)

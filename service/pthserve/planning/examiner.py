@@ -15,6 +15,7 @@ from pthserve.engines.base import Engine
 from pthserve.engines.cpu import instruction_sets, library
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
+from pthserve.planning import quantize
 from pthserve.planning.agreement import (
     ROUNDING,
     Evidence,
@@ -75,6 +76,22 @@ class Examiner:
     _rounding: Evidence | None = None
     _golden_reference: Collection[str] | None = None
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Convert the model, and quantise it, if `candidates` need it.
+
+        Raises:
+            EngineError: OpenVINO cannot convert the module, it cannot be quantised so that its answers agree,
+                or a packed model has no int8 graph.
+        """
+        engines = self.engines
+        engines.prepare(candidates)
+        if engines.quantized is None and any(candidate.precision == "int8" for candidate in candidates):
+            if engines.module is None and engines.options.calibration is None:
+                raise EngineError(
+                    "the model has no int8; pack it again with --precision int8 --calibration FOLDER"
+                )
+            engines.quantized = quantize.find(engines, self._judged)
+
     def refusal(self, engine: Engine) -> str:
         """Examine an engine and return why it may not stand in for fp32 PyTorch, or ""."""
         began = time.monotonic()
@@ -86,6 +103,11 @@ class Examiner:
         refusal = found.refusal(Rule.of(self.engines.options)) or self._golden_disagreement(engine)
         self.seconds += time.monotonic() - began
         return refusal
+
+    def _judged(self, engine: Engine) -> tuple[Evidence, str]:
+        """Examine an engine that is not kept: what was found, and why it does not agree, or ""."""
+        found = examine(self.engines.task, engine, self.crops, self.reference())
+        return found, found.refusal(Rule.of(self.engines.options)) or self._golden_disagreement(engine)
 
     def examine_all(self, candidates: Iterable[Candidate]) -> None:
         """Examine the engines of `candidates` that were not examined yet; skip those that cannot be made."""

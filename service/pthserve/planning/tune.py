@@ -4,6 +4,7 @@ A candidate counts only if its answers agree with those of fp32 PyTorch; see `ag
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +69,7 @@ class Measurement:
             if time.monotonic() > end or (self.rates and size / self.rates[1] > LONGEST_PASS):
                 return
             batch = np.resize(images, (size, *images.shape[1:]))
-            self.rates[size] = size / _seconds(self.engine, batch, end)
+            self.rates[size] = size / pass_seconds(self.engine, batch, end)
 
     @property
     def batch(self) -> int:
@@ -127,7 +128,7 @@ def tune(examiner: Examiner, digest: str, *, known: Plan | None = None) -> tuple
         runs = engines.module is not None or (plan and plan.engine == "openvino")
         if plan and runs and fits(plan, digest, options, engines.task.name, photos):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
-            engines.prepare([candidate])
+            examiner.prepare([candidate])
             return replace(plan, max_batch=options.max_batch or plan.max_batch), engines.make(candidate)
     if options.plan:
         _log.warning("%s does not fit these weights, this processor or these settings", options.plan)
@@ -150,7 +151,7 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
         candidates.sort(key=lambda candidate: FEWEST_BITS.index(candidate.precision))
     failed: list[Trial] = []
     try:
-        engines.prepare(candidates)
+        examiner.prepare(candidates)
     except EngineError as error:
         failed = [_failed(one, str(error)) for one in candidates if one.engine == "openvino"]
         candidates = [one for one in candidates if one.engine != "openvino"]
@@ -265,8 +266,12 @@ def _sizes(sizes: Sequence[int], options: ModelOptions) -> list[int]:
     return [size for size in sizes if size <= (options.max_batch or size)]
 
 
-def _seconds(engine: Engine, batch: Pixels, end: float) -> float:
-    """Return the shortest time of a forward pass: other load on the machine can only add to it."""
+def pass_seconds(engine: Engine, batch: Pixels, end: float = math.inf) -> float:
+    """Return the shortest time of a forward pass: other load on the machine can only add to it.
+
+    Args:
+        end: The time at which to stop, if SLICE is not over before.
+    """
     engine(batch)
     stop = min(time.monotonic() + SLICE, end)
     passes: list[float] = []
