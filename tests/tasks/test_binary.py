@@ -13,6 +13,7 @@ from pthserve.files.golden import Golden
 from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import load
+from pthserve.loading.manifest import FORMAT
 from pthserve.loading.pack import pack
 from pthserve.tasks.binary import BinaryTask
 
@@ -111,7 +112,7 @@ def test_a_threshold_decides_which_of_the_classes_is_answered(tmp_path: Path, ex
         path = tmp_path / str(positive)
         source = folder(path, weights(1), task="binary", labels=LABELS, threshold=threshold, golden=golden)
         made = pack(str(source), path / "packed", SETTINGS)
-        assert json.loads((made.folder / packed.MANIFEST).read_text())["format"] == 3
+        assert json.loads((made.folder / packed.MANIFEST).read_text())["format"] == FORMAT
         for model in (load(str(source), SETTINGS), load(str(made.folder), SETTINGS)):
             assert apply_golden_policy(model, SETTINGS) == "agreed"
             for name, row in zip(IMAGES, expected, strict=True):
@@ -124,9 +125,18 @@ def test_a_threshold_decides_which_of_the_classes_is_answered(tmp_path: Path, ex
             model.close()
 
 
-def test_a_pack_with_the_usual_threshold_is_read_by_older_versions(tmp_path: Path) -> None:
-    made = pack(str(folder(tmp_path, weights(1), task="binary")), tmp_path / "packed", SETTINGS)
-    assert json.loads((made.folder / packed.MANIFEST).read_text())["format"] == 2
+def test_a_pack_of_an_earlier_version_has_the_usual_threshold(tmp_path: Path, expected: np.ndarray) -> None:
+    source = folder(tmp_path, weights(1), task="binary")
+    made = pack(str(source), tmp_path / "packed", SETTINGS)
+    manifest = json.loads((made.folder / packed.MANIFEST).read_text())
+    assert "threshold" not in manifest
+    del manifest["plan"]["evidence"]
+    (made.folder / packed.MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
+    (made.folder / packed.SUMS).write_text(packed.lines(packed.sums(made.folder)))
+    with load(str(made.folder), SETTINGS) as model:
+        for name, row in zip(IMAGES, expected, strict=True):
+            answer = model(str(source / name))
+            assert (answer.class_index, answer.to_dict(2)["threshold"]) == (int(row[1] >= 0.5), 0.5)
 
 
 # --- arithmetic and agreement

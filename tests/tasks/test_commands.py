@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pthserve.files import card
+from pthserve.loading.manifest import FORMAT
 
 from ..cli.called import called
 from ..http_service import serving
@@ -105,7 +106,7 @@ def test_a_pack_has_the_task_and_keeps_it(task: str, source: Path, tmp_path: Pat
     shown = called("inspect", tmp_path / "pack", "--json")
     found = json.loads(shown.stdout)["task"]
     assert found["name"] == task
-    assert json.loads((tmp_path / "pack" / "manifest.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "pack" / "manifest.json").read_text())["format"] == FORMAT
 
     other = called("predict", tmp_path / "pack", source / "0.png", "--task", "classification")
     assert other.returncode == 3
