@@ -23,6 +23,8 @@ from pthserve.loading.load import build, load
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
+from pthserve.zoos import image_processor
+from pthserve.zoos.timm import TIMM
 
 from .families import FAMILIES, LABELS, save
 
@@ -162,6 +164,34 @@ def test_without_a_processor_the_default_is_that_of_the_familys_published_models
     (tmp_path / "preprocessor_config.json").unlink()
     spec = build(str(tmp_path), OPTIONS).spec
     assert (spec.crop, spec.interpolation, spec.mean) == ((side, side), "bicubic", (0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "resize"),
+    [
+        ("convnext", "convnext_tiny.fb_in1k", 256),
+        ("convnextv2", "convnextv2_tiny.fcmae_ft_in1k", 256),
+        ("regnet", "regnety_040.pycls_in1k", 256),
+        ("resnet", "resnet50.a1_in1k", 256),
+        ("swin", "swin_tiny_patch4_window7_224.ms_in1k", (224, 224)),
+        ("deit", "deit_base_distilled_patch16_224.fb_in1k", (256, 256)),
+    ],
+)
+def test_published_settings_are_those_of_the_same_weights_in_timm(
+    family: str, weights: str, resize: int | tuple[int, int]
+) -> None:
+    """What is cut off is as by the processor in transformers: timm cuts off less of some."""
+    spec, _ = image_processor.read(image_processor.PUBLISHED[family], family)
+    theirs = TIMM.spec(weights)
+    assert (spec.crop, spec.interpolation, spec.mean, spec.std) == (
+        theirs.crop,
+        theirs.interpolation,
+        pytest.approx(theirs.mean),
+        pytest.approx(theirs.std),
+    )
+    assert spec.resize == resize
+    default = image_processor.read({}, family)[0]
+    assert (spec.mean, spec.interpolation) != (default.mean, default.interpolation)
 
 
 def test_golden_images_settle_preprocessing_that_no_file_states(folder: Path) -> None:

@@ -25,18 +25,19 @@ LEVELS = 0.001
 """Grey levels, of 255, by which the Spec and the processor may differ on average."""
 
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
-_CONVNEXT = {**_IMAGENET, "size": {"shortest_edge": 224}, "crop_pct": 0.875}
+_CONVNEXT = {**_IMAGENET, "size": {"shortest_edge": 224}}
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
     "regnet": _CONVNEXT,
     "resnet": _CONVNEXT,
-    "swin": {**_IMAGENET, "size": {"height": 224, "width": 224}},
-    "deit": {**_IMAGENET, "size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}},
+    "swin": _IMAGENET,
+    "deit": _IMAGENET,
 }
-"""By model_type, the settings of the first models that its authors published (microsoft/resnet-50,
-facebook/convnext-tiny-224, facebook/regnet-y-040, microsoft/swin-tiny-patch4-window7-224,
-facebook/deit-base-distilled-patch16-224), where the processor's own defaults are others."""
+"""By model_type, settings with which the family's first models were published, where the defaults of its
+processor in transformers are others. They are those of the same weights in timm (convnext_tiny.fb_in1k,
+convnextv2_tiny.fcmae_ft_in1k, regnety_040.pycls_in1k, resnet50.a1_in1k, swin_tiny_patch4_window7_224.ms_in1k,
+deit_base_distilled_patch16_224.fb_in1k). How much is cropped is left to the processor."""
 
 _FILTERS: Mapping[int, Interpolation] = {
     0: "nearest",
