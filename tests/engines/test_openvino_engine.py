@@ -200,6 +200,31 @@ def test_a_module_that_keeps_tensors_for_the_next_call_is_converted_and_left_as_
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
 
+class Embedding(nn.Module):
+    """Resizes its position embeddings to the image, as vision transformers for any size do."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.position = nn.Parameter(torch.rand(1, 3, 5, 5))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        position = nn.functional.interpolate(
+            self.position * 2, images.shape[2:], mode=self.mode, antialias=True
+        )
+        return (images * position).flatten(2).mean(2)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_position_embeddings_are_resized_as_by_torch(mode: str) -> None:
+    module = Embedding(mode).eval()
+    images = torch.rand(3, *SMALL.tensor_shape)
+    with torch.no_grad():
+        expected = module(images)
+    found = outputs(convert(module, SMALL), images.numpy(), 1)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+
 def test_a_saved_graph_answers_the_same(graph: object, pixels: Pixels, tmp_path: Path) -> None:
     save(graph, tmp_path / "model.xml")
     images = pixels(TINY, 2)

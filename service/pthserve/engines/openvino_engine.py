@@ -29,6 +29,7 @@ from pthserve.images.spec import Spec
 
 if TYPE_CHECKING:
     import openvino
+    import torch
     from torch import nn
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
             table: Any = torch.export.default_decompositions()
             for operator in supported_operators():
                 table.pop(operator, None)
-            graph = graph_of(exported.run_decompositions(table).module())
+            graph = graph_of(_without_resizes(exported.run_decompositions(table).module()))
         graph.reshape(runtime().PartialShape([-1 if free else shape[0], *shape[1:]]))
         fold_constants(graph)
     except Exception as error:
@@ -94,6 +95,33 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph
+
+
+def _without_resizes(module: "torch.fx.GraphModule") -> "torch.fx.GraphModule":
+    """`module` with the results of antialiased resizes of what depends on the weights alone, in place.
+
+    OpenVINO lacks them, and models that accept images of any size resize their position embeddings so.
+    """
+    import torch
+
+    def value(node: "torch.fx.Node") -> Any:
+        if node.op == "get_attr":
+            return functools.reduce(getattr, str(node.target).split("."), module)
+        if node.op != "call_function":
+            raise LookupError(node.name)
+        function: Any = node.target
+        return function(*torch.fx.map_arg(node.args, value), **torch.fx.map_arg(node.kwargs, value))
+
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        operator = getattr(node.target, "overloadpacket", None)
+        if operator in {aten._upsample_bicubic2d_aa, aten._upsample_bilinear2d_aa}:
+            with contextlib.suppress(LookupError), module.graph.inserting_before(node):
+                module.register_buffer(f"folded_{node.name}", value(node))
+                node.replace_all_uses_with(module.graph.get_attr(f"folded_{node.name}"), propagate_meta=True)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
 
 
 def outputs(graph: "openvino.Model", tensors: NDArray[np.float32], threads: int) -> Logits:
@@ -130,9 +158,7 @@ def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -
     """
     name = name or path
     try:
-        with path.open(
-            "rb"
-        ) as file:  # what is none, OpenVINO takes for a file of each framework that it knows
+        with path.open("rb") as file:  # else OpenVINO takes it for a file of each framework that it knows
             if not _GRAPH.search(file.read(4096)):
                 raise EngineError(f"{name}: is not an OpenVINO graph; {_PACK_AGAIN}")
     except OSError as error:
