@@ -116,6 +116,20 @@ def test_on_other_threads_it_is_another_engine_of_the_same_model(graph: object, 
         assert np.abs(answers - expected).max() < 1e-5
 
 
+@pytest.mark.skipif("bf16" not in precisions(), reason="this CPU lacks bf16")
+def test_what_int8_leaves_at_bf16_stays_so_on_other_threads(graph: object, pixels: Pixels) -> None:
+    images = pixels(TINY, 2)
+    made = {
+        rest: OpenVINOEngine(graph, TINY, precision="int8", threads=2, rest=rest) for rest in ("bf16", "fp32")
+    }
+    direct = {
+        rest: OpenVINOEngine(graph, TINY, precision="int8", threads=1, rest=rest)(images) for rest in made
+    }
+    assert not np.array_equal(direct["bf16"], direct["fp32"])
+    for rest, engine in made.items():
+        np.testing.assert_array_equal(engine.with_threads(1)(images), direct[rest])
+
+
 def test_an_answer_is_not_overwritten_by_the_next(graph: object, pixels: Pixels) -> None:
     engine = OpenVINOEngine(graph, TINY)
     first, second = pixels(TINY, 2)[:, None]
