@@ -21,6 +21,7 @@ from pthserve.engines.compiled_graphs import COMPILED
 from pthserve.engines.openvino_engine import (
     OpenVINOEngine,
     convert,
+    outputs,
     precisions,
     read,
     reason,
@@ -180,6 +181,37 @@ def test_a_module_that_cannot_be_expressed_is_refused() -> None:
 
     with pytest.raises(EngineError, match=r"Fickle.*--engine torch"):
         convert(Fickle(), TINY)
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed from its weights for the next call, as LeViT and EfficientViT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        device = str(images.device)
+        if device not in self.kept:
+            self.kept[device] = self.scale * 2
+        return images.mean((2, 3)) * self.kept[device]
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_module_that_keeps_tensors_for_the_next_call_is_converted_and_left_as_it_was(
+    called: bool, tmp_path: Path
+) -> None:
+    module = Keeping().eval()
+    images = torch.rand(2, *SMALL.tensor_shape)
+    with torch.no_grad():
+        if called:
+            module(images)
+        save(convert(module, SMALL), tmp_path / "model.xml")
+        expected = module(images)
+    assert type(module.kept["cpu"]) is torch.Tensor
+    found = outputs(read(tmp_path / "model.xml"), images.numpy(), 1)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
 
 def test_a_saved_graph_answers_the_same(graph: object, pixels: Pixels, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,10 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
 
     number = torch.export.Dim.AUTO if free else torch.export.Dim.STATIC
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Attention of LeViT's kind keeps its biases for the next call; the graph computes them, and
+            # export puts the module's attributes back.
+            warnings.filterwarnings("ignore", ".* assigned during export", UserWarning)
             exported = torch.export.export(
                 module.eval(), (torch.zeros(shape),), dynamic_shapes=({0: number},)
             )
