@@ -263,8 +263,8 @@ MODEL = {
         ),
         Panel(
             "Difference from fp32",
-            "Difference of a probability from fp32 PyTorch on the compared crops of each pod's model: mean, p95 "
-            "and largest. Without a comparison the panel is empty.",
+            "Difference of a probability from fp32 PyTorch on the compared crops of each pod's model: mean, "
+            "p95 and largest. Without a comparison the panel is empty.",
             "none",
             {"{{pod}} {{statistic}}": f"pthserve_model_difference{{{SERIES}}}"},
             width=12,
