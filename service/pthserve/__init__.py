@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pthserve.options import ModelOptions
     from pthserve.tasks.binary import Binary
     from pthserve.tasks.classification import Classification
+    from pthserve.tasks.detection import Detections
     from pthserve.tasks.embedding import Embedding
     from pthserve.tasks.multilabel import MultiLabel
     from pthserve.tasks.regression import Regression
@@ -47,6 +48,7 @@ __all__ = [
     "BrokenImage",
     "CardError",
     "Classification",
+    "Detections",
     "Embedding",
     "EngineError",
     "EngineFailed",
@@ -71,6 +73,7 @@ __all__ = [
 _MODULES = {
     "Binary": "tasks.binary",
     "Classification": "tasks.classification",
+    "Detections": "tasks.detection",
     "Embedding": "tasks.embedding",
     "Model": "loading.model",
     "ModelOptions": "options",

@@ -62,7 +62,10 @@ class TorchEngine:
         self._mean, self._std = (
             torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
         )
-        self._cuda = CudaGraphs(self._forward, spec) if device == "cuda" else None
+        self._device = device
+        # What a detector computes follows from the image, so that nothing can be recorded.
+        recordable = device == "cuda" and not getattr(module, "varies", False)
+        self._cuda = CudaGraphs(self._forward, spec) if recordable else None
         self._explaining = threading.Lock()
         self._grad_cam: GradCam | None = None
 
@@ -75,7 +78,7 @@ class TorchEngine:
             return self._cuda(images)
         if torch.get_num_threads() != self.threads:  # a number of the calling thread, not of the engine
             torch.set_num_threads(self.threads)
-        logits: NDArray[np.float32] = self._forward(images).numpy()
+        logits: NDArray[np.float32] = self._forward(images.to(self._device)).cpu().numpy()
         return logits
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:

@@ -13,8 +13,16 @@ from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import documents, labels, regular_files
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
-from pthserve.files.golden import Golden
+from pthserve.files.card_fields import (
+    Fields,
+    FirstLayer,
+    GoldenImage,
+    GoldenObject,
+    Head,
+    OutputFields,
+    Preprocessing,
+)
+from pthserve.files.golden import Golden, GoldenBox
 from pthserve.files.stated_task import StatedTask
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
@@ -42,6 +50,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "head": Head,
     "preprocessing": Preprocessing,
     "golden": GoldenImage,
+    "boxes": GoldenObject,
     "outputs": OutputFields,
 }
 _WRONG_TYPE = {
@@ -176,7 +185,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 def _preprocessing(spec: Spec, stated: Collection[str]) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in spec.to_dict().items()
+        for key, value in {**spec.to_dict(), **({"crop": None} if spec.whole else {})}.items()
         if key in stated
     }
 
@@ -319,6 +328,11 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
             probabilities=_numbers(fields.probabilities, names, card, f"{place}.probabilities"),
             values=_numbers(fields.values, names, card, f"{place}.values"),
             vector=fields.vector,
+            boxes=None
+            if fields.boxes is None
+            else tuple(
+                _box(one, names, card, f"{place}.boxes[{number}]") for number, one in enumerate(fields.boxes)
+            ),
         )
     index = fields.class_index
     if index is None:
@@ -327,6 +341,14 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
     elif names is not None and index >= len(names):
         raise CardError(f"{card}: {place}.class_index: must be less than {len(names)}, the number of labels")
     return Golden(image, index, fields.probability, recorded=fields.recorded)
+
+
+def _box(given: GoldenObject, names: tuple[str, ...] | None, card: Path, place: str) -> GoldenBox:
+    index = given.class_index
+    if index is None:
+        assert given.label is not None
+        index = _index(given.label, names, card, f"{place}.label", "; give class_index instead")
+    return GoldenBox(index, given.box, given.score, given.iou)
 
 
 def _index(label: str, names: tuple[str, ...] | None, card: Path, place: str, advice: str = "") -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
+from pthserve.files.golden import IOU
 from pthserve.files.labels import LabelFile, of_card, short
 from pthserve.files.stated_task import KINDS, PARAMETERS, NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, Spec
@@ -108,10 +109,22 @@ class Preprocessing(_Fields):
     resize: Sides | None = Field(
         256, description="the shorter side after resizing, in pixels; or `[height, width]`; or `null`"
     )
-    crop: Sides = Field(224, description="side of the centre crop, in pixels; or `[height, width]`")
+    longest: Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)] | None = Field(
+        None, description="the most pixels of the longer side after resizing to a shorter one"
+    )
+    crop: Sides | None = Field(
+        224,
+        description="side of the centre crop, in pixels; or `[height, width]`; or `null` for none, where the "
+        "model runs on images of any shape",
+    )
     interpolation: Interpolation = Field("bilinear", description="Pillow's name of the resizing filter")
     antialias: bool = Field(
         True, description="`false`: resize as torchvision does a tensor without it; bilinear and bicubic only"
+    )
+    rounded: bool = Field(
+        True,
+        description="`false`: keep the fractions that resizing gives, as torchvision's detectors do; "
+        "bilinear without antialias only",
     )
     exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
     channel_order: ChannelOrder = Field(
@@ -137,6 +150,10 @@ class Preprocessing(_Fields):
             raise ValueError("`mean` and `std` must both have three numbers or both have one")
         if not self.antialias and self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
+        if not self.rounded and (self.antialias or self.interpolation != "bilinear"):
+            raise ValueError("`rounded: false` is defined for bilinear without antialias only")
+        if self.longest is not None and not isinstance(self.resize, int):
+            raise ValueError("`longest` needs `resize` with a number of pixels, that of the shorter side")
         if self.channel_order == "bgr" and len(self.mean) == 1:
             raise ValueError(
                 "`channel_order: bgr` needs colour images, but `mean` has one number, as for grey images"
@@ -148,6 +165,9 @@ class Preprocessing(_Fields):
         values = self.model_dump()
         if isinstance(self.crop, int):
             values["crop"] = (self.crop, self.crop)
+        if self.crop is None:
+            del values["crop"]
+            return Spec.uncropped(**values)
         return Spec(**values, assumed="crop" not in self.model_fields_set)
 
 
@@ -174,6 +194,26 @@ class Head(_Fields):
     slope: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="the negative slope of `leaky_relu`")
 
 
+class GoldenObject(_Fields):
+    """An object in a golden image."""
+
+    box: Annotated[tuple[Finite, Finite, Finite, Finite], Field()] = Field(
+        description="left, top, right and bottom, in pixels of the image"
+    )
+    class_index: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, description="its class;")
+    label: Text | None = Field(None, description="or the label of that class")
+    score: Share | None = Field(None, description="with what score; unchecked where left out")
+    iou: Share = Field(IOU, description="the least intersection over union with the detection's box")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.class_index is None) == (self.label is None):
+            raise ValueError("needs either `class_index` or `label`")
+        if self.box[0] > self.box[2] or self.box[1] > self.box[3]:
+            raise ValueError("`box` must be left, top, right and bottom, in this order")
+        return self
+
+
 class GoldenImage(_Fields):
     """An image with a known answer."""
 
@@ -194,6 +234,9 @@ class GoldenImage(_Fields):
     )
     vector: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_STATED)] | None = Field(
         None, description="embedding: the vector"
+    )
+    boxes: tuple[GoldenObject, ...] | None = Field(
+        None, max_length=MAX_STATED, description="detection: all objects in the image"
     )
 
     recorded: Annotated[bool, Field(strict=True)] = Field(
@@ -231,6 +274,7 @@ _ANSWERS = {
     "labels": ("labels", "probabilities"),
     "values": ("values",),
     "vector": ("vector",),
+    "boxes": ("boxes",),
 }
 """The fields of a golden image's answer, by `Golden.kind`."""
 
@@ -284,11 +328,13 @@ class Fields(_Fields):
     )
     task: TaskName | None = Field(
         None,
-        description="what the model answers: `classification`, `multilabel`, `binary`, `regression` or "
-        "`embedding`; default: told by the file, else classification",
+        description="what the model answers: `classification`, `multilabel`, `binary`, `regression`, "
+        "`embedding` or `detection`; default: told by the file, else classification",
     )
     threshold: Share | None = Field(
-        None, description="multilabel: the probability from which on a label applies; default: 0.5"
+        None,
+        description="multilabel: the probability from which on a label applies; detection: the score from "
+        "which on an object is listed; default: 0.5",
     )
     outputs: tuple[OutputFields, ...] | None = Field(
         None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
@@ -310,9 +356,10 @@ class Fields(_Fields):
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
-        for name, task in PARAMETERS.items():
-            if getattr(self, name) is not None and self.task not in (None, task):
-                raise ValueError(f"`{name}` is for `task: {task}`, and the task is {self.task}")
+        for name, tasks in PARAMETERS.items():
+            if getattr(self, name) is not None and self.task not in (None, *tasks):
+                named = " or ".join(f"`task: {task}`" for task in tasks)
+                raise ValueError(f"`{name}` is for {named}, and the task is {self.task}")
         wanted = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
             if wanted not in (None, KINDS[image.kind]):
@@ -330,7 +377,7 @@ class Fields(_Fields):
 
     def _implied(self) -> dict[TaskName, str]:
         """The tasks that parameters and golden images tell, and by which field."""
-        told = {PARAMETERS[name]: name for name in PARAMETERS if getattr(self, name) is not None}
+        told = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
         for number, image in enumerate(self.golden):
             told.setdefault(KINDS[image.kind], f"golden[{number}]")
         return told
@@ -352,5 +399,5 @@ def preprocessing_fields(spec: Spec) -> dict[str, Any]:
     """`spec` as the fields of `preprocessing`, all of them, ready for YAML."""
     values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
     height, width = spec.crop
-    values["crop"] = height if height == width else spec.crop
+    values["crop"] = None if spec.whole else height if height == width else spec.crop
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

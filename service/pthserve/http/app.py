@@ -141,7 +141,7 @@ class Application(FastAPI):
         with self._describing:  # threads that ask at once wait for one of them
             document = super().openapi()
         model = self._predictor.current if self._predictor is not None else None
-        return document if model is None else predict.describe_task(document, model.task.answer_model)
+        return document if model is None else predict.describe_task(document, model.task)
 
     async def _schema(self, request: Request) -> Response:
         """The schema as JSON, written when it is first requested."""

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from pthserve.errors import GoldenError, PackError, RequestError
 from pthserve.files.golden import Golden
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, crop
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, pending
 from pthserve.loading.model import Model
 from pthserve.options import ModelOptions
-from pthserve.tasks.base import Agreement, GoldenResult
+from pthserve.tasks.base import Agreement, GoldenResult, Size
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ def check_golden(model: Model, tolerance: float, decode: Decode = "exact") -> Ag
     seen = [
         one for one, output in zip(model.golden, found, strict=True) if not isinstance(output, GoldenResult)
     ]
-    checked = iter(model.task.check_golden(np.stack(outputs), seen, model.labels, tolerance) if seen else ())
+    rows, sizes = zip(*outputs, strict=True) if outputs else ((), ())
+    checked = iter(
+        model.task.check_golden(np.stack(rows), seen, model.labels, tolerance, sizes) if seen else ()
+    )
     results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
     return Agreement(
         max((result.difference for result in results), default=0.0),
@@ -53,14 +56,15 @@ def check_golden(model: Model, tolerance: float, decode: Decode = "exact") -> Ag
     )
 
 
-def _output(model: Model, one: Golden, decode: Decode) -> NDArray[np.float32] | GoldenResult:
-    """The model's outputs for a golden image, or why there are none that could be checked."""
+def _output(model: Model, one: Golden, decode: Decode) -> tuple[NDArray[np.float32], Size] | GoldenResult:
+    """The model's outputs for a golden image, and its size; or why there are none that could be checked."""
     if one.kind != model.task.golden_kind:
         return GoldenResult(
             0.0, f"states an answer of another task ({one.kind}), and the task is {model.task.name}"
         )
     try:
-        image = crop(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)
+        image = pending(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)
+        pixels = image.pixels()
     except (OSError, PackError, RequestError) as error:
         return GoldenResult(0.0, f"cannot be read: {error}")
-    return np.asarray(model.forward(image[None])[0])
+    return np.asarray(model.forward(pixels[None])[0]), image.upright

@@ -17,7 +17,7 @@ from pthserve.errors import (
 )
 from pthserve.files.golden import Golden
 from pthserve.files.stated_task import Hint
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.golden import check_golden
@@ -230,7 +230,7 @@ def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> t
     if settings.task != "auto":
         stated = replace(stated, name=settings.task)
     try:
-        return choose(stated, found.num_classes, found.hint or _hint(found), found.task_hint)
+        return choose(stated, found.num_classes, found.hint or _hint(found), found.task_hint, found.task)
     except CardError as error:
         raise CardError(f"{described.weights}: {error}") from None
 
@@ -257,7 +257,7 @@ def _labels(
     except ValueError as error:
         raise CardError(f"{described.file}: {error}") from None
     count = len(names)
-    if not task.explains:
+    if not task.has_classes:
         return names, ()
     if described.labels is not None:
         return names, (Inferred("labels", f"{count} of the card", Origin.CARD, setting),)
@@ -266,6 +266,9 @@ def _labels(
         return names, (Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting),)
     if found.labels is not None and len(found.labels) == count:
         return found.labels, (Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting),)
+    if found.usual_labels is not None:
+        value = f"{count} of the library's own weights, such as {found.usual_labels[-1]}"
+        return found.usual_labels, (Inferred("labels", value, Origin.ASSUMED, setting),)
     numbered = names == tuple(map(str, range(count)))
     value = f"the class indices, 0 to {count - 1}" if numbered else ", ".join(names)
     return names, (Inferred("labels", value, Origin.ASSUMED, setting),)
@@ -332,9 +335,12 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
 
 
-def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
-    """What an engine must answer as the reference does: the golden images, or else the samples that ship."""
-    if not golden:
+def proof_images(golden: Sequence[Golden], spec: Spec) -> Prepared:
+    """What an engine must answer as the reference does: the golden images, or else the samples that ship.
+
+    Those are taken too where images keep their shapes, since they have one in common.
+    """
+    if not golden or spec.whole:
         return agreement.sample_images(spec)
     images = []
     for one in golden:

@@ -1,13 +1,14 @@
 """Agreement: compare an engine with the reference, and the sample images for that."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.engines.base import Images, Logits
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.tasks.base import Agreement, Task
 
@@ -34,6 +35,7 @@ def samples() -> Sequence[bytes]:
     ]
 
 
-def sample_images(spec: Spec) -> Pixels:
-    """Return the preprocessed sample images: uint8 (n, height, width, channels)."""
+def sample_images(spec: Spec) -> Prepared:
+    """Return the preprocessed sample images, all of one shape, as `Prepared` has them."""
+    spec = replace(spec, whole=False)
     return np.stack([crop(data, spec, max_pixels=OWN_MAX_PIXELS) for data in samples()])

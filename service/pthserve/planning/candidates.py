@@ -153,6 +153,9 @@ class EngineFactory:
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
+        if getattr(self.module, "varies", False):
+            yield "torch", ("fp32",)
+            return
         if device == "cpu":
             from pthserve.engines import openvino_engine
 

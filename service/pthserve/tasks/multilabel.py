@@ -15,6 +15,7 @@ from pthserve.tasks.base import (
     GoldenResult,
     Outputs,
     Row,
+    Size,
     Target,
     TensorForm,
     TensorValues,
@@ -115,6 +116,7 @@ class MultiLabelTask:
     answer_model = MultiLabelAnswer
     golden_kind = "labels"
     explains = True
+    has_classes = True
 
     def parameters(self) -> dict[str, Any]:
         """The threshold; see `Task`."""
@@ -136,7 +138,7 @@ class MultiLabelTask:
         """How many labels; see `Task`."""
         return f"has {len(labels)} labels"
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> MultiLabel:
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> MultiLabel:
         """The labels of one image; see `Task`."""
         return MultiLabel(output, sigmoid(output), labels, self.threshold)
 
@@ -171,7 +173,12 @@ class MultiLabelTask:
         return agreement(differences, reasons)
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """Whether the images are given their labels, with the probabilities that are known; see `Task`.
 

@@ -10,6 +10,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
+from pthserve.tasks.base import Task
 from pthserve.zoos.layout import Shape, some
 
 if TYPE_CHECKING:  # an ONNX file is served without torch
@@ -91,7 +92,9 @@ class Architecture:
     graph: of an exported model that has no module. preprocessing: what `spec` rests on, where it is not the
     architecture's default alone: it counts as it is. labels: one a class, where a file beside the weights
     names them. activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out;
-    "" else. ends: the inputs and outputs of an exported model, in words.
+    "" else. task: the only one that it has, where it has only one, as a detector. usual_labels: of the
+    library's own weights, where they have as many classes. ends: the inputs and outputs of an exported
+    model, in words.
     """
 
     name: str
@@ -111,6 +114,8 @@ class Architecture:
     preprocessing: Inferred | None = None
     labels: tuple[str, ...] | None = None
     activation: str = ""
+    task: Task | None = None
+    usual_labels: tuple[str, ...] | None = None
     ends: tuple[str, ...] = ()
 
 
