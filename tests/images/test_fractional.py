@@ -33,7 +33,8 @@ def test_pixels_are_those_of_torchvision_s_transform(
     expected = transform.resize(transform.normalize(tensor))[0].numpy()
     found = crop(png(pixels), spec, max_pixels=2**20)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # PyTorch has two kernels, which round a coordinate differently in its last bit.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     assert spec.takes(found.shape)
 
 

@@ -114,8 +114,7 @@ class Preprocessing(_Fields):
     )
     crop: Sides | None = Field(
         224,
-        description="side of the centre crop, in pixels; or `[height, width]`; or `null` for none, where the "
-        "model runs on images of any shape",
+        description="side of the centre crop, in pixels; or `[height, width]`; or `null` for none",
     )
     interpolation: Interpolation = Field("bilinear", description="Pillow's name of the resizing filter")
     antialias: bool = Field(
@@ -123,8 +122,7 @@ class Preprocessing(_Fields):
     )
     rounded: bool = Field(
         True,
-        description="`false`: keep the fractions that resizing gives, as torchvision's detectors do; "
-        "bilinear without antialias only",
+        description="`false`: keep fractions, as torchvision's detectors do; bilinear without antialias only",
     )
     exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
     channel_order: ChannelOrder = Field(
@@ -197,9 +195,7 @@ class Head(_Fields):
 class GoldenObject(_Fields):
     """An object in a golden image."""
 
-    box: Annotated[tuple[Finite, Finite, Finite, Finite], Field()] = Field(
-        description="left, top, right and bottom, in pixels of the image"
-    )
+    box: tuple[Finite, Finite, Finite, Finite] = Field(description="left, top, right, bottom, in pixels")
     class_index: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, description="its class;")
     label: Text | None = Field(None, description="or the label of that class")
     score: Share | None = Field(None, description="with what score; unchecked where left out")

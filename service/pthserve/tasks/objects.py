@@ -1,17 +1,17 @@
 """Objects: what a detector finds in one image, and the row of numbers that it is read from."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.tasks.base import Size
+from pthserve.tasks.drawing import Shape, draw
 from pthserve.tasks.masks import Runs, pasted
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 NAME = "detection"
 """Of the task."""
@@ -134,11 +134,19 @@ class Detections:
         least = self.threshold if threshold is None else threshold
         return self.table.read(self._row, self.labels, self.size, least, most, masks=masks)
 
-    def draw(self, image: "Image.Image") -> "Image.Image":
+    def draw(self, image: Image.Image) -> Image.Image:
         """The objects drawn over the image, which may be scaled; see `Drawn`."""
-        from pthserve.tasks.drawing import draw
+        scale = np.array(image.size, np.float32) / np.array(self.size, np.float32)
+        return draw(image, [self._shape(number, scale, image.size) for number in range(len(self))])
 
-        return draw(image, self)
+    def _shape(self, number: int, scale: NDArray[np.float32], size: Size) -> Shape:
+        return Shape(
+            int(self.class_indices[number]),
+            tuple((self.boxes[number] * np.tile(scale, 2)).tolist()),
+            f"{self.names[number]} {100 * self.scores[number]:.0f} %",
+            () if self.keypoints is None else (self.keypoints[number, :, :2] * scale).tolist(),
+            partial(self.runs, number, size) if self.has_masks else None,
+        )
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """The fields of `DetectionAnswer`; see `Answer`."""
