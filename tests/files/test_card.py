@@ -15,7 +15,15 @@ from pydantic import BaseModel
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
+from pthserve.files.card_fields import (
+    Fields,
+    FirstLayer,
+    GoldenImage,
+    GoldenObject,
+    Head,
+    OutputFields,
+    Preprocessing,
+)
 from pthserve.files.golden import Golden
 from pthserve.files.stated_task import NamedOutput, StatedTask
 from pthserve.images.spec import Spec
@@ -656,6 +664,7 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
         *fields(Head, "head."),
         *fields(Preprocessing, "preprocessing."),
         *fields(GoldenImage, "golden[]."),
+        *fields(GoldenObject, "golden[].boxes[]."),
     )
     assert rows == list(parts)
 

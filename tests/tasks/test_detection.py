@@ -139,6 +139,11 @@ def test_two_engines_agree_where_each_has_the_objects_of_the_other() -> None:
         ((GoldenBox(1, (20, 20, 100, 80), 0.5), GoldenBox(2, (100, 0, 200, 100))), "and not 0.5 ± 0.02"),
         ((GoldenBox(1, (20, 20, 100, 80)),), "a dog at 100 0 200 100 that should not be there"),
         ((GoldenBox(9, (20, 20, 100, 80)),), "there is no class 9 among 3"),
+        ((GoldenBox(None, (20, 20, 100, 80), label="owl"),), "there is no class 'owl' among 3"),
+        (
+            (GoldenBox(None, (20, 20, 100, 80), label="cat"), GoldenBox(2, (100, 0, 200, 100))),
+            "",
+        ),
         ((GoldenBox(1, (20, 20, 100, 80)),) * 2, "no cat at"),
     ],
 )

@@ -29,19 +29,21 @@ from ..cli.called import called
 from ..http_service import Service, serving
 from ..linear import noise, png
 from ..shared import PATIENCE
-from ..zoos.detectors import SMALL, detector
+from ..zoos.detectors import detector
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = Settings(threads=1, tune_budget=0.0)
 NAME = "maskrcnn_resnet50_fpn"
+FEW = {"min_size": 96, "max_size": 144, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 20}
+"""Arguments with which a pass is short."""
 LABELS = ["cat", "dog", "hen", "owl"]
 PHOTO = agreement.samples()[0]
 
 
 @pytest.fixture(scope="module")
 def module() -> nn.Module:
-    return detector(NAME, **SMALL)
+    return detector(NAME, **FEW)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def folder(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def card(folder: Path, **fields: Any) -> None:
-    values = {"architecture": NAME, "kwargs": SMALL, "labels": LABELS, **fields}
+    values = {"architecture": NAME, "kwargs": FEW, "labels": LABELS, **fields}
     (folder / "model.yaml").write_text(yaml.safe_dump(values))
 
 
@@ -98,7 +100,7 @@ def test_a_call_in_python_gives_torchvision_s_objects(
     np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-4)
     assert sorted(found.names) == sorted(["", *LABELS][index] for index in expected["labels"])
     assert model.does == "finds objects of 5 classes, with boxes and masks"
-    several = model.batch([PHOTO, png(noise(1, 120, 70)), PHOTO])
+    several = model.batch([PHOTO, png(noise(1, 70, 120)), PHOTO])
     assert [one.size for one in several] == [found.size, (120, 70), found.size]
     np.testing.assert_array_equal(several[2].boxes, found.boxes)
 
@@ -128,7 +130,7 @@ def predicted(service: Service, **query: Any) -> dict[str, Any]:
 
 def test_images_of_other_sizes_are_answered_beside_each_other(service: Service) -> None:
     sizes = [(64, 48), (300, 200), (90, 240)]
-    files = [("images", png(noise(2, *size))) for size in sizes]
+    files = [("images", png(noise(2, *size[::-1]))) for size in sizes]
     reply = service.client.post("/predict", files=files)
     assert reply.status_code == 200, reply.text
     assert [one["size"][::-1] for one in reply.json()["predictions"]] == [list(size) for size in sizes]
@@ -144,7 +146,7 @@ def test_png_is_a_picture_with_the_objects_drawn_over_the_image(service: Service
     params = {"threshold": 1}
     plain = service.client.post("/predict", files={"image": PHOTO}, headers=headers, params=params)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(plain.content))), np.asarray(photo))
-    large = png(noise(3, 2400, 20))
+    large = png(noise(3, 20, 2400))
     reduced = service.client.post("/predict", files={"image": large}, headers=headers)
     assert Image.open(io.BytesIO(reduced.content)).size == (2048, 17)
     two = service.client.post("/predict", files=[("images", PHOTO)] * 2, headers=headers)
@@ -152,7 +154,7 @@ def test_png_is_a_picture_with_the_objects_drawn_over_the_image(service: Service
 
 
 def test_an_image_too_narrow_for_the_model_costs_the_client_an_error(service: Service) -> None:
-    reply = service.client.post("/predict", files={"image": png(noise(1, 1, 20_000))})
+    reply = service.client.post("/predict", files={"image": png(noise(1, 20_000, 1))})
     assert reply.status_code == 415
     assert "less narrow" in reply.json()["error"]
 
@@ -160,7 +162,7 @@ def test_an_image_too_narrow_for_the_model_costs_the_client_an_error(service: Se
 def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
     service: Service, expected: dict[str, torch.Tensor]
 ) -> None:
-    images = [PHOTO, png(noise(2, 64, 48))]
+    images = [PHOTO, png(noise(2, 48, 64))]
     data = [base64.b64encode(image).decode() for image in images]
     reply = service.client.post(
         "/v2/models/net/infer",
@@ -192,7 +194,7 @@ def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
 
 
 def test_a_tensor_larger_than_what_images_are_resized_to_is_refused(service: Service) -> None:
-    for side, status in ((64, 200), (1000, 400)):
+    for side, status in ((64, 200), (200, 400)):
         shape = [1, 3, side, side]
         tensor = {"name": "tensor", "datatype": "FP32", "shape": shape, "data": [0.0] * (3 * side * side)}
         reply = service.client.post("/v2/models/net/infer", json={"inputs": [tensor]})
@@ -217,8 +219,10 @@ def test_the_schema_describes_objects_and_parameters(service: Service) -> None:
 
 def test_info_says_what_is_served(service: Service) -> None:
     info = service.client.get("/info").json()
-    assert info["task"]["name"] == "detection"
-    assert info["preprocessing"]["longest"] == SMALL["max_size"]
+    assert info["task"] == {"name": "detection", "most": 20, "mask": 28, "threshold": 0.5} | {
+        "keypoints": 0,
+        "keypoint_names": [],
+    }
 
 
 def test_predict_shows_a_table_and_draws(folder: Path, service: Service, tmp_path: Path) -> None:
@@ -247,6 +251,14 @@ def test_golden_images_are_recorded_checked_and_disagree_where_an_object_is_not_
             apply_golden_policy(model, SETTINGS)
     finally:
         card(folder)
+
+
+def test_what_only_pytorch_runs_is_not_packed_and_the_message_says_what_to_do(
+    folder: Path, tmp_path: Path
+) -> None:
+    refused = called("pack", folder, "--output", tmp_path / "packed")
+    assert refused.returncode == 3
+    assert "serve its weights, with --engine torch" in refused.stderr
 
 
 def test_a_card_of_another_task_is_refused(folder: Path) -> None:

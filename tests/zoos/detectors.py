@@ -9,7 +9,7 @@ from torchvision import models
 SMALL = {"min_size": 160, "max_size": 240}
 """Arguments that keep a forward pass short; the SSDs have a size of their own."""
 
-SPREAD = 2.0
+SPREAD = 0.7
 """Standard deviation of the logits of classes."""
 
 

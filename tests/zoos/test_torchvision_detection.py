@@ -49,6 +49,7 @@ def test_every_detector_of_torchvision_is_known() -> None:
     assert set(BUILDERS) == set(models.list_models(module=models.detection))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_each_is_recognised_whatever_is_around_it_and_however_many_classes_it_has(name: str) -> None:
     for prefix, classes in zip(PREFIXES, (2, 7, 91), strict=True):
@@ -95,6 +96,7 @@ def test_the_number_of_keypoints_is_the_file_s() -> None:
     assert (found.task.table.keypoints, found.task.table.keypoint_names) == (9, ())
 
 
+@pytest.mark.slow
 def test_names_that_older_versions_saved_are_read() -> None:
     for name, old in (
         (
@@ -126,13 +128,11 @@ def test_names_that_older_versions_saved_are_read() -> None:
 
 def test_frozen_normalisations_have_torchvision_s_epsilon_and_the_user_is_told() -> None:
     weights = state_dict("fasterrcnn_resnet50_fpn", num_classes=4)
-    assert architecture.build(weights).choices == ()
+    assert epsilons(architecture.build(weights)) == {1e-5}
     frozen = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
     found = architecture.build(frozen)
     assert epsilons(found) == {0.0}
     assert [one.uncertain for one in found.inferred] == [False, True]
-    found.choices[0].options[1].apply()
-    assert epsilons(found) == {1e-5}
 
 
 def epsilons(found: Architecture) -> set[float]:
@@ -140,6 +140,7 @@ def epsilons(found: Architecture) -> set[float]:
     return {layer.eps for layer in found.module.modules() if isinstance(layer, nn.BatchNorm2d)}
 
 
+@pytest.mark.slow
 def test_of_a_detector_and_its_moving_average_the_average_is_taken() -> None:
     once = state_dict("ssdlite320_mobilenet_v3_large", "model.", num_classes=4)
     average = state_dict("ssdlite320_mobilenet_v3_large", "ema.", num_classes=4)
@@ -149,6 +150,7 @@ def test_of_a_detector_and_its_moving_average_the_average_is_taken() -> None:
         architecture.build({**once, **other})
 
 
+@pytest.mark.slow
 def test_a_detector_that_torchvision_does_not_build_is_refused_with_what_differs() -> None:
     weights = state_dict("fasterrcnn_resnet50_fpn", num_classes=4)
     for change, message in (

@@ -344,11 +344,10 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
 
 
 def _box(given: GoldenObject, names: tuple[str, ...] | None, card: Path, place: str) -> GoldenBox:
-    index = given.class_index
-    if index is None:
-        assert given.label is not None
-        index = _index(given.label, names, card, f"{place}.label", "; give class_index instead")
-    return GoldenBox(index, given.box, given.score, given.iou)
+    if given.label is not None and names is not None:
+        _index(given.label, names, card, f"{place}.label", "; give class_index instead")
+    # The label stays one: the card's labels may leave out the background's, which the model's have.
+    return GoldenBox(given.class_index, given.box, given.score, given.iou, given.label)
 
 
 def _index(label: str, names: tuple[str, ...] | None, card: Path, place: str, advice: str = "") -> int:

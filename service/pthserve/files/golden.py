@@ -16,18 +16,21 @@ IOU = 0.5
 class GoldenBox:
     """An object that must be found.
 
-    box: left, top, right and bottom in pixels. score: None where it is not known. iou: the least intersection
-    over union that its box must have with a detection's.
+    class_index, label: its class, by one of these. box: left, top, right and bottom in pixels. score: None
+    where it is not known. iou: the least intersection over union that its box must have with a detection's.
     """
 
-    class_index: int
+    class_index: int | None
     box: tuple[float, ...]
     score: float | None = None
     iou: float = IOU
+    label: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What is known of it, as plain values."""
-        values: dict[str, Any] = {"class_index": self.class_index, "box": list(self.box)}
+        known = {"class_index": self.class_index, "label": self.label}
+        values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+        values["box"] = list(self.box)
         if self.score is not None:
             values["score"] = self.score
         if self.iou != IOU:

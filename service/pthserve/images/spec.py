@@ -37,10 +37,7 @@ class Spec:
     """
 
     resize: int | tuple[int, int] | None = 256
-    longest: int | None = None
     crop: tuple[int, int] = (224, 224)
-    whole: bool = False
-    rounded: bool = True
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     exif: bool = False
@@ -49,6 +46,9 @@ class Spec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     assumed: bool = False
+    longest: int | None = None
+    whole: bool = False
+    rounded: bool = True
 
     @property
     def channels(self) -> int:

@@ -14,6 +14,7 @@ from pthserve.files import regular_files
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, normalise
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
+from pthserve.planning.plan import Plan
 from pthserve.tasks.base import Task
 from pthserve.tasks.classification import CLASSIFICATION
 
@@ -71,6 +72,16 @@ class EngineFactory:
     graph: Any = None
     quantized: Any = None
 
+    @property
+    def unmeasured_batch(self) -> int:
+        """The largest batch where none was measured; a detector's pass is long, and does one image after the
+        other where it counts."""
+        return 1 if self._varies else Plan().max_batch
+
+    @property
+    def _varies(self) -> bool:
+        return getattr(self.module, "varies", False)
+
     def candidates(self) -> list[Candidate]:
         """Return the candidates that the options allow; for `auto`, those that this machine runs natively.
 
@@ -78,6 +89,11 @@ class EngineFactory:
             EngineError: There is none.
         """
         options, device = self.options, self._device()
+        if self._varies and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
+            raise EngineError(
+                "only PyTorch runs a detector, at fp32, and it cannot be packed: serve its weights, with "
+                "--engine torch and --precision fp32, or leave these out"
+            )
         auto = dict(self._auto(device))
         candidates = [
             Candidate(engine, precision, device, options.cpus)
@@ -153,7 +169,7 @@ class EngineFactory:
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
-        if getattr(self.module, "varies", False):
+        if self._varies:
             yield "torch", ("fp32",)
             return
         if device == "cpu":

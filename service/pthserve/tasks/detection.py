@@ -197,16 +197,17 @@ class DetectionTask:
         possible = found.at(max(0.0, self.threshold - tolerance))
         left, worst = set(range(len(possible))), 0.0
         for one in golden.boxes:
-            if one.class_index >= len(found.labels):
-                return GoldenResult(worst, f"there is no class {one.class_index} among {len(found.labels)}")
-            name = found.labels[one.class_index]
-            match, overlap = closest(possible, np.array(one.box, np.float32), one.class_index, left)
+            wanted = one.class_index
+            if one.label is not None:
+                wanted = found.labels.index(one.label) if one.label in found.labels else None
+            if wanted is None or wanted >= len(found.labels):
+                unknown = wanted if one.label is None else repr(one.label)
+                return GoldenResult(worst, f"there is no class {unknown} among {len(found.labels)}")
+            name = found.labels[wanted]
+            match, overlap = closest(possible, np.array(one.box, np.float32), wanted, left)
             if match is None or overlap < one.iou:
-                return GoldenResult(
-                    worst,
-                    f"no {name} at {_shown(one.box)}: the closest overlaps it by {overlap:.2f}, less than "
-                    f"{one.iou}",
-                )
+                lacking = f"the closest overlaps it by {overlap:.2f}, less than {one.iou}"
+                return GoldenResult(worst, f"no {name} at {_shown(one.box)}: {lacking}")
             left.discard(match)
             if one.score is not None:
                 difference = abs(float(possible.scores[match]) - one.score)

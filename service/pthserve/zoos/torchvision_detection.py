@@ -22,7 +22,7 @@ from pthserve.tasks.detection import DetectionTask
 from pthserve.tasks.objects import Table
 from pthserve.text import quoted
 from pthserve.zoos import statements
-from pthserve.zoos.base import Architecture, Choice, Option, Source, described, put, shapes
+from pthserve.zoos.base import Architecture, Source, described, put, shapes
 from pthserve.zoos.bounded_build import BoundedBuild
 from pthserve.zoos.detector import Detector
 from pthserve.zoos.layout import Part, Shape, compare
@@ -55,8 +55,6 @@ _FROZEN_WITHOUT_EPS = (
 )
 """Builders whose weights COCO_V1 have an epsilon of 0 in each batch normalisation. Those are frozen, which
 leaves no counters in the file."""
-
-_FROZEN = "batch normalisation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class TorchvisionDetection:
         known = shapes({name: source.state_dict[key] for name, key in names.items()})
         name, model, inferred = _chosen(source, family, known, prefix)
         put(model, names, source.state_dict)
-        choices = _batch_norm(name, model, names)
+        assumed = _batch_norm(name, model, names)
         task = _task(name, model, known)
         spec = _spec(model)
         return described(
@@ -152,7 +150,7 @@ class TorchvisionDetection:
             num_classes=_classes(family, known),
             prefix=prefix,
             input_size=spec.crop[0],
-            inferred=(inferred, *(choice.inferred for choice in choices)),
+            inferred=(inferred, *assumed),
             spec=spec,
             ignored=tuple(key for key in source.state_dict if not key.startswith(prefix)),
             task=task,
@@ -218,7 +216,7 @@ def _chosen(
         return name, module, Inferred("architecture", name, Origin.CARD, f"architecture: {name}")
     differences: dict[str, str] = {}
     fitting: dict[str, nn.Module] = {}
-    for name in family.builders:
+    for name in _possible(family, known):
         module = _blank(name, family, known, source.kwargs)
         differences[name] = _difference(module, known)
         if not differences[name]:
@@ -233,6 +231,16 @@ def _chosen(
     name, where = _settled(source, list(fitting), prefix)
     words = name + (f", as {where} says" if where else "")
     return name, fitting[name], Inferred("architecture", words, Origin.FILE, f"architecture: {name}")
+
+
+def _possible(family: _Family, known: Mapping[str, Shape]) -> list[str]:
+    """The builders of the family that have masks or keypoints where the file has them."""
+    kind = "maskrcnn" if _MASK_CLASSES in known else "keypointrcnn" if _KEYPOINTS in known else ""
+    return [
+        name
+        for name in family.builders
+        if (name.startswith(kind) if kind else not name.startswith(("maskrcnn", "keypointrcnn")))
+    ]
 
 
 def _settled(source: Source, names: Sequence[str], prefix: str) -> tuple[str, str]:
@@ -282,28 +290,17 @@ def _whole(known: Mapping[str, Shape]) -> Part:
     return Part({name: name for name in known}, dict(known))
 
 
-def _batch_norm(name: str, model: nn.Module, names: Mapping[str, str]) -> list[Choice]:
-    """What nobody can tell of normalisations that were frozen: their epsilon. It is assumed to be as in
+def _batch_norm(name: str, model: nn.Module, names: Mapping[str, str]) -> tuple[Inferred, ...]:
+    """What nothing tells of normalisations that were frozen: their epsilon. It is assumed to be as in
     torchvision's own weights, from which such models descend."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     counted = any(key.endswith("num_batches_tracked") for key in names)
     if name not in _FROZEN_WITHOUT_EPS or counted or not layers:
-        return []
-
-    def use(eps: float) -> None:
-        for layer in layers:
-            layer.eps = eps
-
-    use(0.0)
-    return [
-        Choice(
-            _FROZEN,
-            (
-                Option("epsilon 0, as in torchvision's COCO_V1", "", lambda: use(0.0)),
-                Option("epsilon 1e-05", "", lambda: use(1e-5)),
-            ),
-        )
-    ]
+        return ()
+    for layer in layers:
+        layer.eps = 0.0
+    value = "frozen, with an epsilon of 0, as in torchvision's weights COCO_V1"
+    return (Inferred("batch normalisation", value, Origin.ASSUMED),)
 
 
 def _task(name: str, model: Any, known: Mapping[str, Shape]) -> DetectionTask:
