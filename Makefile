@@ -5,7 +5,10 @@ SHELL := bash
 MODEL ?= demo
 BIN := .venv/bin
 
-.PHONY: help env weights pack serve check test test-all bench cluster lock sbom audit scoreboard docs words
+# Compiled modules are kept, whatever the environment says: without them each process compiles the libraries again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help env weights pack serve check types unit test test-all bench cluster lock sbom audit scoreboard docs words
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +34,12 @@ check: env ## the fast loop: format, lint, types, unit tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/shellcheck $$(git ls-files | xargs grep -lE '^\#!.*(bash|sh)$$')
-	@$(BIN)/mypy
+	@$(MAKE) -s -j 2 types unit
+
+types: env
+	@nice $(BIN)/mypy
+
+unit: env
 	@$(BIN)/pytest -q -n 2 -m "not (slow or alone or browser or cluster)" tests
 
 test: env ## what every change must pass: half an hour on two cores once caches are warm
@@ -58,7 +66,7 @@ audit: env ## look for known vulnerabilities in what the lock files pin
 scoreboard: env ## write docs/models.md: what becomes of the weights of every architecture (10 minutes)
 	@$(BIN)/python scripts/scoreboard.py
 
-docs: env ## write the generated pages anew
+docs: env ## write the generated pages
 	@$(BIN)/python scripts/settings_table.py
 	@$(BIN)/python scripts/architecture_page.py
 	@command -v helm >/dev/null || PATH="$$PATH:$$(k8s/local/programs helm)"; $(BIN)/python charts/generate.py

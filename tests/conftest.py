@@ -1,6 +1,7 @@
 """What tests share: the demo models, made once, and real services."""
 
 import fcntl
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=10_000, metavar="N", help="broken requests to send")
     parser.addoption("--fuzz-seed", type=int, metavar="N", help="of a run that is to be repeated")
     parser.addoption("--soak", type=float, default=180, metavar="S", help="seconds of load in one run")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Leave what there is before a test out of the collections of garbage in it.
+
+    Each service that starts collects, and the objects of all libraries together take it half a second. A
+    service that stops has the collector look at everything again.
+    """
+    if gc.get_freeze_count():
+        gc.collect()  # what earlier tests left since
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the last collection look at everything, so that nothing unclosed goes unreported."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

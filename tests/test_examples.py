@@ -64,6 +64,7 @@ def test_the_notebook_runs_with_real_weights(digits: Path) -> None:
     assert "the service says 0" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_with_a_packed_model(packed: Path) -> None:
     done = run(sys.executable, EXAMPLES / "notebook.py", MODEL=str(packed))
     assert done.returncode == 0, done.stderr

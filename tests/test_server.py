@@ -266,7 +266,7 @@ def test_no_request_is_lost_when_the_service_is_told_to_stop_under_load() -> Non
         assert codes == {200}
 
 
-# --- a model that is read anew ----------------------------------------------------------------------------
+# --- a model that is reloaded -------------------------------------------------------------------------------
 
 
 class Source:

@@ -65,7 +65,7 @@ def serve(model: Model, *, block: bool = True, **settings: Any) -> "Serving | No
         print(service.address)
     ```
 
-    A reload loads the model anew from where it came from. One process serves one model at a time.
+    A reload loads the model again from where it came from. One process serves one model at a time.
 
     Args:
         block: return only when the service has ended, by SIGTERM or Ctrl-C. False, as a notebook needs,

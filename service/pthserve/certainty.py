@@ -24,8 +24,9 @@ class Origin(StrEnum):
 class Inferred:
     """One value that pthserve found out about a model.
 
-    subject: what it is about: `architecture`, `first layer`, `head`, `activation`, `preprocessing`, `task` or
-    `labels`. value: what was found, in words, such as "ReLU between the linear layers of the head".
+    subject: what it is about: `architecture`, `first layer`, `head`, `activation`, `preprocessing`, `task`,
+    `labels`, `weights` or `precision`. value: what was found, in words, such as "ReLU between the linear
+    layers of the head".
     origin: what it rests on. setting: the line of `model.yaml` that states it, such as
     "preprocessing: {resize: 320, crop: 300, interpolation: bicubic}"; "" where no line can.
     """

@@ -46,7 +46,7 @@ class ModelOptions(BaseModel):
     The environment is not read here; `Settings.read`, which has these options too, reads it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     sha256: str | None = Field(
         None,
@@ -80,8 +80,9 @@ class ModelOptions(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="number format of the computation; `auto` never selects int8"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
+        "auto",
+        description="number format of the computation; tf32 needs CUDA; `auto` never selects int8",
     )
     calibration: Path | None = Field(None, description="folder of images for int8 calibration")
     decode: Literal["exact", "fast"] = Field(

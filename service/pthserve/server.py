@@ -18,7 +18,7 @@ import uvloop
 from starlette.concurrency import run_in_threadpool
 
 import pthserve
-from pthserve._compat import uvicorn
+from pthserve._compat import fastapi, uvicorn
 from pthserve.access import request_log
 from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
@@ -50,7 +50,7 @@ END_SECONDS = 3
 class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
-    load: makes the model, in a thread, while the ports already answer; and whenever it is to be read anew.
+    load: makes the model, in a thread, while the ports already answer; and for each reload.
     Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
     cannot be sent.
     """
@@ -164,7 +164,7 @@ class Server:
         FastAPI is imported here, in a thread beside the load: the import takes 0.2 s of CPU, and the load
         spends as much where the interpreter is free for others.
         """
-        with _short_turns():
+        with _short_turns(), fastapi.validators_on_first_use():
             from pthserve.http.app import create_app, create_metrics_app
 
             app = create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies)
@@ -175,7 +175,7 @@ class Server:
     def _signals(self, reload: Reload) -> Iterator[None]:
         """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not.
 
-        SIGHUP reads the model anew.
+        SIGHUP reloads the model.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -62,4 +62,4 @@ def test_an_address_cannot_smuggle_markup_in() -> None:
 
 
 def test_a_service_that_never_answered_has_a_report_too() -> None:
-    assert "no answers" in render("x", 1, [Round(Point(), 1.0, 10.0)])
+    assert "no responses" in render("x", 1, [Round(Point(), 1.0, 10.0)])

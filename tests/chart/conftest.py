@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "pthserve"
 KUBERNETES = "1.37.2"
 
+EXTRA = {"cats-notes", "cats-pthserve-more", "pthserve-gpu"}
+"""Names of the extraObjects in sets.yaml and the examples."""
+
 Values = dict[str, Any]
 
 
@@ -27,6 +30,11 @@ class Rendered:
             for document in yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             if document
         ]
+
+    @property
+    def own(self) -> list[Any]:
+        """The resources that the chart's templates make, without those of extraObjects."""
+        return [found for found in self.documents if found["metadata"]["name"] not in EXTRA]
 
     def all(self, kind: str) -> list[Any]:
         """Every resource of a kind."""
@@ -56,7 +64,7 @@ class Rendered:
     @property
     def container(self) -> Any:
         """The container that serves."""
-        (found,) = self.pod["containers"]
+        (found,) = (found for found in self.pod["containers"] if found["name"] == "pthserve")
         return found
 
     def init(self, name: str) -> Any:

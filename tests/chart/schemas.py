@@ -31,6 +31,7 @@ KINDS = {
     "apis__autoscaling__v2": ["HorizontalPodAutoscaler"],
     "apis__networking.k8s.io__v1": ["Ingress", "NetworkPolicy"],
     "apis__policy__v1": ["PodDisruptionBudget"],
+    "apis__resource.k8s.io__v1": ["ResourceClaimTemplate"],  # from 1.34
     "apis__rbac.authorization.k8s.io__v1": ["ClusterRole", "ClusterRoleBinding"],
 }
 OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
@@ -41,6 +42,8 @@ CUSTOM = [
     (OPERATOR, OPERATOR_CRD.format("prometheusrules")),
     (OPERATOR, OPERATOR_CRD.format("servicemonitors")),
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
+    ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml"),
+    ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
 ]
 SKAFFOLD = "github.com/GoogleContainerTools/skaffold/v2@v2.16.1"
@@ -98,6 +101,8 @@ def builtin(version: str) -> None:
     folder = module(f"k8s.io/kubernetes@v{version}") / "api" / "openapi-spec" / "v3"
     shared: dict[str, Any] = {}
     for file, kinds in KINDS.items():
+        if not (folder / f"{file}_openapi.json").exists():
+            continue
         schemas = json.loads((folder / f"{file}_openapi.json").read_text())["components"]["schemas"]
         for kind in kinds:
             (name,) = (
@@ -121,13 +126,16 @@ def builtin(version: str) -> None:
 
 
 def custom(name: str, path: str) -> None:
-    """The served versions of one CRD."""
-    crd = yaml.safe_load((module(name) / path).read_text())["spec"]
-    for version in crd["versions"]:
-        schema = strict(version["schema"]["openAPIV3Schema"])
-        schema["properties"]["metadata"] = {"type": "object"}
+    """The versions of the CRDs in one file, without the autoscaler's own checkpoints."""
+    for document in yaml.safe_load_all((module(name) / path).read_text()):
+        crd = document["spec"]
         kind = crd["names"]["kind"].lower()
-        write(HERE / "custom" / f"{kind}-{crd['group'].split('.')[0]}-{version['name']}.json", schema)
+        if kind.endswith("checkpoint"):
+            continue
+        for version in crd["versions"]:
+            schema = strict(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            write(HERE / "custom" / f"{kind}-{crd['group'].split('.')[0]}-{version['name']}.json", schema)
 
 
 def skaffold() -> None:

@@ -79,6 +79,21 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "a download may connect": ({"weights": DOWNLOAD}, "networkPolicy.egress"),
     "traces may connect": ({"settings": {"otlpEndpoint": "http://collector:4318"}}, "networkPolicy.egress"),
     "a route has a gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+    "a gRPC route has a gateway": (
+        {"grpcRoute": {"enabled": True}, "settings": {"grpcPort": 8001}},
+        "grpcRoute.parentRefs",
+    ),
+    "a gRPC route has a port": (
+        {"grpcRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}},
+        "settings.grpcPort",
+    ),
+    "one autoscaler decides about the CPU": (
+        {
+            "verticalPodAutoscaler": {"enabled": True, "controlledResources": ["cpu"]},
+            "autoscaling": {"enabled": True},
+        },
+        "verticalPodAutoscaler would change the CPU request",
+    ),
     "an ingress has a host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
     "a pod is scraped once": (
         {"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
@@ -93,10 +108,27 @@ def test_it_is_refused_unless(case: str, helm: Helm) -> None:
     assert said in " ".join(helm.refusal(values).split())
 
 
-def test_an_image_volume_needs_kubernetes_1_33(helm: Helm) -> None:
-    values = {"weights": {"source": "image", "image": {"reference": "registry.example/cats:3"}}}
-    assert "need Kubernetes 1.33 or newer, and this is v1.32.9" in helm.refusal(values, "1.32.9")
-    helm.render(values, "1.33.0")
+# A specification, the values, the last Kubernetes that lacks what they need, and the first that has it.
+NEWER: dict[str, tuple[dict[str, Any], str, str]] = {
+    "volumes from images": (
+        {"weights": {"source": "image", "image": {"reference": "registry.example/cats:3"}}},
+        *("1.32.9", "1.33.0"),
+    ),
+    "gpu.resourceClaims": (
+        {"gpu": {"enabled": True, "resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}},
+        *("1.33.9", "1.34.0"),
+    ),
+    "user namespaces": ({"hostUsers": False}, "1.32.9", "1.33.0"),
+}
+
+
+@pytest.mark.parametrize("case", NEWER)
+def test_what_an_older_kubernetes_lacks_is_refused(case: str, helm: Helm) -> None:
+    values, lacking, having = NEWER[case]
+    minor = having.removesuffix(".0")
+    refusal = " ".join(helm.refusal(values, lacking).split())
+    assert re.search(rf"{case} needs? Kubernetes {minor} or newer, and this is v{lacking}", refusal)
+    helm.render(values, having)
 
 
 def test_kubernetes_before_1_30_is_refused(helm: Helm) -> None:
@@ -112,7 +144,7 @@ def test_every_refusal_has_its_case(helm: Helm) -> None:
     ]
     assert not elsewhere
     said = [" ".join(helm.refusal(values).split()) for values, _ in CASES.values()]
-    said.append(helm.refusal({"weights": {"source": "image", "image": {"reference": "a"}}}, "1.32.9"))
+    said += [helm.refusal(values, lacking) for values, lacking, _ in NEWER.values()]
     for message in written:
         pattern = re.sub(r"%[sd]", ".+", re.sub(r"([.()+*?])", r"\\\1", message))
         assert any(re.search(pattern, one) for one in said), message

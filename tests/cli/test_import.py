@@ -166,7 +166,7 @@ def test_what_is_there_is_left_alone(files: dict[str, bytes], tmp_path: Path) ->
     before = (tmp_path / "out" / "model.yaml").read_text()
     done = called("import", source, "-o", tmp_path / "out")
     assert done.returncode == 3
-    assert "is there already; name another folder" in done.stderr
+    assert "exists already; choose another folder" in done.stderr
     assert (tmp_path / "out" / "model.yaml").read_text() == before
 
 

@@ -94,7 +94,7 @@ def test_a_card_that_is_there_stays_as_it_is(folder: Path) -> None:
     file.write_text("# mine\nname: felines\npreprocessing: {exif: true}\n")
     done = called("init", folder)
     assert done.returncode == 3
-    assert "is there already; --force keeps its lines" in done.stderr
+    assert "exists already; --force keeps its lines" in done.stderr
     assert file.read_text() == "# mine\nname: felines\npreprocessing: {exif: true}\n"
 
 
@@ -128,7 +128,7 @@ def test_the_card_of_other_weights_is_left_alone(folder: Path) -> None:
     (folder / "model.yaml").write_text("weights: dogs.pth\n")
     done = called("init", folder / "pets.pth", "--force")
     assert done.returncode == 3
-    assert "is the card of other weights, dogs.pth" in done.stderr
+    assert "describes other weights, dogs.pth" in done.stderr
     assert (folder / "model.yaml").read_text() == "weights: dogs.pth\n"
 
 

@@ -49,7 +49,7 @@ def lost(sent: Load) -> list[Answer]:
 
 
 def restarts(release: Release, pod: client.V1Pod) -> int:
-    """How often the pod's container was started anew."""
+    """How often the pod's container was restarted."""
     found = client.CoreV1Api(release.api).read_namespaced_pod(pod.metadata.name, release.namespace)
     return int(found.status.container_statuses[0].restart_count)
 

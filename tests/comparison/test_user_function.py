@@ -124,7 +124,7 @@ def test_what_the_script_prints_is_no_output_of_the_command(
         ("import no_such_module", "failed in line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("x = 1\ndef prepare(path)", "failed in line 2: SyntaxError"),
         ("raise SystemExit(3)", "failed in line 1: SystemExit: 3"),
-        ("prepare = 3", "there is no function prepare in it"),
+        ("prepare = 3", "has no function prepare"),
     ],
 )
 def test_a_script_that_cannot_be_run_is_said_with_its_line(tmp_path: Path, body: str, words: str) -> None:
@@ -139,7 +139,7 @@ def test_a_name_of_another_form_shows_the_form(name: str) -> None:
 
 
 def test_a_script_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(PthserveError, match="there is no such script"):
+    with pytest.raises(PthserveError, match="this script does not exist"):
         UserFunction(f"{tmp_path / 'gone.py'}:prepare")
 
 

@@ -1,6 +1,6 @@
 """A client of other makers in a process of its own; in an environment of its own where it cannot share ours.
 
-protobuf has room for one `inference` package in a process, and ours is there already.
+protobuf has room for one `inference` package in a process, and ours is in it already.
 
 A script is a module of functions, each called with the service's address and whatever else, that gives back
 plain values; it ends in `apart.answer(globals())`.

@@ -88,7 +88,7 @@ def test_bf16_agrees_within_the_tolerance_where_the_cpu_computes_it(build: Build
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "int8"])
 def test_a_precision_that_the_cpu_lacks_is_refused(build: Build, precision: str) -> None:
     if precision in precisions("cpu"):
         pytest.skip(f"this CPU computes {precision}")
@@ -102,8 +102,12 @@ def test_a_device_that_is_not_there_is_refused(build: Build) -> None:
         TorchEngine(build("tiny", TINY), TINY, device="cuda")
 
 
+CUDA_TOLERANCE = {"fp32": 1e-5, "tf32": 0.01, "fp16": 0.01, "bf16": 0.1}
+"""Probabilities of a ResNet-18 with random weights, whose logits reach 4."""
+
+
 @cuda
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", CUDA_TOLERANCE)
 @pytest.mark.parametrize("count", [1, 3, GRAPH_SIZES[-1], 3 * GRAPH_SIZES[-1] + 5])
 def test_cuda_agrees_with_the_plain_module_at_any_batch_size(
     build: Build, pixels: Pixels, count: int, precision: str
@@ -112,7 +116,48 @@ def test_cuda_agrees_with_the_plain_module_at_any_batch_size(
         pytest.skip(f"this device does not compute {precision}")
     plain = build("resnet18", SMALL)
     engine = TorchEngine(plain, SMALL, precision=precision, device="cuda")
-    assert_agrees(engine, plain, pixels(SMALL, count), SMALL, 0.02)
+    assert_agrees(engine, plain, pixels(SMALL, count), SMALL, CUDA_TOLERANCE[precision])
+
+
+@cuda
+def test_cuda_leaves_the_precision_of_other_code_as_it_was(build: Build) -> None:
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    TorchEngine(build("tiny", TINY), TINY, precision="tf32", device="cuda")
+    assert [setting.fp32_precision for setting in settings] == before
+
+
+@cuda
+def test_engines_made_and_closed_one_after_another_leave_no_memory_on_the_gpu(
+    build: Build, pixels: Pixels
+) -> None:
+    used = []
+    for _ in range(4):
+        engine = TorchEngine(build("resnet18", SMALL), SMALL, precision="fp16", device="cuda")
+        engine(pixels(SMALL, 3))
+        engine.close()
+        used.append(torch.cuda.memory_allocated())
+    assert used[1:] == used[:-1]
+
+
+@cuda
+def test_a_model_that_the_gpu_cannot_hold_is_refused_with_what_to_do(build: Build) -> None:
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    held = torch.empty(free - 2**26, dtype=torch.uint8, device="cuda")
+    with pytest.raises(EngineError, match=r"does not run on the GPU.*nvidia-smi"):
+        TorchEngine(build("vit_b_16", Spec()), Spec(), device="cuda")
+    del held
+
+
+@cuda
+def test_cuda_batches_of_any_size_in_any_order_share_memory_without_harm(
+    build: Build, pixels: Pixels
+) -> None:
+    plain = build("resnet18", SMALL)
+    engine = TorchEngine(plain, SMALL, device="cuda")
+    for count in (32, 1, 17, 2, 70, 4, 1):
+        assert_agrees(engine, plain, pixels(SMALL, count), SMALL, CUDA_TOLERANCE["fp32"])
 
 
 @cuda

@@ -361,7 +361,7 @@ def test_weights_that_the_card_names_must_be_there(folder: Path) -> None:
 def test_a_file_of_labels_is_of_the_kind_that_the_card_says(folder: Path) -> None:
     (folder / "c.json").write_text('{"0": 0, "2": 1, "1": 2}')
     with pytest.raises(
-        CardError, match=r"c\.json: may be of index to label or of label to index.*kind: class"
+        CardError, match=r"c\.json: could map indices to labels or labels to indices.*kind: class"
     ):
         card.read(write(folder, "labels: c.json"))
     found = card.read(write(folder, "labels: {file: c.json, kind: class_to_idx}"))
@@ -597,18 +597,21 @@ def test_a_golden_image_states_the_answer_of_its_task(
     ("text", "words"),
     [
         ("task: detect", "task: "),
-        ("{task: binary, threshold: 0.3}", "`threshold` is for `task: multilabel`, and the task is binary"),
+        (
+            "{task: regression, threshold: 0.3}",
+            "`threshold` is for `task: multilabel` or `task: binary`, but the task is regression",
+        ),
         ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
         (
             "{task: regression, golden: [{image: tom.jpg, class_index: 1}]}",
-            "golden\\[0\\] states an answer of `task: classification`, and the task is regression",
+            "golden\\[0\\] states an answer of `task: classification`, but the task is regression",
         ),
         (
             "golden: [{image: tom.jpg, class_index: 1, values: [1]}]",
             "`class_index` and `values` are answers of",
         ),
         ("outputs: [{name: a}, {name: a}]", "`outputs` has the name 'a' twice"),
-        ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the least and the largest value"),
+        ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the minimum and the maximum"),
         ("outputs: [{name: a, nit: m}]", r"outputs\[0\].nit: .*did you mean `unit`"),
         ("outputs: []", "outputs"),
         (
@@ -679,3 +682,11 @@ def test_the_examples_in_the_documentation_are_cards(folder: Path) -> None:
         for name in yaml.safe_load(example).get("golden", ()):
             (folder / name["image"]).write_bytes(b"image")
         card.read(write(folder, example))
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "export.pkl", "model.keras", "model.h5"])
+def test_a_folder_of_another_tool_is_read_so_far_that_it_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "fingerprint.pb").write_bytes(b"x")
+    (tmp_path / name).write_bytes(b"xyz")
+    assert card.read(tmp_path).weights == tmp_path / name

@@ -29,6 +29,12 @@ def field(number: int, value: int | bytes) -> bytes:
 ONNX = field(1, 8) + field(2, b"pytorch") + field(7, b"graph") + field(8, b"\x10\x12")
 
 
+def graph_def(nodes: int) -> bytes:
+    """A frozen graph of TensorFlow."""
+    node = field(1, b"dense/kernel") + field(2, b"Const") + field(5, b"value")
+    return field(1, node) * nodes + field(4, field(1, 27))
+
+
 def exported() -> bytes:
     """What `torch.export.save` writes."""
     module = nn.Linear(2, 2).eval()
@@ -100,7 +106,9 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: archive(config_dot_json=b"{}", model_dot_weights_dot_h5=b"x"),
         "is a Keras model.*tf2onnx",
     ),
-    "SavedModel": (lambda: field(1, 1) + field(2, b"meta graph"), "SavedModel of TensorFlow.*tf2onnx"),
+    "SavedModel": (lambda: field(1, 1) + field(2, b"meta graph"), "TensorFlow SavedModel.*tf2onnx"),
+    "GraphDef": (lambda: graph_def(3), r"TensorFlow graph \(GraphDef\).*tf2onnx"),
+    "GraphDef of many nodes": (lambda: graph_def(formats.FIELDS + 5), r"TensorFlow graph \(GraphDef\)"),
     "TensorFlow Lite": (lambda: b"\x20\0\0\0TFL3" + bytes(60), "TensorFlow Lite"),
     "numpy": (lambda: b"\x93NUMPY\x01\0" + bytes(60), "numpy array.*torch.save"),
     "numpy, several": (arrays, r"numpy arrays \(.npz\).*as_tensor"),

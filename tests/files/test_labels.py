@@ -101,9 +101,9 @@ def test_a_card_names_a_file_and_its_kind() -> None:
         "c.json", "class_to_idx"
     )
     assert labels.of_card({"cat": 0, "dog": 1}) == ("cat", "dog")
-    with pytest.raises(ValueError, match="`kind`, which is class_to_idx or idx_to_class"):
+    with pytest.raises(ValueError, match="`kind` is allowed; it is class_to_idx or idx_to_class"):
         labels.of_card({"file": "c.json", "kind": "x"})
-    with pytest.raises(ValueError, match="beside `file` there may be `kind`"):
+    with pytest.raises(ValueError, match="beside `file`, only `kind` is allowed"):
         labels.of_card({"file": "c.json", "sort": "x"})
 
 
@@ -123,7 +123,7 @@ def test_a_card_names_a_file_and_its_kind() -> None:
         ("l.json", '[{"color": "red"}]', "must be a list of labels"),
         ("l.json", "[" * 100_000, "nested too deeply"),
         ("l.yaml", "[yes, no]", "YAML reads it as True; put it in quotes"),
-        ("l.txt", "cat\n\ndog", "line 2: must not be empty; there is one label a line"),
+        ("l.txt", "cat\n\ndog", "line 2: must not be empty; write one label per line"),
         ("l.csv", "a,b,c\n1,2,3", "must have a column named name, label, class or class_name"),
         ("l.csv", "id,name\n0,cat\n1", "row 3: must have 2 columns"),
         ("l.csv", "id,name\n0,cat\n2,dog", "must use the class indices 0 to 1"),

@@ -214,7 +214,7 @@ def test_which_of_several_state_dicts_was_taken_is_told_unless_the_card_says(tmp
     plain = weights.read(path, container="model")
     assert (plain.container, plain.inferred) == ("model", ())
     assert same(plain.state_dict, make_state_dict())
-    with pytest.raises(WeightsError, match="no state dict under ema; there are model, model_ema"):
+    with pytest.raises(WeightsError, match="no state dict under ema; it has model, model_ema"):
         weights.read(path, container="ema")
 
 
@@ -298,7 +298,7 @@ def test_an_index_whose_shards_are_not_there_is_refused(tmp_path: Path) -> None:
     index = make_shards(tmp_path, "safetensors")
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
-        WeightsError, match=r"model-00002-of-00002\.safetensors of its shards are not beside it"
+        WeightsError, match=r"model-00002-of-00002\.safetensors of its shards are missing beside it"
     ):
         weights.read(index)
 
@@ -541,6 +541,43 @@ def test_the_line_in_the_message_makes_a_file_that_is_read(
     subprocess.run(line, shell=True, check=True, cwd=tmp_path)
 
     assert same(weights.read(tmp_path / "it's a model-weights.pth").state_dict, make_state_dict())
+
+
+def test_an_export_of_fastai_is_refused_with_the_line_that_saves_weights_and_classes(tmp_path: Path) -> None:
+    """`learn.export` pickles the whole Learner."""
+    learner = type("Learner", (), {"__module__": "fastai.learner"})
+    fake = types.ModuleType("fastai.learner")
+    fake.Learner = learner  # type: ignore[attr-defined]
+    fake.load_learner = lambda file: torch.load(file, weights_only=False)  # type: ignore[attr-defined]
+    package = types.ModuleType("fastai")
+    package.learner = fake  # type: ignore[attr-defined]
+    made = learner()
+    made.model, made.dls = nn.Sequential(nn.Linear(2, 3)), types.SimpleNamespace(vocab=["a", "b", "c"])
+    path = tmp_path / "export.pkl"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "fastai", package)
+        patched.setitem(sys.modules, "fastai.learner", fake)
+        torch.save(made, path)
+        with pytest.raises(WeightsError, match=r"is a Learner of fastai.*learn\.model\.eval") as caught:
+            weights.read(path)
+        line = str(caught.value).partition("where it was made: ")[2].partition(". Or export")[0]
+        patched.chdir(tmp_path)
+        exec(shlex.split(line)[2])
+    read = weights.read(tmp_path / "export-weights.pth")
+    assert set(read.state_dict) == {"0.weight", "0.bias"}
+    assert read.metadata["classes"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", ["LORA", "IA3"])
+def test_an_adapter_beside_its_configuration_is_refused_with_the_model_that_it_changes(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.classifier.weight": torch.ones(2, 2)}, path)
+    stated = {"peft_type": kind, "base_model_name_or_path": "google/vit-base-patch16-224"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stated))
+    with pytest.raises(WeightsError, match=rf"adapter of PEFT \({kind}\).*google/vit-base.*merge_and_unload"):
+        weights.read(path)
 
 
 def test_a_model_of_ultralytics_is_refused_with_their_own_export(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import struct
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,11 @@ import pytest
 import torch
 import yaml
 
-from pthserve.errors import ModelError
 from pthserve.files import card, weights
-from pthserve.text import MESSAGE
 from pthserve.zoos import architecture
 
 from .mutations import mangled
-
-LONGEST = 60.0
-"""Seconds that one file may take, on a machine that is busy with other tests."""
+from .reading import read_many
 
 CARD: dict[str, Any] = {
     "name": "cats",
@@ -224,20 +218,6 @@ def folder(tmp_path: Path) -> Path:
 def test_each_is_read_or_refused_in_a_few_words(
     kind: str, folder: Path, seed: int, pytestconfig: pytest.Config
 ) -> None:
-    came: Counter[str] = Counter()
-    for number in range(max(1, pytestconfig.getoption("fuzz") // 20)):
-        dice = random.Random(f"{seed} {kind} {number}")
-        began = time.monotonic()
-        try:
-            _KINDS[kind](dice, folder)
-            came["read"] += 1
-        except ModelError as error:
-            came["refused"] += 1
-            told = str(error)
-            assert told.isprintable(), f"number {number}: {told!r}"
-            assert len(told) < MESSAGE + 50, f"number {number}: {len(told)} characters"
-        except Exception as error:
-            raise AssertionError(f"--fuzz-seed {seed}, {kind} {number}: {error!r}") from error
-        assert time.monotonic() - began < LONGEST, f"number {number} took too long"
-    print(kind, dict(came))
-    assert came["refused"]
+    count = max(1, pytestconfig.getoption("fuzz") // 20)
+    outcomes = read_many(seed, kind, count, lambda dice: _KINDS[kind](dice, folder), lambda: None)
+    assert outcomes["refused"]

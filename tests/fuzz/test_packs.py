@@ -25,7 +25,7 @@ EACH = 20
 
 
 def spoil(pack: Path, dice: random.Random) -> str:
-    """Break `pack` somewhere, and write its sums anew; what was done."""
+    """Break `pack` somewhere, and write its checksums again; what was done."""
     kind = dice.choices(("manifest", "text", "array", "file", "sums"), (60, 15, 15, 7, 3))[0]
     file = pack / packed.MANIFEST
     if kind == "manifest":
@@ -66,6 +66,7 @@ def refusal(pack: Path, images: Pixels) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_a_broken_pack_is_refused_in_words_or_answers(
     tmp_path: Path, seed: int, pytestconfig: pytest.Config
 ) -> None:

@@ -284,6 +284,7 @@ def test_a_response_that_is_not_read_is_held_until_its_client_has_gone() -> None
         service.beside(lambda: until(lambda: service.bodies.held == 0))
 
 
+@pytest.mark.slow
 def test_a_connection_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "AGE_SECONDS", 1)
     with serving(deadline=1) as service:

@@ -18,6 +18,7 @@ from pthserve.access.guard import Guard
 from pthserve.http.app import create_app
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tasks.choice import TASKS
 from pthserve.tasks.classification import ClassificationTask
 
 from ..asgi import Client
@@ -197,3 +198,16 @@ def test_the_schema_describes_the_answer_of_the_served_model_s_task() -> None:
     ]
     assert example.keys() == answer.keys()
     assert "RankedClass" not in schema["components"]["schemas"]
+
+
+def test_the_schema_describes_the_answers_of_all_tasks_before_there_is_a_model() -> None:
+    chosen = Settings()
+    predictor = Predictor(chosen)
+    document = create_app(predictor, chosen).openapi()
+    predictor.close()
+    schemas = document["components"]["schemas"]
+    answers = {one["$ref"].rpartition("/")[2] for one in schemas["Answer"]["anyOf"]}
+    assert answers == {task.answer_model.__name__ for task in TASKS.values()}
+    assert len(answers) == len(TASKS)
+    for answer in answers:
+        assert {"model", "timing"} <= schemas[answer]["properties"].keys()

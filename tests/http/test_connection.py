@@ -37,6 +37,7 @@ def test_headers_that_come_too_slowly_are_told_and_hung_up_on(impatient: Service
         assert closed(slow)
 
 
+@pytest.mark.slow
 def test_a_drop_now_and_then_does_not_help(impatient: Service) -> None:
     with connect(impatient) as slow:
         began = time.monotonic()
@@ -168,6 +169,7 @@ def test_many_short_requests_at_once_are_all_answered(service: Service) -> None:
         sender.join()
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_no_answers_is_read_no_further_and_loses_none(service: Service) -> None:
     request = head("GET", "/livez", filler="x" * 100)
     with connect(service, receive=65536) as client:

@@ -96,6 +96,7 @@ def test_a_client_can_only_shorten_the_deadline(deadline: float, granted: str) -
         gate.opened.set()
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_is_counted_and_costs_no_forward_pass() -> None:
     gate = Gate()
     engine = Squares()

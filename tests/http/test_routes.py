@@ -232,7 +232,7 @@ def test_the_schema_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> Non
         made.append(described)
         return get_openapi(**described)
 
-    monkeypatch.setattr("fastapi.applications.get_openapi", counted)
+    monkeypatch.setattr("pthserve.http.schema.get_openapi", counted)
     with serving() as service:
         first, second = (service.client.get("/openapi.json") for _ in range(2))
     assert first.status_code == second.status_code == 200

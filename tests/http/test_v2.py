@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import orjson
 import pytest
@@ -699,3 +700,50 @@ def test_an_unload_is_refused(client: Client) -> None:
     answer = client.post("/v2/repository/models/pets/unload")
     assert answer.status_code == 400
     assert "one model" in answer.json()["error"]
+
+
+# --- the schema
+
+
+def closed(schema: Any) -> Any:
+    """`schema`, of which no object may have more than the properties that it names."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    more = {"additionalProperties": False} if "properties" in schema else {}
+    return {name: closed(part) for name, part in schema.items()} | more
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body"),
+    [
+        ("/v2", "get", None),
+        ("/v2/health/live", "get", None),
+        ("/v2/health/ready", "get", None),
+        ("/v2/models/stats", "get", None),
+        ("/v2/models/{model}", "get", None),
+        ("/v2/models/{model}/ready", "get", None),
+        ("/v2/models/{model}/stats", "get", None),
+        ("/v2/models/{model}/infer", "post", {"id": "seven", "inputs": [images()]}),
+        ("/v2/repository/index", "post", {}),
+    ],
+)
+def test_each_answer_is_what_the_schema_says_and_no_more(
+    client: Client, path: str, method: str, body: dict[str, Any] | None
+) -> None:
+    document = client.get("/openapi.json").json()
+    described = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+    response = client.request(method.upper(), path.replace("{model}", "pets"), json=body)
+    assert response.status_code == 200
+    jsonschema.validate(response.json(), {**closed(described), "components": closed(document["components"])})
+
+
+def test_the_schema_describes_the_body_of_an_inference(client: Client) -> None:
+    document = client.get("/openapi.json").json()
+    content = document["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]
+    body = {"inputs": [images()]}
+    schema = {**content["application/json"]["schema"], "components": document["components"]}
+    jsonschema.validate(body, schema)
+    with pytest.raises(jsonschema.ValidationError, match="inputs"):
+        jsonschema.validate({"outputs": []}, schema)

@@ -283,7 +283,7 @@ def measured(data: bytes, spec: Spec) -> dict[str, object]:
     """Bytes and seconds that `data` took from its header to the crop, beside those that its cost says."""
     gc.collect()
     memory.give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest memory use is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest memory use is counted again
     before, began = _kib("VmRSS"), time.process_time()
     try:
         image = pending(data, spec, max_pixels=LIMIT)

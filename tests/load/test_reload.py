@@ -158,7 +158,7 @@ class Swap:
 
 
 async def load(service: Running) -> tuple[int, str]:
-    """Have the model read anew; the status, and the error if there is one."""
+    """Have the model reloaded; the status, and the error if there is one."""
     reply = await asyncio.to_thread(service.client.post, "/v2/repository/models/net/load")
     return reply.status_code, reply.json()["error"] if reply.content else ""
 

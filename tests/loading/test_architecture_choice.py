@@ -1,7 +1,10 @@
 """A file that fits architectures which compute differently: who decides, and what is said if nobody does."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,8 +14,10 @@ from torch import nn
 from pthserve.certainty import Origin
 from pthserve.errors import AmbiguousArchitecture
 from pthserve.images.preprocess import OWN_MAX_PIXELS, crop, normalise
+from pthserve.images.spec import Spec
 from pthserve.loading.load import build, load
 from pthserve.options import ModelOptions
+from pthserve.planning.agreement import samples
 from pthserve.zoos.timm import TIMM
 
 from ..cli.called import called
@@ -40,14 +45,19 @@ def folder(module: nn.Module, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def golden_card(folder: Path, module: nn.Module, wrong: float = 0.0) -> Path:
-    """`folder` with a card whose golden image has the module's answer, or one that is off by `wrong`."""
-    spec = TIMM.spec(NAME)
-    pixels = crop((folder / "photo.png").read_bytes(), spec, max_pixels=OWN_MAX_PIXELS)
+def answer(image: Path, module: nn.Module, spec: Spec) -> dict[str, Any]:
+    """The fields of a golden image with the module's answer."""
+    pixels = crop(image.read_bytes(), spec, max_pixels=OWN_MAX_PIXELS)
     with torch.inference_mode():
         probabilities = module(torch.from_numpy(normalise(pixels[None], spec))).softmax(1)[0]
     best = int(probabilities.argmax())
-    golden = {"image": "photo.png", "class_index": best, "probability": float(probabilities[best]) - wrong}
+    return {"image": image.name, "class_index": best, "probability": round(float(probabilities[best]), 6)}
+
+
+def golden_card(folder: Path, module: nn.Module, wrong: float = 0.0) -> Path:
+    """`folder` with a card whose golden image has the module's answer, or one that is off by `wrong`."""
+    golden = answer(folder / "photo.png", module, TIMM.spec(NAME))
+    golden["probability"] -= wrong
     (folder / "model.yaml").write_text(json.dumps({"weights": "model.pth", "golden": [golden]}))
     return folder
 
@@ -74,6 +84,25 @@ def test_golden_images_decide_where_one_architecture_gives_their_answers(
     assert built.architecture.name == f"timm/{NAME}"
     inferred = built.inferred[0]
     assert (inferred.subject, inferred.origin) == ("architecture", Origin.GOLDEN)
+
+
+def test_they_decide_it_together_with_what_else_is_open(folder: Path, module: nn.Module) -> None:
+    """The photos were squashed, and neither that nor which of the two it is stands anywhere."""
+    module = copy.deepcopy(module)
+    classifier: Any = module.get_submodule("classifier")
+    with torch.no_grad():
+        classifier.weight *= 5  # so that the answers depend on the photo
+    torch.save(module.state_dict(), folder / "model.pth")
+    spec = TIMM.spec(NAME)
+    squashed = replace(spec, resize=spec.crop)
+    for number, photo in enumerate(samples()[:3]):
+        (folder / f"{number}.jpg").write_bytes(photo)
+    golden = [answer(folder / f"{number}.jpg", module, squashed) for number in range(3)]
+    (folder / "model.yaml").write_text(json.dumps({"weights": "model.pth", "golden": golden}))
+    built = build(str(folder), QUICK)
+    assert (built.architecture.name, built.spec.resize) == (f"timm/{NAME}", spec.crop)
+    settled = {one.subject for one in built.inferred if one.origin is Origin.GOLDEN}
+    assert settled >= {"architecture", "preprocessing"}
 
 
 def test_golden_images_decide_nothing_where_no_architecture_gives_their_answers(

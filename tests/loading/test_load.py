@@ -73,7 +73,7 @@ def test_how_far_the_reading_is_can_be_followed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("labels: [cat, dog]", "2 labels, but the model has 3 classes"),
+        ("labels: [cat, dog]", "2 labels, but the model has 3 outputs"),
         (
             "preprocessing: {resize: 80, crop: 64, mean: [0.5], std: [0.5]}",
             "1 channels, but the model needs 3",
@@ -135,6 +135,7 @@ def test_a_card_without_sizes_changes_of_the_preset_what_it_states(tmp_path: Pat
     assert spec == Spec(320, (300, 300), "bilinear", assumed=True)
 
 
+@pytest.mark.slow
 def test_a_preset_is_scaled_to_another_image_size(tmp_path: Path) -> None:
     spec, inferred = spec_of(tmp_path, "vit_l_16", image_size=112)
     assert spec == Spec(121, (112, 112), assumed=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,12 @@ from pthserve.settings import Settings
 
 from ..cli.called import called
 from ..linear import noise
-from ..packs import tiny_pack
 
 SETTINGS = Settings(threads=1, tune_budget=0.0)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "pack"
-    tiny_pack(folder)
-    return folder
-
-
-@pytest.fixture
-def pack(made: Path, tmp_path: Path) -> Path:
-    """A packed model to be spoilt."""
-    return Path(shutil.copytree(made, tmp_path / "pack"))
-
-
 def edited(pack: Path, place: tuple[Any, ...], value: Any) -> None:
-    """Set what is at `place` in the manifest to `value`, and write the sums anew."""
+    """Set what is at `place` in the manifest to `value`, and write the checksums again."""
     file = pack / packed.MANIFEST
     manifest = json.loads(file.read_text())
     inner = manifest

@@ -39,20 +39,6 @@ def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pthserve.planning.tune.SLICE", 0.0)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed model; to be read only."""
-    folder = tmp_path_factory.mktemp("made") / "pack"
-    tiny_pack(folder)
-    return folder
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    """A packed model to be spoilt."""
-    return Path(shutil.copytree(made, tmp_path / "copy"))
-
-
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     written = tiny_pack(tmp_path / "pack", plan=Plan("openvino", "bf16", threads=3, reason="so"))
     assert packed.read(tmp_path / "pack") == written
@@ -87,43 +73,43 @@ def test_its_sums_are_what_sha256sum_checks(made: Path) -> None:
         "proof/probabilities.npy",
     ],
 )
-def test_one_changed_byte_is_refused_by_name(copy: Path, name: str) -> None:
-    data = bytearray((copy / name).read_bytes())
+def test_one_changed_byte_is_refused_by_name(pack: Path, name: str) -> None:
+    data = bytearray((pack / name).read_bytes())
     data[len(data) // 2] ^= 1
-    (copy / name).write_bytes(data)
+    (pack / name).write_bytes(data)
     with pytest.raises(PackError, match=f"{name} was changed; copy it again"):
-        packed.read(copy)
+        packed.read(pack)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "manifest.json", "golden/1.png"])
-def test_a_missing_file_is_refused_by_name(copy: Path, name: str) -> None:
-    (copy / name).unlink()
+def test_a_missing_file_is_refused_by_name(pack: Path, name: str) -> None:
+    (pack / name).unlink()
     with pytest.raises(PackError, match=f"{name} is missing"):
-        load(str(copy), SETTINGS)
+        load(str(pack), SETTINGS)
 
 
-def test_an_added_file_is_refused_by_name(copy: Path) -> None:
-    (copy / "golden" / "mine.png").write_bytes(b"")
+def test_an_added_file_is_refused_by_name(pack: Path) -> None:
+    (pack / "golden" / "mine.png").write_bytes(b"")
     with pytest.raises(PackError, match=r"golden/mine\.png is not of it"):
-        load(str(copy), SETTINGS)
+        load(str(pack), SETTINGS)
 
 
-def test_changed_sums_are_refused(copy: Path) -> None:
-    sums = copy / packed.SUMS
+def test_changed_sums_are_refused(pack: Path) -> None:
+    sums = pack / packed.SUMS
     sums.write_text(sums.read_text() + "\n")
     with pytest.raises(PackError, match="SHA256SUMS was changed"):
-        packed.read(copy)
+        packed.read(pack)
     sums.unlink()
     with pytest.raises(PackError, match="SHA256SUMS"):
-        packed.read(copy)
+        packed.read(pack)
 
 
-def test_a_later_format_is_refused_with_what_to_do(copy: Path) -> None:
-    manifest = json.loads((copy / packed.MANIFEST).read_text())
-    (copy / packed.MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1, "new": 1}))
-    (copy / packed.SUMS).write_text(packed.lines(packed.sums(copy)))
+def test_a_later_format_is_refused_with_what_to_do(pack: Path) -> None:
+    manifest = json.loads((pack / packed.MANIFEST).read_text())
+    (pack / packed.MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1, "new": 1}))
+    (pack / packed.SUMS).write_text(packed.lines(packed.sums(pack)))
     with pytest.raises(PackError, match=r"packed by pthserve 0, in a format that this version"):
-        packed.read(copy)
+        packed.read(pack)
 
 
 def test_other_weights_than_the_pinned_ones_are_refused(made: Path) -> None:
@@ -154,13 +140,13 @@ def removed(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [truncated, overwritten, removed])
 def test_what_becomes_of_the_graph_s_files_later_changes_no_answer_to_pixels_tensors_or_explain(
-    made: Path, copy: Path, change: Callable[[Path], None]
+    made: Path, pack: Path, change: Callable[[Path], None]
 ) -> None:
     images, _ = packed.read(made).proof()
     tensors = normalise(images, SPEC)
-    expected, changed = load(str(made), SETTINGS), load(str(copy), SETTINGS)
+    expected, changed = load(str(made), SETTINGS), load(str(pack), SETTINGS)
     for name in ("model.bin", "model.xml"):
-        change(copy / name)
+        change(pack / name)
     for batch in (images, tensors):
         np.testing.assert_array_equal(changed.forward(batch), expected.forward(batch))
     engines = expected.forward, changed.forward
@@ -170,30 +156,30 @@ def test_what_becomes_of_the_graph_s_files_later_changes_no_answer_to_pixels_ten
     np.testing.assert_array_equal(maps[0].map, maps[1].map)
 
 
-def test_an_engine_that_has_settled_still_computes_from_the_copy(made: Path, copy: Path) -> None:
+def test_an_engine_that_has_settled_still_computes_from_the_copy(made: Path, pack: Path) -> None:
     images, _ = packed.read(made).proof()
-    model = load(str(copy), SETTINGS)
+    model = load(str(pack), SETTINGS)
     assert isinstance(model.forward, OpenVINOEngine)
     before = model.forward(images)
     model.forward.settle()
-    truncated(copy / "model.bin")
+    truncated(pack / "model.bin")
     tensors = normalise(images, SPEC)
     assert np.abs(model.forward(tensors) - before).max() < 0.1
     np.testing.assert_array_equal(model.forward(images), before)
 
 
 @pytest.mark.parametrize("name", [packed.IMAGES, packed.PROBABILITIES])
-def test_a_proof_that_changed_after_it_was_hashed_is_refused(copy: Path, name: str) -> None:
-    read = packed.read(copy)
-    overwritten(copy / name)
+def test_a_proof_that_changed_after_it_was_hashed_is_refused(pack: Path, name: str) -> None:
+    read = packed.read(pack)
+    overwritten(pack / name)
     with pytest.raises(PackError, match=f"{name}: changed while it was being read"):
         read.proof()
 
 
-def test_a_golden_image_that_changed_after_it_was_hashed_proves_nothing(copy: Path) -> None:
-    model = load(str(copy), SETTINGS)
+def test_a_golden_image_that_changed_after_it_was_hashed_proves_nothing(pack: Path) -> None:
+    model = load(str(pack), SETTINGS)
     assert check_golden(model, SETTINGS.tolerance).agrees
-    shutil.copyfile(copy / "golden" / "2.png", copy / "golden" / "1.png")
+    shutil.copyfile(pack / "golden" / "2.png", pack / "golden" / "1.png")
     assert "was changed" in check_golden(model, SETTINGS.tolerance).disagreements[0]
 
 

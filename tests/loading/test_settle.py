@@ -14,7 +14,8 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.images.preprocess import crop, normalise
 from pthserve.images.spec import Spec
 from pthserve.loading import settle
-from pthserve.loading.load import Built, build
+from pthserve.loading.golden import apply_golden_policy
+from pthserve.loading.load import Built, build, load
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
 
@@ -71,7 +72,14 @@ STATED: dict[str, Any] = {"preprocessing": {"resize": 80, "crop": 64}}
 
 
 def two_layers(activation: nn.Module) -> nn.Module:
+    torch.manual_seed(4)
     return nn.Sequential(nn.Linear(1024, 32), activation, nn.Linear(32, 4))
+
+
+def wrapped() -> nn.Module:
+    """What is left of `Sequential(Linear, Sigmoid)` in a file."""
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(1024, 4), nn.Identity())
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,52 @@ def test_they_settle_the_preprocessing(tmp_path: Path, spec: Spec) -> None:
     built = build(str(folder(tmp_path, network(), spec)), OPTIONS)
     assert built.spec == spec
     assert about(built, "preprocessing").origin is Origin.GOLDEN
+
+
+def of_sigmoid(path: Path, module: nn.Module) -> list[dict[str, Any]]:
+    """The golden images of `path` with the probabilities of a sigmoid behind `module`."""
+    card = yaml.safe_load((path / "model.yaml").read_text())
+    for number, one in enumerate(card["golden"]):
+        image = crop((path / one["image"]).read_bytes(), SPEC, max_pixels=2**30)
+        with torch.no_grad():
+            probabilities = module(torch.from_numpy(normalise(image[None], SPEC)))[0].sigmoid()
+        one["probability"] = round(float(probabilities.max()), 6)
+        assert int(probabilities.argmax()) == one["class_index"], number
+    (path / "model.yaml").write_text(yaml.safe_dump(card))
+    return list(card["golden"])
+
+
+def test_they_settle_whether_a_softmax_or_a_sigmoid_follows_the_head(tmp_path: Path) -> None:
+    """`Sequential(Linear, Sigmoid)` and `Sequential(Linear, Softmax)` leave the same tensors."""
+    module = network(fc=wrapped())
+    built = build(str(folder(tmp_path, module, SPEC, **STATED)), OPTIONS)
+    assert (built.task.name, about(built, "task").origin) == ("classification", Origin.GOLDEN)
+    golden = of_sigmoid(tmp_path, module)
+    built = build(str(tmp_path), OPTIONS)
+    task = about(built, "task")
+    assert (built.task.name, task.origin, task.setting) == ("multilabel", Origin.GOLDEN, "task: multilabel")
+    for given, one in zip(built.card.golden, golden, strict=True):
+        assert given.probabilities is not None
+        assert given.probabilities[one["class_index"]] == one["probability"]
+    with load(str(tmp_path), OPTIONS) as model:
+        assert apply_golden_policy(model, OPTIONS) == "agreed"
+
+
+def test_the_line_that_states_the_settled_task_keeps_the_golden_images(tmp_path: Path) -> None:
+    module = network(fc=wrapped())
+    folder(tmp_path, module, SPEC, task="multilabel", **STATED)
+    of_sigmoid(tmp_path, module)
+    with load(str(tmp_path), OPTIONS) as model:
+        assert about(build(str(tmp_path), OPTIONS), "task").origin is Origin.CARD
+        assert apply_golden_policy(model, OPTIONS) == "agreed"
+
+
+def test_a_task_that_is_stated_is_not_settled_otherwise(tmp_path: Path) -> None:
+    module = network(fc=wrapped())
+    folder(tmp_path, module, SPEC, task="classification", **STATED)
+    of_sigmoid(tmp_path, module)
+    built = build(str(tmp_path), OPTIONS)
+    assert (built.task.name, about(built, "task").origin) == ("classification", Origin.CARD)
 
 
 def test_answers_that_nothing_gives_settle_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model is brought anew beside the old, and takes its place, or does not."""
+"""A model is loaded beside the old one, and replaces it or does not."""
 
 import asyncio
 import logging

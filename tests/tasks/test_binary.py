@@ -1,5 +1,6 @@
 """Binary: one output whose sigmoid tells two classes apart, the whole way from a file to an answer."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import torch
 
 from pthserve import Binary
 from pthserve.files.golden import Golden
+from pthserve.loading import packed
+from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import load
+from pthserve.loading.pack import pack
 from pthserve.tasks.binary import BinaryTask
 
 from ..http_service import Service
@@ -78,7 +82,7 @@ def test_explain_shows_what_spoke_for_each_of_the_classes(service: Service) -> N
 
 def test_info_and_golden_images_know_the_task(service: Service) -> None:
     info = service.client.get("/info").json()
-    assert (info["task"], info["num_classes"]) == ({"name": "binary"}, 2)
+    assert (info["task"], info["num_classes"]) == ({"name": "binary", "threshold": 0.5}, 2)
     assert info["golden"] == {"images": 3, "result": "agreed"}
 
 
@@ -96,6 +100,33 @@ def test_a_model_that_ends_in_a_sigmoid_with_one_output_is_binary_and_its_number
     found = [float(answer.probabilities[1]) for answer in answers]
     np.testing.assert_allclose(found, reference(module).numpy(), atol=1e-5)
     model.close()
+
+
+def test_a_threshold_decides_which_of_the_classes_is_answered(tmp_path: Path, expected: np.ndarray) -> None:
+    """Screening wants few misses: from 10 % on, say, an image is positive. It holds in a pack too."""
+    positives = expected[:, 1]
+    low, high = float(positives.min()) / 2, float(positives.max() + 1) / 2
+    for threshold, positive in ((low, 1), (high, 0)):
+        golden = [{"image": "0.png", "class_index": positive}]
+        path = tmp_path / str(positive)
+        source = folder(path, weights(1), task="binary", labels=LABELS, threshold=threshold, golden=golden)
+        made = pack(str(source), path / "packed", SETTINGS)
+        assert json.loads((made.folder / packed.MANIFEST).read_text())["format"] == 3
+        for model in (load(str(source), SETTINGS), load(str(made.folder), SETTINGS)):
+            assert apply_golden_policy(model, SETTINGS) == "agreed"
+            for name, row in zip(IMAGES, expected, strict=True):
+                answer = model(str(source / name))
+                assert (answer.class_index, answer.label) == (positive, LABELS[positive])
+                np.testing.assert_allclose(answer.probabilities, row, atol=1e-4)
+                fields = answer.to_dict(2)
+                assert (fields["threshold"], fields["label"]) == (threshold, LABELS[positive])
+                assert TASK.rows(fields)[0].name == LABELS[positive]
+            model.close()
+
+
+def test_a_pack_with_the_usual_threshold_is_read_by_older_versions(tmp_path: Path) -> None:
+    made = pack(str(folder(tmp_path, weights(1), task="binary")), tmp_path / "packed", SETTINGS)
+    assert json.loads((made.folder / packed.MANIFEST).read_text())["format"] == 2
 
 
 # --- arithmetic and agreement
@@ -123,7 +154,9 @@ def test_answers_agree_as_those_of_two_classes() -> None:
         "image 0: a probability is 0.030 off, more than 0.02",
         "image 1: a probability is 0.030 off, more than 0.02",
     )
-    assert TASK.compare(1 - reference, reference, 1).disagreements[0] == "image 0: class 0, and not 1"
+    assert TASK.compare(1 - reference, reference, 1).disagreements[0] == (
+        "image 0: label 0 is on the other side of the threshold"
+    )
     assert TASK.compare(np.array([[np.nan]], np.float32), reference[:1], 1).difference == np.inf
 
 

@@ -94,11 +94,11 @@ def test_a_body_without_a_head_is_an_embedding_only_where_that_is_stated(stated:
     ("stated", "outputs", "words"),
     [
         (StatedTask("classification"), 1, "state `task: binary` or `task: regression`"),
-        (StatedTask("binary"), 2, "the task binary has one output, and the model has 2"),
+        (StatedTask("binary"), 2, "the task binary has one output, but the model has 2"),
         (
             StatedTask("regression", outputs=(NamedOutput("age"),)),
             2,
-            "`outputs` names 1 values, and the model has 2",
+            "`outputs` names 1 values, but the model has 2",
         ),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_model_with_one_output_is_refused_with_both_ways_on(tmp_path: Path) ->
 def test_a_card_s_labels_and_outputs_must_fit(tmp_path: Path) -> None:
     for outputs, fields, words in (
         (1, {"task": "binary", "labels": ["a", "b", "c"]}, "the task binary has two"),
-        (4, {"task": "multilabel", "labels": ["a"]}, "there are 1 labels, and the model has 4 outputs"),
+        (4, {"task": "multilabel", "labels": ["a"]}, "there are 1 labels, but the model has 4 outputs"),
         (2, {"task": "regression", "outputs": [{"name": "age"}]}, "`outputs` names 1 values"),
         (6, {"task": "embedding", "labels": ["a"]}, "an embedding has no labels"),
         (2, {"task": "regression", "labels": ["a", "b"]}, "name its values in `outputs`"),

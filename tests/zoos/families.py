@@ -1,7 +1,6 @@
 """Families: tiny image classifiers of transformers, made from scratch, each with its own image processor."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,16 @@ _TOKENS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, 
 _SQUARE = {"size": {"height": 64, "width": 64}}
 _CROP = {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}
 _VIT = {**_TOKENS, "image_size": 64, "patch_size": 16}
+_SWIN = {
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
+_EFFICIENTNET = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320}
+_PYRAMID = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 16, 32, 32]}
 _STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40]}
 
 FAMILIES: dict[str, Family] = {
@@ -77,35 +86,11 @@ FAMILIES: dict[str, Family] = {
         "Dinov2",
         "BitImageProcessor",
         _CROP,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=16,
+        **{name: value for name, value in _VIT.items() if name != "intermediate_size"},
     ),
     "vit_msn": _family("ViTMSN", "ViTImageProcessor", _SQUARE, **_VIT),
-    "swin": _family(
-        "Swin",
-        "ViTImageProcessor",
-        _SQUARE,
-        image_size=64,
-        patch_size=4,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
-    "swinv2": _family(
-        "Swinv2",
-        "ViTImageProcessor",
-        _SQUARE,
-        image_size=64,
-        patch_size=4,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
+    "swin": _family("Swin", "ViTImageProcessor", _SQUARE, **_SWIN),
+    "swinv2": _family("Swinv2", "ViTImageProcessor", _SQUARE, **_SWIN),
     "convnext": _family("ConvNext", "ConvNextImageProcessor", {"size": {"shortest_edge": 64}}, **_STAGES),
     "convnextv2": _family(
         "ConvNextV2", "ConvNextImageProcessor", {"size": {"shortest_edge": 64}, "crop_pct": 0.9}, **_STAGES
@@ -144,27 +129,20 @@ FAMILIES: dict[str, Family] = {
         "EfficientNet",
         "EfficientNetImageProcessor",
         {**_SQUARE, "do_center_crop": False, "resample": 0},
-        image_size=64,
-        width_coefficient=0.25,
-        depth_coefficient=0.25,
-        hidden_dim=320,
+        **_EFFICIENTNET,
     ),
     "efficientnet_offset": _family(
         "EfficientNet",
         "EfficientNetImageProcessor",
         {**_SQUARE, "rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False},
-        image_size=64,
-        width_coefficient=0.25,
-        depth_coefficient=0.25,
-        hidden_dim=320,
+        **_EFFICIENTNET,
     ),
     "pvt": _family(
         "Pvt",
         "PvtImageProcessor",
         _SQUARE,
         image_size=64,
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[16, 16, 32, 32],
+        **_PYRAMID,
         num_attention_heads=[1, 2, 2, 4],
         mlp_ratios=[2, 2, 2, 2],
         num_labels=3,
@@ -191,8 +169,7 @@ FAMILIES: dict[str, Family] = {
         "Segformer",
         "SegformerImageProcessor",
         _SQUARE,
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[16, 16, 32, 32],
+        **_PYRAMID,
         num_attention_heads=[1, 2, 2, 4],
         decoder_hidden_size=32,
     ),
@@ -200,8 +177,7 @@ FAMILIES: dict[str, Family] = {
         "PoolFormer",
         "PoolFormerImageProcessor",
         {"size": {"shortest_edge": 64}, "crop_size": 64},
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[16, 16, 32, 32],
+        **_PYRAMID,
     ),
     "focalnet": _family(
         "FocalNet",
@@ -240,5 +216,3 @@ FAMILIES: dict[str, Family] = {
         depths=[1, 1, 1, 1],
     ),
 }
-
-Build = Callable[[Path], torch.nn.Module]

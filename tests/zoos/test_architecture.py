@@ -650,6 +650,12 @@ def test_two_poolings_under_another_head_are_assumed_to_be_in_fastais_order() ->
     check_same(built, module)
 
 
+@pytest.mark.parametrize("kwargs", [{"num_classes": 10**400}, {"layers": [1, 10**9]}, {"groups": 1e300}])
+def test_an_argument_beyond_all_sizes_is_refused_before_anything_is_built(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ArchitectureError, match=f"resnet18: {next(iter(kwargs))}: must be at most 1048576"):
+        architecture.build(weightless("resnet18"), "resnet18", kwargs)
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [

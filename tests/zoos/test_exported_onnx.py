@@ -221,11 +221,11 @@ def test_of_several_outputs_that_could_count_the_card_says_which(tmp_path: Path)
         served(path)
     with served(path, "kwargs: {output: two}") as model:
         np.testing.assert_allclose(*answers(model), atol=1e-4)
-    with pytest.raises(ArchitectureError, match=r"no output 'three'; there are one, two"):
+    with pytest.raises(ArchitectureError, match=r"no output 'three'; its outputs are one, two"):
         served(path, "kwargs: {output: three}")
     with pytest.raises(ArchitectureError, match="not width"):
         served(path, "kwargs: {width: 2}")
-    with pytest.raises(ArchitectureError, match="leave `architecture: resnet18` out"):
+    with pytest.raises(ArchitectureError, match="remove `architecture: resnet18` from"):
         served(path, "architecture: resnet18")
 
 
@@ -415,7 +415,7 @@ def test_a_loop_is_refused(tmp_path: Path) -> None:
     )
     after = [helper.make_node("Loop", ["times", "true", "scores"], ["logits"], body=body)]
     constants = [("times", np.array(2**62)), ("true", np.array(True))]
-    with pytest.raises(ArchitectureError, match=r"computes in a loop \(Loop\)"):
+    with pytest.raises(ArchitectureError, match=r"contains a loop \(Loop\)"):
         served(network(tmp_path / "model.onnx", after=after, constants=constants))
 
 
@@ -449,13 +449,13 @@ def test_an_input_that_is_no_image_is_refused(tmp_path: Path, shape: Any, messag
 def test_a_second_input_is_named(tmp_path: Path) -> None:
     mask = helper.make_tensor_value_info("mask", TensorProto.FLOAT, ROWS)
     after = [helper.make_node("Add", ["scores", "mask"], ["logits"])]
-    with pytest.raises(ArchitectureError, match=r"takes 2 inputs .*input mask: f32"):
+    with pytest.raises(ArchitectureError, match=r"has 2 inputs .*input mask: f32"):
         served(network(tmp_path / "model.onnx", after=after, inputs=[mask]))
 
 
 def test_a_map_as_output_is_refused(tmp_path: Path) -> None:
     after = [helper.make_node("Identity", ["maps"], ["logits"])]
-    with pytest.raises(ArchitectureError, match="one number a class"):
+    with pytest.raises(ArchitectureError, match="one number per class"):
         served(network(tmp_path / "model.onnx", after=after, outputs=[("logits", ("n", 8, 30, 30))]))
 
 

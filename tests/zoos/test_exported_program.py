@@ -78,6 +78,44 @@ def test_a_program_answers_as_its_module_does(tmp_path: Path, engine: str, free:
         assert about(model, "preprocessing").uncertain
 
 
+class Cast(Tiny):
+    """Parts of it compute under torch.autocast and without gradients, one within the other."""
+
+    def __init__(self, *, bits: bool) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bits):
+            x = torch.relu(self.norm(self.conv(x)))
+            with torch.no_grad():
+                x = x.mean((2, 3)) + 1
+        with torch.autocast("cuda", enabled=False):
+            return self.fc(x.float())
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_blocks_under_autocast_and_without_gradients_compute_as_all_the_rest(
+    tmp_path: Path, engine: str
+) -> None:
+    path = exported(tmp_path / "model.pt2", Cast(bits=True).eval())
+    with served(path, engine=engine) as model:
+        np.testing.assert_allclose(*answers(model, Cast(bits=False).eval()), atol=1e-4)
+        assert "torch.autocast" in about(model, "precision").value
+
+
+def test_blocks_that_are_not_what_their_calls_say_are_refused(tmp_path: Path) -> None:
+    path = exported(tmp_path / "model.pt2", Cast(bits=True).eval())
+
+    def broken(program: Any) -> None:
+        block = program["graph_module"]["graph"]["nodes"][0]
+        block["inputs"].pop()
+
+    with pytest.raises(ArchitectureError, match="cannot be read"):
+        build(str(in_program(path, broken)), OPTIONS)
+
+
 def test_a_pack_of_it_answers_the_same(tmp_path: Path) -> None:
     module = Tiny().eval()
     pack(str(exported(tmp_path / "model.pt2", module)), tmp_path / "packed", OPTIONS)

@@ -1,11 +1,8 @@
 """timm's classifiers: recognised, built and fed as timm itself does; and never guessed between."""
 
 import json
-import os
 import random
-import zlib
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
@@ -26,11 +22,8 @@ from pthserve.zoos import architecture, candidates, timm_index
 from pthserve.zoos.base import Architecture, Source, shapes
 from pthserve.zoos.timm import TIMM, completed, preset
 
-SAMPLES = [
-    Path(str(path)) for path in files("pthserve.images.samples").iterdir() if path.name.endswith(".jpg")
-]
-"""Real photos."""
-CLASSES = 7
+from .timm_modules import CLASSES, PHOTOS, answers, data_config, lively, made
+
 QUICK = ("test_convnext", "test_efficientnet", "test_resnet", "test_vit")
 SMALL = (
     "convnext_atto",
@@ -46,8 +39,6 @@ SMALL = (
 )
 AMBIGUOUS = "tf_efficientnet_b0"
 TWIN = "efficientnet_b0"
-DRAWN = 80
-"""How many architectures the long test draws."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,43 +48,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def lively(module: nn.Module) -> nn.Module:
-    """The module with weights that let each layer matter, in eval mode."""
-    computed = {name for name, buffer in module.named_buffers() if "running" not in name}
-    for name, tensor in module.state_dict().items():
-        if name in computed or not tensor.is_floating_point():
-            continue
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        numbers = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var"):
-            tensor.copy_(numbers.abs() + 0.5)
-        elif tensor.ndim > 1 and "pos" not in name and "token" not in name:
-            tensor.copy_(numbers / max(tensor[0].numel(), 1) ** 0.5)
-        elif name.endswith(("weight", "gamma")):
-            tensor.copy_(1 + 0.2 * numbers)
-        else:
-            tensor.copy_(0.2 * numbers)
-    return module.eval()
-
-
-def settled(module: nn.Module, size: int) -> nn.Module:
-    """The module with the statistics of noise in its norms over batches, so that no activation explodes."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    if norms:
-        with torch.no_grad():
-            module(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(5)))
-    return module.eval()
-
-
-def made(name: str, **arguments: Any) -> nn.Module:
-    """timm's own module."""
-    module = lively(timm.create_model(name, pretrained=False, **{"num_classes": CLASSES, **arguments}))
-    return module if arguments else settled(module, TIMM.size(name))
 
 
 def weightless(name: str, **arguments: Any) -> dict[str, Tensor]:
@@ -106,14 +60,8 @@ def weightless(name: str, **arguments: Any) -> dict[str, Tensor]:
 
 def photos(spec: Spec, count: int) -> Tensor:
     """Real photos as the service gives them to the module."""
-    pixels = [crop(path.read_bytes(), spec, max_pixels=OWN_MAX_PIXELS) for path in SAMPLES[:count]]
+    pixels = [crop(path.read_bytes(), spec, max_pixels=OWN_MAX_PIXELS) for path in PHOTOS[:count]]
     return torch.from_numpy(normalise(np.stack(pixels), spec))
-
-
-def data_config(preset: Any) -> dict[str, Any]:
-    """timm's own reading of a preset."""
-    config: dict[str, Any] = resolve_data_config(pretrained_cfg=preset)  # type: ignore[no-untyped-call]
-    return config
 
 
 def logits_of(built: Architecture, images: Tensor) -> Any:
@@ -123,12 +71,9 @@ def logits_of(built: Architecture, images: Tensor) -> Any:
 
 def check_same(built: Architecture, module: nn.Module, count: int = 2) -> None:
     """Both give the same logits for real photos, each with its own preprocessing."""
-    config = data_config(module.pretrained_cfg)
-    transform = create_transform(**config, is_training=False)
-    theirs = torch.stack([transform(Image.open(path).convert("RGB")) for path in SAMPLES[:count]])
     assert built.spec is not None
+    expected = answers(module, count)
     with torch.inference_mode():
-        expected = module(theirs)
         logits = logits_of(built, photos(built.spec, count))
     assert expected.std() > 1e-3, "logits that are all alike would show nothing"
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -148,51 +93,6 @@ def test_the_built_module_answers_as_timms_own_with_timms_own_preprocessing(name
     built = architecture.build(module.state_dict(), None if unambiguous(name) else f"timm/{name}")
     assert (built.num_classes, built.prefix, built.ignored) == (CLASSES, "", ())
     check_same(built, module)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.slow
-def test_architectures_of_all_families_answer_as_timms_own() -> None:
-    """PTHSERVE_TIMM_SEED draws others, PTHSERVE_TIMM_PART=1/4 runs a part of them."""
-    seed = int(os.environ.get("PTHSERVE_TIMM_SEED", random.randrange(10**6)))
-    part, parts = map(int, os.environ.get("PTHSERVE_TIMM_PART", "1/1").split("/"))
-    drawn = draw(seed)[part - 1 :: parts]
-    print(f"seed {seed}: {len(drawn)} architectures")
-    wrong = {}
-    for name in drawn:
-        try:
-            module = made(name)
-            check_same(architecture.build(module.state_dict(), f"timm/{name}"), module, count=1)
-            print(f"{name}: the same", flush=True)
-        except (AssertionError, ArchitectureError) as error:
-            wrong[name] = str(error)
-            print(f"{name}: {error}", flush=True)
-    assert not wrong, f"seed {seed}"
-
-
-def draw(seed: int) -> list[str]:
-    """Architectures of up to 100 million parameters, of as many families as there are."""
-    chance = random.Random(seed)
-    families: dict[str, list[str]] = {}
-    for name in TIMM.names():
-        if TIMM.size(name) <= 300:
-            families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
-    for names in families.values():
-        chance.shuffle(names)
-    drawn: list[str] = []
-    while len(drawn) < DRAWN:
-        for _, names in sorted(families.items()):
-            while names and parameters(names[-1]) > 1e8:
-                names.pop()
-            if names and len(drawn) < DRAWN:
-                drawn.append(names.pop())
-    return drawn
-
-
-def parameters(name: str) -> int:
-    """How many the architecture has."""
-    return sum(parameter.numel() for parameter in TIMM.blank(name).parameters())
 
 
 def unambiguous(name: str) -> bool:
@@ -227,6 +127,39 @@ def test_images_of_one_channel_are_those_of_timms_own_argument() -> None:
     grey = torch.rand(2, 1, 160, 160)
     with torch.inference_mode():
         torch.testing.assert_close(logits_of(built, grey), module(grey))
+
+
+@pytest.mark.parametrize(
+    ("name", "conv", "setting"),
+    [
+        ("test_resnet", nn.Conv2d(1, 16, 3, 1, 1), "first_layer: {stride: 1, padding: 1}"),
+        (
+            "mobilenetv3_small_050",
+            nn.Conv2d(3, 16, 5, 2, 2, bias=False),
+            "first_layer: {stride: 2, padding: 2}",
+        ),
+    ],
+)
+def test_a_replaced_first_layer_is_built_and_its_stride_is_an_assumption(
+    name: str, conv: nn.Conv2d, setting: str
+) -> None:
+    module: Any = timm.create_model(name, num_classes=CLASSES)
+    old = next(key for key, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+    module.set_submodule(old, conv)
+    lively(module)
+    built = architecture.build(module.state_dict(), None if unambiguous(name) else f"timm/{name}")
+    assert (built.name, built.channels) == (f"timm/{name}", conv.in_channels)
+    (assumed,) = [one for one in built.inferred if one.subject == "first layer"]
+    assert assumed.origin is Origin.ASSUMED
+    settings = [option.setting for choice in built.choices for option in choice.options]
+    assert setting in settings
+    stated = {"stride": conv.stride[0], "padding": conv.padding[0]}
+    built = architecture.build(
+        module.state_dict(), None if unambiguous(name) else f"timm/{name}", first_layer=stated
+    )
+    images = torch.rand(2, conv.in_channels, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits_of(built, images), module(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +226,57 @@ def test_what_is_computed_when_a_module_is_built_is_there() -> None:
 def test_a_card_cannot_make_timm_fetch_or_read_another_file(argument: dict[str, Any]) -> None:
     with pytest.raises(ArchitectureError, match="only the weights file is read"):
         architecture.build(weightless("test_vit"), "timm/test_vit", argument)
+
+
+@pytest.mark.parametrize("name", ["levit_384", "levit_384_s8", "levit_conv_384_s8"])
+def test_all_layers_that_give_the_classes_may_have_another_number_of_them(name: str) -> None:
+    """The answer is an average of two, of which timm's own preset names one alone for some."""
+    built = architecture.build(weightless(name))
+    assert (built.name, built.num_classes, built.ignored) == (f"timm/{name}", CLASSES, ())
+
+
+ARGUMENTS = {"embed_dim": 96, "depth": 3, "num_heads": 2, "act_layer": "tanh", "num_classes": 1000}
+"""Of timm's builder: another width and depth, which the shapes show, and an activation, which they do not."""
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["config.json", "in the file"])
+def test_the_arguments_that_a_configuration_states_are_those_of_timms_builder(
+    beside: bool, tmp_path: Path
+) -> None:
+    stated = {"architecture": "vit_tiny_patch16_224", "model_args": ARGUMENTS}
+    if beside:
+        (tmp_path / "config.json").write_text(json.dumps(stated))
+    module = made("vit_tiny_patch16_224", **{**ARGUMENTS, "num_classes": CLASSES})
+    path = tmp_path / "model.safetensors"
+    built = architecture.build(module.state_dict(), path=path, metadata={} if beside else stated)
+    assert built.name == "timm/vit_tiny_patch16_224"
+    check_same(built, module)
+    first, second, *_ = built.inferred
+    assert "model_args" in first.value
+    assert second.setting == 'kwargs: {embed_dim: 96, depth: 3, num_heads: 2, act_layer: "tanh"}'
+    plain = architecture.build(weightless("vit_tiny_patch16_224"), "timm/vit_tiny_patch16_224")
+    assert plain.module is not None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"pretrained": True},
+        {"checkpoint_path": "/etc/passwd"},
+        {"embed_dim": 96},
+        {"act_layer": {"a": 1}},
+        {"depth": 10**9},
+        {"no such": 1},
+        {f"a{number}": number for number in range(1000)},
+    ],
+    ids=["fetch", "read", "other shapes", "not plain", "endless", "no name", "too many"],
+)
+def test_arguments_that_cannot_be_followed_are_said_and_not_followed(arguments: dict[str, Any]) -> None:
+    stated = {"architecture": "test_vit", "model_args": arguments}
+    built = architecture.build(weightless("test_vit"), metadata=stated)
+    assert built.name == "timm/test_vit"
+    assert built.inferred[0].origin is Origin.ASSUMED
+    assert "model_args in the file cannot be followed" in built.inferred[0].value
 
 
 # --- never a guess ----------------------------------------------------------------------------------
@@ -401,7 +385,7 @@ def test_every_preset_gives_the_pixels_of_timms_transform() -> None:
     for config in map(json.loads, {json.dumps(TIMM.preset(name)) for name in full}):
         spec = preset(**config)
         transform = create_transform(**config, is_training=False)
-        for path in SAMPLES[:3]:
+        for path in PHOTOS[:3]:
             pixels = crop(path.read_bytes(), spec, max_pixels=OWN_MAX_PIXELS)
             expected = transform(Image.open(path).convert("RGB")).numpy()
             np.testing.assert_array_equal(normalise(pixels[None], spec)[0], expected, str(config))

@@ -15,22 +15,28 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: server
 {{- end -}}
 
-{{- define "pthserve.commonLabels" -}}
-app.kubernetes.io/name: {{ include "pthserve.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- end -}}
-
-{{- define "pthserve.labels" -}}
-{{ include "pthserve.commonLabels" . }}
-app.kubernetes.io/component: server
-{{- end -}}
-
-{{- define "pthserve.testLabels" -}}
-{{ include "pthserve.commonLabels" . }}
-app.kubernetes.io/component: test
+{{- /*
+The metadata of a resource: (dict "root" $ ...), and where they differ from the release's own
+"name" or "suffix", "component", "labels" and "annotations". The chart's own labels win over the user's.
+*/ -}}
+{{- define "pthserve.metadata" -}}
+{{- $root := .root -}}
+{{- $own := dict
+  "app.kubernetes.io/name" (include "pthserve.name" $root)
+  "app.kubernetes.io/instance" $root.Release.Name
+  "app.kubernetes.io/version" $root.Chart.AppVersion
+  "app.kubernetes.io/managed-by" $root.Release.Service
+  "app.kubernetes.io/component" (.component | default "server")
+  "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_")
+-}}
+name: {{ .name | default (printf "%s%s" (include "pthserve.fullname" $root) (.suffix | default "")) }}
+namespace: {{ $root.Release.Namespace }}
+labels:
+  {{- mergeOverwrite (dict) $root.Values.commonLabels (.labels | default dict) $own | toYaml | nindent 2 }}
+{{- with mergeOverwrite (dict) $root.Values.commonAnnotations (.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{- define "pthserve.serviceAccountName" -}}
@@ -42,10 +48,15 @@ app.kubernetes.io/component: test
 {{- $root := index . 0 -}}
 {{- $variant := index . 1 -}}
 {{- with $root.Values.image -}}
+{{- $repository := .repository -}}
+{{- with $root.Values.global.imageRegistry -}}
+{{- /* A first part with a dot or a port, or localhost, is a registry: it is replaced. */ -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^(localhost|[^/]*[.:][^/]*)/" $repository "") -}}
+{{- end -}}
 {{- if and .digest (eq $variant .variant) -}}
-{{ printf "%s@%s" .repository .digest }}
+{{ printf "%s@%s" $repository .digest }}
 {{- else -}}
-{{ printf "%s:%s" .repository (.tag | default (printf "%s-%s" $root.Chart.AppVersion .variant) | replace .variant $variant) }}
+{{ printf "%s:%s" $repository (.tag | default (printf "%s-%s" $root.Chart.AppVersion .variant) | replace .variant $variant) }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -131,6 +142,12 @@ PTHSERVE_{{ regexReplaceAll "([A-Z])" $name "_${1}" | upper }}: {{ $value | toJs
 serviceAccountName: {{ include "pthserve.serviceAccountName" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- if not .Values.hostUsers }}
+hostUsers: false
+{{- end }}
+{{- with .Values.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- with .Values.image.pullSecrets }}

@@ -80,6 +80,25 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.enabled needs a gateway in httpRoute.parentRefs." -}}
 {{- end -}}
+{{- with .Values.grpcRoute -}}
+{{- if and .enabled (not .parentRefs) -}}
+{{- fail "grpcRoute.enabled needs a gateway in grpcRoute.parentRefs." -}}
+{{- end -}}
+{{- if and .enabled (not $.Values.settings.grpcPort) -}}
+{{- fail "grpcRoute.enabled needs the port of gRPC in settings.grpcPort, such as 8001." -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.gpu.enabled .Values.gpu.resourceClaims (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "gpu.resourceClaims needs Kubernetes 1.34 or newer, and this is %s: use gpu.resourceName with a device plugin." .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if and (not .Values.hostUsers) (semverCompare "<1.33-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "hostUsers is false: user namespaces need Kubernetes 1.33 or newer, and this is %s." .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- with .Values.verticalPodAutoscaler -}}
+{{- if and .enabled (has "cpu" .controlledResources) $.Values.autoscaling.enabled (eq $.Values.autoscaling.metric "cpu") -}}
+{{- fail "verticalPodAutoscaler would change the CPU request that autoscaling.metric cpu is measured against: leave cpu out of verticalPodAutoscaler.controlledResources, or choose another metric." -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs a host name in ingress.hosts." -}}
 {{- end -}}
@@ -94,11 +113,8 @@
 {{- $claim := index . 1 -}}
 {{- $path := index . 2 -}}
 {{- $pods := index . 3 -}}
-{{- $modes := $claim.accessModes -}}
-{{- if $claim.existingClaim -}}
-{{- /* Only a live cluster knows; `helm template` finds nothing and lets it pass. */ -}}
-{{- $modes = dig "spec" "accessModes" list (lookup "v1" "PersistentVolumeClaim" $root.Release.Namespace $claim.existingClaim) -}}
-{{- end -}}
+{{- /* Of an existing claim only the cluster knows. The chart looks nothing up, so that every tool renders the same. */ -}}
+{{- $modes := ternary list $claim.accessModes (not (empty $claim.existingClaim)) -}}
 {{- if and (gt $pods 1) $modes (not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes))) -}}
 {{- fail (printf "%s: a claim that is %s cannot be shared by %d pods: use ReadWriteMany or ReadOnlyMany, or run one pod." $path (join ", " $modes) $pods) -}}
 {{- end -}}

@@ -1,4 +1,4 @@
-"""Client: HTTP/1.1 over kept connections, at so little CPU that it can share cores with what it measures."""
+"""Client: HTTP/1.1 over persistent connections, cheap enough to share cores with what it measures."""
 
 import asyncio
 import base64
@@ -14,18 +14,19 @@ import httptools
 from pthserve.addresses import printable
 
 BOUNDARY = b"pthserve-bench-a3f1c09d"
-"""Between the parts of a form; 23 bytes that no image file holds by chance."""
+"""Separates the parts of a form; 23 bytes that no image contains by chance."""
 
 
 class ConnectionFailed(Exception):
-    """The connection could not be made, was cut, or brought what is not HTTP."""
+    """The connection could not be opened, was closed, or the response is not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go: `host` and `port` of a connection, TLS or not, and the path that is asked for.
+    """The address that requests are sent to.
 
-    url: the address as it can be printed, without what may be secret in it.
+    Attributes:
+        url: The address for messages, without credentials.
     """
 
     host: str
@@ -38,9 +39,12 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> "Target":
-        """The target that `url` names; /predict where it has no path. Raises ValueError.
+        """Return the target at `url`, or at its /predict if it has no path.
 
         A user name and a password in `url` are sent as basic authentication.
+
+        Raises:
+            ValueError: `url` is not an HTTP address.
         """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -66,9 +70,11 @@ class Target:
     def request(
         self, image: Path, headers: Iterable[tuple[bytes, bytes]] = (), *, raw: bool = False
     ) -> bytes:
-        """A whole POST of `image`, ready to be sent: as the form field `image`, or `raw` as the body.
+        """Return the bytes of a POST request with `image`.
 
-        headers: names and values; `Host` and `Authorization` replace the ones that follow from the address.
+        Args:
+            headers: Names and values; `Host` and `Authorization` replace those from the address.
+            raw: Send the image as the body, not as the form field `image`.
         """
         content = image.read_bytes()
         kind = f"image/{image.suffix[1:].lower().replace('jpg', 'jpeg')}".encode()
@@ -100,7 +106,7 @@ class Target:
 
 
 def _basic(user: str, password: str) -> bytes:
-    """The value of an Authorization header; both are as they stand in an address, percent-encoded."""
+    """Return the value of an Authorization header; both arguments are percent-encoded, as in an address."""
     return b"Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))
 
 
@@ -115,7 +121,7 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, target: Target) -> "Connection":
-        """A connection to `target`; raises ConnectionFailed."""
+        """Open a connection to `target`; raises ConnectionFailed."""
         context = ssl.create_default_context() if target.tls else None
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
@@ -127,11 +133,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether another request can be sent."""
+        """Return whether another request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, request: bytes) -> int:
-        """Send `request`, and wait for the whole of its answer: the status. `body` holds the rest."""
+        """Send `request`, wait for the whole response, and return its status; `body` has its body."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionFailed("closed")
         self._answer = asyncio.get_running_loop().create_future()
@@ -140,11 +146,11 @@ class Connection(asyncio.Protocol):
         try:
             return await self._answer
         except asyncio.CancelledError:
-            self.close()  # what else comes would be taken for the next answer
+            self.close()  # the rest of this response would be taken for the next one
             raise
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -183,7 +189,7 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections that are opened when one is needed, at most `most` at once, and kept.
+    """Up to `most` persistent connections, opened when needed.
 
     requests: sent in turn.
     """
@@ -195,8 +201,8 @@ class Pool:
         self._room = asyncio.Semaphore(most)
         self._sent = 0
 
-    async def ask(self, timeout: float) -> int:  # noqa: ASYNC109 - it is counted from here on, queueing and all
-        """Send the next request on a free connection; its status. Raises ConnectionFailed or TimeoutError."""
+    async def ask(self, timeout: float) -> int:  # noqa: ASYNC109 - it includes the wait for a connection
+        """Send the next request, and return its status; raises ConnectionFailed or TimeoutError."""
         request = self._requests[self._sent % len(self._requests)]
         self._sent += 1
         async with asyncio.timeout(timeout), self._room:
@@ -211,6 +217,6 @@ class Pool:
             return status
 
     def close(self) -> None:
-        """End every connection that is idle."""
+        """Close all idle connections."""
         for connection in self._idle:
             connection.close()

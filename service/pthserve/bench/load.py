@@ -1,8 +1,8 @@
-"""Load: closed loops, in which each client waits for its answer, and open ones, in which nobody waits.
+"""Load: closed loops, in which each client waits for its response, and open loops, which have a fixed rate.
 
-An open loop sends at a fixed rate whatever the answers do, and a latency counts from when the request was due
-and not from when it was sent: else a service that stalls would also stall the clock that times it (known as
-coordinated omission, after Gil Tene).
+An open loop sends at a fixed rate however slow the responses are, and a latency counts from when the request
+was due, not from when it was sent: otherwise a service that stalls would also delay the requests that measure
+it (known as coordinated omission, after Gil Tene).
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from pthserve.bench.client import ConnectionFailed, Pool
 
 MOST_CONNECTIONS = 1024
-"""In an open loop. Beyond them a request waits for one, and the wait counts."""
+"""Maximum number of connections in an open loop. A request that waits for one counts the wait."""
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One load: so many `clients` that each wait for their answers; or, where it is set, `rate` a second."""
+    """One load: a closed loop of `clients`, or an open loop of `rate` requests per second if that is set."""
 
     clients: int = 8
     rate: float | None = None
@@ -38,11 +38,15 @@ class Point:
 
 @dataclass(slots=True)
 class Round:
-    """What a point brought.
+    """The measurements at one point.
 
-    deadline: seconds after which an answer is of no use. seconds: that were measured.
-    latencies: of the answers with status 200, in seconds. statuses: of all answers; failures: why none came.
-    cpu: cores' worth of CPU that the client itself took.
+    Attributes:
+        deadline: Maximum seconds for a response to count as goodput.
+        seconds: Duration of the measurement.
+        latencies: Seconds of each response with status 200.
+        statuses: Number of responses by status.
+        failures: Number of requests without a response, by reason.
+        cpu: CPU cores that the client itself used.
     """
 
     point: Point
@@ -55,23 +59,23 @@ class Round:
 
     @property
     def throughput(self) -> float:
-        """Good answers a second."""
+        """Responses with status 200 per second."""
         return len(self.latencies) / self.seconds if self.seconds else 0.0
 
     @property
     def goodput(self) -> float:
-        """Good answers a second that came within the deadline."""
+        """Responses with status 200 within the deadline, per second."""
         return sum(x <= self.deadline for x in self.latencies) / self.seconds if self.seconds else 0.0
 
     def quantiles(self) -> NDArray[np.float64]:
-        """Latencies in seconds at QUANTILES; NaN where there was no answer."""
+        """Return the latencies in seconds at QUANTILES; NaN if there was no response."""
         if not self.latencies:
             return np.full(len(QUANTILES), math.nan)
         quantiles: NDArray[np.float64] = np.quantile(self.latencies, QUANTILES)
         return quantiles
 
     def to_dict(self) -> dict[str, object]:
-        """As plain values; seconds, and answers a second."""
+        """Return plain values, in seconds and responses per second."""
         names = ["p50", "p90", "p95", "p99", "max"]
         values = [None if math.isnan(value) else round(value, 6) for value in self.quantiles().tolist()]
         return {
@@ -88,8 +92,8 @@ class Round:
         }
 
 
-Now = Callable[[Round], None]
-"""Called now and then with the round as far as it has come."""
+Progress = Callable[[Round], None]
+"""Called regularly with the round so far."""
 
 
 async def measure(
@@ -100,16 +104,18 @@ async def measure(
     warm_up: float,
     deadline: float,
     timeout: float,  # noqa: ASYNC109 - of each request
-    now: Now | None = None,
+    progress: Progress | None = None,
 ) -> Round:
-    """Put the load `point` on a service for `warm_up` + `seconds` without a break; the latter count.
+    """Put the load `point` on a service for `warm_up` and then `seconds`, of which the latter count.
 
-    pool_of: makes the pool, given its most connections. timeout: seconds after which a request is given up.
+    Args:
+        pool_of: Makes the pool, given its maximum number of connections.
+        timeout: Seconds after which a request is given up.
     """
     pool = pool_of(point.clients if point.rate is None else MOST_CONNECTIONS)
     start = time.perf_counter() + warm_up
     load = _Load(pool, Round(point, deadline), timeout, start, start + seconds)
-    clock = asyncio.create_task(_clock(load, now))
+    clock = asyncio.create_task(_clock(load, progress))
     try:
         await (load.closed() if point.rate is None else load.open())
         await clock
@@ -121,7 +127,7 @@ async def measure(
 
 @dataclass(slots=True)
 class _Load:
-    """A load as it runs; start, end: of what counts, in time.perf_counter()'s seconds."""
+    """A running load. What counts is from `start` to `end`, in seconds of time.perf_counter()."""
 
     pool: Pool
     round: Round
@@ -130,11 +136,11 @@ class _Load:
     end: float
 
     async def closed(self) -> None:
-        """Each client asks again when it has its answer. What counts is what is answered in the time."""
+        """Run clients that send again when they have a response. What counts is what is answered in time."""
         await asyncio.gather(*(self._client() for _ in range(self.round.point.clients)))
 
     async def open(self) -> None:
-        """What counts is what is due in the time, however late it is answered."""
+        """Send at a fixed rate. What counts is what is due in time, however late it is answered."""
         rate = self.round.point.rate
         assert rate is not None
         began = time.perf_counter()
@@ -152,10 +158,10 @@ class _Load:
     async def _client(self) -> None:
         while (due := time.perf_counter()) < self.end:
             if not await self._one(due):
-                await asyncio.sleep(0.1)  # a service that is gone must not be asked as fast as a loop turns
+                await asyncio.sleep(0.1)  # a service that is gone must not be called in a busy loop
 
     async def _one(self, due: float) -> bool:
-        """One request, whose latency counts from `due`; whether it was answered."""
+        """Send one request, whose latency counts from `due`; return whether it was answered."""
         status, failure = 0, ""
         try:
             status = await self.pool.ask(self.timeout)
@@ -175,14 +181,14 @@ class _Load:
         return not failure
 
 
-async def _clock(load: _Load, now: Now | None) -> None:
-    """Time what counts, and the CPU that it took here."""
+async def _clock(load: _Load, progress: Progress | None) -> None:
+    """Measure the duration of what counts, and the CPU that the client uses in it."""
     await asyncio.sleep(load.start - time.perf_counter())
     cpu = time.process_time()
     while (elapsed := time.perf_counter() - load.start) < load.end - load.start:
         load.round.seconds = elapsed
-        if now:
-            now(load.round)
+        if progress:
+            progress(load.round)
         await asyncio.sleep(min(0.25, load.end - time.perf_counter()))
     load.round.seconds = elapsed
     load.round.cpu = (time.process_time() - cpu) / elapsed

@@ -1,4 +1,4 @@
-"""Report: rounds as one HTML file that asks nothing of anybody: styles and the curve are in it."""
+"""Report: the rounds as one HTML file, which needs no other file."""
 
 import html
 import math
@@ -38,10 +38,10 @@ th:first-child, td:first-child {{ text-align: left; }}
 
 
 def render(url: str, images: int, rounds: Sequence[Round]) -> str:
-    """The report on `rounds`, which were measured at `url` with so many `images`."""
+    """Return the report on `rounds`, which were measured at `url` with so many `images`."""
     deadline = rounds[0].deadline
     summary = (
-        f"Images sent in turn: {images}. Goodput counts the answers within {deadline:g} s. "
+        f"Images sent in turn: {images}. Goodput counts the responses within {deadline:g} s. "
         "In an open loop (a rate) a latency counts from when the request was due."
     )
     return _PAGE.format(
@@ -55,7 +55,7 @@ def render(url: str, images: int, rounds: Sequence[Round]) -> str:
 
 
 def _table(rounds: Sequence[Round]) -> str:
-    heads = ["load", "answers/s", "goodput/s", *(_quantile(q) for q in QUANTILES), "not 200", "client CPU"]
+    heads = ["load", "responses/s", "goodput/s", *(_quantile(q) for q in QUANTILES), "not 200", "client CPU"]
     rows = [
         [
             str(one.point),
@@ -77,10 +77,10 @@ def _quantile(share: float) -> str:
 
 
 def _curve(rounds: Sequence[Round]) -> str:
-    """SVG: throughput to the right, latency in ms upwards on a logarithmic scale, a dot a round."""
+    """Return SVG: throughput to the right, latency in ms upwards on a logarithmic scale; a dot is a round."""
     answered = sorted((one for one in rounds if one.latencies), key=lambda one: one.throughput)
     if not answered:
-        return f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no answers</text>'
+        return f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no responses</text>'
     most = _ceiling(max(one.throughput for one in answered))
     values = [1000 * float(one.quantiles()[index]) for one in answered for index, *_ in CURVES]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
@@ -100,7 +100,7 @@ def _curve(rounds: Sequence[Round]) -> str:
         at = 10.0**power
         parts.append(_line(LEFT, y(at), WIDTH - RIGHT, y(at)))
         parts.append(_text(LEFT - 8, y(at) + 4, f"{at:g} ms", "end"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "answers a second", "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "responses per second", "middle"))
     for index, name, colour in CURVES:
         dots = [(x(one.throughput), y(1000 * float(one.quantiles()[index])), one) for one in answered]
         path = " ".join(f"{across:.1f},{up:.1f}" for across, up, _ in dots)
@@ -116,7 +116,7 @@ def _curve(rounds: Sequence[Round]) -> str:
 
 
 def _ceiling(value: float) -> float:
-    """The next number above that a scale may end in: 1, 2 or 5 times a power of ten."""
+    """Return the next larger number of 1, 2 or 5 times a power of ten, for the end of a scale."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value)
 

@@ -102,7 +102,7 @@ def command(
                     warm_up=warm_up,
                     deadline=deadline,
                     timeout=timeout,
-                    now=lambda one: show([*rounds, one]),
+                    progress=lambda one: show([*rounds, one]),
                 )
             )
 
@@ -164,7 +164,7 @@ def _display() -> Iterator[Callable[[Sequence[Round]], None]]:
 
 def _table(rounds: Sequence[Round]) -> Table:
     table = Table("load", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("answers/s", "goodput/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "errors", "own CPU"):
+    for name in ("responses/s", "goodput/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "errors", "own CPU"):
         table.add_column(name, justify="right")
     for column in table.columns:
         column.no_wrap = True

@@ -50,9 +50,9 @@ def command(
 ) -> None:
     """Compare the preprocessing and results of your training script with those of a model.
 
-    FUNCTION in SCRIPT.PY is the function that prepared images in training or validation. It gets the path of
-    an image file, and returns the tensor that your model gets, of shape (channels, height, width), or
-    probabilities or logits, or a tuple of both. The script is run, with your rights.
+    FUNCTION in SCRIPT.PY is the function that prepared images in training or validation. It receives the path
+    of an image file, and returns the tensor that your model gets, of shape (channels, height, width), or
+    probabilities or logits, or a tuple of both. The script is run with your permissions.
 
     The command says which stage differs first (decode, resize, crop, normalise, forward) and by how much,
     and prints the lines of `model.yaml` with which both agree. Name several photos that are not square.

@@ -24,15 +24,13 @@ def command(settings: Settings) -> None:
     `model.yaml`, a folder written by `pthserve pack`, or `demo`. Each option can also be set as an
     environment variable: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
-    from pthserve.serving.ahead import Ahead
     from pthserve.serving.memory import share_an_arena
 
     share_an_arena()
-    loading = Ahead(partial(_load, settings), settings.model)
-    from pthserve.server import Server  # as long to import as a packed model takes to load
+    from pthserve.server import Server
 
     try:
-        server = Server(settings, loading)
+        server = Server(settings, partial(_load, settings))
     except OSError as error:
         raise PthserveError(
             f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"

@@ -57,11 +57,11 @@ class UserFunction:
                 f"{name}: write the script and the function in it, such as train.py:preprocess"
             )
         if not path.is_file():
-            raise PthserveError(f"{file}: there is no such script")
+            raise PthserveError(f"{file}: this script does not exist")
         self._path = path.resolve()
         found = getattr(self._module(), function, None)
         if not callable(found):
-            raise PthserveError(f"{file}: there is no function {function} in it")
+            raise PthserveError(f"{file}: has no function {function}")
         self._function: Callable[[str], Any] = found
 
     def __call__(self, image: Path) -> Returned:
@@ -85,12 +85,12 @@ class UserFunction:
         again = self(image)
         if not _same(first.tensor, again.tensor):
             raise PthserveError(
-                f"{self.name} returns another tensor each time that it gets {image}: it augments images at "
+                f"{self.name} returns a different tensor each time for {image}: it augments images at "
                 "random. Name the function that prepares images for validation"
             )
         if not _same(first.scores, again.scores):
             raise PthserveError(
-                f"{self.name} returns other probabilities each time that it gets {image}: call `.eval()` on "
+                f"{self.name} returns different probabilities each time for {image}: call `.eval()` on "
                 "your model, which turns dropout off"
             )
 

@@ -1,4 +1,4 @@
-"""Engine: what runs the forward pass. Its callers know this protocol and no engine by name."""
+"""Engine: the protocol of what runs the forward pass. Callers use no engine by name."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,10 +14,11 @@ Logits = NDArray[np.float32]
 
 
 class Explanation(NamedTuple):
-    """Where in an image what spoke for a class is.
+    """Where in an image the evidence for a class is.
 
-    method: by which that was found, in words.
-    map: float32 (rows, columns), spread evenly over the image; the larger, the more it speaks for the class.
+    Attributes:
+        method: The name of the method.
+        map: float32 (rows, columns), spread evenly over the image; higher is more evidence.
     """
 
     method: str
@@ -27,8 +28,11 @@ class Explanation(NamedTuple):
 class Engine(Protocol):
     """A callable on a batch of images.
 
-    threads: of the CPU's, which its passes share. lanes: how many threads may call it at once.
     Normalisation is part of it, so that a request copies bytes and not floats.
+
+    Attributes:
+        threads: Number of CPU threads, which all its passes share.
+        lanes: Number of threads that may call it at the same time.
     """
 
     name: str
@@ -37,30 +41,30 @@ class Engine(Protocol):
     lanes: int
 
     def __call__(self, batch: Images) -> Logits:
-        """Logits of `batch`; raises whatever the library raises."""
+        """Return the logits of `batch`; raises what the library raises."""
         ...
 
     def close(self) -> None:
-        """Give memory back; the engine is not called again."""
+        """Free its memory; the engine is not called again."""
         ...
 
 
 @runtime_checkable
 class Explains(Protocol):
-    """What an engine may have beside: a look at the inside of its model."""
+    """An engine that can explain a class by the inside of its model."""
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
-        """What in `image`, uint8 (height, width, channels), speaks for a class, or None.
+        """Return where in `image`, uint8 (height, width, channels), the evidence for a class is.
 
-        None: the model has no feature map that says. Any thread may ask, also while another calls the engine.
+        None if the model has no suitable feature map. Any thread may call it, at any time.
         """
         ...
 
 
 @runtime_checkable
 class Settles(Protocol):
-    """What an engine may have beside: memory that it needs no more once it is warm."""
+    """An engine that can free memory once it is warm."""
 
     def settle(self) -> None:
-        """Give that memory back; the engine is called further on."""
+        """Free that memory; the engine stays in use."""
         ...

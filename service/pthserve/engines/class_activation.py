@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 _POOLS = {"ReduceMean", "AvgPool", "AdaptiveAvgPool"}
 _KEEP_VALUES = {"Reshape", "Squeeze", "Transpose", "Gather", "FakeQuantize", "Convert"}
-"""What may stand between pooling and the linear layer: other shapes and layouts of the same values, which
-`consistent` makes sure of, and int8's rounding."""
+"""Operations allowed between pooling and the linear layer: they change the shape or layout of the values,
+which `consistent` checks, or round them to int8."""
 _SLACK = 0.1
-"""How far the two of `consistent` may be apart, as a share of what they tell apart: int8 rounds only one."""
+"""Maximum difference of the two biases in `consistent`, relative to the logits: int8 rounds only one."""
 
 
 def class_activation(graph: "openvino.Model") -> "openvino.Model | None":
@@ -22,8 +22,9 @@ def class_activation(graph: "openvino.Model") -> "openvino.Model | None":
     Zhou et al. (2016), "Learning deep features for discriminative localization". For such a head Grad-CAM
     gives the same map, up to a factor (Selvaraju et al., 2017, "Grad-CAM", 3.1).
 
-    Returns a graph to float32 (n, height, width, classes) and, as before, (n, classes); or None where the
-    head is anything else than global average pooling and at most one linear layer.
+    Returns:
+        A graph with the outputs float32 (n, height, width, classes) and, as before, (n, classes). None if the
+        head is not global average pooling with at most one linear layer.
     """
     import openvino as ov
 
@@ -41,7 +42,7 @@ def class_activation(graph: "openvino.Model") -> "openvino.Model | None":
 
 
 def consistent(places: NDArray[np.float32], logits: NDArray[np.float32]) -> bool:
-    """Whether the mean over the places is the logits, but for a bias: it must be the same for two images.
+    """Return whether the mean over the places is the logits, up to a bias, which is the same for two images.
 
     places, logits: of two images, as the graph of `class_activation` gives them.
     """
@@ -50,7 +51,7 @@ def consistent(places: NDArray[np.float32], logits: NDArray[np.float32]) -> bool
 
 
 def _head(logits: Any) -> tuple[Any, Any]:
-    """The linear layer that makes `logits`, and the output that is pooled for it; None where none is."""
+    """Return the linear layer of `logits`, and the output that is pooled for it; None for what is missing."""
     output, linear = logits, None
     while True:
         node = output.get_node()
@@ -67,7 +68,7 @@ def _head(logits: Any) -> tuple[Any, Any]:
 
 
 def _pooled(pool: Any) -> Any:
-    """What `pool` takes, where that is (n, channels, height, width), of which it leaves (n, channels)."""
+    """Return the input of `pool` if it pools (n, channels, height, width) to (n, channels), else None."""
     features = pool.input_value(0)
     given, left = features.get_partial_shape(), pool.output(0).get_partial_shape()
     whole = len(given) == 4 and given[1].is_static and list(left)[1:] in ([given[1]], [given[1], 1, 1])

@@ -1,4 +1,4 @@
-"""What this machine's processor computes natively, and what a measurement on it depends on."""
+"""CPU: the instruction sets of this processor, and how a measurement names it."""
 
 import functools
 import platform
@@ -16,12 +16,12 @@ _FLAGS = frozenset(
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets, of those that matter to a forward pass, that this CPU has; named as by Linux."""
+    """Return the instruction sets of this CPU that matter for a forward pass, by Linux's names."""
     return _FLAGS & set(" ".join(_cpuinfo("flags", "Features")).split())
 
 
 def cpu(cpus: int) -> str:
-    """This machine's processor, as far as a measurement on `cpus` of its CPUs depends on it."""
+    """Describe the processor as far as a measurement on `cpus` of its CPUs depends on it."""
     model = next(iter(_cpuinfo("model name")), platform.machine())
     return f"{model}, {cpus} CPUs, {' '.join(sorted(cpu_flags()))}"
 

@@ -225,7 +225,7 @@ def _framed(graph: "openvino.Model", shape: tuple[int, int, int], channels_last:
         sides = [side.get_length() if side.is_static else -1 for side in form][1:]
         if sorted(sides)[:-1] != [1] * (len(sides) - 1):
             raise ArchitectureError(
-                f"its output has the shape {form}; a classifier gives one number a class and image, as "
+                f"its output has the shape {form}; a classifier must give one number per class and image, as "
                 "(n, classes)"
             )
         last = ops.reshape(last, ops.constant(np.array([0, -1])), special_zero=True).output(0)

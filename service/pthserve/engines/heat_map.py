@@ -1,4 +1,4 @@
-"""Heat maps: which parts of an image spoke for a class, by the engine's own means or by occlusion."""
+"""Heat maps: where in an image the evidence for a class is, by the engine's own method or by occlusion."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ Image = NDArray[np.uint8]
 """uint8 (height, width, channels), as the spec makes it."""
 
 GRID = 7
-"""Rows and columns of an occlusion map: as many as ImageNet's convolutional models have in their last."""
+"""Rows and columns of an occlusion map: as the last feature map of convolutional ImageNet models has."""
 AT_ONCE = 4
-"""Images in one forward pass of an occlusion map, so that others' need not wait long between two."""
+"""Images in one forward pass of an occlusion map, so that other requests do not wait long."""
 
 
 def heat_map(
@@ -25,7 +25,7 @@ def heat_map(
     """Where in `image` the evidence for `target` is: float32 (rows, columns), 0 to 1, over the whole image.
 
     The engine's own method is used where it has one, and occlusion elsewhere. Evidence against the class is
-    0; so is the whole map where nothing spoke for it.
+    0; so is the whole map if there is no evidence.
 
     Args:
         forward: uint8 (n, height, width, channels) to logits; it may queue for the engine.
@@ -45,7 +45,7 @@ def heat_map(
 
 
 def _occlusion(image: Image, target: Target, spec: Spec, forward: Callable[[Image], Logits]) -> Explanation:
-    """By how much the log-probability falls when a patch is hidden, for a patch around each place of a grid.
+    """Return how much the log-probability falls when a patch is hidden, for each place of a grid.
 
     Zeiler and Fergus (2014), "Visualizing and understanding convolutional networks", 4.2. The patch is two
     places wide, and of the mean colour.

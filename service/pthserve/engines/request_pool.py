@@ -11,12 +11,13 @@ from pthserve.engines.base import Images, Logits
 class Lanes:
     """Runs batches on requests that share the engine's threads, or on one that has all of them.
 
-    A pass on many threads waits, layer by layer, for the one that something else held up; passes on a part of
-    them fill each other's gaps. So one image by itself is given all threads, for the sake of its latency. A
-    larger batch that is alone is split, and of calls at once each has a lane to itself.
+    A pass on many threads waits at each layer for the slowest of them; passes on some of the threads each use
+    the time that the others wait. So a single image gets all threads, for the lowest latency. A larger batch
+    that is alone is split, and concurrent calls have one lane each.
 
-    one: takes one image, on all threads; None where there is none.
-    shared: each takes any number of images, on its part of the threads; one a lane.
+    Args:
+        one: A request for one image, on all threads; None if there is none.
+        shared: Requests for any number of images, each on its part of the threads; one per lane.
     """
 
     def __init__(self, one: Any, shared: list[Any]) -> None:
@@ -26,7 +27,7 @@ class Lanes:
         self._calls = 0
 
     def __call__(self, batch: Images) -> Logits:
-        """Logits of `batch`. Any thread may call; beyond the number of lanes it waits."""
+        """Return the logits of `batch`. Any thread may call; beyond the number of lanes it waits."""
         taken = self._take(len(batch))
         try:
             return _run(taken, batch)
@@ -52,7 +53,7 @@ class Lanes:
 
 
 def _run(requests: list[Any], batch: Images) -> Logits:
-    """Logits of `batch`, shared out among `requests`."""
+    """Return the logits of `batch`, which is divided among `requests`."""
     share = -(-len(batch) // len(requests))
     first, *others = (np.ascontiguousarray(batch[at : at + share]) for at in range(0, len(batch), share))
     started = list(zip(requests[1:], others, strict=False))

@@ -2,7 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pthserve.engines.grad_cam import GradCam
 from pthserve.errors import EngineError
 from pthserve.images.spec import Spec
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32)
 """Batch sizes with a CUDA graph of their own: a batch is padded to the next one, and cut above the last."""
@@ -25,7 +26,7 @@ def precisions(device: str) -> tuple[str, ...]:
     """The precisions that `device` (cpu or cuda) computes natively, fp32 first."""
     if device == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("fp32", "fp16", "bf16") if bf16 else ("fp32", "fp16")
+        return ("fp32", "tf32", "fp16", "bf16") if bf16 else ("fp32", "fp16")
     return ("fp32", "bf16") if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else ("fp32",)
 
 
@@ -33,7 +34,7 @@ class TorchEngine:
     """A module in eval mode, its weights channels-last; see `Engine`.
 
     module: from float32 (n, channels, height, width) to (n, classes). At fp32 on CPU it is used as it is, and
-    its parameters are laid out anew; else a copy is.
+    its parameters are laid out again; else those of a copy are.
     threads: of the CPU's, on one batch.
     device: cpu or cuda.
 
@@ -57,15 +58,21 @@ class TorchEngine:
         self.threads = threads
         self._dtype = DTYPES[precision]
         own = module if (device, precision) == ("cpu", "fp32") else copy.deepcopy(module)
-        own = own.eval().to(device, self._dtype)
-        self._module: nn.Module | None = own.to(memory_format=torch.channels_last)
-        self._mean, self._std = (
-            torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
-        )
         self._device = device
         # What a detector computes follows from the image, so that nothing can be recorded.
         recordable = device == "cuda" and not getattr(module, "varies", False)
-        self._cuda = CudaGraphs(self._forward, spec) if recordable else None
+        try:
+            own = own.eval().to(device, self._dtype)
+            self._module: nn.Module | None = own.to(memory_format=torch.channels_last)
+            self._mean, self._std = (
+                torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
+            )
+            self._cuda = CudaGraphs(self._forward, spec, tf32=precision == "tf32") if recordable else None
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            raise EngineError(
+                f"the model does not run on the GPU: {str(error).splitlines()[0]}; see with "
+                "nvidia-smi what else uses the GPU, or use --device cpu"
+            ) from error
         self._explaining = threading.Lock()
         self._grad_cam: GradCam | None = None
 
@@ -92,7 +99,11 @@ class TorchEngine:
 
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
-        self._module = self._cuda = self._grad_cam = None
+        recorded, self._module, self._cuda, self._grad_cam = self._cuda, None, None, None
+        if recorded:
+            recorded.close()
+            del recorded
+            torch.cuda.empty_cache()
 
     def _forward(self, images: Tensor) -> Tensor:
         assert self._module is not None
@@ -111,12 +122,19 @@ class CudaGraphs:
 
     Images go over the bus as they came, from pinned memory and on a stream of their own, so that the next
     piece of a large batch is copied while the present one is computed.
+
+    The graphs share one memory pool: they run one after another, and the logits of one are copied before the
+    next one starts.
+
+    tf32: Compute float32 products with TF32's 10 bits of mantissa, as PyTorch's convolutions do by default.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], spec: Spec) -> None:
+    def __init__(self, forward: Callable[[Tensor], Tensor], spec: Spec, *, tf32: bool = False) -> None:
         self._forward = forward
+        self._products = "tf32" if tf32 else "ieee"
+        self._pool = torch.cuda.graph_pool_handle()
         self._shapes = {torch.uint8: spec.image_shape, torch.float32: spec.tensor_shape}
-        self._compute, self._copy = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._compute, self._copy = self._streams = _streams()
         self._recorded: dict[tuple[torch.dtype, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         for size in GRAPH_SIZES:
             self._record(torch.uint8, size)
@@ -139,18 +157,50 @@ class CudaGraphs:
         joined: NDArray[np.float32] = torch.cat(answers).numpy()
         return joined
 
+    def close(self) -> None:
+        """Give the streams back; no graph is replayed again."""
+        self._recorded.clear()
+        _idle_streams.append(self._streams)
+
     def _record(self, dtype: torch.dtype, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given = torch.zeros(size, *self._shapes[dtype], dtype=dtype, device="cuda")
         self._compute.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(self._compute):
-            for _ in range(3):  # libraries choose their kernels and workspaces before the recording
-                self._forward(given)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may load a model meanwhile.
-        with (
-            torch.inference_mode(),
-            torch.cuda.graph(graph, stream=self._compute, capture_error_mode="thread_local"),
-        ):
-            logits = self._forward(given)
+        with torch.inference_mode(), _products(self._products):
+            with torch.cuda.stream(self._compute):
+                for _ in range(3):  # libraries choose their kernels and workspaces before the recording
+                    self._forward(given)
+            # thread_local: another thread may load a model meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"
+            ):
+                logits = self._forward(given)
         self._recorded[dtype, size] = graph, given, logits
         return graph, given, logits
+
+
+_idle_streams: list[tuple[torch.cuda.Stream, torch.cuda.Stream]] = []
+"""Pairs of streams that no engine uses. cuBLAS keeps a workspace of about 32 MiB for each stream that it ever
+saw, so an engine uses the streams of one that was closed."""
+
+
+def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Return a stream for computing and one for copying, which no other engine uses."""
+    try:
+        return _idle_streams.pop()
+    except IndexError:
+        return torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Have CUDA's libraries compute products of float32 at `precision` (ieee or tf32) in this block."""
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = precision
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value

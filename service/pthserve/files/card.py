@@ -30,6 +30,8 @@ from pthserve.text import QUOTED, of_path, quoted
 FILE = "model.yaml"
 SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".bin", ".pt2", ".onnx")
 """What the name of a weights file ends in, where a folder does not say which it is."""
+FOREIGN = (".pkl", ".pb", ".h5", ".keras", ".tflite", ".mar")
+"""Of other tools' files: where a folder has nothing else, one is read so far that it can be named."""
 USUAL = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -244,6 +246,10 @@ def _only_weights(folder: Path) -> Path:
     usual = [folder / name for name in USUAL if folder / name in found]
     if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in found):
         return usual[0]
+    if not found and (
+        foreign := [one for one in folder.iterdir() if one.suffix in FOREIGN and one.is_file()]
+    ):
+        return max(foreign, key=lambda one: one.stat().st_size)
     if not found:
         raise WeightsError(f"{folder}: contains no weights file ({', '.join(SUFFIXES)})")
     if len(found) > 1:

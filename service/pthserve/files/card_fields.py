@@ -100,7 +100,7 @@ Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Preprocessing(_Fields):
@@ -282,14 +282,14 @@ class OutputFields(_Fields):
     unit: Word | None = Field(None, description="its unit, such as `years`")
     range: Annotated[tuple[Finite, Finite], Field()] | None = Field(
         None,
-        description="the least and the largest value: differences are measured as shares of what is "
+        description="the minimum and the maximum: differences are measured as shares of the range "
         "between; default: of the largest value that is known",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError("`range` must be the least and the largest value, in this order")
+            raise ValueError("`range` must be the minimum and the maximum, in this order")
         return self
 
 
@@ -329,8 +329,8 @@ class Fields(_Fields):
     )
     threshold: Share | None = Field(
         None,
-        description="multilabel: the probability from which on a label applies; detection: the score from "
-        "which on an object is listed; default: 0.5",
+        description="multilabel, binary and detection: the probability or score from which on a label "
+        "applies, the class is the positive one, or an object is listed; default: 0.5",
     )
     outputs: tuple[OutputFields, ...] | None = Field(
         None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
@@ -354,13 +354,14 @@ class Fields(_Fields):
     def _one_task(self) -> Self:
         for name, tasks in PARAMETERS.items():
             if getattr(self, name) is not None and self.task not in (None, *tasks):
-                named = " or ".join(f"`task: {task}`" for task in tasks)
-                raise ValueError(f"`{name}` is for {named}, and the task is {self.task}")
+                wanted = " or ".join(f"`task: {task}`" for task in tasks)
+                raise ValueError(f"`{name}` is for {wanted}, but the task is {self.task}")
         wanted = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
-            if wanted not in (None, KINDS[image.kind]):
+            of_label = wanted == "multilabel" and image.probability is not None  # one label's probability
+            if wanted not in (None, KINDS[image.kind]) and not of_label:
                 raise ValueError(
-                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, and the task is "
+                    f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, but the task is "
                     f"{self.task}"
                 )
         names = [output.name for output in self.outputs or ()]

@@ -75,7 +75,7 @@ def unwrap(root: Any, name: str, container: str | None = None) -> Found:
         raise WeightsError(_nothing(root, name))
     chosen = _choose(found, name) if container is None else container
     if chosen not in found:
-        raise WeightsError(f"has no state dict under {quoted(chosen)}; there are {some(_shown(found))}")
+        raise WeightsError(f"has no state dict under {quoted(chosen)}; it has {some(_shown(found))}")
     _refuse_special(search.names[chosen], found[chosen])
     others = tuple(key for key in found if key != chosen)
     return Found(chosen, found[chosen], others, frozenset(search.ids))
@@ -166,7 +166,8 @@ def _nothing(root: Any, name: str) -> str:
     pairs = metadata.mapping(root)
     held = {key: value for key, value in islice(pairs or (), TENSORS) if isinstance(key, str)}
     if module := _module(root):
-        return _whole_module(*module, name)
+        owner = metadata.class_of(root) if isinstance(root, inert.Object) else ""
+        return _whole_module(*module, name, owner)
     if {"state", "param_groups"} <= held.keys():
         return (
             "is the state of an optimizer, without weights; name the file with the model's, or save "
@@ -218,8 +219,8 @@ def _rank(key: str) -> int:
     return 1 + (WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS))
 
 
-def _whole_module(module: inert.Object, part: str, name: str) -> str:
-    """What to do about a file that holds a module, and not its weights alone."""
+def _whole_module(module: inert.Object, part: str, name: str, owner: str) -> str:
+    """What to do about a file that holds a module; owner: the class of what it holds in all."""
     kind = metadata.class_of(module)
     where = f" under `{quoted(part)}`" if part else ""
     if kind.startswith("ultralytics."):
@@ -228,11 +229,28 @@ def _whole_module(module: inert.Object, part: str, name: str) -> str:
             f"so nothing was loaded. Export it by `yolo export model={shlex.quote(name)} format=onnx`, and "
             "serve the .onnx file"
         )
+    if owner.startswith("fastai."):
+        return _learner(owner, name)
     line = resave(name, f"LOADED{part}.state_dict()")
     return (
         f"holds a whole module (`{quoted(kind)}`{where}), and to rebuild it would run code, so nothing was "
         f"loaded. Export it where it was made: `{EXPORT}`. Or, if you trust the file and its architecture is "
         f"one of torchvision, timm or transformers, save its weights where it was made: {line}"
+    )
+
+
+def _learner(kind: str, name: str) -> str:
+    """What to do about a Learner of fastai."""
+    held = '{"state_dict": learn.model.state_dict(), "classes": list(learn.dls.vocab)}'
+    code = (
+        "import torch; from fastai.learner import load_learner; "
+        f"learn = load_learner({json.dumps(name)}); torch.save({held}, {_beside(name)})"
+    )
+    return (
+        f"is a Learner of fastai (`{quoted(kind)}`), as `learn.export` writes it; to rebuild it would run "
+        "code, so nothing was loaded. If you trust the file, save its weights and classes where it was made: "
+        f"python -c {shlex.quote(code)}. Or export the model there: "
+        f"`{EXPORT.replace('model.eval()', 'learn.model.eval()')}`"
     )
 
 
@@ -266,9 +284,13 @@ def resave(name: str, part: str, *, weights_only: bool = False, loader: str = ""
     `torch.load`, which runs the file's code unless `weights_only`.
     """
     loader = loader or f'torch.load({json.dumps(name)}, map_location="cpu", weights_only={weights_only})'
-    target = json.dumps(f"{name.rpartition('.')[0] or name}-weights.pth")
-    code = f"import pickle, torch; torch.save({part.replace('LOADED', loader)}, {target})"
+    code = f"import pickle, torch; torch.save({part.replace('LOADED', loader)}, {_beside(name)})"
     return f"python -c {shlex.quote(code)}"
+
+
+def _beside(name: str) -> str:
+    """Python for the name of a file of weights beside the file `name`."""
+    return json.dumps(f"{name.rpartition('.')[0] or name}-weights.pth")
 
 
 # --- what a state dict may hold

@@ -6,18 +6,15 @@ process that has it mapped. So what was hashed is copied, and the copy is what i
 
 import errno
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from pthserve.errors import PackError
 from pthserve.files import regular_files
-
-PIECE = 2**26
-"""Bytes of a file that are in memory at once while it is hashed."""
 
 
 class Copy:
@@ -47,11 +44,10 @@ class Copy:
         """By which this process opens it."""
         return Path(f"/proc/self/fd/{self._descriptor}")
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: memoryview) -> None:
         """Append `data`."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        while data:
+            data = data[os.write(self._descriptor, data) :]
 
     def end(self) -> None:
         """Cut off what was asked for and not written."""
@@ -62,7 +58,7 @@ def copy(path: Path) -> tuple[str, Copy]:
     """SHA-256 of the file at `path`, and its copy; raises as `opened` does."""
     with opened(path) as file:
         made = Copy(os.fstat(file.fileno()).st_size)
-        digest = _hash(file, made)
+        digest, _ = regular_files.hash_rest(file, made.write)
         made.end()
         return digest, made
 
@@ -70,7 +66,8 @@ def copy(path: Path) -> tuple[str, Copy]:
 def sha256(path: Path) -> str:
     """SHA-256 of the file at `path`; raises as `opened` does."""
     with opened(path) as file:
-        return _hash(file, None)
+        digest, _ = regular_files.hash_rest(file)
+    return digest
 
 
 def content(path: Path, digest: str | None, most: int) -> bytes:
@@ -90,7 +87,7 @@ def content(path: Path, digest: str | None, most: int) -> bytes:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """The regular file at `path`, open for reading.
 
     Raises:
@@ -104,14 +101,3 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise PackError(f"{path}: {error.strerror}; remove it, or copy the packed model again") from error
     with file:
         yield file
-
-
-def _hash(file: IO[bytes], into: Copy | None) -> str:
-    # In large pieces: after each it may have to wait for Python's lock, which imports hold while a service
-    # starts. Not mapped: a file cut short meanwhile would end the process.
-    digest = hashlib.sha256()
-    while piece := file.read(PIECE):
-        digest.update(piece)
-        if into is not None:
-            into.write(piece)
-    return digest.hexdigest()

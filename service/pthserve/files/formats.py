@@ -4,8 +4,10 @@ A name proves nothing: downloads, error pages and renamed files all end in `.pth
 """
 
 import os
+import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +19,10 @@ ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "on
 """The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
 EXPORTED = (PT2, ONNX)
 """Those that hold a computation beside its weights."""
+
+_NODE = 4096
+"""Bytes of a file that a node's name and operator lie in."""
+_OPERATOR = re.compile(rb"[A-Za-z_]\w*")
 
 FIELDS = 20_000
 """Most fields of an ONNX file's outermost message: its functions and metadata are among them."""
@@ -57,6 +63,8 @@ _VARINT, _BYTES = 0, 2
 _ONNX_FIELDS = {1: _VARINT, 5: _VARINT, **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _BYTES)}
 _ONNX_GRAPH = 7
 _SAVED_MODEL_FIELDS = {1: _VARINT, 2: _BYTES}
+_GRAPH_DEF_FIELDS = {1: _BYTES, 2: _BYTES, 3: _VARINT, 4: _BYTES, 5: _BYTES}
+"""Of TensorFlow's graph; 1 are its nodes, which begin with a name and an operator."""
 
 
 def detect(path: Path) -> str:
@@ -203,13 +211,34 @@ def _is_onnx(file: IO[bytes], size: int) -> bool:
     Of protocol buffers the bytes say no more than the numbers and types of their fields.
     """
     fields, end = _fields(file, size)
+    if _is_graph_def(file, fields, end, size):
+        raise WeightsError(
+            "is a TensorFlow graph (GraphDef); convert the model to ONNX, `python -m tf2onnx.convert "
+            "--graphdef FILE --inputs ... --outputs ... --output model.onnx`, and serve the .onnx file"
+        )
     if len(fields) < 2 or any(_ONNX_FIELDS.get(number) != wire for number, wire in fields.items()):
         return False
     if end > size:
         raise WeightsError("is truncated or damaged (an ONNX model); save or download it again")
     if end == size and fields == _SAVED_MODEL_FIELDS:
-        raise WeightsError(f"is a SavedModel of TensorFlow; {_FROM_TENSORFLOW}")
+        raise WeightsError(f"is a TensorFlow SavedModel; {_FROM_TENSORFLOW}")
     return end == size and _ONNX_GRAPH in fields
+
+
+def _is_graph_def(file: IO[bytes], fields: Mapping[int, int], end: int, size: int) -> bool:
+    """Whether the message is a graph of TensorFlow: nothing else begins with a node's name and operator."""
+    if any(_GRAPH_DEF_FIELDS.get(number) != wire for number, wire in fields.items()) or 1 not in fields:
+        return False
+    file.seek(0)
+    head = file.read(_NODE)
+    place, words = 1 + _varint(head, 1)[1], []
+    for number in (1, 2):
+        length, used = _varint(head, place + 1)
+        if place >= len(head) or head[place] != number << 3 | _BYTES or not used:
+            return False
+        words.append(head[place + 1 + used : place + 1 + used + length])
+        place += 1 + used + length
+    return end >= min(size, _NODE) and bool(_OPERATOR.fullmatch(words[1]))
 
 
 def _fields(file: IO[bytes], size: int) -> tuple[dict[int, int], int]:

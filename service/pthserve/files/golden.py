@@ -1,7 +1,7 @@
 """Golden images: images whose right answers are known."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ class Golden:
             "boxes": None if self.boxes is None else [box.to_dict() for box in self.boxes],
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+    def of_labels(self, count: int) -> "Golden":
+        """The class's probability as that of one of `count` labels, each of which has its own."""
+        stated = [self.probability if number == self.class_index else None for number in range(count)]
+        return replace(self, class_index=None, probability=None, probabilities=tuple(stated))
 
     def read(self) -> bytes:
         """The file's bytes, within the bounds of `regular_files`.

@@ -69,7 +69,7 @@ def of_card(value: object) -> tuple[str, ...] | LabelFile:
         case {"file": str() as file, **rest}:
             kind = rest.pop("kind", None)
             if rest or kind not in (None, *KINDS):
-                raise ValueError(f"beside `file` there may be `kind`, which is {' or '.join(KINDS)}")
+                raise ValueError(f"beside `file`, only `kind` is allowed; it is {' or '.join(KINDS)}")
             return LabelFile(file, kind)
     return parse(value, "YAML")
 
@@ -115,7 +115,7 @@ def _of_mapping(value: Mapping[Any, Any], language: str, kind: str | None) -> tu
     kinds = (kind,) if kind else _possible_kinds(value)
     if len(kinds) > 1:
         raise ValueError(
-            "may be of index to label or of label to index, as both are numbers; say which: "
+            "could map indices to labels or labels to indices, since both are numbers; state which: "
             f"`labels: {{file: FILE, kind: {CLASS_TO_IDX}}}`, or {IDX_TO_CLASS}, or write a list of labels"
         )
     if kinds[0] == CLASS_TO_IDX:
@@ -220,7 +220,7 @@ def _lines(text: str, _kind: str | None) -> tuple[str, ...]:
     if len(lines) > 1 and first in (0, 1) and numbers == list(range(first, first + len(lines))):
         return tuple(_label(match[2], "text") for match in matches if match)
     if "" in lines:
-        raise ValueError(f"line {lines.index('') + 1}: must not be empty; there is one label a line")
+        raise ValueError(f"line {lines.index('') + 1}: must not be empty; write one label per line")
     return tuple(_label(line, "text") for line in lines)
 
 

@@ -100,7 +100,7 @@ class _Walk:
         while start < end:
             self._left -= 1
             if self._left < 0:
-                raise WeightsError(f"has more than {FIELDS} parts; at most so many are read")
+                raise WeightsError(f"has more than {FIELDS} parts, which is the limit")
             tag, start = self._varint(start)
             wire = tag & 7
             if wire == _VARINT:
@@ -134,7 +134,7 @@ class _Walk:
 
     def _graph(self, start: int, end: int, depth: int) -> None:
         if depth > DEPTH:
-            raise WeightsError(f"has graphs more than {DEPTH} deep inside each other")
+            raise WeightsError(f"has graphs nested more than {DEPTH} deep")
         for number, inner, inner_end in self._fields(start, end):
             if number == _GRAPH_NODE:
                 self._node(inner, inner_end, depth)

@@ -99,7 +99,7 @@ def _tensors(
         raise WeightsError(f"lists its tensors in more than {PROGRAM} bytes")
     entries = documents.parse_json(archive.read(names[listing]).decode())["config"]
     if len(entries) > TENSORS:
-        raise WeightsError(f"holds {len(entries)} tensors; at most {TENSORS} are taken")
+        raise WeightsError(f"holds {len(entries)} tensors; the limit is {TENSORS}")
     pieces: dict[str, bytearray] = {}
     found = {}
     for name, entry in entries.items():
@@ -120,7 +120,7 @@ def _stored(name: str, meta: Mapping[str, Any], data: bytearray) -> Stored:
     sizes, strides = (tuple(_number(side) for side in meta[key]) for key in ("sizes", "strides"))
     offset = _number(meta["storage_offset"])
     if dtype not in SIZES:
-        raise WeightsError(f"holds {quoted(name)} in a type of numbers that is not read (number {dtype})")
+        raise WeightsError(f"holds {quoted(name)} with an unsupported number type ({dtype})")
     if len(sizes) != len(strides) or len(sizes) > DIMENSIONS:
         raise WeightsError(f"holds {quoted(name)} with {len(sizes)} sizes and {len(strides)} strides")
     last = offset + sum((side - 1) * stride for side, stride in zip(sizes, strides, strict=True))

@@ -1,13 +1,17 @@
 """Files that others wrote: only regular ones are read, up to a size, and within a folder if one is given."""
 
 import errno
+import hashlib
 import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 IMAGE = 64 * 2**20
 """Most bytes of an image file."""
+PIECE = 2**26
+"""Bytes of a file that are in memory at once while it is hashed."""
 
 
 def read(path: Path, most: int, within: Path | None = None) -> bytes:
@@ -57,6 +61,33 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def hash_rest(
+    file: io.BufferedReader,
+    use: Callable[[memoryview], object] | None = None,
+    *,
+    piece: int = PIECE,
+    limit: int | None = None,
+) -> tuple[str, int]:
+    """Read `file` to its end; the SHA-256 of what was read, as 64 hexadecimal digits, and its bytes.
+
+    The file is not mapped: if it were cut short meanwhile, the process would end.
+
+    Args:
+        use: called with each piece; the piece is overwritten afterwards.
+        piece: bytes to read at once. After each, Python's lock must be had again, and the imports of a
+            service that starts hold it: large pieces wait less often.
+        limit: stop once more than so many bytes were read, as from a file that grows without end.
+    """
+    digest, done = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(max(1, min(piece, os.fstat(file.fileno()).st_size))))
+    while (limit is None or done <= limit) and (count := file.readinto(buffer)):
+        digest.update(buffer[:count])
+        if use is not None:
+            use(buffer[:count])
+        done += count
+    return digest.hexdigest(), done
 
 
 def _check(found: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -7,12 +7,12 @@ TaskName = Literal["classification", "multilabel", "binary", "regression", "embe
 """The tasks, as a card, an option and `/info` call them."""
 
 PARAMETERS: dict[str, tuple[TaskName, ...]] = {
-    "threshold": ("multilabel", "detection"),
+    "threshold": ("multilabel", "binary", "detection"),
     "outputs": ("regression",),
     "normalize": ("embedding",),
 }
-"""The fields of a card that are a task's parameters, and the tasks; of several, a card that names none has
-the first, unless the model has only one task."""
+"""The fields of a card that are a task's parameters, and the tasks; the first is the one that it tells, where
+the model has not only one."""
 
 KINDS: dict[str, TaskName] = {
     "class": "classification",

@@ -25,6 +25,9 @@ TIMES = 8
 _DIMENSIONS = 64
 _NUMBER = 2**62
 """No size, stride or offset is larger: torch computes with 64 bits."""
+_OTHER_BYTE_ORDER = (
+    "was saved on a machine with a different byte order; save it again on a little-endian machine"
+)
 _WRAPPERS = 8
 """Most calls around a tensor; a parameter of a subclass of Tensor has three."""
 
@@ -216,7 +219,7 @@ def _zip(file: IO[bytes], memory: mmap.mmap) -> Saved:
     folder = name.removesuffix("data.pkl")
     order = memory[slice(*places.get(f"{folder}byteorder", (0, 0)))]
     if order not in (b"", b"little"):
-        raise WeightsError("was saved on a machine with another byte order; save it again on a usual one")
+        raise WeightsError(_OTHER_BYTE_ORDER)
     start, end = places[name]
     pickle = inert.read(memory[start:end])
     storages = f"{folder}data/"
@@ -254,7 +257,7 @@ def _legacy(memory: mmap.mmap) -> Saved:
         at = pickle.end
     _, _, system, root, keys = values
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise WeightsError("was saved on a machine with another byte order; save it again on a usual one")
+        raise WeightsError(_OTHER_BYTE_ORDER)
     items = {storage.key: _ITEMS.get(storage.dtype, 0) for storage in map(_storage, references) if storage}
     places = {}
     for key in keys if isinstance(keys, list) else ():

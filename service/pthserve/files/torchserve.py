@@ -69,8 +69,8 @@ class Archive:
             raise WeightsError(f"{path}: has more than {ENTRIES} files")
         if sum(sizes.values()) > most:
             raise WeightsError(
-                f"{path}: claims to hold {sum(sizes.values()):,} bytes, more than {RATIO} times its own; "
-                "weights do not compress so well, so nothing was unpacked"
+                f"{path}: claims to hold {sum(sizes.values()):,} bytes, more than {RATIO} times its size; "
+                "weights do not compress that well, so nothing was unpacked"
             )
         # The format `tgz` puts all files into a folder.
         found = [
@@ -135,7 +135,7 @@ class Archive:
         def text(key: str) -> str | None:
             value = model.get(key)
             if value is not None and not (isinstance(value, str) and value and value.isprintable()):
-                raise WeightsError(f"{where}: model.{key} must be text, and not {quoted(repr(value))}")
+                raise WeightsError(f"{where}: model.{key} must be text, not {quoted(repr(value))}")
             if value is not None and len(value) > MAX_WORD:
                 raise WeightsError(f"{where}: model.{key} has more than {MAX_WORD} characters")
             return value
@@ -143,13 +143,13 @@ class Archive:
         def file(key: str) -> str | None:
             name = text(key)
             if name and (PurePosixPath(name).name != name or name in (".", "..") or "\\" in name):
-                raise WeightsError(f"{where}: model.{key} must be the name of a file, and not {quoted(name)}")
+                raise WeightsError(f"{where}: model.{key} must be the name of a file, not {quoted(name)}")
             return name
 
         weights = file("serializedFile")
         if weights is None:
             raise WeightsError(
-                f"{where}: names no serializedFile, so that there are no weights in the archive; its handler "
+                f"{where}: names no serializedFile, so the archive contains no weights; its handler "
                 "gets them from elsewhere"
             )
         if not self.has(weights):
@@ -283,7 +283,7 @@ class _Bounded(io.RawIOBase):
     def _check(self, position: int) -> None:
         if position > self._most:
             raise WeightsError(
-                f"{self._path}: unpacks to more than {RATIO} times its own bytes, so nothing was unpacked"
+                f"{self._path}: unpacks to more than {RATIO} times its size, so nothing was unpacked"
             )
 
 

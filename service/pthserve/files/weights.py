@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import WeightsError
-from pthserve.files import checkpoint, formats, inert, metadata, onnx_files, regular_files, tensors
+from pthserve.files import checkpoint, documents, formats, inert, metadata, onnx_files, regular_files, tensors
 from pthserve.text import quoted
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ SHARDS = 1000
 """Most shards of a state dict."""
 
 _CHUNK = 4 * 2**20
+_CONFIG = 2**20
+"""Most bytes of an adapter's configuration."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
@@ -78,6 +80,7 @@ def read(
     Raises:
         WeightsError: the message says what is wrong with the file and what to do.
     """
+    _refuse_adapter(path)
     is_index = path.name.endswith(INDEX)
     files = _shards(path) if is_index else [_whole(path)]
     beside: dict[str, IO[bytes]] = {}
@@ -117,6 +120,22 @@ def read(
     return replace(parts[0], state_dict=whole, digest=digest, size=sum(size for _, size in held))
 
 
+def _refuse_adapter(path: Path) -> None:
+    """Raise WeightsError for the weights of an adapter beside the configuration that PEFT writes."""
+    file = path.with_name("adapter_config.json")
+    if not path.name.startswith("adapter_model.") or not file.is_file():
+        return
+    values: Any = {}
+    with suppress(OSError, ValueError):
+        values = documents.parse_json(regular_files.read(file, _CONFIG).decode())
+    stated = values if isinstance(values, dict) else {}
+    kind, base = (quoted(stated.get(key) or "?") for key in ("peft_type", "base_model_name_or_path"))
+    raise WeightsError(
+        f"{path}: is an adapter of PEFT ({kind}), which changes another model, {base}; merge it into that "
+        'model where it was made, `model.merge_and_unload().save_pretrained("merged")`, and serve that folder'
+    )
+
+
 def _read(path: Path, copy: "_Copy", container: str | None) -> Weights:
     """The state dict in the copy of the file at `path`, without digest and size."""
     try:
@@ -145,7 +164,7 @@ def _external(path: Path, copy: "_Copy") -> list[str]:
 
 def _check_readable(form: str) -> None:
     if form in formats.EXPORTED:
-        raise WeightsError("is an exported model, which is served alone and not as a shard")
+        raise WeightsError("is an exported model, which cannot be a shard")
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -225,10 +244,10 @@ def _shards(path: Path) -> list[Path]:
         raise WeightsError(f"{path}: lists {len(names)} shards; 1 to {SHARDS} are read")
     odd = next((name for name in names if not isinstance(name, str) or not _is_beside(name)), None)
     if odd is not None:
-        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; a shard lies beside its index")
+        raise WeightsError(f"{path}: {quoted(odd)} cannot be a shard; it must lie beside its index")
     files = [path, *(path.parent / name for name in names)]
     if missing := [file.name for file in files if not os.path.isfile(file)]:  # noqa: PTH113, it takes any name
-        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are not beside it")
+        raise WeightsError(f"{path}: {checkpoint.some(sorted(missing))} of its shards are missing beside it")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -288,7 +307,6 @@ class _Kept(io.FileIO):
 
 def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]:
     """Copy the file at `path`; its SHA-256 and size."""
-    digest = hashlib.sha256()
     try:
         with regular_files.open_regular(path) as source:
             before = os.fstat(source.fileno())
@@ -298,13 +316,13 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
                 raise WeightsError(
                     f"{path}: has {before.st_size} bytes, more than this machine's memory of {memory}"
                 )
-            done, chunk = 0, memoryview(bytearray(_CHUNK))
-            while done <= before.st_size and (count := source.readinto(chunk)):
-                digest.update(chunk[:count])
-                copy.file.write(chunk[:count])
-                done += count
+
+            def use(piece: memoryview) -> None:
+                copy.file.write(piece)
                 if progress:
-                    progress(done, max(done, before.st_size))
+                    progress(copy.file.tell(), max(copy.file.tell(), before.st_size))
+
+            digest, done = regular_files.hash_rest(source, use, piece=_CHUNK, limit=before.st_size)
             after = os.fstat(source.fileno())
         copy.file.flush()
     except FileNotFoundError:
@@ -321,4 +339,4 @@ def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]
         raise WeightsError(
             f"{path}: changed while it was being read; write updates to a new file and rename it"
         )
-    return digest.hexdigest(), done
+    return digest, done

@@ -1,7 +1,8 @@
-"""Arrivals: how many gRPC messages may be arriving at once.
+"""Arrivals: a limit on the number of gRPC messages that arrive at the same time.
 
-gRPC buffers a message until it is whole, says nothing of how much of it there is, and begins when the message
-is asked for. So that is when it takes a turn; until then a client can send no more than a stream's window.
+gRPC buffers a message until it is complete, does not report how much of it has arrived, and starts to receive
+it when the handler reads. So a call waits for its turn before it reads; until then, its client can send no
+more than the window of a stream.
 """
 
 import asyncio
@@ -12,16 +13,16 @@ import grpc
 from pthserve.errors import MalformedRequest, Overloaded, TooManyCalls, TooSlow
 
 PATIENCE = 1.0
-"""Seconds that a message may take to arrive while others wait for their turn."""
+"""Seconds that a message may take to arrive while other calls wait for their turn."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class Arrivals:
-    """Takes turns: `at_once` messages arrive, and up to `waiting` calls wait for that.
+    """Turns to receive a message: one for each of `at_once` calls, while up to `waiting` others wait.
 
-    The newest call is the next, and where too many wait the oldest is refused: calls whose messages never
-    come cannot keep out those that come whole.
+    The newest call is the next, and when too many wait the oldest is refused: calls whose messages never
+    arrive cannot keep out the others.
     """
 
     def __init__(self, at_once: int, waiting: int) -> None:
@@ -29,13 +30,19 @@ class Arrivals:
         self._most_waiting = waiting
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._arriving: dict[asyncio.Timeout, float] = {}
-        """The time limits of those that arrive, oldest first, and when each began."""
+        """The time limits of the messages that arrive, oldest first, and when each began."""
         self._hurrying: asyncio.TimerHandle | None = None
 
     async def read(self, context: Context, until: float) -> bytes:
-        """The message of a call, until its deadline on the event loop's clock.
+        """Receive the message of a call.
 
-        Raises Overloaded, TooSlow, and MalformedRequest where there is none.
+        Args:
+            until: The call's deadline, on the event loop's clock.
+
+        Raises:
+            Overloaded: Too many calls wait.
+            TooSlow: The message did not arrive in time.
+            MalformedRequest: The call ended without a message.
         """
         await self._turn(until)
         try:
@@ -67,13 +74,13 @@ class Arrivals:
             if turn in self._waiting:
                 self._waiting.remove(turn)
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._pass_on()  # it was this call's turn, and it has left
+                self._pass_on()  # the call got its turn and ended at the same time
             if isinstance(error, TimeoutError):
                 raise _too_many() from None
             raise
 
     def _pass_on(self) -> None:
-        """The turn of a message that has arrived, or will not, goes to the newest that waits."""
+        """Give the turn of a call that has its message, or has ended, to the newest call that waits."""
         while self._waiting:
             turn = self._waiting.pop()
             if not turn.done():
@@ -82,7 +89,7 @@ class Arrivals:
         self._free += 1
 
     def _hurry(self) -> None:
-        """While some wait, end the messages that have taken their time; and look again when the next has."""
+        """While calls wait, end the messages that take longer than PATIENCE, and check again for the next."""
         if self._hurrying is not None:
             self._hurrying.cancel()
             self._hurrying = None
@@ -100,9 +107,9 @@ class Arrivals:
 
 
 class Places:
-    """Lets `most` calls be at once. A call keeps its place until its response is sent or its client gone.
+    """A limit of `most` concurrent calls. A call has its place until its response is sent or its client left.
 
-    refusal: what the others are told.
+    refusal: the error message for further calls.
     """
 
     def __init__(self, most: int, refusal: str) -> None:
@@ -110,7 +117,7 @@ class Places:
         self._refusal = refusal
 
     def take(self, context: Context) -> None:
-        """Take a place for the call; raises TooManyCalls where there is none."""
+        """Take a place for the call; raises TooManyCalls if there is none."""
         if not self._left:
             raise TooManyCalls(self._refusal)
         self._left -= 1

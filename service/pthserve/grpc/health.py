@@ -1,4 +1,4 @@
-"""Health: grpc.health.v1, which probes and load balancers ask. It needs no key, and has limits of its own."""
+"""Health: grpc.health.v1, for probes and load balancers. It needs no key, and has its own limits."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,20 +16,23 @@ from pthserve.inference_protocol.compression import inflated, is_compressed
 
 NAME = "grpc.health.v1.Health"
 EVERY = 0.25
-"""Seconds between two looks at whether the service is ready, for those who watch its health."""
+"""Seconds between two checks of readiness, for clients that watch."""
 WATCHERS = 64
-"""How many may watch at once: a call to Watch lasts for as long as its client likes."""
+"""Maximum number of concurrent calls to Watch, which last as long as their clients want."""
 ARRIVING, WAITING = 2, 64
-"""How many requests may be arriving at once, and how many calls may wait for that."""
+"""Maximum number of requests that arrive at the same time, and of calls that wait for their turn."""
 
 _NAMES = ("", SERVICE.full_name)
 _States = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Serving, of the server and of its one service alike, while `unready` gives no reason against it.
+    """Reports SERVING, for the server and for its one service, while `unready` returns None.
 
-    deadline: seconds for a request to arrive. probes: the places of calls to Check, and others without a key.
+    Args:
+        unready: Returns why no traffic should be sent, or None.
+        deadline: Seconds in which a request must arrive.
+        probes: The places that calls to Check share with other calls that need no key.
     """
 
     def __init__(self, unready: Callable[[], str | None], deadline: float, probes: Places) -> None:
@@ -43,18 +46,18 @@ class Health:
         self._ended = asyncio.Event()
 
     def handlers(self) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
-        """A handler a procedure; each reads its request itself, as those of the service do."""
+        """Return one handler per procedure; each reads its request itself, like those of the service."""
         return {
             "Check": grpc.stream_unary_rpc_method_handler(self._check),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
 
     def end(self) -> None:
-        """End the calls of those who watch: they would keep a server from stopping."""
+        """End all calls to Watch, which would keep the server from stopping."""
         self._ended.set()
 
     async def _check(self, _: object, context: Context) -> bytes:
-        """The state of the service that the request names."""
+        """Return the state of the service that the request names."""
         try:
             self._probes.take(context)
             name = await self._name(context)
@@ -65,7 +68,7 @@ class Health:
         return bytes(_States(status=self._state(name)).SerializeToString())
 
     async def _watch(self, _: object, context: Context) -> None:
-        """The state of the service that the request names, and each that follows."""
+        """Send the state of the service that the request names, and each change of it."""
         try:
             self._watchers.take(context)
             name = await self._name(context)

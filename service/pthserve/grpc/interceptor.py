@@ -1,4 +1,4 @@
-"""What stands between gRPC and the procedures: bounds, errors, metrics and the log."""
+"""Interceptor: limits, errors, metrics and the log line of each call, around the procedures."""
 
 import asyncio
 import logging
@@ -30,42 +30,41 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 ARRIVING = 8
-"""How many messages may be arriving at once, each of up to the largest size."""
+"""Maximum number of messages that arrive at the same time, each of up to the maximum size."""
 
 PROBES = 64
-"""How many calls that need no key may be at once, beside those that watch."""
+"""Maximum number of concurrent calls that need no key, without those that watch."""
 
 OPEN = {"ServerLive", "ServerReady"}
-"""Calls for which no key is asked, no token taken and no span made: probes. Their messages are empty, and not
-read: those cannot keep anything in memory."""
+"""Probes: calls that need no key, do not count for the rate limit and have no span. Their messages are empty
+and are not read, so they hold no memory."""
 
 Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which a call is answered.
-
-    until: its deadline, on the event loop's clock; notes: what its line of the log says.
-    """
+    """A call's deadline on the event loop's clock (`until`), and the fields of its log line (`notes`)."""
 
     until: float
     notes: dict[str, object] = field(default_factory=dict)
 
     def remaining(self) -> float:
-        """Seconds that are left; negative when the deadline has passed."""
+        """Return the seconds that remain; negative after the deadline."""
         return self.until - asyncio.get_running_loop().time()
 
 
 Call = Callable[[Service, Any, Terms], Awaitable[Message]]
-"""From a request message to the response message; raises PthserveError."""
+"""A procedure: from the request message to the response message; raises PthserveError."""
 
 
 class Handlers:
-    """gRPC handlers of calls on `service`.
+    """Makes the gRPC handlers of the procedures of `service`.
 
-    bodies: counts the bytes of messages with those of HTTP's bodies, and reads the large ones.
-    guard: says who is let in; tracer: makes a span of each call. Both let the calls in OPEN be.
+    Args:
+        bodies: Counts the bytes of messages together with those of HTTP bodies, and parses the large ones.
+        guard: Checks API key and rate limit of each call that is not in OPEN.
+        tracer: Makes a span of each call that is not in OPEN.
     """
 
     def __init__(
@@ -85,11 +84,11 @@ class Handlers:
         self._arrivals = Arrivals(ARRIVING, settings.max_inflight)
 
     def of(self, calls: Mapping[str, Call]) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
-        """A handler a call.
+        """Return one handler per call.
 
-        To gRPC each is one of a stream of requests, which on the wire looks the same for a client that sends
-        one: so the message is read and parsed here, when the client has been let in, where a slow one can be
-        timed out, and a malformed one told so.
+        Each is declared as one of a stream of requests, which looks the same on the wire for a client that
+        sends one. So the message is read and parsed here: after the key was checked, with a time limit, and
+        with an error of ours where it is malformed.
         """
         return {name: self._handler(name, call) for name, call in calls.items()}
 
@@ -144,7 +143,7 @@ class Handlers:
         self, request_class: type[Message], call: Call, context: Context, terms: Terms
     ) -> bytes:
         holding = self._bodies.hold()
-        # When the response is sent, or the client gone; whatever the stubs say, a function will do.
+        # When the response is sent or the client left. The stubs want a method, but a function works.
         context.add_done_callback(lambda _: holding.close())  # type: ignore[arg-type]
         body = await self._arrivals.read(context, terms.until)
         holding.grow(len(body))
@@ -173,16 +172,16 @@ def _parsed(request_class: type[Message], body: bytes) -> Message:
 
 
 def _end(span: Span, method: str, code: grpc.StatusCode, *, failed: bool) -> None:
-    said: dict[str, str | int] = {
+    attributes: dict[str, str | int] = {
         "rpc.system.name": "grpc",
         "rpc.method": method,
         "rpc.response.status_code": code.name,
     }
-    span.end(method, said, code.name if failed else "")
+    span.end(method, attributes, code.name if failed else "")
 
 
 def _retry(error: PthserveError) -> tuple[tuple[str, str], ...]:
-    """Tells a client that retries when to, in the trailing metadata that gRPC has for it."""
+    """Return the trailing metadata that tells a client when to retry, as gRPC defines it."""
     if isinstance(error, Unavailable | RateLimited):
         return (("grpc-retry-pushback-ms", str(round(1000 * error.retry_after))),)
     return ()

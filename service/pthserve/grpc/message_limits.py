@@ -1,4 +1,7 @@
-"""How many parts a message has, before it is parsed: each takes many times the memory of its bytes."""
+"""Message limits: the parts of a message are counted before it is parsed.
+
+Each part takes many times the memory of its bytes once it is parsed.
+"""
 
 from typing import cast
 
@@ -9,10 +12,10 @@ from pthserve.errors import MalformedRequest, TooLarge
 from pthserve.inference_protocol.bounds import MAX_TEXT
 
 MAX_PARTS = 2**12
-"""Most fields in a message, its messages' fields included, and integers in its lists; of pixels, PIXELS count
-as one."""
+"""Maximum number of fields in a message, nested ones included, and of integers in its lists; PIXELS pixels
+count as one."""
 PIXELS = 2**10
-"""protobuf's parser holds up every other thread while it reads pixels, about 8 ms for each MiB of them."""
+"""protobuf's parser blocks all other threads while it reads pixels, for about 8 ms per MiB."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _SKIPPED = {_FIXED64: 8, _FIXED32: 4}
@@ -29,9 +32,11 @@ _INTEGERS = {
 
 
 def check(kind: type[Message], message: bytes) -> None:
-    """Raise TooLarge where `message`, a `kind`, has too many parts; MalformedRequest where it is none.
+    """Count the parts of `message`, which should be a `kind`.
 
-    A text that is longer than any text has to be is malformed.
+    Raises:
+        TooLarge: It has too many parts.
+        MalformedRequest: It is not a `kind`, or has a text of more than MAX_TEXT bytes.
     """
     try:
         left = _count(cast("Descriptor", kind.DESCRIPTOR), memoryview(message), MAX_PARTS)
@@ -42,7 +47,7 @@ def check(kind: type[Message], message: bytes) -> None:
 
 
 def _count(kind: Descriptor, message: memoryview, left: int) -> int:
-    """What is left of `left` without the parts of `message`; negative where it is not enough."""
+    """Return `left` minus the number of parts of `message`; negative if there are more."""
     at = 0
     while at < len(message) and left >= 0:
         left -= 1
@@ -71,7 +76,7 @@ def _count(kind: Descriptor, message: memoryview, left: int) -> int:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The integer at `at`, and where it ends. Raises IndexError where the message ends before."""
+    """Return the integer at `at` and the index after it; raises IndexError if the message ends before."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]

@@ -1,4 +1,4 @@
-"""Messages: the Open Inference Protocol's protobuf, to what `protocol` knows and back."""
+"""Messages: the Open Inference Protocol's protobuf messages, to and from `inference_protocol`'s types."""
 
 from collections.abc import Mapping
 
@@ -23,9 +23,9 @@ _FIELDS = {
 
 
 def request(message: pb.ModelInferRequest) -> Request:
-    """`message` in our words; raises MalformedRequest.
+    """Convert `message`; raises MalformedRequest.
 
-    Outputs are raw where the inputs are, unless the parameter `binary_data_output` says otherwise.
+    Outputs are raw if the inputs are, unless the parameter `binary_data_output` says otherwise.
     """
     given = parameters(message.parameters)
     check_parameters(given)
@@ -60,13 +60,13 @@ def _inputs(message: pb.ModelInferRequest) -> tuple[Input, ...]:
 def parameters(
     given: Mapping[str, pb.InferParameter] | Mapping[str, pb.ModelRepositoryParameter],
 ) -> dict[str, object]:
-    """`given` as plain values; one without a value is as good as none."""
+    """Return `given` as plain values, without those that have no value."""
     choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in given.items()}
     return {name: getattr(given[name], choice) for name, choice in choices.items() if choice}
 
 
 def response(answered: Response) -> pb.ModelInferResponse:
-    """`answered` as a message; its outputs are raw, all of them, if one of them is to be binary."""
+    """Convert `answered`; all of its outputs are raw if one of them is requested as binary."""
     message = pb.ModelInferResponse(model_name=answered.model, model_version=answered.version, id=answered.id)
     raw = any(output.binary for output in answered.outputs)
     for output in answered.outputs:

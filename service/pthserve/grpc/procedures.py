@@ -17,39 +17,39 @@ async def _server_ready(service: Service, _: pb.ServerReadyRequest, __: Terms) -
     return pb.ServerReadyResponse(ready=service.unready() is None)
 
 
-async def _model_ready(service: Service, asked: pb.ModelReadyRequest, _: Terms) -> Message:
-    return pb.ModelReadyResponse(ready=service.model_unready(asked.name, asked.version) is None)
+async def _model_ready(service: Service, request: pb.ModelReadyRequest, _: Terms) -> Message:
+    return pb.ModelReadyResponse(ready=service.model_unready(request.name, request.version) is None)
 
 
 async def _server_metadata(service: Service, _: pb.ServerMetadataRequest, __: Terms) -> Message:
     return ParseDict(service.server_metadata(), pb.ServerMetadataResponse())
 
 
-async def _model_metadata(service: Service, asked: pb.ModelMetadataRequest, _: Terms) -> Message:
-    return ParseDict(service.model_metadata(asked.name, asked.version), pb.ModelMetadataResponse())
+async def _model_metadata(service: Service, request: pb.ModelMetadataRequest, _: Terms) -> Message:
+    return ParseDict(service.model_metadata(request.name, request.version), pb.ModelMetadataResponse())
 
 
-async def _model_infer(service: Service, asked: pb.ModelInferRequest, terms: Terms) -> Message:
-    answered = await service.infer(messages.request(asked), terms.remaining())
-    terms.notes.update(answered.notes)
-    return messages.response(answered)
+async def _model_infer(service: Service, request: pb.ModelInferRequest, terms: Terms) -> Message:
+    response = await service.infer(messages.request(request), terms.remaining())
+    terms.notes.update(response.notes)
+    return messages.response(response)
 
 
-async def _model_statistics(service: Service, asked: pb.ModelStatisticsRequest, _: Terms) -> Message:
-    return ParseDict(service.statistics(asked.name, asked.version), pb.ModelStatisticsResponse())
+async def _model_statistics(service: Service, request: pb.ModelStatisticsRequest, _: Terms) -> Message:
+    return ParseDict(service.statistics(request.name, request.version), pb.ModelStatisticsResponse())
 
 
-async def _repository_index(service: Service, asked: pb.RepositoryIndexRequest, _: Terms) -> Message:
-    return ParseDict({"models": service.index(ready=asked.ready)}, pb.RepositoryIndexResponse())
+async def _repository_index(service: Service, request: pb.RepositoryIndexRequest, _: Terms) -> Message:
+    return ParseDict({"models": service.index(ready=request.ready)}, pb.RepositoryIndexResponse())
 
 
-async def _load(service: Service, asked: pb.RepositoryModelLoadRequest, _: Terms) -> Message:
-    await service.load(asked.model_name, messages.parameters(asked.parameters))
+async def _load(service: Service, request: pb.RepositoryModelLoadRequest, _: Terms) -> Message:
+    await service.load(request.model_name, messages.parameters(request.parameters))
     return pb.RepositoryModelLoadResponse()
 
 
-async def _unload(service: Service, asked: pb.RepositoryModelUnloadRequest, _: Terms) -> Message:
-    service.unload(asked.model_name)
+async def _unload(service: Service, request: pb.RepositoryModelUnloadRequest, _: Terms) -> Message:
+    service.unload(request.model_name)
     return pb.RepositoryModelUnloadResponse()
 
 

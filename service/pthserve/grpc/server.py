@@ -18,18 +18,15 @@ from pthserve.settings import Settings
 from pthserve.tracing import Tracer
 
 CONNECTIONS = 1024
-"""How many connections may be open at once."""
+"""Maximum number of open connections."""
 AGE_SECONDS = 300
-"""How long a connection is kept, and then for the deadline that its last calls have. Clients open another one
-by themselves. A call whose client does not read the response lasts until then: gRPC cannot end it alone."""
+"""Maximum age of a connection, after which its last calls have their deadline to end. Clients reconnect by
+themselves. A call whose client does not read the response lasts until then, as gRPC cannot end it alone."""
 
 
 @dataclass
 class Server:
-    """A gRPC server that has its port, and answers from `start` to `stop`.
-
-    port: the one it took.
-    """
+    """A gRPC server that listens on `port`, and answers from `start` to `stop`."""
 
     port: int
     _server: grpc.aio.Server
@@ -46,9 +43,12 @@ class Server:
     ) -> None:
         """Answer calls.
 
-        load: reads the model's file again, for RepositoryModelLoad. guard: says who is let in.
-        tracer: makes a span of each call, but of probes. bodies: counts the bytes that calls hold, with those
-        of other servers.
+        Args:
+            predictor: Has the model.
+            load: Reloads the model, for RepositoryModelLoad.
+            guard: Checks API key and rate limit; without one, all calls are admitted.
+            tracer: Makes a span of each call, except for probes.
+            bodies: Counts the bytes that calls hold, together with those of other servers.
         """
         service = Service(predictor, self._settings, load)
         bodies = bodies or Bodies(self._settings.max_body, self._settings.cpus)
@@ -63,29 +63,29 @@ class Server:
         await self._server.start()
 
     async def stop(self, grace: float) -> None:
-        """Let no new call in, and give those in flight up to `grace` seconds; or fewer, asked again."""
+        """Accept no new calls, and give those in flight `grace` seconds; a second call can shorten that."""
         if self._health is not None:
             self._health.end()
         await self._server.stop(grace)
 
 
 async def listen(settings: Settings) -> Server:
-    """Take `settings.grpc_port`, or a free one where that is 0; raises OSError where it cannot be had."""
+    """Listen on `settings.grpc_port`, or on a free port if that is 0; raises OSError if that fails."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.max_body),
-            ("grpc.so_reuseport", 0),  # or a second process would share the port without a word
-            # gRPC would inflate a message without a bound; so the handlers do.
+            ("grpc.so_reuseport", 0),  # otherwise a second process could share the port unnoticed
+            # gRPC would decompress a message without a limit, so the handlers do it.
             ("grpc.per_message_decompression", 0),
-            # A stream whose message nobody has asked for gets 64 KiB, and no more for being fast.
+            # A stream whose message is not read yet gets 64 KiB, however fast its client is.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.max_concurrent_streams", 2 * settings.max_inflight),
             ("grpc.max_allowed_incoming_connections", CONNECTIONS),
             ("grpc.max_connection_age_ms", 1000 * AGE_SECONDS),
             ("grpc.max_connection_age_grace_ms", 1000 * math.ceil(settings.deadline)),
         ],
-        # Beyond those that can be answered there is room for those that are told so.
+        # Calls beyond those that can be answered are accepted, to be refused with an error.
         maximum_concurrent_rpcs=2 * settings.max_inflight,
     )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -93,9 +93,9 @@ async def listen(settings: Settings) -> Server:
     try:
         return Server(server.add_insecure_port(address), server, settings)
     except RuntimeError as error:
-        raise OSError(errno.EADDRINUSE, f"cannot listen for gRPC on {address}: the port is taken") from error
+        raise OSError(errno.EADDRINUSE, f"cannot listen for gRPC on {address}: the port is in use") from error
 
 
 def _is_not_of_a_client(record: logging.LogRecord) -> bool:
-    """Whether a log record of grpcio is worth writing: not the traceback of a call whose client has left."""
+    """Return whether a log record of grpcio is worth writing: a traceback because a client left is not."""
     return not str(record.msg).startswith("ExecuteBatchError")

@@ -1,4 +1,4 @@
-"""Each error's gRPC status."""
+"""Status codes: the gRPC status of each error."""
 
 import grpc
 
@@ -20,7 +20,7 @@ from pthserve.errors import (
 CODES: dict[type[PthserveError], grpc.StatusCode] = {
     Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
     NotFound: grpc.StatusCode.NOT_FOUND,
-    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,  # what gRPC itself says of a message over its limit
+    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers a message over its limit
     TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
     RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -33,5 +33,5 @@ CODES: dict[type[PthserveError], grpc.StatusCode] = {
 
 
 def code(error: PthserveError) -> grpc.StatusCode:
-    """The status of `error`: its own, or that of the nearest class above it that has one."""
+    """Return the status of the class of `error`, or of its nearest base class that has one."""
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), grpc.StatusCode.INTERNAL)

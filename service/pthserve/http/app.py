@@ -1,11 +1,12 @@
 """App: the service's FastAPI application, put together of its routers and of what stands before them."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from threading import Lock
 from typing import Any
 
 import orjson
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.models import APIKey
 from fastapi.security.base import SecurityBase
 from starlette.concurrency import run_in_threadpool
@@ -19,12 +20,13 @@ from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
 from pthserve.access.request_log import Logged
 from pthserve.errors import PthserveError
-from pthserve.http import explain, predict, problems, site, status, torchserve, v2
+from pthserve.http import explain, predict, problems, schema, site, status, torchserve, v2
 from pthserve.http.limits import Limits
 from pthserve.http.origins import protected
 from pthserve.inference_protocol.service import Load
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tasks.choice import TASKS
 from pthserve.tracing import Tracer
 
 
@@ -54,26 +56,26 @@ def create_app(
     app = Application(behind, admit, predictor)
     needed = [Depends(admit)] if admit is not None else []
     health, protocol = v2.routers(predictor, settings, bodies, load, needed)
-    app.include_router(predict.router(predictor, bodies, needed))
-    app.include_router(protocol)
+    app.add(predict.router(predictor, bodies, needed))
+    app.add(protocol)
     if settings.explain == "on":
-        app.include_router(explain.router(predictor, bodies, needed))
-    app.include_router(status.info(predictor, settings, needed))
+        app.add(explain.router(predictor, bodies, needed))
+    app.add(status.info(predictor, settings, needed))
     if settings.torchserve_api == "on":
-        app.include_router(torchserve.router(predictor, settings, bodies, needed))
-        app.include_router(torchserve.ping(predictor))
-    app.include_router(health)
-    app.include_router(status.probes(predictor))
+        app.add(torchserve.router(predictor, settings, bodies, needed))
+        app.add(torchserve.ping(predictor))
+    app.add(health)
+    app.add(status.probes(predictor))
     if settings.metrics_port is None:
-        app.include_router(status.metrics())
-    app.include_router(site.router())
+        app.add(status.metrics())
+    app.add(site.router())
     return app
 
 
 def create_metrics_app(settings: Settings) -> FastAPI:
     """The application for a port of its own that answers GET /metrics and nothing else."""
     app = Application(lambda app: protected(app, settings))
-    app.include_router(status.metrics())
+    app.add(status.metrics())
     return app
 
 
@@ -125,6 +127,8 @@ class Application(FastAPI):
         self._behind = behind
         self._admit = admit
         self._predictor = predictor
+        self._routers: list[APIRouter] = []
+        self._document: dict[str, Any] | None = None
         self._schemas: dict[object, bytes] = {}
         self._describing = Lock()
         if predictor is not None:
@@ -132,16 +136,29 @@ class Application(FastAPI):
                 "/openapi.json", self._schema, methods=["GET", "HEAD"], include_in_schema=False
             )
 
+    def add(self, router: APIRouter) -> None:
+        """Serve the routes of `router`, and describe them in the schema."""
+        self.include_router(router)
+        self._routers.append(router)
+
     def build_middleware_stack(self) -> ASGIApp:
         """FastAPI's own, which answers what is raised, behind ours, which count and log every response."""
         return self._behind(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
-        """The schema; once a model is served, with the answers of its task."""
+        """The schema: answers are those of the served model's task, or of all tasks before there is one."""
         with self._describing:  # threads that ask at once wait for one of them
-            document = super().openapi()
-        model = self._predictor.current if self._predictor is not None else None
-        return document if model is None else predict.describe_task(document, model.task)
+            if self._document is None:
+                self._document = schema.document(self, self._routers)
+        document = deepcopy(self._document)
+        if self._predictor is not None:
+            model = self._predictor.current
+            tasks = [model.task] if model is not None else TASKS.values()
+            predict.describe_answers(document, [task.answer_model for task in tasks])
+            if model is not None:
+                predict.describe_parameters(document, model.task)
+            v2.describe_bodies(document)
+        return document
 
     async def _schema(self, request: Request) -> Response:
         """The schema as JSON, written when it is first requested."""

@@ -33,7 +33,7 @@ _MAX_DEPTH = 8
 class Part(BaseModel):
     """Whatever has parameters; those that nobody knows, like fields that nobody knows, are passed over."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     parameters: dict[str, Any] | None = Field(
         None,

@@ -21,6 +21,7 @@ from pthserve.http.images import BODY, read_image
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.predict import ERRORS
 from pthserve.http.problems import JSON, Problem
+from pthserve.http.schema import new_router
 from pthserve.serving.explainer import Explained, Explainer
 from pthserve.serving.predictor import Predictor
 
@@ -43,7 +44,7 @@ class HeatMap(BaseModel):
 
 def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
     """The route of heat maps of what `predictor` says. bodies: reads images out of JSON."""
-    routes = APIRouter(tags=["Predict"], dependencies=dependencies)
+    routes = new_router(tags=["Predict"], dependencies=dependencies)
     explainer = Explainer(predictor)
 
     @routes.post(

@@ -27,7 +27,7 @@ RAW = ("application/octet-stream", "")
 class ImagesInJson(BaseModel):
     """Images as base64 in JSON: one as `image`, or several as `images`."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
 
     image: str | None = Field(None, description="one image file as base64, or as a data URL with base64")
     images: list[str] | None = Field(

@@ -12,7 +12,6 @@ from fastapi.params import Depends
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field, create_model
-from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +21,7 @@ from pthserve.errors import MalformedRequest
 from pthserve.http.images import BODY, Sent, read_images
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.problems import JSON, described
+from pthserve.http.schema import add_models, new_router, reference
 from pthserve.images.spec import Spec
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
@@ -71,7 +71,7 @@ class Answers(BaseModel):
 
 def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
     """The route of `predictor`'s answers. bodies: reads images out of JSON."""
-    routes = APIRouter(tags=["Predict"], dependencies=dependencies)
+    routes = new_router(tags=["Predict"], dependencies=dependencies)
 
     @routes.post(
         "/predict",
@@ -154,41 +154,39 @@ def note_predictions(request: Request, predictions: Sequence[Prediction]) -> Non
     )
 
 
-def describe_task(document: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The OpenAPI `document` for a model of this task."""
-    answer_model = task.answer_model
-    answer = create_model(
-        "Answer", __base__=answer_model, __doc__=answer_model.__doc__, model=ServedModel, timing=Timing
-    )
-    _, schemas = models_json_schema([(answer, "serialization")], ref_template="#/components/schemas/{model}")
-    example = {**_examples(answer_model), **_EXAMPLE}
+def describe_answers(document: dict[str, Any], answer_models: Sequence[type[BaseModel]]) -> None:
+    """Put into the OpenAPI `document` that an answer has the fields of one of `answer_models`."""
+    described = [
+        create_model(
+            "Answer" if len(answer_models) == 1 else model.__name__,
+            __base__=model,
+            __doc__=model.__doc__,
+            model=ServedModel,
+            timing=Timing,
+        )
+        for model in answer_models
+    ]
+    add_models(document, described, "serialization")
+    if len(described) > 1:
+        one_of_them = {"title": "Answer", "anyOf": [reference(model) for model in described]}
+        document["components"]["schemas"]["Answer"] = one_of_them
+    content = document["paths"]["/predict"]["post"]["responses"]["200"]["content"][JSON]
+    content["example"] = {**_examples(answer_models[0]), **_EXAMPLE}
+
+
+def describe_parameters(document: dict[str, Any], task: Task) -> None:
+    """Put into the OpenAPI `document` the parameters that requests to a model of this task may have."""
+    if not isinstance(task, Selects):
+        return
     predict = document["paths"]["/predict"]["post"]
-    ok = predict["responses"]["200"]
-    ok = {**ok, "content": {JSON: {**ok["content"][JSON], "example": example}}}
-    parameters = list(predict["parameters"])
-    if isinstance(task, Selects):
-        parameters += [
+    predict["parameters"] = [
+        *predict["parameters"],
+        *(
             {"name": one.name, "in": "query", "description": one.description, "schema": dict(one.schema)}
             for one in task.query
-        ]
-        ok["content"][PNG] = {"schema": {"type": "string", "format": "binary"}}
-    return {
-        **document,
-        "paths": {
-            **document["paths"],
-            "/predict": {
-                "post": {
-                    **predict,
-                    "parameters": parameters,
-                    "responses": {**predict["responses"], "200": ok},
-                }
-            },
-        },
-        "components": {
-            **document["components"],
-            "schemas": {**document["components"]["schemas"], **schemas["$defs"]},
-        },
-    }
+        ),
+    ]
+    predict["responses"]["200"]["content"][PNG] = {"schema": {"type": "string", "format": "binary"}}
 
 
 def _examples(answer_model: type[BaseModel]) -> Mapping[str, Any]:

@@ -72,7 +72,7 @@ def router() -> APIRouter:
         return pages.page(PAGES["/docs"], request)
 
     @routes.api_route("/page/{version}/{name}", methods=["GET", "HEAD"])
-    async def file(version: str, name: str, request: Request) -> Response:
-        return pages.file(version, name, request)
+    async def file(request: Request) -> Response:
+        return pages.file(request.path_params["version"], request.path_params["name"], request)
 
     return routes

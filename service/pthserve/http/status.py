@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from pthserve.certainty import Origin
 from pthserve.http.problems import JSON, described, problem
+from pthserve.http.schema import new_router
 from pthserve.loading.model import Model
 from pthserve.metrics import REGISTRY
 from pthserve.serving.predictor import Predictor
@@ -66,7 +67,7 @@ class Info(BaseModel):
 
 def probes(predictor: Predictor) -> APIRouter:
     """The probes of the service that `predictor` answers for."""
-    routes = APIRouter(tags=["Probes"])
+    routes = new_router(tags=["Probes"])
 
     @routes.get("/livez", summary="Is the process alive?", responses=_responses("restart it", _DEAD))
     async def livez() -> Response:
@@ -88,7 +89,7 @@ def probes(predictor: Predictor) -> APIRouter:
 
 def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depends] = ()) -> APIRouter:
     """The route that describes the model of `predictor`."""
-    routes = APIRouter(tags=["Model"], dependencies=dependencies)
+    routes = new_router(tags=["Model"], dependencies=dependencies)
 
     @routes.get("/info", summary="What is served?", responses={503: _NOT_READY})
     async def info() -> Info:
@@ -119,7 +120,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
 
 def metrics() -> APIRouter:
     """The route of the metrics."""
-    routes = APIRouter(tags=["Probes"])
+    routes = new_router(tags=["Probes"])
 
     @routes.api_route(
         "/metrics",

@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from fastapi.params import Depends
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, RootModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from pthserve.access.bodies import Bodies
 from pthserve.access.outcomes import status
 from pthserve.errors import MalformedRequest, NotFound, PthserveError
+from pthserve.http import schema
 from pthserve.http.images import read_image
 from pthserve.http.limits import remaining
 from pthserve.http.predict import note_predictions
@@ -57,7 +57,7 @@ class Labels(RootModel[dict[str, float]]):
     """The five most probable labels, best first, each with its probability."""
 
 
-class Route(APIRoute):
+class Route(schema.Route):
     """A route whose errors have TorchServe's form."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -77,7 +77,7 @@ class Route(APIRoute):
 
 def ping(predictor: Predictor) -> APIRouter:
     """TorchServe's probe."""
-    routes = APIRouter(tags=["TorchServe"])
+    routes = schema.new_router(tags=["TorchServe"])
 
     @routes.get("/ping", summary="Is it healthy?", responses={200: {"model": Health}, 500: {"model": Health}})
     async def ping() -> Response:
@@ -93,7 +93,7 @@ def router(
     predictor: Predictor, settings: Settings, bodies: Bodies, dependencies: Sequence[Depends] = ()
 ) -> APIRouter:
     """TorchServe's predictions."""
-    routes = APIRouter(tags=["TorchServe"], route_class=Route, dependencies=dependencies)
+    routes = schema.new_router(tags=["TorchServe"], route_class=Route, dependencies=dependencies)
     service = Service(predictor, settings)
 
     @routes.post("/predictions/{model}", **_described("predictions"))

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import orjson
 from fastapi import APIRouter
 from fastapi.params import Depends
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,6 +28,17 @@ from pthserve.http.bodies import (
 )
 from pthserve.http.limits import holding, remaining, until
 from pthserve.http.problems import JSON, described
+from pthserve.http.schema import add_models, new_router, reference
+from pthserve.http.v2_answers import (
+    Inferred,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    ModelStatistics,
+    Ready,
+    ServerMetadata,
+    State,
+)
 from pthserve.inference_protocol.compression import inflated
 from pthserve.inference_protocol.infer import Request as Inference
 from pthserve.inference_protocol.service import Load, Service
@@ -37,6 +48,8 @@ from pthserve.settings import Settings
 
 class IndexRequest(BaseModel):
     """Which models to list."""
+
+    model_config = ConfigDict(defer_build=True)
 
     ready: bool = False
 
@@ -113,6 +126,7 @@ class V2:
 
 _MODEL = "/models/{model}"
 _VERSION = "/models/{model}/versions/{version}"
+_OF_VERSION = "_of_version"
 _HEALTH = (
     ("GET", "/health/live", V2.live, "Is the server live?"),
     ("GET", "/health/ready", V2.ready, "Is the server ready?"),
@@ -134,12 +148,24 @@ _ROUTES = (
     ("POST", "/repository/models/{model}/load", V2.load, "Load the model again"),
     ("POST", "/repository/models/{model}/unload", V2.unload, "Unload the model"),
 )
-_BODIES: dict[str, type[BaseModel]] = {
+_BODIES: Mapping[str, type[BaseModel]] = {
     "infer": InferRequest,
     "index": IndexRequest,
     "load": Part,
     "unload": Part,
 }
+_ANSWERS: Mapping[str, Any] = {
+    "server_metadata": ServerMetadata,
+    "live": Live,
+    "ready": Ready,
+    "model_ready": ModelReady,
+    "model_metadata": ModelMetadata,
+    "model_statistics": ModelStatistics,
+    "statistics": ModelStatistics,
+    "infer": Inferred,
+    "index": list[State],
+}
+"""What each call answers with; the others answer without a body."""
 
 
 def routers(
@@ -155,8 +181,9 @@ def routers(
     """
     v2 = V2(Service(predictor, settings, load), bodies)
     tags: list[str | Enum] = ["Open Inference Protocol"]
-    both = APIRouter(prefix="/v2", tags=tags), APIRouter(prefix="/v2", tags=tags, dependencies=dependencies)
-    for router, table in zip(both, (_HEALTH, _ROUTES), strict=True):
+    health = new_router(prefix="/v2", tags=tags)
+    protocol = new_router(prefix="/v2", tags=tags, dependencies=dependencies)
+    for router, table in ((health, _HEALTH), (protocol, _ROUTES)):
         for method, path, call, summary in table:
             router.add_api_route(
                 path,
@@ -166,45 +193,35 @@ def routers(
                 response_class=Response,
                 **_described(path, call.__name__),
             )
-    return both
+    return health, protocol
 
 
 def _described(path: str, name: str) -> Mapping[str, Any]:
     """What no signature shows: the calls read path and body for themselves."""
-    extra: dict[str, Any] = {
-        "parameters": [
-            {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
-            for part in ("model", "version")
-            if f"{{{part}}}" in path
-        ]
-    }
-    if name in _BODIES:
-        extra["requestBody"] = {"content": {JSON: {"schema": _body_schema(_BODIES[name])}}}
+    parameters = [
+        {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
+        for part in ("model", "version")
+        if f"{{{part}}}" in path
+    ]
     return {
         "responses": {
+            200: {"model": _ANSWERS.get(name), "description": "done"},
             "4XX": described("the request is wrong, or names a model or version that does not exist"),
             "5XX": described("the service is not ready, overloaded, too late, or failed"),
         },
-        "operation_id": f"v2_{name}{'_of_version' if path.startswith(_VERSION) else ''}",
-        "openapi_extra": extra,
+        "operation_id": f"v2_{name}{_OF_VERSION if path.startswith(_VERSION) else ''}",
+        "openapi_extra": {"parameters": parameters},
     }
 
 
-@cache
-def _body_schema(model: type[BaseModel]) -> Any:
-    schema = model.model_json_schema()
-    return _inlined(schema, schema.pop("$defs", {}))
-
-
-def _inlined(schema: Any, defined: dict[str, Any]) -> Any:
-    """`schema` with what it refers to in its place, for it moves into a document that does not have that."""
-    if isinstance(schema, list):
-        return [_inlined(part, defined) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(defined[schema["$ref"].removeprefix("#/$defs/")], defined)
-    return {name: _inlined(part, defined) for name, part in schema.items()}
+def describe_bodies(document: dict[str, Any]) -> None:
+    """Put into the OpenAPI `document` what the calls read from the bodies of requests."""
+    add_models(document, _BODIES.values(), "validation")
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            call = operation["operationId"].removeprefix("v2_").removesuffix(_OF_VERSION)
+            if operation["operationId"].startswith("v2_") and call in _BODIES:
+                operation["requestBody"] = {"content": {JSON: {"schema": reference(_BODIES[call])}}}
 
 
 def _inference(body: bytes, request: Request, name: str, version: str) -> Inference:

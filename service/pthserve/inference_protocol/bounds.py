@@ -1,8 +1,8 @@
-"""Bounds: what no request of the protocol needs more of, over REST and gRPC alike."""
+"""Bounds: limits of a request of the protocol, the same over REST and gRPC."""
 
 MAX_TEXT = 2**10
-"""Most bytes of an id, a name, or a parameter: any text that is no element of `data`."""
+"""Maximum bytes of an id, a name or a parameter: of any text that is not an element of `data`."""
 MAX_PARAMETERS = 64
-"""Most parameters of a request, of an input or of an output."""
+"""Maximum number of parameters of a request, of an input or of an output."""
 MAX_OUTPUTS = 16
-"""Most outputs that a request asks for; there are fewer."""
+"""Maximum number of outputs that a request may name; no model has as many."""

@@ -1,20 +1,22 @@
-"""Compression: a compressed body or message as it was before, within a bound."""
+"""Compression: decompress the body of a request or a message, within a limit."""
 
 import zlib
 
 from pthserve.errors import MalformedRequest, TooLarge
 
 ENCODINGS = ("gzip", "deflate")
-"""What a body may be compressed with, as HTTP and gRPC call it. Deflate is zlib's format (RFC 1950)."""
+"""Compressions of a body, as HTTP and gRPC name them. Deflate is zlib's format (RFC 1950)."""
 
 _GZIP = b"\x1f\x8b"
 _ZLIB = b"\x78"
 
 
 def inflated(body: bytes, limit: int) -> bytes:
-    """`body`, compressed with one of ENCODINGS, as it was before; of `limit` bytes at most.
+    """Decompress `body`, which is compressed with one of ENCODINGS.
 
-    Raises TooLarge, and MalformedRequest where it is not one whole stream.
+    Raises:
+        TooLarge: It has more than `limit` bytes after decompression.
+        MalformedRequest: It is not exactly one complete stream.
     """
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, whichever its header says
     try:
@@ -29,10 +31,10 @@ def inflated(body: bytes, limit: int) -> bytes:
 
 
 def is_compressed(message: bytes) -> bool:
-    """Whether a gRPC message, as it came, is compressed: gRPC does not say so, but its first bytes do.
+    """Return whether a gRPC message is compressed. gRPC does not say so, but the first bytes do.
 
-    No message of the protocol begins like gzip (a field of a kind that there is not) or like zlib (field 15,
-    which none has).
+    No message of the protocol begins like gzip (a field of a wire type that does not exist) or like zlib
+    (field 15, which no message has).
     """
     if message.startswith(_GZIP):
         return True

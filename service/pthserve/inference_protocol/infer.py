@@ -1,4 +1,4 @@
-"""Infer: the outputs of an inference, chosen and shaped as the request asks."""
+"""Infer: what an inference request wants, and the outputs that answer it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,17 @@ from pthserve.inference_protocol.tensors import Input, Output
 from pthserve.tasks.base import Task, TensorForm
 
 Parameters = Mapping[str, object]
-"""A request's, an input's or an output's parameters: whatever the protocol's extensions define, by name."""
+"""Parameters of a request, an input or an output, by name, as the protocol's extensions define them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An output that the request asks for.
+    """An output that the request names.
 
-    classification: how many of the best classes to give as `value:index:label`; 0 gives the tensor itself.
-    binary: whether it goes as binary data.
+    Attributes:
+        classification: Number of the most probable classes to return as `value:index:label`; 0 returns the
+            tensor itself.
+        binary: Whether it is returned as binary data.
     """
 
     name: str
@@ -31,10 +33,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An inference request, whichever way it came.
+    """An inference request, over REST or gRPC.
 
-    version: "" takes the one that is served. wanted: the outputs; where there are none, all that the model
-    has, as binary data where `binary` is set. timeout: seconds that the client grants, or None.
+    Attributes:
+        version: The version of the model; "" for any.
+        wanted: The outputs to return; if empty, all outputs of the model, as binary data if `binary` is set.
+        timeout: Seconds that the client allows, or None.
     """
 
     model: str
@@ -48,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answered inference: by which model, its outputs, and notes for the log on what it took."""
+    """The answer to a request: the model, its outputs, and fields for the log line."""
 
     model: str
     version: str
@@ -58,9 +62,13 @@ class Response:
 
 
 def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
-    """The output called `name`, as its `parameters` ask for it; `binary` is what the request says of all.
+    """Return the output `name` in the form that its `parameters` state.
 
-    Raises MalformedRequest where a parameter is none that can be served.
+    Args:
+        binary: What the request states for all outputs.
+
+    Raises:
+        MalformedRequest: A parameter has a value that is not allowed.
     """
     check_parameters(parameters)
     count = parameters.get("classification", 0)
@@ -72,12 +80,12 @@ def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
 
 
 def everything(forms: Sequence[TensorForm], *, binary: bool) -> tuple[Wanted, ...]:
-    """What a request asks for that names no output, of a model whose outputs are `forms`."""
+    """Return what a request that names no outputs wants: all of `forms`."""
     return tuple(Wanted(form.name, binary=binary) for form in forms)
 
 
 def flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
-    """The boolean parameter called `name`; MalformedRequest where it is none."""
+    """Return the boolean parameter `name`; raises MalformedRequest if it is not a boolean."""
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise MalformedRequest(f"the parameter `{name}` must be true or false")
@@ -85,7 +93,7 @@ def flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
 
 
 def timeout(parameters: Parameters) -> float | None:
-    """Seconds that the request's `timeout` parameter (microseconds) grants, or None; 0 stands for none."""
+    """Return the parameter `timeout`, which is in microseconds, in seconds; None if it is 0 or missing."""
     value = parameters.get("timeout", 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise MalformedRequest("the parameter `timeout` must be an integer number of microseconds")
@@ -93,7 +101,7 @@ def timeout(parameters: Parameters) -> float | None:
 
 
 def check_parameters(parameters: Parameters) -> None:
-    """Raise MalformedRequest where `parameters` are too many, or point into shared memory: a pod has none."""
+    """Raise MalformedRequest if there are too many `parameters`, or if they name shared memory."""
     if len(parameters) > MAX_PARAMETERS:
         raise MalformedRequest(
             f"the request has {len(parameters)} parameters in one place; the limit is {MAX_PARAMETERS}"
@@ -103,7 +111,7 @@ def check_parameters(parameters: Parameters) -> None:
 
 
 def check(asked: Sequence[Wanted], forms: Sequence[TensorForm]) -> None:
-    """Raise MalformedRequest for an output that is none of `forms`, or asked for twice, or has no classes."""
+    """Raise MalformedRequest for an output that is unknown, named twice, or without the classes it wants."""
     if len(asked) > MAX_OUTPUTS:
         raise MalformedRequest(f"the request names {len(asked)} outputs; the limit is {MAX_OUTPUTS}")
     by_name = {form.name: form for form in forms}
@@ -124,7 +132,7 @@ def check(asked: Sequence[Wanted], forms: Sequence[TensorForm]) -> None:
 def outputs(
     task: Task, answers: Sequence[Any], labels: Sequence[str], asked: Sequence[Wanted]
 ) -> list[Output]:
-    """The outputs for a batch of the task's `answers`, in the order of `asked`, which was checked."""
+    """Return the outputs for a batch of the task's `answers`, in the order of `asked`; see `check`."""
     datatypes = {form.name: form.datatype for form in task.tensor_forms(len(labels))}
     made = []
     for want in asked:

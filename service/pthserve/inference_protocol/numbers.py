@@ -1,8 +1,8 @@
-"""Numbers: many numbers into an array, piece by piece.
+"""Numbers: a long list of numbers to an array, in pieces.
 
-A piece is so short that the thread that reads it keeps nobody waiting: neither JSON's nor protobuf's reader
-lets go of the interpreter while it makes Python's numbers. These take ten times an array's memory, so there
-are never more of them than a piece has.
+The parsers of JSON and protobuf do not release Python's lock while they make numbers, so a piece is short
+enough not to delay other threads. Python's numbers take ten times the memory of an array, so only those of
+one piece exist at a time.
 """
 
 import math
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pthserve.errors import MalformedRequest
 
 Kind = Literal["B", "f"]
-"""Which numbers an array holds, as `array` names them: whole ones from 0 to 255, or floats of 32 bits."""
+"""The numbers in an array, as `array` names them: integers from 0 to 255, or 32-bit floats."""
 
 PIECE = 2**15
-"""Bytes of JSON, or numbers, in a piece; of those that are read at once."""
+"""Bytes of JSON, or numbers, that are read at once."""
 
 _SPACES = b" \t\r\n"
 _DIGITS = bytes.maketrans(b"123456789+-.eE", b"0" * 14)
@@ -42,7 +42,7 @@ class Text:
     end: int
 
     def read(self, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
-        """The numbers of an array of that shape, flat. Raises MalformedRequest where it is another."""
+        """Return the numbers, flat; raises MalformedRequest if they do not have that shape and kind."""
         values = array(kind)
         brackets = []
         for piece in self._pieces():
@@ -78,7 +78,7 @@ class Text:
 
 
 def read(elements: Sequence[Any], kind: Kind) -> NDArray[Any]:
-    """`elements`, flat, as an array. Raises MalformedRequest where one is none of that kind."""
+    """Return `elements`, which are flat, as an array; raises MalformedRequest if one is not of that kind."""
     values = array(kind)
     for start in range(0, len(elements), PIECE):
         _extend(values, list(elements[start : start + PIECE]), kind)
@@ -94,7 +94,7 @@ def _parsed(piece: bytes, kind: Kind) -> list[Any]:
 
 
 def _extend(values: "array[Any]", elements: list[Any], kind: Kind) -> None:
-    time.sleep(0)  # whoever waits for the interpreter has it now, and not in five milliseconds
+    time.sleep(0)  # a thread that waits for Python's lock has it now, and not in five milliseconds
     try:
         values.fromlist(elements)
     except (TypeError, OverflowError) as error:
@@ -102,7 +102,7 @@ def _extend(values: "array[Any]", elements: list[Any], kind: Kind) -> None:
 
 
 def _brackets(shape: tuple[int, ...]) -> bytes:
-    """What is left of an array of that shape in JSON without its numbers and spaces."""
+    """Return the brackets and commas of an array of that shape in JSON."""
     text = b""
     for size in reversed(shape):
         text = b"[%b]" % ((text + b",") * size)[:-1]

@@ -1,4 +1,4 @@
-"""Service: what the Open Inference Protocol offers, whichever way a request comes."""
+"""Service: the calls of the Open Inference Protocol, for REST and gRPC."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,18 +17,17 @@ from pthserve.tasks.base import TensorForm
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "statistics")
 
 MANY = 2**14
-"""Outputs of so many scores are made beside the event loop: each may become a text."""
+"""Outputs with so many scores are made in a thread: each score may become text."""
 
 Load = Callable[[], Awaitable[object]]
-"""Reads the served model's file again, through the checks of any reload; raises ModelError and keeps the old
-model when they fail."""
+"""Reloads the model, with the checks of any reload; raises ModelError and keeps the old one if they fail."""
 
 
 class Service:
-    """The protocol's calls on the one model that `predictor` serves. It holds nothing of its own.
+    """The calls of the protocol on the one model that `predictor` serves. It has no state of its own.
 
-    Metadata, statistics and the index are plain values, in the shape of the protocol's JSON; the field that
-    says a version is left out where the model has none.
+    Metadata, statistics and the index are plain values as in the protocol's JSON, without the version if the
+    model has none.
     """
 
     def __init__(self, predictor: Predictor, settings: Settings, load: Load | None = None) -> None:
@@ -37,15 +36,15 @@ class Service:
         self._load = load
 
     def live(self) -> str | None:
-        """Why the process should be restarted, in words, or None."""
+        """Return why the process should be restarted, or None."""
         return self._predictor.live()
 
     def unready(self) -> str | None:
-        """Why no inference should be sent now, in words, or None."""
+        """Return why no inference should be sent now, or None."""
         return self._predictor.unready
 
     def model(self, name: str, version: str = "") -> Model:
-        """The served model, if it is called `name` and of `version` ("": any). Raises NotFound, NotReady."""
+        """Return the model with this name and version ("" is any version); raises NotFound or NotReady."""
         model = self._predictor.current
         if model is None:
             raise NotReady(f"the service is not ready: {self._predictor.unready}")
@@ -57,17 +56,17 @@ class Service:
         return model
 
     def model_unready(self, name: str, version: str = "") -> str | None:
-        """As `unready`, of the model called `name`. Raises NotFound."""
+        """Return the same as `unready`, for the model `name`; raises NotFound."""
         if self._predictor.current is not None:
             self.model(name, version)
         return self.unready()
 
     def server_metadata(self) -> dict[str, object]:
-        """Name, version and extensions of the server."""
+        """Return name, version and extensions of the server."""
         return {"name": "pthserve", "version": pthserve.__version__, "extensions": list(EXTENSIONS)}
 
     def model_metadata(self, name: str, version: str = "") -> dict[str, object]:
-        """Inputs and outputs of the model; a request carries one of the inputs."""
+        """Return the inputs and outputs of the model; a request has one of the inputs."""
         model = self.model(name, version)
         return {
             "name": model.name,
@@ -78,15 +77,19 @@ class Service:
         }
 
     def check(self, name: str, version: str, deadline: float) -> None:
-        """Raise what keeps an inference out now, before its body is worth reading."""
+        """Raise the error that an inference would get now, before its body is read."""
         self.model(name, version)
         self._predictor.check(1, deadline)
 
     async def infer(self, request: Request, deadline: float | None = None) -> Response:
         """Answer `request`.
 
-        deadline: seconds that the connection's client grants; the request's own timeout can shorten them.
-        Raises what the predictor raises, and MalformedRequest, NotFound or TooLarge.
+        Args:
+            deadline: Seconds that the client allows for the call; the request's own timeout can shorten them.
+
+        Raises:
+            MalformedRequest, NotFound, TooLarge: The request does not fit the model.
+            PthserveError: As the predictor.
         """
         model = self.model(request.model, request.version)
         if len(request.inputs) != 1:
@@ -107,7 +110,7 @@ class Service:
             },
             "digest": model.digest,
         }
-        # Of the model that answered: another may have been swapped in, with the same task.
+        # The model that answered may be a new one, but it has the same task.
         asked = request.wanted or everything(forms, binary=request.binary)
         made = partial(outputs, model.task, [one.answer for one in answers], model.labels, asked)
         scores = len(answers) * model.outputs
@@ -118,18 +121,18 @@ class Service:
         limits = {"max_images": self._settings.max_inflight, "max_pixels": self._settings.max_pixels}
         if isinstance(tensor.content, bytes | memoryview):
             return images(tensor, model.spec, **limits)
-        # Element by element it takes long enough to keep others waiting.
+        # One element after the other would block the event loop for too long.
         return await asyncio.to_thread(images, tensor, model.spec, **limits)
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, object]:
-        """Counts and durations; of the model called `name`, or of all there is."""
+        """Return counts and durations of the model `name`, or of all models, which is the same."""
         model = self.model(name, version) if name else self._predictor.current
         if model is None:
             return {"model_stats": []}
         return {"model_stats": [{"name": model.name, **_version(model), **statistics()}]}
 
     def index(self, *, ready: bool = False) -> list[dict[str, object]]:
-        """The one model, with its state; or nothing, where `ready` asks for what is ready and it is not."""
+        """Return the model and its state; with `ready`, only if it is ready."""
         model, reason = self._predictor.current, self._predictor.unready
         if model is None or (ready and reason):
             return []
@@ -137,7 +140,7 @@ class Service:
         return [{"name": model.name, **_version(model), "state": state, "reason": reason or ""}]
 
     async def load(self, name: str, parameters: Mapping[str, object]) -> None:
-        """Read the model's file again. Raises ModelError where the new one is not taken."""
+        """Reload the model; raises ModelError if the new one is refused."""
         self.model(name)
         if parameters:
             raise MalformedRequest(
@@ -148,7 +151,7 @@ class Service:
         await self._load()
 
     def unload(self, name: str) -> None:
-        """Always raises: NotFound, or MalformedRequest."""
+        """Raise NotFound or MalformedRequest: a service has one model, which stays."""
         self.model(name)
         raise MalformedRequest(
             "a service has only one model, which cannot be unloaded; stop the service, or scale its "

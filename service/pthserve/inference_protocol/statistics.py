@@ -1,4 +1,4 @@
-"""Statistics: the statistics extension's fields, out of what Prometheus is told."""
+"""Statistics: the statistics extension's fields, computed from the Prometheus metrics."""
 
 from collections.abc import Iterator
 
@@ -14,16 +14,16 @@ from pthserve.metrics import (
 )
 
 Duration = dict[str, int]
-"""`count`, and `ns`: the sum of so many durations in nanoseconds."""
+"""`count` durations, and their sum in nanoseconds, `ns`."""
 
 _NONE: Duration = {"count": 0, "ns": 0}
 
 
 def statistics() -> dict[str, object]:
-    """What the process has done since it started, warm-up included; all but the model's name and version.
+    """Return the statistics since the process started, warm-up included, without the model's name.
 
-    Durations of queue and compute_* are an image's, those of batch_stats a forward pass'. Reading the logits
-    is part of the forward pass, so compute_output has nothing to add; and nothing is cached.
+    Durations of queue and compute_* are per image, those of batch_stats per forward pass. Reading the logits
+    is part of the forward pass, so compute_output is 0; so are the caches, which do not exist.
     """
     stages = _durations(STAGE_DURATION, "stage")
     results = _durations(INFERENCE_DURATION, "result")
@@ -57,7 +57,7 @@ def statistics() -> dict[str, object]:
 
 
 def _durations(metric: Summary | Histogram, label: str) -> dict[str, Duration]:
-    """Count and sum of `metric`, by the value of its `label`."""
+    """Return count and sum of `metric` for each value of its `label`."""
     found: dict[str, Duration] = {}
     for sample in _samples(metric):
         duration = found.setdefault(sample.labels[label], dict(_NONE))

@@ -1,4 +1,4 @@
-"""Tensor: a named array as the Open Inference Protocol writes it, in each form that it may travel in."""
+"""Tensors: the named arrays of the Open Inference Protocol, in each of their encodings."""
 
 import base64
 import binascii
@@ -18,23 +18,23 @@ from pthserve.inference_protocol.numbers import Kind, Text, read
 from pthserve.tasks.base import TensorForm
 
 Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
-"""What the predictor takes: an encoded image; pixels, uint8 (H, W, 3); or a tensor, float32 (c, h, w)."""
+"""An encoded image; its pixels, uint8 (H, W, 3); or a preprocessed tensor, float32 (c, h, w)."""
 
 _NO_STRING = "an element of the input is not a string; an image in JSON must be a base64 string"
 
 MAX_RANK = 8
-"""More dimensions than any input has; a longer shape is not worth reading, nor repeating in an error."""
+"""More dimensions than any input has. A longer shape is not quoted in the error."""
 
 
 Content = bytes | memoryview | Text | Sequence[Any]
-"""An input's elements: bytes, laid out as the binary tensor extension says (row-major, little-endian, an
-element of BYTES behind its length in four bytes); numbers as JSON writes them; or a sequence, flat or nested
-as the shape says, where an element of BYTES is bytes, or base64 in a string."""
+"""The elements of an input: bytes as in the binary tensor extension (row-major, little-endian, each element
+of BYTES after its length in four bytes); numbers as JSON text; or a sequence, flat or nested like the shape,
+whose elements of BYTES are bytes or strings of base64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A tensor as it came in, not yet decoded."""
+    """A tensor of a request, not yet decoded."""
 
     datatype: str
     shape: tuple[int, ...]
@@ -43,9 +43,11 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor on its way out.
+    """A tensor of a response.
 
-    values: an array of `shape`, or for BYTES the elements, flat; binary: whether it goes as binary data.
+    Attributes:
+        values: An array of `shape`, or for BYTES the elements, flat.
+        binary: Whether it is sent as binary data.
     """
 
     name: str
@@ -55,20 +57,20 @@ class Output:
     binary: bool = False
 
     def elements(self) -> NDArray[np.float32] | NDArray[np.int64] | list[str]:
-        """The elements, flat; those of BYTES as strings."""
+        """Return the elements, flat; those of BYTES as strings."""
         if isinstance(self.values, list):
             return [value.decode() for value in self.values]
         return self.values.ravel()
 
     def to_bytes(self) -> bytes:
-        """The elements laid out as the binary tensor extension says."""
+        """Return the elements as in the binary tensor extension."""
         if isinstance(self.values, list):
             return b"".join(chain.from_iterable((struct.pack("<I", len(v)), v) for v in self.values))
         return self.values.astype(self.values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def input_forms(spec: Spec) -> tuple[TensorForm, ...]:
-    """The inputs of a model that is preprocessed as `spec` says; a request carries one of them."""
+    """Return the inputs of a model with the preprocessing `spec`; a request has one of them."""
     return (
         TensorForm("image", "BYTES", (-1,)),
         TensorForm("pixels", "UINT8", (-1, -1, -1, 3)),
@@ -77,11 +79,17 @@ def input_forms(spec: Spec) -> tuple[TensorForm, ...]:
 
 
 def images(tensor: Input, spec: Spec, *, max_images: int, max_pixels: int) -> list[Image]:
-    """The images that `tensor` holds; its datatype says in which form, and its name says nothing.
+    """Return the images in `tensor`, in the form that its datatype says; its name does not matter.
 
-    max_images: most images in one request; max_pixels: most pixels in one of them. Arrays are views of
-    `content` where that is binary. Raises MalformedRequest where datatype, shape and content do not agree
-    with `spec` and with each other, and TooLarge over a limit; both before memory is spent.
+    Arrays are views of `content` if that is binary.
+
+    Args:
+        max_images: Maximum number of images.
+        max_pixels: Maximum size of an image.
+
+    Raises:
+        MalformedRequest: Datatype, shape and content do not fit `spec` or each other.
+        TooLarge: There are too many images, or too many pixels. Either is raised before memory is allocated.
     """
     forms = {form.datatype: form for form in input_forms(spec)}
     if tensor.datatype not in forms:
@@ -178,7 +186,7 @@ def _binary(blob: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _flat(elements: Sequence[Any], shape: tuple[int, ...]) -> Sequence[Any]:
-    """`elements` row-major: they may come nested as `shape` says, or flat already."""
+    """Return `elements`, nested like `shape` or flat already, as a flat sequence."""
     if len(elements) and isinstance(elements[0], list):
         rows: list[Any] = [elements]
         for size in shape:

@@ -27,7 +27,7 @@ _HEAD = (
 )
 _ADVICE = {
     "preprocessing": "`pthserve compare` finds the right lines from the function that prepared your images.",
-    "labels": "A list, a text file with one label a line, or a JSON file such as `class_to_idx`.",
+    "labels": "A list, a text file with one label per line, or a JSON file such as `class_to_idx`.",
 }
 
 
@@ -59,7 +59,7 @@ def write(built: Built, output: Path | None, *, force: bool) -> Path:
     replaced in one step.
 
     Raises:
-        CardError: There is a file already and no `force`, it is the card of other weights, or it cannot be
+        CardError: There is a file already and no `force`, it describes other weights, or it cannot be
             written.
     """
     file = output or built.card.file
@@ -67,9 +67,7 @@ def write(built: Built, output: Path | None, *, force: bool) -> Path:
     stated: Mapping[str, Any] = {}
     if file.exists() or file.is_symlink():
         if not force:
-            raise CardError(
-                f"{file}: is there already; --force keeps its lines and adds what they do not state"
-            )
+            raise CardError(f"{file}: exists already; --force keeps its lines and adds what is missing")
         text, stated = _existing(file, built)
     try:
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
@@ -90,7 +88,7 @@ def _existing(file: Path, built: Built) -> tuple[str, Mapping[str, Any]]:
         raise CardError(f"{file}: must be a mapping of fields, such as `name: digits`")
     weights = file.parent / str(values["weights"]) if "weights" in values else None
     if weights is not None and weights.resolve() != built.card.weights.resolve():
-        raise CardError(f"{file}: is the card of other weights, {weights.name}; use --output")
+        raise CardError(f"{file}: describes other weights, {weights.name}; use --output")
     return (text.rstrip() + "\n\n" if text.strip() else ""), values
 
 

@@ -60,7 +60,7 @@ def _output(model: Model, one: Golden, decode: Decode) -> tuple[NDArray[np.float
     """The model's outputs for a golden image, and its size; or why there are none that could be checked."""
     if one.kind != model.task.golden_kind:
         return GoldenResult(
-            0.0, f"states an answer of another task ({one.kind}), and the task is {model.task.name}"
+            0.0, f"states an answer of another task ({one.kind}), but the task is {model.task.name}"
         )
     try:
         image = pending(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)

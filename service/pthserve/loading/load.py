@@ -16,21 +16,19 @@ from pthserve.errors import (
     WeightsError,
 )
 from pthserve.files.golden import Golden
-from pthserve.files.stated_task import Hint
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
-from pthserve.loading.golden import check_golden
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
-from pthserve.loading.settle import settle
+from pthserve.loading.settle import Reading, settle
 from pthserve.options import ModelOptions
 from pthserve.planning import agreement
 from pthserve.planning.candidates import EngineFactory
-from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
 from pthserve.tasks.base import Task
-from pthserve.tasks.choice import choose
+from pthserve.tasks.choice import choose, make
+from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
@@ -73,24 +71,49 @@ def build(source: str, settings: ModelOptions, progress: "Progress | None" = Non
         own.check(described.architecture, allowed)  # before the weights are read, which takes longer
     read = weights.read(described.weights, settings.sha256 or described.sha256, progress, described.container)
 
+    ambiguous = None
     try:
-        found = _architecture(described, read, described.architecture, allowed)
+        readings = [_reading(described, read, described.architecture, settings)]
     except AmbiguousArchitecture as error:
-        found = _settled(error, described, read, settings)
-    spec = _spec(described, found)
-    task, inferred_task = _task(described, found, settings)
+        readings, ambiguous = _readings(error, described, read, settings), error
+    golden = described.golden if settings.golden != "off" else ()
+    settled = settle(readings, golden, settings.tolerance, ambiguous)
+    found, spec, task = settled.found, settled.spec, settled.task
+    if task.golden_kind == "labels":
+        golden = tuple(
+            one.of_labels(found.num_classes) if one.kind == "class" else one for one in described.golden
+        )
+        described = replace(described, golden=golden)
     labels, inferred_labels = _labels(described, read, task, found)
     inferred = (
         *read.inferred,
         *found.inferred,
         _inferred_spec(spec, found),
-        inferred_task,
+        settled.inferred["task"],
         *inferred_labels,
     )
-    if settings.golden != "off" and task.name == "classification" and found.preprocessing is None:
-        spec, settled = settle(found, _specs(described, spec), described.golden, settings.tolerance)
-        inferred = tuple(settled.get(one.subject, one) for one in inferred)
+    inferred = tuple(settled.inferred.get(one.subject, one) for one in inferred)
     return Built(described, read, found, task, labels, spec, inferred)
+
+
+def _reading(described: "Card", read: "Weights", name: str | None, settings: ModelOptions) -> Reading:
+    """The architecture called `name`, and what else the file leaves open."""
+    found = _architecture(described, read, name, settings.code_modules)
+    task, inferred = _task(described, found, settings)
+    tasks = [task]
+    unstated = settings.task == "auto" and described.task.name is None and found.hint is None
+    if unstated and task is CLASSIFICATION and all(one.probability is not None for one in described.golden):
+        tasks.append(make("multilabel", described.task, found.num_classes))
+    return Reading(found, _specs(described, found), tasks, inferred)
+
+
+def _readings(
+    error: AmbiguousArchitecture, described: "Card", read: "Weights", settings: ModelOptions
+) -> list[Reading]:
+    """Those of the architectures that the file may be of; raises `error` where nothing can choose one."""
+    if settings.golden == "off" or not described.golden or len(error.choices) > _MOST_CHOICES:
+        raise error
+    return [_reading(described, read, name, settings) for name, *_ in error.choices]
 
 
 def _architecture(
@@ -112,47 +135,6 @@ def _architecture(
         content=read.content,
         beside=read.beside,
     )
-
-
-def _settled(
-    error: AmbiguousArchitecture, described: "Card", read: "Weights", settings: ModelOptions
-) -> "Architecture":
-    """The only one of several architectures that gives the golden images their known answers.
-
-    Raises:
-        AmbiguousArchitecture: there are no golden images, too many choices, or several or none that agree.
-    """
-    if settings.golden == "off" or not described.golden or len(error.choices) > _MOST_CHOICES:
-        raise error
-    from pthserve.engines.torch_engine import TorchEngine
-
-    agreeing = []
-    for name, *_ in error.choices:
-        found = _architecture(described, read, name)
-        spec = _spec(described, found)
-        task, _inferred = _task(described, found, settings)
-        assert found.module is not None  # an exported model has one architecture
-        model = Model(
-            forward=TorchEngine(found.module, spec, threads=settings.cpus),
-            labels=_labels(described, read, task, found)[0],
-            task=task,
-            spec=spec,
-            plan=Plan(),
-            digest=read.digest,
-            name=described.name,
-            version=described.version,
-            architecture=found.name,
-            parameters=found.parameters,
-            golden=described.golden,
-        )
-        if check_golden(model, settings.tolerance, settings.decode).agrees:
-            agreeing.append(found)
-    if len(agreeing) != 1:
-        names = ", ".join(found.name for found in agreeing) or "none of them"
-        raise AmbiguousArchitecture(f"{error}; the golden images agree with {names}", error.choices)
-    (found,) = agreeing
-    settled = Inferred("architecture", found.name, Origin.GOLDEN, f"architecture: {found.name}")
-    return replace(found, inferred=(settled, *found.inferred[1:]))
 
 
 def with_architecture(described: "Card", name: str | None) -> "Card":
@@ -230,19 +212,9 @@ def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> t
     if settings.task != "auto":
         stated = replace(stated, name=settings.task)
     try:
-        return choose(stated, found.num_classes, found.hint or _hint(found), found.task_hint, found.task)
+        return choose(stated, found.num_classes, found.hint, found.task_hint, found.task)
     except CardError as error:
         raise CardError(f"{described.weights}: {error}") from None
-
-
-def _hint(found: "Architecture") -> Hint | None:
-    """What the activation tells that an exported model ended in, where it did."""
-    match found.activation:
-        case "softmax":
-            return Hint("classification", "the exported model ends in a softmax")
-        case "sigmoid":
-            return Hint("multilabel" if found.num_classes > 1 else "binary", found.task_hint)
-    return None
 
 
 def _labels(
@@ -274,30 +246,27 @@ def _labels(
     return names, (Inferred("labels", value, Origin.ASSUMED, setting),)
 
 
-def _spec(described: "Card", found: "Architecture") -> Spec:
-    """The card's spec; where it leaves out the sizes, it and what else is left out are the architecture's."""
+def _specs(described: "Card", found: "Architecture") -> list[Spec]:
+    """How images are preprocessed, and where the card does not say, how else they may have been.
+
+    The card's spec; where it leaves out the sizes, it and what else is left out are the architecture's.
+    """
     spec = described.spec
+    stated = {name: getattr(spec, name) for name in described.stated}
     if spec is None or spec.assumed:
-        stated = {name: getattr(spec, name) for name in described.stated}
         spec = replace(_usual(found), **stated)
     if spec.channels != found.channels:
         raise CardError(
             f"{described.file}: preprocessing produces {spec.channels} channels, but "
             f"the model needs {found.channels}"
         )
-    return spec
-
-
-def _specs(described: "Card", spec: Spec) -> list[Spec]:
-    """`spec`, and what else images may have been preprocessed with where the card does not say."""
-    if not spec.assumed:
+    if not spec.assumed or found.preprocessing or found.task:
         return [spec]
     size = min(spec.crop)
     common = replace(spec, resize=round(size * 256 / 224), interpolation=Spec().interpolation)
     if spec.channels == Spec().channels:
         common = replace(common, mean=Spec().mean, std=Spec().std)
     squashed = replace(spec, resize=spec.crop)
-    stated = {name: getattr(spec, name) for name in described.stated}
     return list(dict.fromkeys(replace(one, **stated) for one in (spec, common, squashed)))
 
 

@@ -12,14 +12,15 @@ from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
 from pthserve.planning.plan import Plan, Trial
 from pthserve.tasks.base import Task
+from pthserve.tasks.binary import BinaryTask
 from pthserve.tasks.choice import make
 from pthserve.tasks.classification import CLASSIFICATION
+from pthserve.tasks.multilabel import THRESHOLD
 
 MAX_BYTES = 16 * 2**20
 """Of the file."""
-FORMAT = 2
-"""Of the folder; one that is larger was made by a later version. 2 is written where a `task` is, which
-versions that know format 1 alone would not take for what it is."""
+FORMAT = 3
+"""Of the folder; one that is larger was made by a later version."""
 
 _QUOTED = 200
 """Characters of a message that may come from the file."""
@@ -208,3 +209,10 @@ def _first(error: ValidationError) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
     words = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"{place.removeprefix('.')[:_QUOTED] or 'it'}: {words[:_QUOTED]}"
+
+
+def format_of(task: Task) -> int:
+    """The format of a pack with this task: the first whose versions take it for what it is."""
+    if isinstance(task, BinaryTask) and task.threshold != THRESHOLD:
+        return 3  # versions that know format 2 alone have no threshold for it
+    return 1 if task == CLASSIFICATION else 2

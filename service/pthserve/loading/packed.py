@@ -28,7 +28,7 @@ from pthserve.files.golden import Golden
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.loading import manifest
-from pthserve.loading.manifest import FORMAT
+from pthserve.loading.manifest import format_of
 from pthserve.loading.model import Model
 from pthserve.planning.plan import Plan
 from pthserve.tasks.base import Task
@@ -143,7 +143,7 @@ class Packed:
     def to_json(self) -> str:
         """The manifest; the same model, the same text."""
         values = {
-            "format": FORMAT if self.task != CLASSIFICATION else 1,
+            "format": format_of(self.task),
             **{name: getattr(self, name) for name in _PLAIN},
             "labels": list(self.labels),
             **({"task": task_fields(self.task)} if self.task != CLASSIFICATION else {}),

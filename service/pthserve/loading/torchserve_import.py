@@ -71,7 +71,7 @@ def import_archive(source: Path, output: Path | None = None) -> Imported:
             )
         folder = output or Path(_folder_name(manifest, source))
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CardError(f"{folder}: is there already; name another folder with --output")
+            raise CardError(f"{folder}: exists already; choose another folder with --output")
         part = folder.with_name(f".{folder.name}.{uuid4().hex}")
         try:
             try:

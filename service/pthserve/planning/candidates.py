@@ -30,7 +30,7 @@ CANDIDATES = {
         ("torch", "bf16"),
         ("torch", "fp32"),
     ),
-    "cuda": (("torch", "fp32"), ("torch", "fp16"), ("torch", "bf16")),
+    "cuda": (("torch", "fp32"), ("torch", "tf32"), ("torch", "fp16"), ("torch", "bf16")),
 }
 """Engines and precisions by device, the most reliable first: fp32, and on a CPU OpenVINO, which is faster
 than PyTorch at the same precision for every family of torchvision."""

@@ -35,7 +35,7 @@ DECODE_SECONDS = 0.003
 """CPU time to decode and resize a photo of 500 x 375 pixels, on the cores that the forward pass shares."""
 LONGEST_PASS = 0.25
 """Maximum duration of a forward pass in seconds; larger batches are not considered."""
-FEWEST_BITS = ("int8", "bf16", "fp16", "fp32")
+FEWEST_BITS = ("int8", "bf16", "fp16", "tf32", "fp32")
 """Precisions, the fastest first on a CPU that supports them natively."""
 REFERENCE = ("torch", "fp32", "cpu")
 """Engine, precision and device that all others must agree with."""

@@ -37,7 +37,7 @@ class _Checked:
 
 
 class Reload:
-    """Brings `predictor` its model, and brings it anew. One event loop uses it.
+    """Loads the model of `predictor`, and loads it again. One event loop uses it.
 
     load: makes the model; called in a thread of its own.
 
@@ -79,7 +79,7 @@ class Reload:
         gc.unfreeze()
 
     async def again(self) -> None:
-        """Bring the model anew, from the files as they are now or later; it goes on if nobody waits any more.
+        """Load the model again, from the files as they are now or later; it goes on if nobody waits any more.
 
         Raises ModelError, and then the old model is still served.
         """

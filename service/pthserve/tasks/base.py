@@ -213,6 +213,24 @@ class Task(Protocol):
         """The fields of an answer's JSON as lines for a person."""
 
 
+class LabelPerOutput:
+    """The labels of a task with one for each output; see `Task`."""
+
+    __slots__ = ()
+
+    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
+        """One an output; without any, the outputs' numbers; see `Task`."""
+        if stated is None:
+            return tuple(map(str, range(outputs)))
+        if len(stated) != outputs:
+            raise ValueError(f"there are {len(stated)} labels, but the model has {outputs} outputs")
+        return stated
+
+    def outputs(self, labels: tuple[str, ...]) -> int:
+        """As many as labels; see `Task`."""
+        return len(labels)
+
+
 def agreement(differences: NDArray[np.float32], reasons: Sequence[str]) -> Agreement:
     """What `differences` and `reasons`, of one image each, come to; "" is no reason."""
     return Agreement(

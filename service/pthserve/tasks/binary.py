@@ -1,4 +1,4 @@
-"""Binary: two classes told apart by one output, whose sigmoid is the probability of the second."""
+"""Binary: two classes and one output, whose sigmoid is the probability of the second class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from pthserve.tasks.classification import (
     ClassificationAnswer,
     ClassificationTask,
     check_class,
+    ranked_rows,
 )
-from pthserve.tasks.multilabel import log_sigmoid, sigmoid
+from pthserve.tasks.multilabel import THRESHOLD, MultiLabelTask, log_sigmoid, sigmoid
 
 LABELS = ("negative", "positive")
 """The classes, unless the card states others: 0 where the output is negative, 1 where it is positive."""
@@ -25,6 +26,7 @@ _EXAMPLE: dict[str, JsonValue] = {
     "task": "binary",
     "class_index": 1,
     "label": "positive",
+    "threshold": 0.5,
     "probabilities": [0.1, 0.9],
     "top": [
         {"class_index": 1, "label": "positive", "probability": 0.9},
@@ -39,6 +41,8 @@ class BinaryAnswer(ClassificationAnswer):
     model_config = ConfigDict(defer_build=True, json_schema_extra={"examples": [_EXAMPLE]})
 
     task: str = Field(description="binary")
+    class_index: int = Field(description="1 where the positive class is as probable as the threshold, else 0")
+    threshold: float = Field(description="the probability from which on the class is the positive one")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,18 +50,37 @@ class Binary(Classification):
     """The class of one image, one of two: 0 negative, 1 positive.
 
     logits: float32 (1,). probabilities: float32 (2,). labels: of the negative and of the positive class.
+    threshold: the probability from which on the class is the positive one.
     """
+
+    threshold: float = THRESHOLD
+
+    @property
+    def class_index(self) -> int:
+        """1 where the positive class is as probable as the threshold, else 0."""
+        return int(self.probabilities[1] >= np.float32(self.threshold))
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """The fields of `BinaryAnswer`; see `Answer`. `probabilities` stays an array."""
-        return {"task": BinaryTask.name, **Classification.to_dict(self, top)}
+        fields = Classification.to_dict(self, top)
+        return {"task": BinaryTask.name, "threshold": self.threshold, **fields}
 
 
+@dataclass(frozen=True, slots=True)
 class BinaryTask(ClassificationTask):
-    """One logit, float32 (n, 1), and its sigmoid; else as classification with two classes; see `Task`."""
+    """One logit, float32 (n, 1), and its sigmoid; else as classification with two classes; see `Task`.
+
+    threshold: the probability from which on the class is the positive one, 0 to 1.
+    """
+
+    threshold: float = THRESHOLD
 
     name = "binary"
     answer_model = BinaryAnswer
+
+    def parameters(self) -> dict[str, Any]:
+        """The threshold; see `Task`."""
+        return {"threshold": self.threshold}
 
     def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
         """Two: of the negative class, then of the positive; see `Task`."""
@@ -78,7 +101,7 @@ class BinaryTask(ClassificationTask):
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Binary:
         """The class of one image; see `Task`."""
-        return Binary(output, _both(output), labels)
+        return Binary(output, _both(output), labels, self.threshold)
 
     def scores(self, outputs: Outputs) -> NDArray[np.float32]:
         """The probability of the positive class of each image: float32 (n, 1)."""
@@ -87,11 +110,8 @@ class BinaryTask(ClassificationTask):
     def compare(
         self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
     ) -> Agreement:
-        """As classification compares the probabilities of both classes."""
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} outputs, and not {reference.shape[-1]}",))
-        scores, reference = (np.concatenate((1 - each, each), axis=-1) for each in (scores, reference))
-        return ClassificationTask.compare(self, scores, reference, tolerance)
+        """As of one label; see `MultiLabelTask.compare`."""
+        return MultiLabelTask(self.threshold).compare(scores, reference, tolerance)
 
     def check_golden(
         self,
@@ -102,8 +122,10 @@ class BinaryTask(ClassificationTask):
         sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """As classification; see `Task`."""
+        both = map(_both, outputs)
         return [
-            check_class(_both(row), one, labels, tolerance) for row, one in zip(outputs, golden, strict=True)
+            check_class(row, one, labels, tolerance, int(row[1] >= np.float32(self.threshold)))
+            for row, one in zip(both, golden, strict=True)
         ]
 
     def target(self, class_index: int) -> Target:
@@ -120,8 +142,9 @@ class BinaryTask(ClassificationTask):
 
     @staticmethod
     def rows(answer: Mapping[str, Any]) -> list[Row]:
-        """Both classes; see `Task`."""
-        return ClassificationTask.rows(answer)
+        """Both classes, the one that is answered first; see `Task`."""
+        classes = sorted(answer["top"], key=lambda one: one["class_index"] != answer["class_index"])
+        return ranked_rows(classes)
 
 
 def _both(output: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -101,14 +101,14 @@ def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
         case "binary":
             if outputs != 1:
                 raise CardError(
-                    f"the task binary has one output, and the model has {outputs}; a class an image is "
+                    f"the task binary has one output, but the model has {outputs}; one class per image is "
                     "`task: classification`, several labels are `task: multilabel`"
                 )
-            return BinaryTask()
+            return BinaryTask(THRESHOLD if stated.threshold is None else stated.threshold)
         case "regression":
             named = stated.outputs or _unnamed(outputs)
             if len(named) != outputs:
-                raise CardError(f"`outputs` names {len(named)} values, and the model has {outputs} outputs")
+                raise CardError(f"`outputs` names {len(named)} values, but the model has {outputs} outputs")
             return RegressionTask(named)
         case "embedding":
             return EmbeddingTask(outputs, stated.normalize)
@@ -116,7 +116,7 @@ def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
             raise CardError("the task detection needs a model that gives boxes, and this one gives numbers")
     if outputs < 2:
         raise CardError(
-            "the task classification has two outputs or more, and the model has one; state `task: binary` "
+            "the task classification needs at least two outputs, but the model has one; state `task: binary` "
             "or `task: regression`"
         )
     return CLASSIFICATION

@@ -13,6 +13,7 @@ from pthserve.metrics import count_prediction
 from pthserve.tasks.base import (
     Agreement,
     GoldenResult,
+    LabelPerOutput,
     Outputs,
     Row,
     Size,
@@ -103,7 +104,7 @@ class Classification:
         }
 
 
-class ClassificationTask:
+class ClassificationTask(LabelPerOutput):
     """Logits, float32 (n, classes), and the softmax of them; see `Task`."""
 
     name = "classification"
@@ -115,18 +116,6 @@ class ClassificationTask:
     def parameters(self) -> dict[str, Any]:
         """None; see `Task`."""
         return {}
-
-    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
-        """One an output; without any, the classes' numbers; see `Task`."""
-        if stated is None:
-            return tuple(map(str, range(outputs)))
-        if len(stated) != outputs:
-            raise ValueError(f"there are {len(stated)} labels, but the model has {outputs} classes")
-        return stated
-
-    def outputs(self, labels: tuple[str, ...]) -> int:
-        """As many as labels; see `Task`."""
-        return len(labels)
 
     def describe(self, labels: tuple[str, ...]) -> str:
         """How many classes; see `Task`."""
@@ -254,15 +243,24 @@ def ranked_rows(classes: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def check_class(
-    probabilities: NDArray[np.float32], golden: Golden, labels: Sequence[str], tolerance: float
+    probabilities: NDArray[np.float32],
+    golden: Golden,
+    labels: Sequence[str],
+    tolerance: float,
+    given: int | None = None,
 ) -> GoldenResult:
-    """Whether `probabilities`, float32 (classes,), are largest for the class that `golden` states."""
+    """Whether the class is the one that `golden` states, with its probability out of float32 (classes,).
+
+    given: the class that is answered; by default the most probable one.
+    """
     assert golden.class_index is not None
     if not np.isfinite(probabilities).all():
         return GoldenResult(np.inf, "its probabilities are not numbers")
     if golden.class_index >= len(probabilities):
         return GoldenResult(0.0, f"there is no class {golden.class_index} among {len(probabilities)}")
-    probability, top = float(probabilities[golden.class_index]), int(probabilities.argmax())
+    probability, top = float(probabilities[golden.class_index]), given
+    if top is None:
+        top = int(probabilities.argmax())
     difference = 0.0 if golden.probability is None else abs(probability - golden.probability)
     if top != golden.class_index:
         got, wanted = (f"{index} ({labels[index]})" for index in (top, golden.class_index))

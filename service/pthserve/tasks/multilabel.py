@@ -13,6 +13,7 @@ from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
     Agreement,
     GoldenResult,
+    LabelPerOutput,
     Outputs,
     Row,
     Size,
@@ -104,7 +105,7 @@ class MultiLabel:
 
 
 @dataclass(frozen=True, slots=True)
-class MultiLabelTask:
+class MultiLabelTask(LabelPerOutput):
     """Logits, float32 (n, labels), and the sigmoid of each; see `Task`.
 
     threshold: the probability from which on a label applies, 0 to 1.
@@ -121,18 +122,6 @@ class MultiLabelTask:
     def parameters(self) -> dict[str, Any]:
         """The threshold; see `Task`."""
         return {"threshold": self.threshold}
-
-    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
-        """One an output; without any, the outputs' numbers; see `Task`."""
-        if stated is None:
-            return tuple(map(str, range(outputs)))
-        if len(stated) != outputs:
-            raise ValueError(f"there are {len(stated)} labels, and the model has {outputs} outputs")
-        return stated
-
-    def outputs(self, labels: tuple[str, ...]) -> int:
-        """As many as labels; see `Task`."""
-        return len(labels)
 
     def describe(self, labels: tuple[str, ...]) -> str:
         """How many labels; see `Task`."""

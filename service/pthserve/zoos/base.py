@@ -91,8 +91,7 @@ class Architecture:
     choices: what was assumed of `module`, and might have been otherwise.
     graph: of an exported model that has no module. preprocessing: what `spec` rests on, where it is not the
     architecture's default alone: it counts as it is. labels: one a class, where a file beside the weights
-    names them. activation: `softmax` or `sigmoid` where the exported model ended in one, which was left out;
-    "" else. task: the only one that it has, where it has only one, as a detector. usual_labels: of the
+    names them. task: the only one that it has, where it has only one, as a detector. usual_labels: of the
     library's own weights, where they have as many classes. ends: the inputs and outputs of an exported
     model, in words.
     """
@@ -113,7 +112,6 @@ class Architecture:
     graph: Any = None
     preprocessing: Inferred | None = None
     labels: tuple[str, ...] | None = None
-    activation: str = ""
     task: Task | None = None
     usual_labels: tuple[str, ...] | None = None
     ends: tuple[str, ...] = ()
@@ -201,8 +199,8 @@ def described(name: str, module: "nn.Module", channels: int | None = None, **res
         channels = first_channels(module)
     if channels not in (1, 3):
         raise ArchitectureError(
-            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB) of them. Code of your "
-            "own can make the others of these: name it in model.yaml, `architecture: package.module:callable`"
+            f"{name} has {channels} input channels; an image has 1 (grey) or 3 (RGB). Your own code can "
+            "compute the others from these: name it in model.yaml, `architecture: package.module:callable`"
         )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Architecture(name, module, parameters=parameters, channels=channels, **rest)

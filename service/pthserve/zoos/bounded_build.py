@@ -1,9 +1,28 @@
-"""A bound on what building a module may take, whatever arguments or configuration ask for."""
+"""Bounds on what building a module may take, whatever arguments or configuration ask for."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
+
+from pthserve.errors import ArchitectureError
+from pthserve.text import quoted
+
+NUMBER = 2**20
+"""The largest number of an argument or a configuration: it may be the length of a list that is made. Widths
+and sizes are below."""
+_DEPTH = 4
+
+
+def check_numbers(value: Any, place: str, depth: int = 0) -> None:
+    """Raise ArchitectureError where a number in `value`, which stands at `place`, is larger than NUMBER."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > NUMBER:
+        raise ArchitectureError(f"{place}: is {value:g}; the limit is {NUMBER}")
+    if depth < _DEPTH:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            check_numbers(inner, f"{place}: {quoted(key)}", depth + 1)
+        for inner in value if isinstance(value, list | tuple) else ():
+            check_numbers(inner, place, depth + 1)
 
 
 class BoundedBuild(TorchFunctionMode):

@@ -99,6 +99,14 @@ def choose(source: Source) -> tuple[Candidate, Inferred]:
     """
     if source.architecture:
         return _named(source, source.architecture)
+    problem = ""
+    if stated := statements.arguments(source):
+        name, _, tag = stated.name.rpartition("/")[2].partition(".")
+        if name in TIMM.names():
+            try:
+                return _with_arguments(source, stated, name, tag)
+            except ArchitectureError as error:
+                problem = f", though {stated.where} cannot be followed: {error}"
     chosen, where = _stated(source, find_candidates(source))
     taken, choices = min(chosen, key=_preference), _by_choice(chosen)
     if len(choices) > 1 and taken.view.catalogue is not CATALOGUES[0]:
@@ -109,10 +117,11 @@ def choose(source: Source) -> tuple[Candidate, Inferred]:
     words, setting = f"{taken.called}{f'.{taken.tag}' if taken.tag else ''}", f"architecture: {taken.called}"
     if len(choices) == 1:
         words += f", as {where} says" if where else ""
-        return taken, Inferred("architecture", words, Origin.FILE, setting)
+        origin = Origin.ASSUMED if problem else Origin.FILE
+        return taken, Inferred("architecture", words + problem, origin, setting)
     # Nobody should have to say that a ResNet-50 is one; but timm has rare variants with the same tensors.
     others = " and ".join(sorted(one.full for one in chosen if one.choice != taken.choice))
-    words += f", though {others} would fit and compute differently"
+    words += f", though {others} would fit and compute differently{problem}"
     return taken, Inferred("architecture", words, Origin.ASSUMED, setting)
 
 
@@ -153,7 +162,7 @@ def _named(source: Source, wanted: str) -> tuple[Candidate, Inferred]:
         raise ArchitectureError(_unknown(wanted, library, name))
     if tag and tag not in TIMM.tags(name):
         tags = ", ".join(TIMM.tags(name)) or "none"
-        raise ArchitectureError(f"timm has no weights {quoted(repr(tag))} of {name}; there are {tags}")
+        raise ArchitectureError(f"timm has no weights {quoted(repr(tag))} of {name}; it has {tags}")
     inferred = Inferred("architecture", wanted, Origin.CARD, f"architecture: {wanted}")
     problems = []
     for catalogue in having:
@@ -165,6 +174,24 @@ def _named(source: Source, wanted: str) -> tuple[Candidate, Inferred]:
         else:
             return Candidate(view, name, taken.match, tag), inferred
     raise problems[0]
+
+
+def _with_arguments(
+    source: Source, stated: statements.Arguments, name: str, tag: str
+) -> tuple[Candidate, Inferred]:
+    """timm's architecture as it is with the arguments that are stated, where these are plain values.
+
+    Raises:
+        ArchitectureError: timm cannot use them, or the file does not fit.
+    """
+    if not statements.is_plain(stated.values):
+        raise ArchitectureError("they are more than a few numbers and short texts")
+    kwargs = {**stated.values, **source.kwargs}
+    candidate, _ = _named(replace(source, kwargs=kwargs), f"{TIMM.name}/{name}")
+    match = replace(candidate.match, kwargs=kwargs, reason=f"as {stated.where} says")
+    taken = replace(candidate, match=match, tag=tag if tag in TIMM.tags(name) else "")
+    setting = f"architecture: {taken.called}"
+    return taken, Inferred("architecture", f"{taken.called}, {match.reason}", Origin.FILE, setting)
 
 
 def _unknown(wanted: str, library: str, name: str) -> str:
@@ -189,9 +216,15 @@ def _view(catalogue: Catalogue, entries: Mapping[str, Entry], source: Source) ->
 def _placed(views: Sequence[View], name: str | None) -> list[Candidate]:
     """The candidates for the one network in the state dict; of several networks for the moving average."""
     found = [(view, match) for view in views for match in find(view.layout, view.entries)]
-    if not found and views[0].catalogue is CATALOGUES[0]:
-        view = views[0]
-        found = [(view, match) for match in variants.find(view.layout, view.catalogue, view.entries)]
+    # timm's builders have no arguments that all of its shapes tell.
+    torchvisions = [view for view in views if view.catalogue is TORCHVISION]
+    for find_variants, tried in ((variants.of_first_layer, views), (variants.of_arguments, torchvisions)):
+        if not found:
+            found = [
+                (view, match)
+                for view in tried
+                for match in find_variants(view.layout, view.catalogue, view.entries)
+            ]
     if not found:
         raise ArchitectureError(fitting.misfit([(v.layout, v.catalogue, v.entries) for v in views], name))
     places: dict[frozenset[str], list[tuple[View, Match]]] = defaultdict(list)

@@ -13,6 +13,7 @@ from pthserve.errors import ArchitectureError
 from pthserve.images.spec import Spec
 from pthserve.text import quoted
 from pthserve.zoos.base import shapes
+from pthserve.zoos.bounded_build import check_numbers
 from pthserve.zoos.layout import Layout, Part, Shape, digest, words
 
 
@@ -158,6 +159,7 @@ def head_digest(head: Mapping[str, Shape], lasts: Iterable[str]) -> str:
 
 def blank(catalogue: Catalogue, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """The catalogue's module without weights; ArchitectureError where it cannot use `kwargs`."""
+    check_numbers(dict(kwargs), name)
     try:
         return catalogue.blank(name, **kwargs)
     except Exception as error:  # libraries check few of their arguments, and fail on others as they may

@@ -30,12 +30,12 @@ class Exported:
         """The exported model; see `Zoo`."""
         if source.architecture:
             raise ArchitectureError(
-                "an exported model brings its architecture; leave "
-                f"`architecture: {quoted(source.architecture)}` out of model.yaml"
+                "an exported model contains its architecture; remove "
+                f"`architecture: {quoted(source.architecture)}` from model.yaml"
             )
         if unknown := source.kwargs.keys() - {"output"}:
             raise ArchitectureError(
-                "kwargs: an exported model has `output`, the name of the output to serve, and not "
+                "kwargs: an exported model accepts only `output`, the name of the output to serve, not "
                 f"{some(unknown)}"
             )
         assert source.content is not None
@@ -58,8 +58,8 @@ def _onnx(source: Source, content: IO[bytes]) -> Architecture:
     ends = tuple(exported_graph.ends(graph))
     if len(graph.inputs) != 1:
         raise ArchitectureError(
-            f"{file}: takes {len(graph.inputs)} inputs ({'; '.join(ends)}), and an image is one; export the "
-            "model with the image alone"
+            f"{file}: has {len(graph.inputs)} inputs ({'; '.join(ends)}); export the model with the image as "
+            "its only input"
         )
     names = [exported_graph.name(end) for end in graph.outputs]
     forms = [_form(end) for end in graph.outputs]
@@ -80,10 +80,9 @@ def _onnx(source: Source, content: IO[bytes]) -> Architecture:
         channels=image.channels,
         inferred=told("an ONNX model", adapted.activation, adapted.alone),
         spec=spec,
-        task_hint=hint(adapted.activation),
+        hint=hint(adapted.activation, adapted.outputs),
         graph=adapted.graph,
         preprocessing=inferred,
-        activation=adapted.activation,
         ends=ends,
     )
 
@@ -97,12 +96,12 @@ def _check_operators(content: IO[bytes], file: str) -> None:
     if custom:
         raise ArchitectureError(
             f"{file}: needs {some(sorted(custom))}, which ONNX does not define; export the model without "
-            "operators of its own"
+            "custom operators"
         )
     if refused := operators & REFUSED:
         raise ArchitectureError(
-            f"{file}: computes in a loop ({some(sorted(refused))}), which an image classifier does not need "
-            "and is not run"
+            f"{file}: contains a loop ({some(sorted(refused))}), which is not run; export the model "
+            "without loops"
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
+from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
 from pthserve.text import quoted
 from pthserve.zoos.base import DEFAULT_SIZE
@@ -23,7 +24,7 @@ def chosen(names: Sequence[str], forms: Sequence[Form], asked: object, file: str
     if asked is not None:
         if asked not in names:
             raise ArchitectureError(
-                f"{file}: has no output {quoted(repr(asked))}; there are {some(names, 10)}"
+                f"{file}: has no output {quoted(repr(asked))}; its outputs are {some(names, 10)}"
             )
         return names.index(str(asked))
     if len(names) == 1:
@@ -52,9 +53,15 @@ def told(kind: str, activation: str, alone: bool) -> tuple[Inferred, ...]:
     return tuple(found)
 
 
-def hint(activation: str) -> str:
-    """Why the model may be for another task than classification; see `Architecture.task_hint`."""
-    return "the exported model ends in a sigmoid" if activation == "sigmoid" else ""
+def hint(activation: str, outputs: int) -> Hint | None:
+    """What the activation that the model ended in says about the task; None where it ended in none."""
+    reason = f"the exported model ends in a {activation}"
+    match activation:
+        case "softmax":
+            return Hint("classification", reason)
+        case "sigmoid":
+            return Hint("multilabel" if outputs > 1 else "binary", reason)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

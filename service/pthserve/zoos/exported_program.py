@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, EngineError, WeightsError
 from pthserve.files import documents, pt2
 from pthserve.files.pt2 import Stored
 from pthserve.text import quoted
+from pthserve.zoos import program_blocks
 from pthserve.zoos.base import Architecture, Source
 from pthserve.zoos.exported_ends import Form, ImageInput, chosen, hint, told
 from pthserve.zoos.layout import some
@@ -23,6 +25,13 @@ NODES = 100_000
 """Most calls of a program."""
 VALUES = 2**31
 """Most bytes of a value that the program computes for one image."""
+_AUTOCAST = (
+    Inferred(
+        "precision",
+        "where torch.autocast had the model compute with fewer bits, it computes as all the rest",
+        Origin.FILE,
+    ),
+)
 _SAME = 1e-3
 """How far two answers for one image may be apart, as a share of the largest value."""
 
@@ -50,7 +59,8 @@ def _build(source: Source, archive: pt2.Archive, file: str) -> Architecture:
     names = _output_names(module, outputs)
     meta = graph["tensor_values"]
     output = chosen(names, [_form(meta[name]) for name in outputs], source.kwargs.get("output"), file)
-    calls = [call_of(node) for node in _nodes(graph, file)]
+    nodes, autocast = _nodes(graph, file)
+    calls = [call_of(node) for node in nodes]
     calls, last, activation = _without_activation(calls, outputs[output])
     form = _form(meta[image])
     taken = ImageInput.of(form, file)
@@ -72,12 +82,11 @@ def _build(source: Source, archive: pt2.Archive, file: str) -> Architecture:
         parameters=sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point()),
         input_size=size[0],
         channels=taken.channels,
-        inferred=told("a program of torch.export", activation, alone),
+        inferred=told("a program of torch.export", activation, alone) + _AUTOCAST * autocast,
         spec=spec,
-        task_hint=hint(activation),
+        hint=hint(activation, found),
         graph=_graph(program, shape) if alone else None,
         preprocessing=inferred,
-        activation=activation,
         ends=(
             f"input {quoted(image)}: {_words(dtype, form)}",
             *(
@@ -116,13 +125,13 @@ def _inputs(signature: Any, archive: pt2.Archive, file: str) -> tuple[dict[str, 
                 weights[value["arg"]["name"]] = _tensor(archive.constants[value["tensor_constant_name"]])
             case _:
                 raise ArchitectureError(
-                    f"{file}: takes an input that is not an image ({quoted(role)}); export the model "
-                    "with the image alone"
+                    f"{file}: has an input that is not an image ({quoted(role)}); export the model with "
+                    "the image as its only input"
                 )
     if len(images) != 1:
         raise ArchitectureError(
-            f"{file}: takes {len(images)} inputs ({some(images)}), and an image is one; export the model "
-            "with the image alone"
+            f"{file}: has {len(images)} inputs ({some(images)}); export the model with the image as its "
+            "only input"
         )
     return weights, images[0]
 
@@ -134,7 +143,10 @@ def _tensor(stored: Stored) -> Tensor:
     flat = torch.frombuffer(stored.data, dtype=dtype)
     tensor = flat.as_strided(stored.sizes, stored.strides, stored.offset)
     if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-        raise WeightsError("NaN or infinity in its weights; the training diverged, so take an earlier one")
+        raise WeightsError(
+            "its weights contain NaN or infinity, so the training probably diverged; export an earlier "
+            "checkpoint"
+        )
     return tensor.clone() if stored.sizes else tensor
 
 
@@ -150,7 +162,7 @@ def _outputs(signature: Any, file: str) -> list[str]:
         if "as_tensor" in value["arg"]:
             found.append(value["arg"]["as_tensor"]["name"])
     if not found:
-        raise ArchitectureError(f"{file}: gives nothing")
+        raise ArchitectureError(f"{file}: returns nothing")
     return found
 
 
@@ -167,16 +179,18 @@ def _output_names(module: Any, outputs: Sequence[str]) -> list[str]:
     return list(keys) if named and keys else list(outputs)
 
 
-def _nodes(graph: Any, file: str) -> list[Any]:
-    nodes: list[Any] = graph["nodes"]
-    if len(nodes) > NODES:
-        raise ArchitectureError(f"{file}: has {len(nodes)} calls; at most {NODES} are taken")
+def _nodes(graph: Any, file: str) -> tuple[list[Any], bool]:
+    """The calls of the program, and whether some were to run in another precision, under torch.autocast."""
+    if len(graph["nodes"]) > NODES:
+        raise ArchitectureError(f"{file}: has {len(graph['nodes'])} calls; the limit is {NODES}")
+    inlined = program_blocks.inline(graph["nodes"], NODES)
+    nodes = inlined.nodes
     if unknown := sorted({node["target"] for node in nodes if function(node["target"]) is None}):
         raise ArchitectureError(
-            f"{file}: calls {some(unknown)}, which is not among the operators that an image classifier is "
-            "taken to need; export the model to ONNX"
+            f"{file}: calls {some(unknown)}, which is not among the operators that are allowed; export the "
+            "model to ONNX"
         )
-    return nodes
+    return nodes, inlined.autocast
 
 
 _SHAPING = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "to", "_to_copy", "clone", "contiguous"}

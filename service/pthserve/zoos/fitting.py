@@ -1,5 +1,6 @@
 """A state dict put into one of a catalogue's architectures, part by part."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -50,7 +51,7 @@ class Fit:
         source: Source,
     ) -> None:
         """source: what the card states beside the architecture counts."""
-        kwargs = dict(source.kwargs)
+        kwargs = {**match.kwargs, **source.kwargs}
         self.source = source
         self.layout, self.catalogue, self.entry, self.match = layout, catalogue, entry, match
         self.names: dict[str, str] = {}
@@ -87,8 +88,9 @@ class Fit:
         """List the arguments by which the match is another network than the library's own of this name."""
         if not self.match.kwargs:
             return
-        stated = ", ".join(f"{key}: {value}" for key, value in self.match.kwargs.items())
-        self._infer("architecture", f"with {stated}, by its shapes", f"kwargs: {{{stated}}}", Origin.FILE)
+        stated = ", ".join(f"{key}: {json.dumps(value)}" for key, value in self.match.kwargs.items())
+        value, setting = f"with {quoted(stated)}, {self.match.reason}", f"kwargs: {{{quoted(stated)}}}"
+        self._infer("architecture", value, setting, Origin.FILE)
 
     def _pretrained(self) -> dict[str, Any]:
         """What the library sets with its pretrained weights, where the model seems to descend from them."""

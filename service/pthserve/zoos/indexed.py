@@ -43,7 +43,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
     fitted = fitting.Fit(layout, view.catalogue, chosen.entry, match, replace(source, state_dict=state_dict))
     put(fitted.module, fitted.names, state_dict)
     spec, stated = _spec(chosen, source, fitted.input_size)
-    arguments = {**view.catalogue.implied(chosen.name, match.body), **source.kwargs}
+    arguments = {**view.catalogue.implied(chosen.name, match.body), **match.kwargs, **source.kwargs}
     return described(
         chosen.called,
         fitted.module,

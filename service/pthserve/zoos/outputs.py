@@ -51,7 +51,7 @@ def probe(module: nn.Module, name: str, channels: Iterable[int], crop: tuple[int
         return _probed(module, outputs, name, count)
     words = quoted(f"{type(failed).__name__}: {failed}", 300)
     raise ArchitectureError(
-        f"{name} fails on an image of {crop[1]}x{crop[0]} pixels: {words}; where it takes another size, "
+        f"{name} fails on an image of {crop[1]}x{crop[0]} pixels: {words}; if it needs another size, "
         "state it in model.yaml, such as `preprocessing: {resize: 256, crop: 224}`"
     ) from failed
 
@@ -70,8 +70,8 @@ def _probed(module: nn.Module, outputs: Any, name: str, channels: int) -> Probed
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == _BATCH and outputs.shape[1]:
         return Probed(module, outputs.shape[1], channels)
     raise ArchitectureError(
-        f"{name} gives {_words(outputs)}, and pthserve takes a tensor (batch, classes), by itself or as "
-        "`logits` of a mapping: name a callable whose module returns that"
+        f"{name} gives {_words(outputs)}, but pthserve needs a tensor (batch, classes), by itself or as "
+        "`logits` of a mapping: name a callable whose module returns one"
     )
 
 

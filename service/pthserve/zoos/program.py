@@ -136,7 +136,7 @@ def call_of(node: Any) -> Call:
     arguments = {one["name"]: _argument(one["arg"]) for one in node["inputs"]}
     drawn = kind(target) in QUIET and (arguments.get("train") or arguments.get("dropout_p"))
     if drawn or arguments.get("training") or arguments.get("use_input_stats"):
-        raise ArchitectureError("it was exported as it is trained; call model.eval() before the export")
+        raise ArchitectureError("it was exported in training mode; call model.eval() before the export")
     called = function(target)
     schema = getattr(called, "_schema", None)
     if schema is not None and any(argument.name == "device" for argument in schema.arguments):

@@ -16,6 +16,7 @@ _NODES = 50
 class Match:
     """The body of the architecture `name`, built with `kwargs`, lies under `node` of a state dict.
 
+    reason: how `kwargs` are known.
     names: all architectures whose bodies have the same names and shapes; `name` is one of them.
     """
 
@@ -24,6 +25,7 @@ class Match:
     body: Part
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    reason: str = "by its shapes"
 
     @property
     def prefix(self) -> str:

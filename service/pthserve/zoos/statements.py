@@ -17,7 +17,11 @@ _NAMES = ("architecture", "arch", "model_name", "model", "timm_model", "backbone
 _GROUPS = ("args", "hparams", "hyper_parameters", "config", "cfg", "opt", "model_args", "pretrained_cfg")
 """Under which it keeps its options, among them those names."""
 _PRETRAINED = ("pretrained_cfg", "default_cfg")
+_ARGUMENTS = ("model_args", "model_kwargs")
+"""Under which timm keeps what else than defaults it built a model with."""
 _LENGTH = 200
+_COUNT = 64
+"""Most arguments, and numbers of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,51 @@ def architectures(source: Source) -> Iterator[Statement]:
                 name = inner.get(key)
                 if isinstance(name, str) and len(name) <= _LENGTH:
                     yield Statement(name, f"{f'{group}.' if group else ''}{key} {where}")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Arguments with which the architecture `name` was built, and where they stand, in words."""
+
+    name: str
+    values: Mapping[str, Any]
+    where: str
+
+
+def arguments(source: Source) -> Arguments | None:
+    """What the checkpoint, or the `config.json` beside it, states of the arguments of timm's builder."""
+    for values, where in _documents(source):
+        for inner in (values, *(values.get(group) for group in _GROUPS)):
+            if not isinstance(inner, Mapping):
+                continue
+            name = next((inner[key] for key in _NAMES if isinstance(inner.get(key), str)), None)
+            for key in _ARGUMENTS:
+                stated = inner.get(key)
+                if not (name and isinstance(stated, Mapping)):
+                    continue
+                # How many classes there are, the weights tell.
+                if stated := {one: value for one, value in stated.items() if one != "num_classes"}:
+                    return Arguments(name[:_LENGTH], stated, f"{key} {where}")
+    return None
+
+
+def is_plain(values: Mapping[Any, Any]) -> bool:
+    """Whether `values` are a few arguments by name, each a number, a short text, or a short list of such."""
+    return len(values) <= _COUNT and all(
+        isinstance(key, str)
+        and key.isidentifier()
+        and (
+            _is_plain(value)
+            or (isinstance(value, list) and len(value) <= _COUNT and all(map(_is_plain, value)))
+        )
+        for key, value in values.items()
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LENGTH
+    return value is None or isinstance(value, bool | int | float)
 
 
 def pretrained_cfg(source: Source) -> tuple[Mapping[str, Any], str] | None:

@@ -13,7 +13,7 @@ import logging
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import astuple, is_dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ def described(name: str) -> tuple[Entry, Law | None] | None:
     try:
         module = TIMM.blank(name, num_classes=1000)
         last, *beside = [cfg.classifier] if isinstance(cfg.classifier, str) else list(cfg.classifier or [])
+        beside += _others_of_classes(name, module, {last, *beside})
         layers = [module.get_submodule(path) for path in (last, *beside)]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         _log.info("%s: left out: %s", name, error)
@@ -75,6 +76,17 @@ def described(name: str) -> tuple[Entry, Law | None] | None:
         return None
     entry = describe(module, last, beside=tuple(beside), first=_first(cfg.first_conv))
     return entry, _law(name, module, entry, cfg.input_size[-1])
+
+
+def _others_of_classes(name: str, module: nn.Module, known: Set[str]) -> list[str]:
+    """Paths of the layers that give the classes and are not `known`: a few `pretrained_cfg` leave one out."""
+    other = shapes(TIMM.blank(name, num_classes=_CLASSES).state_dict())
+    changed = (
+        path
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and other[f"{path}.weight"] != tuple(layer.weight.shape)
+    )
+    return [path for path in changed if path not in known]
 
 
 def _cfg(name: str) -> PretrainedCfg:

@@ -17,14 +17,12 @@ from transformers.models.auto.modeling_auto import (
 
 from pthserve.errors import ArchitectureError
 from pthserve.text import quoted
-from pthserve.zoos.bounded_build import BoundedBuild
+from pthserve.zoos.bounded_build import BoundedBuild, check_numbers
 from pthserve.zoos.layout import some
 
 FILE = "config.json"
 CALLS = 100_000
 """Most calls of PyTorch that it takes to build a module; a Swin of 24 blocks takes some 5,000."""
-NUMBER = 2**20
-"""The largest whole number of a configuration; widths and sizes are below."""
 _LEFT_OUT = {
     *("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype"),
     *("quantization_config", "attn_implementation", "_attn_implementation", "_commit_hash", "return_dict"),
@@ -71,7 +69,7 @@ def choose(values: Mapping[str, Any]) -> tuple[str, Any, Any]:
 def _config(made: Any, values: Mapping[str, Any]) -> Any:
     known = set(made().to_dict()) | set(getattr(made, "attribute_map", {}))
     kept = {key: value for key, value in values.items() if key in known - _LEFT_OUT}
-    _check_numbers(kept, FILE)
+    check_numbers(kept, FILE)
     labels = values.get("id2label")
     if isinstance(labels, Mapping):
         kept["num_labels"] = len(labels)
@@ -81,16 +79,6 @@ def _config(made: Any, values: Mapping[str, Any]) -> Any:
         return made.from_dict(kept)
     except Exception as error:  # it checks few of its values, and fails on others as it may
         raise ArchitectureError(f"{FILE}: {made.__name__} cannot use it: {quoted(error)}") from error
-
-
-def _check_numbers(value: Any, place: str, depth: int = 0) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > NUMBER:
-        raise ArchitectureError(f"{place}: is {value:g}; at most {NUMBER} is taken")
-    if depth < 4:
-        for key, inner in value.items() if isinstance(value, dict) else ():
-            _check_numbers(inner, f"{place}: {quoted(key)}", depth + 1)
-        for inner in value if isinstance(value, list) else ():
-            _check_numbers(inner, place, depth + 1)
 
 
 def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> Any:
@@ -126,7 +114,7 @@ def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> 
             raise ArchitectureError(f"the weights do not fit {name} of {FILE}: {some(found)} {kind}")
     if report["unexpected_keys"]:
         raise ArchitectureError(
-            f"the weights do not fit {name} of {FILE}: nothing takes "
+            f"the weights do not fit {name} of {FILE}: it has no place for "
             f"{some(sorted(report['unexpected_keys']))}"
         )
     return model.eval()

@@ -15,11 +15,6 @@ _TRIED = 8
 """Most architectures that are built to look for one with the same names."""
 
 
-def find(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]) -> list[Match]:
-    """Where a variant of one of `entries` lies in `layout`; empty where none does."""
-    return _of_first_layer(layout, catalogue, entries) or _of_arguments(layout, catalogue, entries)
-
-
 def namesakes(
     layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]
 ) -> Iterator[tuple[Match, Part]]:
@@ -38,8 +33,9 @@ def same_width(ours: Shape, theirs: Shape) -> bool:
     return len(ours) == len(theirs) == len(("out", "in", "height", "width")) and ours[0] == theirs[0]
 
 
-def _of_first_layer(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]) -> list[Match]:
-    """The nearest architecture, with another kernel, channels or bias in its first layer."""
+def of_first_layer(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]) -> list[Match]:
+    """The nearest of `entries`, and those with its names and shapes, where only kernel, channels or bias
+    of the first layer differ; empty where more does."""
     close, alike = search.nearest(layout, entries)
     if close is None or alike < _RESEMBLES:
         return []
@@ -56,14 +52,15 @@ def _of_first_layer(layout: Layout, catalogue: Catalogue, entries: Mapping[str, 
     if bias in body.shapes:
         as_known[full_bias] = body.shapes[bias]
     matches = []
-    for one in search.find(Layout(as_known), {close.name: entries[close.name]}):
+    for one in search.find(Layout(as_known), entries):
         names = {**one.body.names, bias: full_bias}
         theirs = {short: layout.shapes[name] for short, name in names.items() if name in layout.shapes}
-        matches.append(Match(one.name, one.node, Part({short: names[short] for short in theirs}, theirs)))
+        part = Part({short: names[short] for short in theirs}, theirs)
+        matches.append(Match(one.name, one.node, part, names=one.names))
     return matches
 
 
-def _of_arguments(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]) -> list[Match]:
+def of_arguments(layout: Layout, catalogue: Catalogue, entries: Mapping[str, Entry]) -> list[Match]:
     """An architecture that is built with arguments which its shapes tell, such as a width."""
     for one, _ in namesakes(layout, catalogue, entries):
         kwargs = catalogue.implied(one.name, one.body)

@@ -7,8 +7,8 @@ const number = (value) => String(Number(value.toPrecision(6)));
 const ranked = (answer) => answer.top.map((one) => ({ label: one.label, text: percent(one.probability), probability: one.probability, index: one.class_index }));
 
 function classes(answer) {
-  const [best] = answer.top;
-  return { title: best.label, note: percent(best.probability), rows: ranked(answer), index: answer.class_index, field: '["label"]' };
+  const note = percent(answer.probabilities[answer.class_index]);
+  return { title: answer.label, note, rows: ranked(answer), index: answer.class_index, field: '["label"]' };
 }
 
 function labels(answer) {

@@ -1,0 +1,118 @@
+"""timm's own modules with weights that matter, and their answers for real photos by timm's own transform."""
+
+import random
+import zlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+
+from pthserve.zoos.timm import TIMM
+
+PHOTOS = [
+    Path(str(path)) for path in files("pthserve.images.samples").iterdir() if path.name.endswith(".jpg")
+]
+"""Real photos, as they come with scikit-image."""
+CLASSES = 7
+LARGE, WIDE = 3e7, 260
+"""Most parameters, and pixels a side, of an architecture that is drawn, unless its family has none such."""
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """The module with weights that let each layer matter, in eval mode."""
+    computed = {name for name, buffer in module.named_buffers() if "running" not in name}
+    for name, tensor in module.state_dict().items():
+        if name in computed or not tensor.is_floating_point():
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        numbers = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.copy_(numbers.abs() + 0.5)
+        elif tensor.ndim > 1 and "pos" not in name and "token" not in name:
+            tensor.copy_(numbers / max(tensor[0].numel(), 1) ** 0.5)
+        elif name.endswith(("weight", "gamma")):
+            tensor.copy_(1 + 0.2 * numbers)
+        else:
+            tensor.copy_(0.2 * numbers)
+    return module.eval()
+
+
+def settled(module: nn.Module, size: int) -> nn.Module:
+    """The module with the statistics of noise in its norms over batches, so that no activation explodes."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            module(torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(5)))
+    return module.eval()
+
+
+def made(name: str, **arguments: Any) -> nn.Module:
+    """timm's own module."""
+    module = lively(timm.create_model(name, pretrained=False, **{"num_classes": CLASSES, **arguments}))
+    return module if arguments else settled(module, TIMM.size(name))
+
+
+def data_config(preset: Any) -> dict[str, Any]:
+    """timm's own reading of a preset."""
+    config: dict[str, Any] = resolve_data_config(pretrained_cfg=preset)  # type: ignore[no-untyped-call]
+    return config
+
+
+def answers(module: nn.Module, count: int) -> Tensor:
+    """The logits of photos, by timm's own transform."""
+    transform = create_transform(**data_config(module.pretrained_cfg), is_training=False)
+    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in PHOTOS[:count]])
+    with torch.inference_mode():
+        logits: Tensor = module(images)
+    return logits
+
+
+def draw(seed: int, count: int) -> list[str]:
+    """So many architectures, one of each family before any of these gives a second one."""
+    chance = random.Random(seed)
+    families: dict[str, list[str]] = {}
+    for name in TIMM.names():
+        families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+    for names in families.values():
+        chance.shuffle(names)
+    turns = sorted(families)
+    chance.shuffle(turns)
+    drawn: list[str] = []
+    while len(drawn) < count:
+        before = len(drawn)
+        for family in turns:
+            if len(drawn) < count and (name := _next(families[family], first=before == 0)):
+                drawn.append(name)
+        assert len(drawn) > before, "there are not so many"
+    return drawn
+
+
+def _next(names: list[str], *, first: bool) -> str | None:
+    """The next that is not large, taken from `names`; else the smallest, for the `first` of a family."""
+    sizes: dict[str, int] = {}
+    for name in list(names):
+        if TIMM.size(name) <= WIDE:
+            sizes[name] = parameters(name)
+            if sizes[name] <= LARGE:
+                names.remove(name)
+                return name
+    if not first:
+        return None
+    smallest = min(names, key=lambda name: sizes.get(name) or parameters(name))
+    names.remove(smallest)
+    print(f"{smallest}: the smallest of its family, though large")
+    return smallest
+
+
+def parameters(name: str) -> int:
+    """How many the architecture has."""
+    return sum(parameter.numel() for parameter in TIMM.blank(name).parameters())
