@@ -36,7 +36,7 @@ def detector(name: str, *, classes: int = 5, seed: int = 0, **kwargs: Any) -> nn
         model([torch.rand(3, 200, 200)])
     for hook in hooks:
         hook.remove()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _spread(layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:

@@ -40,6 +40,8 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
         raise PackError(f"{output}: exists and is not a packed model; choose another folder")
     settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
     built = build(source, settings, progress)
+    if not built.spec.rounded and built.architecture.task is None:
+        raise PackError(f"{source}: a model with `rounded: false` in its preprocessing cannot be packed yet")
     part = output.with_name(f".{output.name}.{uuid4().hex}")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,8 @@ class EngineFactory:
 
     @property
     def _varies(self) -> bool:
-        return getattr(self.module, "varies", False)
+        """Whether the model runs on images of any shape, or does what follows from an image."""
+        return self.spec.whole or getattr(self.module, "varies", False)
 
     def candidates(self) -> list[Candidate]:
         """Return the candidates that the options allow; for `auto`, those that this machine runs natively.
@@ -91,8 +92,8 @@ class EngineFactory:
         options, device = self.options, self._device()
         if self._varies and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
             raise EngineError(
-                "only PyTorch runs a detector, at fp32, and it cannot be packed: serve its weights, with "
-                "--engine torch and --precision fp32, or leave these out"
+                "a detector, or a model whose images are not cropped, is run by PyTorch at fp32, and cannot "
+                "be packed: serve its weights, with --engine torch and --precision fp32, or leave these out"
             )
         auto = dict(self._auto(device))
         candidates = [
