@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from pthserve.options import ModelOptions
     from pthserve.tasks.binary import Binary
     from pthserve.tasks.classification import Classification
-    from pthserve.tasks.detection import Detections
     from pthserve.tasks.embedding import Embedding
     from pthserve.tasks.multilabel import MultiLabel
+    from pthserve.tasks.objects import Detections
     from pthserve.tasks.regression import Regression
 
 __version__ = "0.1.0"
@@ -73,7 +73,7 @@ __all__ = [
 _MODULES = {
     "Binary": "tasks.binary",
     "Classification": "tasks.classification",
-    "Detections": "tasks.detection",
+    "Detections": "tasks.objects",
     "Embedding": "tasks.embedding",
     "Model": "loading.model",
     "ModelOptions": "options",

@@ -70,7 +70,7 @@ def model(folder: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def service(model: Model, folder: Path) -> Iterator[Service]:
-    with serving(model, model=str(folder), grpc_port=0) as service:
+    with serving(model, model=str(folder), grpc_port=0, deadline=120) as service:
         yield service
 
 
