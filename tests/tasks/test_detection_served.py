@@ -232,7 +232,7 @@ def test_predict_shows_a_table_and_draws(folder: Path, service: Service, tmp_pat
     assert sum(any(label in line for label in LABELS) for line in shown.stdout.splitlines()) == 2
     remote = called("predict", service.url, folder / "photo.jpg", "--draw", there, "--max", "2")
     assert remote.returncode == 0, remote.stderr
-    np.testing.assert_array_equal(*(np.asarray(Image.open(file)) for file in (here, there)))
+    np.testing.assert_array_equal(np.asarray(Image.open(here)), np.asarray(Image.open(there)))
     told = called("predict", folder, folder / "photo.jpg", "--json", "--threshold", "0.05")
     assert len(json.loads(told.stdout)[0]["detections"]) > 2
 

@@ -48,7 +48,9 @@ def test_runs_of_a_whole_image_are_one() -> None:
 
 def decoded(coco: dict[str, object]) -> NDArray[np.bool_]:
     """As `rleFrString` and `rleDecode` of COCO's maskApi.c."""
-    text, (height, width) = str(coco["counts"]), coco["size"]  # type: ignore[misc]
+    text, size = str(coco["counts"]), coco["size"]
+    assert isinstance(size, list)
+    height, width = size
     counts: list[int] = []
     place = 0
     while place < len(text):

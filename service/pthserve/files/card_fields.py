@@ -354,8 +354,8 @@ class Fields(_Fields):
     def _one_task(self) -> Self:
         for name, tasks in PARAMETERS.items():
             if getattr(self, name) is not None and self.task not in (None, *tasks):
-                wanted = " or ".join(f"`task: {task}`" for task in tasks)
-                raise ValueError(f"`{name}` is for {wanted}, but the task is {self.task}")
+                told = " or ".join(f"`task: {task}`" for task in tasks)
+                raise ValueError(f"`{name}` is for {told}, but the task is {self.task}")
         wanted = "classification" if self.task == "binary" else self.task
         for number, image in enumerate(self.golden):
             of_label = wanted == "multilabel" and image.probability is not None  # one label's probability

@@ -110,7 +110,9 @@ class _Rows:
         inside = self._crossings(values, begin != end)
         # Before each segment, and within it; and after the last one, where each column ends.
         before = np.vstack((np.zeros_like(end[:1]), end[:-1]))
-        column, opens, row = [], [], []
+        column: list[NDArray[np.int64]] = []
+        row: list[NDArray[np.int64]] = []
+        opens: list[NDArray[np.bool_]] = []
         for segments, columns, enters, rows in (
             (*np.nonzero(before != begin), begin, self._begins[:, None]),
             (*np.nonzero(begin != end), end, inside),
@@ -122,9 +124,9 @@ class _Rows:
         column.append(still)
         opens.append(np.zeros(len(still), bool))
         row.append(np.full(len(still), len(self._low)))
-        columns, rows, enters = (np.concatenate(each) for each in (column, row, opens))
-        order = np.lexsort((rows, columns))
-        return columns[order].astype(np.int64), rows[order].astype(np.int64), enters[order]
+        all_columns, all_rows = (np.concatenate(each).astype(np.int64) for each in (column, row))
+        order = np.lexsort((all_rows, all_columns))
+        return all_columns[order], all_rows[order], np.concatenate(opens)[order]
 
     def _value(self, values: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
         down = self._down[rows, None]

@@ -136,7 +136,7 @@ class Detections:
 
     def draw(self, image: Image.Image) -> Image.Image:
         """The objects drawn over the image, which may be scaled; see `Drawn`."""
-        scale = np.array(image.size, np.float32) / np.array(self.size, np.float32)
+        scale = (np.array(image.size) / np.array(self.size)).astype(np.float32)
         return draw(image, [self._shape(number, scale, image.size) for number in range(len(self))])
 
     def _shape(self, number: int, scale: NDArray[np.float32], size: Size) -> Shape:
@@ -246,7 +246,8 @@ def intersections(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArr
     corner = np.maximum(boxes[:, :2], box[:2])
     common = np.prod(np.maximum(np.minimum(boxes[:, 2:], box[2:]) - corner, 0), 1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1) + np.prod(box[2:] - box[:2]) - common
-    return np.divide(common, areas, out=np.zeros_like(common), where=areas > 0)
+    shares: NDArray[np.float32] = np.divide(common, areas, out=np.zeros_like(common), where=areas > 0)
+    return shares
 
 
 def closest(

@@ -54,7 +54,7 @@ class Detector(nn.Module):
         return row.flatten()
 
 
-class _Prepared(GeneralizedRCNNTransform):
+class _Prepared(GeneralizedRCNNTransform):  # type: ignore[misc]
     """What is left of a transform where images are resized and normalised, and boxes stay as they are."""
 
     def __init__(self, usual: GeneralizedRCNNTransform) -> None:
