@@ -599,7 +599,7 @@ def test_a_golden_image_states_the_answer_of_its_task(
         ("task: detect", "task: "),
         (
             "{task: regression, threshold: 0.3}",
-            "`threshold` is for `task: multilabel` or `task: binary`, but the task is regression",
+            "`threshold` is for `task: multilabel` or `task: binary` or `task: detection`, but the task is",
         ),
         ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
         (
