@@ -123,7 +123,7 @@ class _Rows:
         (still,) = np.nonzero(end[-1])
         column.append(still)
         opens.append(np.zeros(len(still), bool))
-        row.append(np.full(len(still), len(self._low)))
+        row.append(np.full(len(still), len(self._low), np.int64))
         all_columns, all_rows = (np.concatenate(each).astype(np.int64) for each in (column, row))
         order = np.lexsort((all_rows, all_columns))
         return all_columns[order], all_rows[order], np.concatenate(opens)[order]

@@ -323,7 +323,7 @@ def _task(name: str, model: Any, known: Mapping[str, Shape]) -> DetectionTask:
 def _spec(model: Any) -> Spec:
     """What the model's transform does, which `Detector` takes out of it."""
     transform = model.transform
-    common = {
+    common: dict[str, Any] = {
         "mean": tuple(transform.image_mean),
         "std": tuple(transform.image_std),
         "antialias": False,
