@@ -117,9 +117,9 @@ class _Rows:
             (*np.nonzero(before != begin), begin, self._begins[:, None]),
             (*np.nonzero(begin != end), end, inside),
         ):
-            column.append(columns)
+            column.append(columns.astype(np.int64))
             opens.append(enters[segments, columns])
-            row.append(np.broadcast_to(rows, begin.shape)[segments, columns])
+            row.append(np.broadcast_to(rows, begin.shape)[segments, columns].astype(np.int64))
         (still,) = np.nonzero(end[-1])
         column.append(still)
         opens.append(np.zeros(len(still), bool))
