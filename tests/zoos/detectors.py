@@ -22,7 +22,7 @@ def detector(name: str, *, classes: int = 5, seed: int = 0, **kwargs: Any) -> nn
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None
     with torch.no_grad():
-        model.backbone.train()(torch.randn(4, 3, 160, 160))
+        model.backbone.train()(torch.randn(2, 3, 300, 300))
     model.eval()
     heads = [
         layer
