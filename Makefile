@@ -36,10 +36,10 @@ check: env ## the fast loop: format, lint, types, unit tests
 	@$(BIN)/shellcheck $$(git ls-files | xargs grep -lE '^\#!.*(bash|sh)$$')
 	@$(MAKE) -s -j 2 types unit
 
-types: env
+types: env ## check the types
 	@nice $(BIN)/mypy
 
-unit: env
+unit: env ## run the quick tests
 	@$(BIN)/pytest -q -n 2 -m "not (slow or alone or browser or cluster)" tests
 
 test: env ## what every change must pass: half an hour on two cores once caches are warm

@@ -39,6 +39,11 @@ def plan() -> Plan:
     return _loaded[0].plan
 
 
+def tensor_shape() -> tuple[int, ...]:
+    """Of one normalised image."""
+    return _loaded[0].spec.tensor_shape
+
+
 def forward(batch: int, seconds: float) -> Timed:
     """What an image costs in a forward pass of `batch`."""
     model = _loaded[0]

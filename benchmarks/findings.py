@@ -9,7 +9,7 @@ from pthserve.planning.plan import Plan
 
 Key = tuple[str, str]
 """A subject and a scenario, such as `auto fast` and `8 clients`; `forward` and a precision, and a batch size;
-`decode` and how, and which photos."""
+`decode` and how, and which photos or model; `benchmark_app`, and a precision or a model and one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Start:
 class Findings:
     """What a run found.
 
-    plans: by precision, what the model ran with.
+    plans: by precision, what the model ran with; of other models by name and precision. refused: why there is
+    none.
     repeats: each with the sample of every key; answers a second, or seconds.
     starts, and idle: the cores that a service took while nobody asked it anything; by subject.
     """
@@ -34,6 +35,7 @@ class Findings:
     repeats: list[dict[Key, Sample]] = field(default_factory=list)
     starts: dict[str, Start] = field(default_factory=dict)
     idle: dict[str, Sample] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, ready for JSON."""
@@ -46,6 +48,7 @@ class Findings:
             ],
             "starts": {name: asdict(start) for name, start in self.starts.items()},
             "idle": {name: asdict(sample) for name, sample in self.idle.items()},
+            "refused": self.refused,
         }
 
     @classmethod
@@ -60,4 +63,5 @@ class Findings:
             ],
             {name: Start(**start) for name, start in values["starts"].items()},
             {name: Sample(**sample) for name, sample in values["idle"].items()},
+            values.get("refused", {}),
         )

@@ -4,8 +4,8 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from pthserve.cpus import cpu_quota
 from pthserve.engines.cpu import cpu, cpu_flags
-from pthserve.options import cpu_quota
 
 LIBRARIES = ("torch", "torchvision", "openvino", "pillow", "fastapi", "uvicorn", "litserve")
 

@@ -31,7 +31,7 @@ class Durations:
     idle: float = 5.0
     repeats: int = 4
     tries: int = 3
-    budget: float = 550.0
+    budget: float = 850.0
 
 
 QUICK = Durations(load=0.5, warm_up=0.1, bare=0.05, idle=0.2, repeats=1, tries=1)

@@ -9,13 +9,23 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from benchmarks import bare, measure
+from benchmarks import app, bare, measure
 from benchmarks.findings import Findings, Key, Start
 from benchmarks.machine import Machine
 from benchmarks.material import SIZES, Material
 from benchmarks.measure import Durations, Sample, quietest
+from benchmarks.models import PRECISIONS, Packed, Precision
 from benchmarks.process import Process, free_port
-from benchmarks.subjects import DECODES, OURS, PEERS, PRECISIONS, UNPACKED, Subject, settings, subjects
+from benchmarks.subjects import (
+    DECODES,
+    OURS,
+    PEERS,
+    PEERS_OF_DEMO,
+    UNPACKED,
+    Subject,
+    settings,
+    subjects,
+)
 from pthserve.bench.load import Round
 
 Step = tuple[Key, Callable[[], Sample]]
@@ -43,7 +53,7 @@ class Scenario:
 
 
 SCENARIOS = {
-    "8 clients": Scenario(8, "small", (*OURS, UNPACKED, *PEERS)),
+    "8 clients": Scenario(8, "small", (*OURS, UNPACKED, *PEERS, *PEERS_OF_DEMO)),
     "64 clients": Scenario(64, "small", tuple(f"{precision} exact" for precision in PRECISIONS)),
     "1 client": Scenario(1, "small", (*OURS, *PEERS), latency),
     "8 clients, large photos": Scenario(8, "large", ("auto fast", *PEERS)),
@@ -72,10 +82,10 @@ class Run:
             self._say("making weights and photos")
             material = Material.make(self._folder)
             for precision in PRECISIONS:
-                self._say(f"loading {precision}")
-                worker = self._stack.enter_context(bare.worker(settings(material, precision)))
-                self.findings.plans[precision] = worker.submit(bare.plan).result()
-                self._bare[precision] = worker
+                self._load(precision, material.resnet18, precision, material.cache)
+            for model, packed in material.others.items():
+                for precision in PRECISIONS:
+                    self._load(f"{model} {precision}", packed, precision, material.cache)
             for subject in subjects(
                 material, {name: plan.precision for name, plan in self.findings.plans.items()}
             ):
@@ -88,10 +98,23 @@ class Run:
                     {key: self._quietest(once) for key, once in self._steps(material)}
                 )
             for name in OURS:
+                if name not in self._services:
+                    continue
                 self._say(f"idling {name}")
                 once = partial(measure.idle, self._services[name][0], self._durations.idle)
                 self.findings.idle[name] = self._quietest(once)
         return self.findings
+
+    def _load(self, name: str, packed: Packed, precision: Precision, cache: Path) -> None:
+        """Have a process with that model, or note why there is none."""
+        if precision not in packed.packs:
+            self._say(f"{name} is refused: {packed.refused}")
+            self.findings.refused[name] = packed.refused
+            return
+        self._say(f"loading {name}")
+        worker = self._stack.enter_context(bare.worker(settings(packed, precision, cache)))
+        self.findings.plans[name] = worker.submit(bare.plan).result()
+        self._bare[name] = worker
 
     def _start(self, subject: Subject) -> None:
         self._say(f"starting {subject.name}")
@@ -112,27 +135,39 @@ class Run:
         for how, size in product(DECODES, SIZES):
             call = partial(bare.decode, material.photos[size], how, seconds)
             yield (f"decode {how}", size), self._bare_step("fp32", call)
-        for precision in PRECISIONS:
+        for name in self._bare:
             for batch in bare.BATCHES:
                 yield (
-                    (f"forward {precision}", str(batch)),
-                    self._bare_step(precision, partial(bare.forward, batch, seconds)),
+                    (f"forward {name}", str(batch)),
+                    self._bare_step(name, partial(bare.forward, batch, seconds)),
                 )
         for name, scenario in SCENARIOS.items():
             for subject in scenario.subjects:
-                process, port = self._services[subject]
-                yield (
-                    (subject, name),
-                    partial(
-                        measure.loaded,
-                        process,
-                        port,
-                        material.photos[scenario.photos],
-                        scenario.clients,
-                        scenario.value,
-                        self._durations,
-                    ),
-                )
+                if subject in self._services:
+                    yield (subject, name), self._loaded(subject, scenario, material.photos[scenario.photos])
+        yield from self._of_models(material)
+
+    def _of_models(self, material: Material) -> Iterator[Step]:
+        """The other models, and benchmark_app with all."""
+        seconds = self._durations.bare
+        for model, packed in {"": material.resnet18, **material.others}.items():
+            if model:
+                call = partial(bare.decode, packed.photos, "exact", seconds)
+                yield ("decode exact", model), self._bare_step(f"{model} fp32", call)
+            for precision, pack in packed.packs.items():
+                name = f"{model} {precision}".strip()
+                computes = self.findings.plans[name].precision
+                shape = self._bare[name].submit(bare.tensor_shape).result()
+                cpus = self.findings.machine.cpus
+                call = partial(app.images, pack, computes, shape, cpus, 2 * seconds)
+                yield ("benchmark_app", name), partial(measure.bare, call)
+                if model:
+                    yield (name, "8 clients"), self._loaded(name, SCENARIOS["8 clients"], packed.photos)
+
+    def _loaded(self, subject: str, scenario: Scenario, photos: list[Path]) -> Callable[[], Sample]:
+        process, port = self._services[subject]
+        value, durations = scenario.value, self._durations
+        return lambda: measure.loaded(process, port, photos, scenario.clients, value, durations)
 
     def _bare_step(self, precision: str, call: Callable[[], bare.Timed]) -> Callable[[], Sample]:
         worker = self._bare[precision]

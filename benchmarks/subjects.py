@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from benchmarks.material import Material, Precision
+from benchmarks.material import Material
+from benchmarks.models import DEMO, PRECISIONS, Packed, Precision
 from pthserve.images.preprocess import Decode
 from pthserve.settings import Settings
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "auto", "int8")
 DECODES: tuple[Decode, ...] = ("exact", "fast")
 OURS = tuple(f"{precision} {decode}" for precision, decode in product(PRECISIONS, DECODES))
 UNPACKED = "auto exact, from the weights file"
 PEERS = {"FastAPI + torch": "plain", "LitServe": "lit"}
 """Name to the module of `benchmarks.peers`."""
+PEERS_OF_DEMO = tuple(f"{peer}, {DEMO}" for peer in PEERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +28,43 @@ class Subject:
     ready: str
 
 
-def settings(material: Material, precision: Precision) -> Settings:
+def settings(packed: Packed, precision: Precision, cache: Path) -> Settings:
     """What the service is started with, for a bare model."""
-    return Settings(model=str(material.packs[precision]), precision=precision, cache_dir=material.cache)
+    return Settings(model=str(packed.packs[precision]), precision=precision, cache_dir=cache)
 
 
 def subjects(material: Material, precisions: Mapping[str, str]) -> Iterator[Subject]:
-    """Ours in all variants, then from the weights file, then the peers.
+    """Ours in all variants, from the weights file, the peers, then the other models; none that was refused.
 
     precisions: that each of ours computes with; what is served from the weights file computes as `auto` does.
     """
-    for name in OURS:
-        precision, decode = name.split()
-        yield _ours(name, material, material.packs[precision], precision, "--decode", decode)  # type: ignore[index]
-    yield _ours(UNPACKED, material, material.weights, precisions["auto"], "--tune-budget", "0")
-    for name, module in PEERS.items():
-        argv = (sys.executable, "-m", f"benchmarks.peers.{module}", str(material.weights), "{port}")
-        yield Subject(name, argv, "/health")
+    resnet18, cache = material.resnet18, material.cache
+    for precision, decode in product(PRECISIONS, DECODES):
+        if precision in resnet18.packs:
+            yield _ours(
+                *(f"{precision} {decode}", resnet18.packs[precision], cache),
+                *("--precision", precision, "--decode", decode),
+            )
+    yield _ours(
+        *(UNPACKED, resnet18.weights, cache),
+        *("--precision", precisions["auto"], "--tune-budget", "0"),
+    )
+    for name in PEERS:
+        yield _peer(name, name, "resnet18", resnet18.weights)
+    for model, packed in material.others.items():
+        for precision, pack in packed.packs.items():
+            yield _ours(f"{model} {precision}", pack, cache, "--precision", precision)
+    for name, named in zip(PEERS, PEERS_OF_DEMO, strict=True):
+        yield _peer(named, name, "efficientnet-lite0", material.others[DEMO].weights)
 
 
-def _ours(name: str, material: Material, model: Path, precision: str, *options: str) -> Subject:
+def _ours(name: str, model: Path, cache: Path, *options: str) -> Subject:
     """`pthserve serve` of `model`."""
     argv = (sys.executable, "-m", "pthserve", "serve", str(model), "--port", "{port}")
-    return Subject(
-        name,
-        (*argv, "--precision", precision, "--cache-dir", str(material.cache), *options),
-        "/readyz",
-    )
+    return Subject(name, (*argv, "--cache-dir", str(cache), *options), "/readyz")
+
+
+def _peer(name: str, peer: str, architecture: str, weights: Path) -> Subject:
+    """A peer, with a model of this architecture."""
+    argv = (sys.executable, "-m", f"benchmarks.peers.{PEERS[peer]}", architecture, str(weights), "{port}")
+    return Subject(name, argv, "/health")

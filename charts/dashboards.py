@@ -128,9 +128,12 @@ SERVICE = {
         ),
         Panel(
             "CPU",
-            "CPU seconds per second used by the process of a pod.",
+            "CPU seconds per second used by the process of a pod, and the number of CPUs that it may use.",
             "short",
-            {"{{pod}}": _rate("process_cpu_seconds_total", "pod")},
+            {
+                "{{pod}}": _rate("process_cpu_seconds_total", "pod"),
+                "{{pod}} may use": f"pthserve_cpus{{{SERIES}}}",
+            },
         ),
         Panel(
             "Memory",

@@ -65,11 +65,28 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "pullPolicy": PULL,
     "pullSecrets": OBJECTS,
-    "weights.source": {"enum": ["demo", "pvc", "configMap", "download", "image"]},
+    "weights.source": {
+        "anyOf": [
+            {"enum": ["demo", "pvc", "configMap", "download", "image"]},
+            {"pattern": "^(https?|s3|gs|az|hf|oci)://"},
+        ]
+    },
     "weights.file": {"pattern": "^([^/].*)?$"},
     "weights.sha256": {"pattern": "^([0-9a-f]{64})?$"},
     "accessModes": MODES,
     "resources": RESOURCES,
+    "resizePolicy": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["resourceName", "restartPolicy"],
+            "properties": {
+                "resourceName": {"enum": ["cpu", "memory"]},
+                "restartPolicy": {"enum": ["NotRequired", "RestartContainer"]},
+            },
+        },
+    },
     "gpu.count": COUNT,
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "service.port": {"type": "integer", "minimum": 1, "maximum": 65535},
@@ -146,7 +163,7 @@ SET_BY_THE_CHART = {
     "host": "0.0.0.0",  # noqa: S104
     "allowedHosts": "any; the Service's names are added to what is given",
     "device": "auto, or cuda with gpu.enabled",
-    "threads": "resources.limits.cpu",
+    "threads": "resources.limits.cpu, also when it is changed in place",
     "cacheDir": "/var/cache/pthserve",
     "apiKeys": "apiKeys.secret",
 }

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from .shared import metric
 
 PATIENCE = 180.0
 """Seconds after which a condition that does not come is a failure."""
+CACHE = Path(tempfile.gettempdir()) / f"pthserve-tests-{os.getuid()}"
+"""In place of the user's cache folder: later services of the same model find it packed, in other runs too."""
 
 
 class Running:
@@ -29,6 +32,7 @@ class Running:
         self.log = log
         command = (sys.executable, "-m", "pthserve", "serve", str(model), "--port", "0", *flags)
         settings = {"PTHSERVE_TUNE_BUDGET": "0", "PTHSERVE_DRAIN_SECONDS": "0"}
+        settings["XDG_CACHE_HOME"] = str(CACHE)
         if modules:
             paths = filter(None, (str(modules), os.environ.get("PYTHONPATH")))
             settings["PYTHONPATH"] = os.pathsep.join(paths)

@@ -16,8 +16,12 @@ MODULES: dict[str, Path] = STRUCTURE["MODULES"]
 imports, top = STRUCTURE["imports"], STRUCTURE["top"]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 ORDER: list[str] = STRUCTURE["packages"]()
-PATHS = {"From a file to a ready service": 20, "From a request to its answer": 15}
-"""The headings of the two paths, and how many files each may take."""
+PATHS = {
+    "From a file to a ready service": 16,
+    "From a file to a packed model": 15,
+    "From a request to its answer": 15,
+}
+"""The headings of the paths, and how many files each may take."""
 
 MAY_IMPORT_TORCH = {
     "engines.exported_graph",  # a type

@@ -72,3 +72,23 @@ def test_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPa
 def test_the_page_explains_every_reason_for_which_a_request_is_turned_away() -> None:
     explained = PAGE.partition("\n- `reason`:")[2].partition("\n- ")[0]
     assert set(re.findall(r"`(\w+)`,", explained)) == set(metrics.Rejection)
+
+
+def test_the_agreement_of_a_model_replaces_that_of_the_one_before() -> None:
+    def shown() -> set[str]:
+        lines = generate_latest(metrics.REGISTRY).decode().splitlines()
+        return {line for line in lines if re.match("pthserve_model_(difference|same)", line)}
+
+    metrics.show_agreement({"mean": 0.01, "largest": 0.05}, 0.95, 40, 39)
+    assert shown() == {
+        'pthserve_model_difference{statistic="mean"} 0.01',
+        'pthserve_model_difference{statistic="largest"} 0.05',
+        'pthserve_model_same_decisions_ratio{crops="all"} 0.95',
+        'pthserve_model_same_decisions_ratio{crops="clear"} 0.975',
+    }
+    metrics.show_agreement({"mean": 0.02}, None, None, None)
+    assert shown() == {'pthserve_model_difference{statistic="mean"} 0.02'}
+    metrics.show_agreement({}, 0.95, 0, 0)
+    assert shown() == {'pthserve_model_same_decisions_ratio{crops="all"} 0.95'}
+    metrics.show_agreement({}, None, None, None)
+    assert not shown()

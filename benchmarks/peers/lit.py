@@ -1,4 +1,4 @@
-"""LitServe, as its documentation has it: `python -m benchmarks.peers.lit WEIGHTS PORT`."""
+"""LitServe, as its documentation has it."""
 
 import sys
 
@@ -6,21 +6,21 @@ import litserve
 import torch
 from fastapi import Request
 from PIL import Image
-from torchvision import models, transforms
+from torchvision import transforms
+
+from benchmarks.peers import model
 
 
 class Classifier(litserve.LitAPI):  # type: ignore[misc]
-    """A ResNet-18 behind a multipart form."""
+    """A model behind a multipart form."""
 
-    def __init__(self, weights: str) -> None:
+    def __init__(self, architecture: str, weights: str) -> None:
         super().__init__()
-        self.weights = weights
+        self.architecture, self.weights = architecture, weights
 
     def setup(self, device: str) -> None:
         """Load the model in the worker's process."""
-        self.model = models.resnet18()
-        self.model.load_state_dict(torch.load(self.weights))
-        self.model.to(device).eval()
+        self.model = model(self.architecture, self.weights).to(device)
         self.transform = transforms.Compose(
             [
                 transforms.Resize(256),
@@ -47,5 +47,5 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Classifier(sys.argv[1]), accelerator="auto")
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
+    server = litserve.LitServer(Classifier(*sys.argv[1:3]), accelerator="auto")
+    server.run(host="127.0.0.1", port=int(sys.argv[3]), generate_client_file=False, log_level="warning")

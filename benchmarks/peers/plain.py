@@ -1,4 +1,4 @@
-"""A plain FastAPI service, as a tutorial has it: `python -m benchmarks.peers.plain WEIGHTS PORT`."""
+"""A plain FastAPI service, as a tutorial has it."""
 
 import io
 import sys
@@ -8,7 +8,9 @@ import torch
 import uvicorn
 from fastapi import FastAPI, File
 from PIL import Image
-from torchvision import models, transforms
+from torchvision import transforms
+
+from benchmarks import peers
 
 app = FastAPI()
 transform = transforms.Compose(
@@ -19,8 +21,8 @@ transform = transforms.Compose(
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ]
 )
-model = models.resnet18()
 device = "cuda" if torch.cuda.is_available() else "cpu"
+model = peers.model(*sys.argv[1:3]).to(device)
 
 
 @app.get("/health")
@@ -39,6 +41,4 @@ async def predict(image: Annotated[bytes, File()]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    model.load_state_dict(torch.load(sys.argv[1]))
-    model.to(device).eval()
-    uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+    uvicorn.run(app, port=int(sys.argv[3]), log_level="warning")

@@ -8,6 +8,7 @@ PthserveError
 │   ├── CardError             model.yaml is not valid
 │   ├── EngineError           no engine can run this model here
 │   ├── PackError             a packed model is incomplete or was changed
+│   ├── SignatureError        a signature is required, and the model has none that is accepted
 │   └── GoldenError           the golden images disagree (exit code 4)
 ├── RequestError              the client can fix it
 │   ├── MalformedRequest      no image part, or a request that cannot be parsed
@@ -82,6 +83,10 @@ class EngineError(ModelError):
 
 class PackError(ModelError):
     """A packed model is incomplete or was changed."""
+
+
+class SignatureError(ModelError):
+    """A signature is required, and the model has none, one of another key, or was changed since."""
 
 
 class GoldenError(ModelError):

@@ -1,7 +1,7 @@
 """Every Prometheus object of the service, and nothing else. The table is docs/metrics.md."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -53,6 +53,11 @@ DECODE_MEMORY = Gauge(
 SATURATION = Gauge(
     "pthserve_saturation",
     "Utilisation over the last 10 seconds, 0 to 1, of the engine or the decoders, whichever is higher.",
+    registry=REGISTRY,
+)
+CPUS = Gauge(
+    "pthserve_cpus",
+    "CPUs that the service uses: threads, or else its CPU limit as it is now.",
     registry=REGISTRY,
 )
 BATCH_SIZE = Histogram(
@@ -116,6 +121,18 @@ MODEL_INFO = Info(
     "The current model: name, version, architecture, digest, engine and precision.",
     registry=REGISTRY,
 )
+MODEL_DIFFERENCE = Gauge(
+    "pthserve_model_difference",
+    "Difference of a probability from fp32 PyTorch on the compared crops: mean, p95 or largest.",
+    ["statistic"],
+    registry=REGISTRY,
+)
+MODEL_SAME_DECISIONS = Gauge(
+    "pthserve_model_same_decisions_ratio",
+    "Share of the compared crops with the decision of fp32 PyTorch: of all, or of those where it is clear.",
+    ["crops"],
+    registry=REGISTRY,
+)
 MODEL_LOAD_SECONDS = Gauge(
     "pthserve_model_load_seconds", "Time that the current model took to load.", registry=REGISTRY
 )
@@ -166,6 +183,25 @@ MAX_SERIES = 100
 """Time series for labels, and for outputs."""
 _labels_seen: set[str] = set()
 _outputs_seen: set[str] = set()
+
+
+def show_agreement(
+    differences: Mapping[str, float], same: float | None, clear: int | None, kept: int | None
+) -> None:
+    """Show how the current model compares with fp32 PyTorch; see `Evidence`.
+
+    Args:
+        differences: By statistic; empty if it was not compared.
+        same: Share of crops with the same decision. clear, kept: see `Evidence`.
+    """
+    MODEL_DIFFERENCE.clear()
+    MODEL_SAME_DECISIONS.clear()
+    for statistic, value in differences.items():
+        MODEL_DIFFERENCE.labels(statistic).set(value)
+    if same is not None:
+        MODEL_SAME_DECISIONS.labels("all").set(same)
+    if clear and kept is not None:
+        MODEL_SAME_DECISIONS.labels("clear").set(kept / clear)
 
 
 def count_prediction(label: str, probability: float) -> None:

@@ -6,38 +6,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pthserve.cpus import cpu_quota
 from pthserve.text import whole
 
-CGROUP = Path("/sys/fs/cgroup")
 _MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
 
 
-def cpu_quota() -> int:
-    """Return the number of CPUs this process may use.
-
-    That is the quota of the cgroup (v2, then v1), rounded up, or the size of the affinity mask.
-    """
-    affinity = len(os.sched_getaffinity(0))
-    for quota, period in (_cgroup_v2(), _cgroup_v1()):
-        if quota > 0 and period > 0:
-            return min(affinity, max(1, -(-quota // period)))
-    return affinity
-
-
-def _cgroup_v2() -> tuple[int, int]:
+def user_cache() -> Path | None:
+    """Return the folder for the user's caches of pthserve; None for a user without a home folder."""
     try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-    except OSError:
-        return 0, 0
-    return (0 if quota == "max" else int(quota)), int(period)
-
-
-def _cgroup_v1() -> tuple[int, int]:
-    folder = CGROUP / "cpu"
-    try:
-        return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
-    except OSError:
-        return 0, 0
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pthserve"
+    except RuntimeError:
+        return None
 
 
 class ModelOptions(BaseModel):
@@ -82,9 +62,19 @@ class ModelOptions(BaseModel):
     engine: Literal["auto", "torch", "openvino"] = Field("auto", description="library that runs the model")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="number format of the computation; tf32 needs CUDA; `auto` never selects int8",
+        description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the "
+        "model is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
     )
-    calibration: Path | None = Field(None, description="folder of images for int8 calibration")
+    calibration: Path | None = Field(
+        None, description="folder of at least 20 photos for int8, of the kind that the model will see"
+    )
+    weight_bits: int | None = Field(
+        None,
+        ge=7,
+        le=8,
+        description="bits of the weights at int8: those of 8 need a processor with VNNI or AMX, where the "
+        "model is served too; default: 8 where this processor has either, else 7",
+    )
     decode: Literal["exact", "fast"] = Field(
         "exact",
         description="image decoding: `exact` gives the same pixels as torchvision, bit for bit; `fast` "
@@ -94,7 +84,8 @@ class ModelOptions(BaseModel):
         None,
         ge=1,
         le=4096,
-        description="number of CPU threads; default: the CPU limit of the container or machine",
+        description="number of CPU threads; default: the CPU limit of the container or machine, which is "
+        "followed when it changes",
     )
     max_batch: int | None = Field(
         None,
@@ -105,12 +96,24 @@ class ModelOptions(BaseModel):
     max_pixels: int = Field(
         50_000_000, ge=1, le=1_000_000_000, description="maximum size of an image in pixels"
     )
+    validation: Path | None = Field(
+        None,
+        description="images on which engines and precisions are compared with fp32 PyTorch: a folder, one "
+        "with a subfolder for each class, or a CSV file of images and classes; default: the golden images "
+        "and the sample images of the package",
+    )
     tolerance: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="maximum difference of a probability from fp32 that is accepted for a plan or a "
-        "golden image",
+        description="maximum difference of a probability from fp32 PyTorch: on average over at least 200 "
+        "images for an engine and precision, and for each golden image from its known answer",
+    )
+    max_accuracy_drop: str | None = Field(
+        None,
+        pattern=r"^\d{1,2}(\.\d{1,6})?%$",
+        description="maximum drop in accuracy from fp32 PyTorch, such as `0.5%`, on the labelled images of "
+        "`validation`; it decides on an engine and precision instead of `tolerance`",
     )
     tune_budget: float = Field(
         10.0,
@@ -119,7 +122,19 @@ class ModelOptions(BaseModel):
         description="maximum tuning time in seconds when a model is loaded; 0 uses the default plan",
     )
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
-    cache_dir: Path | None = Field(None, description="folder in which compiled models and plans are cached")
+    cache_dir: Path | None = Field(
+        None,
+        description="folder in which downloaded and packed models, and where it is set compiled models and "
+        "plans, are cached; default: `pthserve` in the user's cache folder, for downloaded and packed models",
+    )
+    max_download: int = Field(
+        32 * 2**30, ge=1, le=2**50, description="maximum size in bytes of a model that is downloaded"
+    )
+    require_signature: Path | None = Field(
+        None,
+        description="file with a public key; a model is then loaded only if `pthserve sign`, or another tool "
+        "with the format of OpenSSF Model Signing, signed it with the private key",
+    )
     golden: Literal["gate", "warn", "off"] = Field(
         "gate",
         description="what happens when a golden image fails: `gate` rejects the model, `warn` logs a "
@@ -138,11 +153,16 @@ class ModelOptions(BaseModel):
         return value
 
     @property
+    def accuracy_drop(self) -> float | None:
+        """`max_accuracy_drop` as a share, 0 to 1."""
+        return None if self.max_accuracy_drop is None else float(self.max_accuracy_drop[:-1]) / 100
+
+    @property
     def code_modules(self) -> frozenset[str]:
         """The modules listed in `allow_code`."""
         return frozenset(self.allow_code.split(",")) if self.allow_code else frozenset()
 
     @property
     def cpus(self) -> int:
-        """The number of CPU threads to use: `threads`, or the limit of the cgroup."""
+        """The number of CPU threads to use: `threads`, or the number of CPUs that the process may use now."""
         return self.threads or cpu_quota()

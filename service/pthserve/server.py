@@ -30,6 +30,7 @@ from pthserve.serving.background import in_background
 from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
+from pthserve.serving.resize import Resize
 from pthserve.settings import Settings
 from pthserve.tracing import Tracer
 
@@ -51,13 +52,15 @@ class Server:
     """The service on its ports, from before its model is loaded until after its last answer.
 
     load: makes the model, in a thread, while the ports already answer; and for each reload.
+    stage: what `load` is doing just now, in words, or "".
     Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
     cannot be sent.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Model], stage: Callable[[], str] = str) -> None:
         self._settings = settings
         self._load = load
+        self._stage = stage
         self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -109,7 +112,7 @@ class Server:
 
     async def _serve(self) -> None:
         predictor = Predictor(self._settings)
-        reload = Reload(predictor, self._settings, self._load)
+        reload = Reload(predictor, self._settings, self._load, self._stage)
         try:
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
@@ -125,8 +128,11 @@ class Server:
     async def _until_stopped(
         self, predictor: Predictor, reload: Reload, loading: "asyncio.Task[None]"
     ) -> None:
-        bodies = Bodies(self._settings.max_body, self._settings.cpus)
+        bodies = Bodies(self._settings.max_body, predictor.cpus)
         apps = await in_background(partial(self._apps, predictor, reload, bodies))
+        resizing = None
+        if self._settings.threads is None:
+            resizing = asyncio.create_task(Resize(predictor, reload, bodies.resize).watch())
         importing = asyncio.create_task(_import_late(loading, apps["http"]))
         self._uvicorns = [
             uvicorn.Server(
@@ -157,13 +163,19 @@ class Server:
             await self._rpc.stop(self._settings.deadline)
         await asyncio.gather(*serving)
         importing.cancel()
+        if resizing is not None:
+            resizing.cancel()
 
     def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
         """The applications by the name of their port.
 
-        FastAPI is imported here, in a thread beside the load: the import takes 0.2 s of CPU, and the load
-        spends as much where the interpreter is free for others.
+        FastAPI is imported here, in a thread beside the load, which takes 0.1 s of CPU. What the load imports
+        comes first: while it then compiles and runs the model, it needs the interpreter little.
         """
+        if self._settings.engine != "torch":
+            from pthserve.engines.openvino_engine import core
+
+            core()
         with _short_turns(), fastapi.validators_on_first_use():
             from pthserve.http.app import create_app, create_metrics_app
 

@@ -34,7 +34,11 @@ def listed(text: str | None) -> tuple[str, ...]:
 class Settings(ModelOptions):
     """The settings of the service: how its model is loaded and how it is served."""
 
-    model: str = Field("demo", description="weights file, folder with a model card, packed model, or `demo`")
+    model: str = Field(
+        "demo",
+        description="weights file, folder with a model card, packed model, the address of one "
+        "(docs/sources.md), or `demo`",
+    )
     host: str = Field(
         "127.0.0.1",
         min_length=1,
@@ -62,6 +66,14 @@ class Settings(ModelOptions):
         le=2**40,
         description="maximum memory in bytes for all images that are being decoded; further images wait",
     )
+    cache_size: int = Field(
+        4 * 2**30,
+        ge=0,
+        le=2**50,
+        description="maximum size of the packed models in the cache in bytes; the ones that were not used "
+        "for longest are removed",
+    )
+    no_cache: bool = Field(False, description="pack the model for each start, and keep nothing in the cache")
     reload_interval: float = Field(
         0.0,
         ge=0,
@@ -218,6 +230,7 @@ _ORDER = (
     "engine",
     "precision",
     "calibration",
+    "weight_bits",
     "decode",
     "threads",
     "max_batch",
@@ -227,10 +240,16 @@ _ORDER = (
     "max_body",
     "max_pixels",
     "decode_memory",
+    "validation",
     "tolerance",
+    "max_accuracy_drop",
     "tune_budget",
     "plan",
     "cache_dir",
+    "cache_size",
+    "no_cache",
+    "max_download",
+    "require_signature",
     "golden",
     "reload_interval",
     "shadow",

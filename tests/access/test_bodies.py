@@ -121,6 +121,21 @@ async def test_no_more_are_inflated_at_once_than_there_are_readers(bodies: Bodie
     assert most <= MAX_BODY + BODIES * 2 * 10**5
 
 
+async def test_more_are_read_at_once_where_there_are_more_cpus(bodies: Bodies) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def parse(body: bytes) -> int:
+        return together.wait()
+
+    waiting = asyncio.Event()
+    held = asyncio.create_task(bodies.read(bodies.hold(), bytes(LARGE), soon(), parse))
+    asyncio.get_running_loop().call_soon(waiting.set)
+    await waiting.wait()
+    bodies.resize(4)
+    other = bodies.read(bodies.hold(), bytes(LARGE), soon(), parse)
+    assert sorted(await asyncio.gather(held, other)) == [0, 1]
+
+
 async def test_a_read_that_waits_too_long_is_late(bodies: Bodies) -> None:
     release = threading.Event()
 

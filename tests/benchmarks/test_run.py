@@ -41,10 +41,12 @@ def test_a_quick_run_yields_the_table_and_writes_nothing_but_what_is_asked(
     values = json.loads(found.read_text())
     samples = {(sample["who"], sample["what"]): sample["value"] for sample in values["repeats"][0]}
     assert min(samples.values()) > 0
-    for who in ("FastAPI + torch", "LitServe", "auto exact", "int8 fast"):
+    for who in ("FastAPI + torch", "LitServe, ImageNet demo", "auto exact", "digits auto", "ResNet-50 fp32"):
         assert samples[who, "8 clients"] > 0
+    for name in ("fp32", "ImageNet demo auto"):
+        assert samples["benchmark_app", name] > 0
     for row in (
-        "throughput, `int8`, `fast` / best peer",
+        "throughput, ImageNet demo, `auto` / best peer",
         "served / limit, `auto`, `exact`",
         "cores while idle",
     ):

@@ -46,6 +46,7 @@ CUSTOM = [
     ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
 ]
+COMPOSE = "github.com/compose-spec/compose-go/v2@v2.16.2"
 SKAFFOLD = "github.com/GoogleContainerTools/skaffold/v2@v2.16.1"
 
 
@@ -138,19 +139,32 @@ def custom(name: str, path: str) -> None:
             write(HERE / "custom" / f"{kind}-{crd['group'].split('.')[0]}-{version['name']}.json", schema)
 
 
+PROSE = {"description", "x-intellij-html-description", "default", "examples", "preferredOrder"}
+
+
+def bare(node: Any) -> Any:
+    """A schema without what explains it; the names of properties stay."""
+    if isinstance(node, list):
+        return [bare(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: {name: bare(inner) for name, inner in value.items()} if key == "properties" else bare(value)
+        for key, value in node.items()
+        if key == "properties" or not (key in PROSE and not isinstance(value, dict))
+    }
+
+
 def skaffold() -> None:
     """Skaffold's newest schema, which is strict as it is."""
-    prose = {"description", "x-intellij-html-description", "default", "examples", "preferredOrder"}
-
-    def bare(node: Any) -> Any:
-        if isinstance(node, list):
-            return [bare(item) for item in node]
-        if isinstance(node, dict):
-            return {key: bare(value) for key, value in node.items() if key not in prose}
-        return node
-
     schema = json.loads((module(SKAFFOLD) / "docs-v2/content/en/schemas/v4beta13.json").read_text())
     write(HERE / "custom" / "skaffold-v4beta13.json", bare(schema))
+
+
+def compose() -> None:
+    """The schema of the Compose specification, which is strict as it is."""
+    schema = json.loads((module(COMPOSE) / "schema/compose-spec.json").read_text())
+    write(HERE / "custom" / "compose-spec.json", bare(schema))
 
 
 if __name__ == "__main__":
@@ -159,3 +173,4 @@ if __name__ == "__main__":
     for crd in CUSTOM:
         custom(*crd)
     skaffold()
+    compose()

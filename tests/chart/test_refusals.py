@@ -35,6 +35,23 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "weights.download.url",
     ),
     "a download is pinned": ({"weights": {**DOWNLOAD, "sha256": ""}}, "weights.sha256"),
+    "an address by http is pinned": (
+        {"weights": {"source": "https://models.example/a.pth"}, "networkPolicy": {"enabled": False}},
+        "weights.sha256",
+    ),
+    "an address is of a kind that is known": ({"weights": {"source": "ftp://models.example/a"}}, "source"),
+    "the demo is not signed": ({"weights": {"publicKey": {"configMap": "signer"}}}, "weights.publicKey"),
+    "slim verifies no mounted weights": (
+        {"image": {"variant": "slim"}, "weights": {**CLAIM, "file": "cats", "publicKey": {"configMap": "k"}}},
+        "weights.publicKey",
+    ),
+    "the key is said once": (
+        {
+            "weights": {**CLAIM, "publicKey": {"configMap": "k"}},
+            "settings": {"requireSignature": "/key"},
+        },
+        "weights.publicKey alone",
+    ),
     "an image volume has a reference": ({"weights": {"source": "image"}}, "weights.image.reference"),
     "the model is said once": ({"weights": CLAIM, "settings": {"model": "/x"}}, "Use weights.file"),
     "the digest is said once": (
@@ -50,6 +67,11 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "no torch to build a.pth",
     ),
     "slim has no GPU": ({"image": {"variant": "slim"}, "gpu": {"enabled": True}}, "image.variant to full"),
+    "a cache has one claim": ({"cache": {"create": True, "existingClaim": "caches"}}, "give one of them"),
+    "many pods do not share a cache of one": (
+        {"cache": {"create": True, "accessModes": ["ReadWriteOnce"]}, "replicas": 2},
+        "cache: a claim that is ReadWriteOnce",
+    ),
     "the demo is packed already": ({"pack": PACK}, "weights.source is demo"),
     "a pack has its claim": ({"weights": CLAIM, "pack": {"enabled": True}}, "pack.existingClaim"),
     "a pack has one claim": ({"weights": CLAIM, "pack": {**PACK, "existingClaim": "packs"}}, "not both"),

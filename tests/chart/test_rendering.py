@@ -93,19 +93,21 @@ def test_the_service_listens_on_every_address(helm: Helm) -> None:
     assert helm.render().environment["PTHSERVE_HOST"] == "0.0.0.0"
 
 
-def test_threads_follow_the_cpu_limit(helm: Helm) -> None:
-    (threads,) = helm.render().container["env"]
-    assert threads["name"] == "PTHSERVE_THREADS"
-    assert threads["valueFrom"]["resourceFieldRef"] == {
-        "containerName": "pthserve",
-        "resource": "limits.cpu",
-        "divisor": "1",
-    }
+def test_threads_are_left_to_the_service_which_follows_the_cpu_limit(helm: Helm) -> None:
+    rendered = helm.render()
+    assert "PTHSERVE_THREADS" not in rendered.environment
+    assert "env" not in rendered.container
+    assert helm.render({"settings": {"threads": 3}}).environment["PTHSERVE_THREADS"] == "3"
 
 
-@pytest.mark.parametrize("values", [{"settings": {"threads": 3}}, {"resources": {"limits": {"cpu": None}}}])
-def test_threads_are_left_alone_when_given_or_unlimited(values: dict[str, Any], helm: Helm) -> None:
-    assert "env" not in helm.render(values).container
+def test_a_resize_in_place_restarts_nothing_unless_it_is_asked_to(helm: Helm) -> None:
+    assert helm.render().container["resizePolicy"] == [
+        {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+        {"resourceName": "memory", "restartPolicy": "NotRequired"},
+    ]
+    policy = [{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]
+    assert helm.render({"resizePolicy": policy}).container["resizePolicy"] == policy
+    assert "resizePolicy" not in helm.render({"resizePolicy": []}).container
 
 
 def test_the_service_s_own_names_are_among_the_hosts_that_are_allowed(helm: Helm) -> None:
@@ -195,6 +197,62 @@ def test_a_download_s_credentials_come_from_the_secret_alone(helm: Helm) -> None
     }
     assert proxy["name"] == "HTTPS_PROXY"
     assert "PTHSERVE_FETCH_AUTHORIZATION" not in [one["name"] for one in rendered.container["env"]]
+
+
+# The cache.
+
+
+@pytest.mark.parametrize(
+    ("name", "volume"),
+    [
+        ("defaults", {"emptyDir": {}}),
+        ("cache", {"persistentVolumeClaim": {"claimName": "cats-pthserve-cache"}}),
+        ("cache of a claim", {"persistentVolumeClaim": {"claimName": "caches"}}),
+    ],
+)
+def test_the_cache_is_the_pod_s_own_or_a_claim(name: str, volume: dict[str, Any], helm: Helm) -> None:
+    rendered = helm.render(SETS[name])
+    assert _volume(rendered.pod, "cache") == {"name": "cache", **volume}
+    assert not _mounts(rendered.container)["/var/cache/pthserve"].get("readOnly")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "image"),
+    [
+        ("store", "/models/cats", "full"),
+        ("hub", "/models/vit-base", "full"),
+        ("artefact", "/models/cats", "slim"),
+        ("signed artefact", "/models/cats", "full"),
+    ],
+)
+def test_an_address_is_fetched_before_the_service_starts(
+    name: str, path: str, image: str, helm: Helm
+) -> None:
+    rendered = helm.render(SETS[name])
+    fetch = rendered.init("fetch")
+    assert fetch["args"][:3] == ["fetch", SETS[name]["weights"]["source"], f"--output={path}"]
+    assert fetch["image"] == f"localhost/pthserve:0.1.0-{image}"
+    assert rendered.environment["PTHSERVE_MODEL"] == path
+    assert _volume(rendered.pod, "weights") == {"name": "weights", "emptyDir": {}}
+
+
+def test_a_signed_download_is_verified_where_it_is_fetched(helm: Helm) -> None:
+    rendered = helm.render(SETS["signed artefact"])
+    fetch = rendered.init("fetch")
+    assert "--require-signature=/run/pthserve/model.pub" in fetch["args"]
+    assert _mounts(fetch)["/run/pthserve"] == {
+        "name": "public-key",
+        "mountPath": "/run/pthserve",
+        "readOnly": True,
+    }
+    assert _volume(rendered.pod, "public-key")["configMap"] == {"name": "signer"}
+    assert "PTHSERVE_REQUIRE_SIGNATURE" not in rendered.environment
+
+
+def test_signed_weights_of_a_claim_are_verified_by_the_service(helm: Helm) -> None:
+    rendered = helm.render(SETS["signed claim"])
+    assert rendered.environment["PTHSERVE_REQUIRE_SIGNATURE"] == "/run/pthserve/team.pub"
+    assert _mounts(rendered.container)["/run/pthserve"]["readOnly"]
 
 
 # Packs.

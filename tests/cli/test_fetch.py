@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pthserve.cli import fetch as module
-from pthserve.cli.fetch import fetch
 from pthserve.errors import WeightsError
+from pthserve.options import ModelOptions
+from pthserve.sources import transfer
 
 CONTENT = random.Random(7).randbytes(3 * 2**20 + 5)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -86,7 +88,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr(transfer, "PAUSES", (0, 0, 0))
 
 
 @pytest.fixture
@@ -94,14 +96,22 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "models" / "a.pth"
 
 
-def _part(output: Path) -> Path:
-    return output.with_name("a.pth.part")
+def fetch(url: str, output: Path, sha256: str | None, **options: Any) -> None:
+    module.fetch(url, output, ModelOptions(sha256=sha256), **options)
+
+
+def _part(server: Server, output: Path) -> Path:
+    """Where what has arrived of the file is kept."""
+    address = hashlib.sha256(server.url.encode()).hexdigest()[:32]
+    part = output.with_name(".a.pth.fetch") / "downloads" / address / "incoming" / "a.pth.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    return part
 
 
 def test_the_file_arrives_whole(server: Server, output: Path) -> None:
     fetch(server.url, output, SHA256)
     assert output.read_bytes() == CONTENT
-    assert not _part(output).exists()
+    assert list(output.parent.iterdir()) == [output]
 
 
 def test_a_file_that_is_there_and_right_is_not_fetched(server: Server, output: Path) -> None:
@@ -127,7 +137,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server: Server, output: Pat
 
 def test_the_next_run_goes_on_with_what_the_last_one_left(server: Server, output: Path) -> None:
     output.parent.mkdir()
-    _part(output).write_bytes(CONTENT[:1000])
+    _part(server, output).write_bytes(CONTENT[:1000])
     fetch(server.url, output, SHA256)
     assert output.read_bytes() == CONTENT
     assert server.asked == ["bytes=1000-"]
@@ -135,7 +145,7 @@ def test_the_next_run_goes_on_with_what_the_last_one_left(server: Server, output
 
 def test_a_whole_part_is_only_checked(server: Server, output: Path) -> None:
     output.parent.mkdir()
-    _part(output).write_bytes(CONTENT)
+    _part(server, output).write_bytes(CONTENT)
     fetch(server.url, output, SHA256)
     assert output.read_bytes() == CONTENT
     assert server.asked == [f"bytes={len(CONTENT)}-"]
@@ -143,14 +153,14 @@ def test_a_whole_part_is_only_checked(server: Server, output: Path) -> None:
 
 def test_a_part_longer_than_the_file_is_begun_anew(server: Server, output: Path) -> None:
     output.parent.mkdir()
-    _part(output).write_bytes(CONTENT + b"more")
+    _part(server, output).write_bytes(CONTENT + b"more")
     fetch(server.url, output, SHA256)
     assert output.read_bytes() == CONTENT
 
 
 def test_a_part_of_another_file_is_begun_anew(server: Server, output: Path) -> None:
     output.parent.mkdir()
-    _part(output).write_bytes(b"x" * 1000)
+    _part(server, output).write_bytes(b"x" * 1000)
     fetch(server.url, output, SHA256)
     assert output.read_bytes() == CONTENT
     assert server.asked == ["bytes=1000-", None]
@@ -232,9 +242,15 @@ def test_an_error_does_not_tell_the_secrets_of_an_address(server: Server, output
     assert "signature" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["models.example/a.pth", "ftp://models.example/a.pth"])
-def test_an_address_that_is_none_is_refused(url: str, output: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot be downloaded: Request URL"):
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("models.example/a.pth", "it is a path, not an address"),
+        ("ftp://models.example/a.pth", "ftp:// is not supported"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str, why: str, output: Path) -> None:
+    with pytest.raises(WeightsError, match=why):
         fetch(url, output, SHA256)
 
 
@@ -245,7 +261,7 @@ def test_nobody_listening_is_told(output: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match=r"cannot write .*: (Not a directory|File exists)"):
+    with pytest.raises(WeightsError, match=r"cannot be stored in .*: (Not a directory|File exists)"):
         fetch(server.url, tmp_path / "file" / "a.pth", SHA256)
 
 

@@ -213,7 +213,7 @@ def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
     for folder in ("model", "photos"):
         (tmp_path / folder).mkdir()
     tiny_folder(tmp_path / "model")
-    for number in range(4):
+    for number in range(20):
         Image.fromarray(noise(number)).save(tmp_path / "photos" / f"{number}.png")
     page = commands((ROOT / "docs" / "packing.md").read_text())
     assert {line.split()[1] for line in page} == {"pack", "inspect", "serve", "tune"}

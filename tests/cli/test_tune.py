@@ -20,6 +20,10 @@ from ..zoo import CODE, tiny_folder
 pytestmark = pytest.mark.slow
 
 
+COMPARED = "Compared with fp32 PyTorch:"
+"""What stands above the second table."""
+
+
 def tune(*arguments: str | Path) -> str:
     command = [sys.executable, "-m", "pthserve", "tune", *map(str, arguments)]
     done = subprocess.run(
@@ -43,7 +47,7 @@ def rows(table: str) -> list[list[str]]:
     """Engine, precision, threads, batch, images a second, difference and note of each line of the table."""
     return [
         re.split(r"\s+", line.strip(), maxsplit=6)
-        for line in table.splitlines()
+        for line in table.partition(COMPARED)[0].splitlines()
         if re.match(r"\s*(openvino|torch)\s+(fp|bf|int)\d+\s+\d", line)
     ]
 
@@ -63,13 +67,26 @@ def test_the_table_has_what_was_tried_and_the_file_what_was_chosen(model: Path, 
     assert plan.cpu
 
 
+def test_a_second_table_has_the_evidence(tmp_path: Path) -> None:
+    tiny_pack(tmp_path / "packed")
+    shown = tune(tmp_path / "packed", "-o", tmp_path / "plan.json", "--tune-budget", "1", "--threads", "1")
+    evidence = plan_files.read(tmp_path / "plan.json").evidence
+    found = [line.split() for line in shown.partition(COMPARED)[2].splitlines() if "openvino" in line]
+    table = [line for line in found if len(line) > 8][: len(evidence)]
+    assert [line[:3] for line in table] == [[one.engine, one.precision, str(one.crops)] for one in evidence]
+    for line, one in zip(table, evidence, strict=True):
+        assert [float(figure) for figure in line[3:6]] == pytest.approx(
+            [one.mean, one.p95, one.largest], abs=1e-4
+        )
+
+
 @pytest.mark.skipif("bf16" not in precisions(), reason="this CPU does not compute bf16")
 def test_what_does_not_agree_is_in_the_table_with_the_reason(tmp_path: Path) -> None:
     tiny_pack(tmp_path / "packed")
     tried = rows(tune(tmp_path / "packed", "--tune-budget", "1", "--tolerance", "0", "--threads", "1"))
     (refused,) = [row for row in tried if row[1] == "bf16"]
     assert refused[4:6] == ["-", "-"]
-    assert "off, more than 0" in refused[6]
+    assert "on 208 crops a difference is" in refused[6]
     assert [row[1] for row in tried if row[-1] == "chosen"] == ["fp32"]
 
 
@@ -85,6 +102,16 @@ def test_a_service_takes_the_plan_and_tells_what_was_tried(tmp_path: Path) -> No
     tiny_pack(pack)
     tune(pack, "-o", file, "--precision", "fp32", "--tune-budget", "1", "--threads", "1")
     with serving(pack, tmp_path / "log", "--plan", str(file), "--threads", "1") as address:
-        told = httpx.get(f"{address}/info").json()["plan"]
-    assert Plan.from_dict(told) == plan_files.read(file)
-    assert len(told["trials"]) > 1
+        info = httpx.get(f"{address}/info").json()
+        metrics = httpx.get(f"{address}/metrics").text
+    plan = plan_files.read(file)
+    assert Plan.from_dict(info["plan"]) == plan
+    assert len(info["plan"]["trials"]) > 1
+    assert plan.agreement is not None
+    assert info["agreement"] == plan.agreement.to_dict()
+    for statistic in ("mean", "p95", "largest"):
+        (line,) = re.findall(
+            rf'^pthserve_model_difference{{statistic="{statistic}"}} (.+)$', metrics, re.MULTILINE
+        )
+        assert float(line) == info["agreement"][statistic]
+    assert 'pthserve_model_same_decisions_ratio{crops="all"} 1.0' in metrics

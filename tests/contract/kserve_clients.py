@@ -1,11 +1,14 @@
 """What KServe's clients, as they come from their makers, are asked to do; in an environment of their own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import apart
 import httpx
+import kserve
+import kubernetes
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.grpc import grpc_predict_v2_pb2
 from numpy.typing import NDArray
@@ -99,6 +102,27 @@ def infer_over_grpc(_: str, address: str, datatype: str, elements: NDArray[Any],
 def described(_: str) -> bytes:
     """The protocol's descriptor as this client's makers have it, a FileDescriptorProto."""
     return grpc_predict_v2_pb2.DESCRIPTOR.serialized_pb
+
+
+def unread(_: str, kind: str, document: dict[str, Any]) -> list[str]:
+    """The fields of `document` that the client's model `kind` does not know, by their paths."""
+
+    def fields(kind: str, value: Any, path: str) -> Iterator[str]:
+        if listed := re.fullmatch(r"list\[(.+)\]", kind):
+            for number, inner in enumerate(value):
+                yield from fields(listed[1], inner, f"{path}[{number}]")
+            return
+        model = getattr(kserve, kind, None) or getattr(kubernetes.client, kind, None)
+        if model is None:
+            return
+        names = {name: model.openapi_types[field] for field, name in model.attribute_map.items()}
+        for name, inner in value.items():
+            if name in names:
+                yield from fields(names[name], inner, f"{path}.{name}")
+            else:
+                yield f"{path}.{name}"
+
+    return list(fields(kind, document, kind))
 
 
 if __name__ == "__main__":

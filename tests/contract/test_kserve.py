@@ -2,16 +2,19 @@
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from tests.contract import descriptors
 from tests.contract.apart import Apart, environment, running
 from tests.contract.conftest import FILES, Served, close, inputs
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,17 @@ def test_every_form_has_the_numbers_of_predict(
     if form == "images" and not binary:
         elements = np.array([base64.b64encode(file) for file in FILES], np.object_)
     close(client("infer", datatype, elements, binary=binary), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("runtime.yaml", "V1alpha1ClusterServingRuntime"), ("inferenceservice.yaml", "V1beta1InferenceService")],
+)
+def test_the_client_knows_every_field_of_the_manifests(client: Apart, file: str, kind: str) -> None:
+    document = yaml.safe_load((ROOT / "k8s" / "kserve" / file).read_text())
+    assert client("unread", kind, document) == []
+    document["spec"]["containerz"] = []
+    assert client("unread", kind, document) == [f"{kind}.spec.containerz"]
 
 
 def test_the_id_comes_back(client: Apart) -> None:

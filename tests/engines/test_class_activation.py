@@ -12,7 +12,8 @@ from torch import nn
 from pthserve.engines.base import Explains, Explanation
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.grad_cam import GradCam
-from pthserve.engines.openvino_engine import OpenVINOEngine, convert, quantize, read, save
+from pthserve.engines.openvino_engine import OpenVINOEngine, convert, read, save
+from pthserve.engines.quantized_graph import quantize
 from pthserve.engines.torch_engine import TorchEngine
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
@@ -82,7 +83,7 @@ def test_an_int8_graph_is_explained_too(pixels: Pixels) -> None:
     graph = convert(pooled(SPEC), SPEC)
     image = pixels(SPEC, 1)[0]
     expected = scaled(OpenVINOEngine(graph, SPEC).explain(image, CLASS))
-    rounded = quantize(graph, normalise(pixels(SPEC, 8), SPEC))
+    rounded = quantize(graph, normalise(pixels(SPEC, 8), SPEC), 7).quantized
     correlation = np.corrcoef(
         scaled(OpenVINOEngine(rounded, SPEC).explain(image, CLASS)).ravel(), expected.ravel()
     )

@@ -63,6 +63,17 @@ def test_it_agrees_with_the_plain_module_at_any_batch_size(
     assert torch.get_num_threads() == threads
 
 
+def test_on_other_threads_it_is_another_engine_of_the_same_model(build: Build, pixels: Pixels) -> None:
+    plain = build("resnet18", SMALL)
+    engine = TorchEngine(copy.deepcopy(plain), SMALL, threads=2)
+    other = engine.with_threads(1)
+    engine(pixels(SMALL, 1))
+    assert torch.get_num_threads() == 2
+    engine.close()
+    assert_agrees(other, plain, pixels(SMALL, 3), SMALL, 1e-5)
+    assert torch.get_num_threads() == 1
+
+
 def test_views_and_read_only_arrays_are_taken(build: Build, pixels: Pixels) -> None:
     engine = TorchEngine(build("tiny", TINY), TINY)
     images = pixels(TINY, 4)

@@ -318,7 +318,7 @@ def test_the_promise_has_these_numbers() -> None:
         f"{interceptor.ARRIVING} of calls, {health.ARRIVING} of health requests | "
         f"{arriving} x `max_body` | {arriving * mib} |",
         f"at most {MAX_TEXT:,} bytes, and a place at most {MAX_PARAMETERS} parameters",
-        f"{interceptor.PROBES} at once, and {health.WATCHERS} that watch",
+        f"{interceptor.PROBES} at the same time, and {health.WATCHERS} that watch",
         f"{server.CONNECTIONS:,} connections, and closes each after {server.AGE_SECONDS // 60} minutes",
     ):
         assert promise in text

@@ -17,7 +17,7 @@ from pthserve.images.preprocess import OWN_MAX_PIXELS, crop, normalise
 from pthserve.images.spec import Spec
 from pthserve.loading.load import build, load
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import samples
+from pthserve.planning.crops import samples
 from pthserve.zoos.timm import TIMM
 
 from ..cli.called import called

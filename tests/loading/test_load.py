@@ -15,7 +15,7 @@ from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 from pthserve.loading.golden import check_golden
 from pthserve.loading.load import build, load
-from pthserve.planning import agreement
+from pthserve.planning import crops
 from pthserve.settings import Settings
 from pthserve.zoos.torchvision import TORCHVISION
 
@@ -45,7 +45,7 @@ def test_a_bare_file_is_served_with_what_is_usual(folder: Path, module: nn.Modul
     assert model.labels == ("0", "1", "2")
     assert model.spec.assumed
     assert (model.spec.resize, model.spec.crop) == (256, (224, 224))
-    images = agreement.sample_images(model.spec)[:2]
+    images = crops.sample_images(model.spec)[:2]
     with torch.inference_mode():
         expected = module(torch.from_numpy(normalise(images, model.spec))).numpy()
     np.testing.assert_allclose(model.forward(images), expected, atol=1e-4)
@@ -65,7 +65,7 @@ def test_a_name_in_the_settings_is_the_model_s(folder: Path) -> None:
 
 
 def test_how_far_the_reading_is_can_be_followed(folder: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
     load(str(folder), QUICK, lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == (folder / "animals.pth").stat().st_size
 

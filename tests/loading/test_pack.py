@@ -56,7 +56,7 @@ def own(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
-    for number in range(8):
+    for number in range(20):
         Image.fromarray(noise(number)).save(folder / f"{number}.png")
     return folder
 

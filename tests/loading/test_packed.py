@@ -104,6 +104,19 @@ def test_changed_sums_are_refused(pack: Path) -> None:
         packed.read(pack)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_earlier_format_is_read_and_compared_with_fp32_again(pack: Path, number: int) -> None:
+    manifest = json.loads((pack / packed.MANIFEST).read_text())
+    assert manifest["format"] == FORMAT
+    del manifest["plan"]["evidence"]
+    (pack / packed.MANIFEST).write_text(json.dumps({**manifest, "format": number}))
+    (pack / packed.SUMS).write_text(packed.lines(packed.sums(pack)))
+    assert packed.read(pack).plan.evidence == ()
+    model = load(str(pack), SETTINGS)
+    assert model.plan.agreement is not None
+    assert model.plan.agreement.precision == model.forward.precision
+
+
 def test_a_later_format_is_refused_with_what_to_do(pack: Path) -> None:
     manifest = json.loads((pack / packed.MANIFEST).read_text())
     (pack / packed.MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1, "new": 1}))

@@ -17,7 +17,7 @@ from pthserve.loading import settle
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import Built, build, load
 from pthserve.options import ModelOptions
-from pthserve.planning import agreement
+from pthserve.planning import crops
 
 SPEC = Spec(80, (64, 64))
 OPTIONS = ModelOptions(engine="torch", precision="fp32")
@@ -30,7 +30,7 @@ def network(*, fc: nn.Module | None = None, conv: nn.Conv2d | None = None) -> nn
     module.conv1[0] = conv or module.conv1[0]
     module.fc = fc or module.fc
     spec = Spec(80, (64, 64), mean=(0.5,), std=(0.5,)) if conv else SPEC
-    images = [crop(data, spec, max_pixels=2**30) for data in agreement.samples()[:8]]
+    images = [crop(data, spec, max_pixels=2**30) for data in crops.samples()[:8]]
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
@@ -44,7 +44,7 @@ def network(*, fc: nn.Module | None = None, conv: nn.Conv2d | None = None) -> nn
 def folder(path: Path, module: nn.Module, spec: Spec, count: int = 3, **fields: Any) -> Path:
     """A folder with the weights of `module`, and golden images with the answers that it gives by `spec`."""
     golden = []
-    for number, data in enumerate(agreement.samples()[:count]):
+    for number, data in enumerate(crops.samples()[:count]):
         (path / f"{number}.jpg").write_bytes(data)
         with torch.no_grad():
             image = torch.from_numpy(normalise(crop(data, spec, max_pixels=2**30)[None], spec))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pthserve.engines.cpu import cpu, cpu_flags
+from pthserve.engines.cpu import cpu, cpu_flags, library
 from pthserve.errors import EngineError
+from pthserve.planning.agreement import Evidence
 from pthserve.planning.plan import Plan, Trial
-from pthserve.planning.plan_files import cache_file, fits, library, read, write
+from pthserve.planning.plan_files import cache_file, fits, read, write
 from pthserve.settings import Settings
 
 SETTINGS = Settings(threads=2)
@@ -23,7 +24,11 @@ PLAN = Plan(
     trials=(
         Trial("openvino", "fp32", 2, 1, 60.0, 1e-6, agrees=True),
         Trial("torch", "fp32", 2, 1, 40.0, 0.0, agrees=True),
-        Trial("openvino", "bf16", 2, 1, 0.0, 0.5, agrees=False, note="image 0: class 3, and not 4"),
+        Trial("openvino", "bf16", 2, 1, 0.0, 0.5, agrees=False, note="a difference is 0.1 on average"),
+    ),
+    evidence=(
+        Evidence("openvino", "fp32", 16, 6, "sample images", *(1e-6,) * 4, 1.0, 12, 12, digest="p" * 64),
+        Evidence("openvino", "bf16", 208, 6, "sample images", 0.1, 0.15, 0.3, 0.5, 0.8, 150, 120),
     ),
 )
 
@@ -49,9 +54,11 @@ def test_what_is_no_plan_is_refused_by_name(tmp_path: Path, content: str | bytes
         read(path)
 
 
-def test_the_difference_of_a_plan_is_its_winners() -> None:
-    assert PLAN.difference == 1e-6
-    assert Plan().difference == 0
+def test_the_agreement_of_a_plan_is_that_of_its_engine_and_precision() -> None:
+    assert PLAN.agreement == PLAN.evidence[0]
+    assert replace(PLAN, precision="bf16").agreement == PLAN.evidence[1]
+    assert replace(PLAN, engine="torch").agreement is None
+    assert Plan().agreement is None
 
 
 def test_a_plan_fits_its_own_weights_processor_and_settings() -> None:
@@ -69,12 +76,27 @@ def test_a_plan_fits_its_own_weights_processor_and_settings() -> None:
         (PLAN, PLAN.digest, Settings(threads=2, precision="int8")),
         (PLAN, PLAN.digest, Settings(threads=2, device="cuda")),
         (PLAN, PLAN.digest, Settings(threads=2, tolerance=1e-7)),
+        (replace(PLAN, precision="bf16"), PLAN.digest, SETTINGS),
+        (replace(PLAN, evidence=()), PLAN.digest, SETTINGS),
+        (
+            replace(PLAN, evidence=(replace(PLAN.evidence[0], largest=0.01),)),
+            PLAN.digest,
+            Settings(threads=2, max_accuracy_drop="1%"),
+        ),
         (Plan(), "", SETTINGS),
     ],
-    ids=["weights", "cpu", "version", "threads", "engine", "precision", "device", "tolerance", "unmeasured"],
+    ids=[
+        *("weights", "cpu", "version", "threads", "engine", "precision", "device", "tolerance", "disagrees"),
+        *("no evidence", "accuracy", "unmeasured"),
+    ],
 )
 def test_a_plan_does_not_fit_others(plan: Plan, digest: str, settings: Settings) -> None:
     assert not fits(plan, digest, settings)
+
+
+def test_a_plan_fits_where_it_was_compared_on_the_photos_that_are_asked_for() -> None:
+    assert fits(PLAN, PLAN.digest, SETTINGS, photos="p" * 64)
+    assert not fits(PLAN, PLAN.digest, SETTINGS, photos="q" * 64)
 
 
 def test_each_request_has_its_own_file_in_the_cache(tmp_path: Path) -> None:

@@ -15,15 +15,20 @@ from torch import nn
 
 from pthserve.engines.base import Engine
 from pthserve.engines.openvino_engine import convert, precisions
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 from pthserve.planning import plan_files
-from pthserve.planning.candidates import Candidate, EngineFactory, calibration_images
+from pthserve.planning.candidates import Candidate, EngineFactory, Quantized
+from pthserve.planning.crops import Crops, Photo
+from pthserve.planning.examiner import Examiner
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import Measurement, tune
 from pthserve.settings import Settings
 from pthserve.tasks.classification import softmax
+
+from ..linear import png
 
 SPEC = Spec(crop=(32, 32))
 DIGEST = "d" * 64
@@ -78,7 +83,14 @@ def tuned(
     known: Plan | None = None,
     **graphs: object,
 ) -> tuple[Plan, Engine]:
-    return tune(EngineFactory(module, spec, options, **graphs), digest, images, known=known)  # type: ignore[arg-type]
+    engines = EngineFactory(module, spec, options, **graphs)  # type: ignore[arg-type]
+    return tune(Examiner(engines, crops(images, spec)), digest, known=known)
+
+
+def crops(images: NDArray[np.uint8], spec: Spec) -> Crops:
+    """Crops of the images, of which each is a photo."""
+    photos = [Photo(f"image {number}", lambda image=image: png(image)) for number, image in enumerate(images)]  # type: ignore[misc]
+    return Crops(photos, spec, "images")
 
 
 def run(threads: int, rates: dict[int, float], device: str = "cpu") -> Measurement:
@@ -130,14 +142,14 @@ def test_a_candidate_that_disagrees_does_not_count(
     refused = next(trial for trial in plan.trials if trial.engine == "openvino")
     assert not refused.agrees
     assert refused.difference > 0.02
-    assert "image" in refused.note
+    assert "on 208 crops a difference is" in refused.note
 
 
 def test_nothing_that_agrees_is_an_error_with_all_reasons(
     module: nn.Module, images: NDArray[np.uint8]
 ) -> None:
     other = convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), SPEC)
-    with pytest.raises(EngineError, match=r"openvino fp32: image \d"):
+    with pytest.raises(EngineError, match=r"openvino fp32: on 208 crops a difference"):
         tuned(module, SPEC, DIGEST, images, settings(engine="openvino", precision="fp32"), graph=other)
 
 
@@ -190,14 +202,14 @@ def test_int8_passes_the_same_guard(
 ) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "LICENSE").write_text("not an image")
-    for number, image in enumerate(pixels(SPEC, 6)):
+    for number, image in enumerate(pixels(SPEC, 20)):
         Image.fromarray(image).resize((300, 280)).save(tmp_path / "more" / f"{number}.png")
-    assert calibration_images(tmp_path, SPEC).shape == (6, 32, 32, 3)
     asked = settings(precision="int8", calibration=tmp_path, tolerance=1)
     plan, engine = tuned(module, SPEC, DIGEST, images[:1], asked, graph=graph)
     assert engine.precision == "int8"
-    assert 0 < plan.difference < 1
-    with pytest.raises(EngineError, match="int8: image 0"):
+    assert plan.agreement is not None
+    assert 0 < plan.agreement.largest < 1
+    with pytest.raises(EngineError, match=r"int8 does not agree .*on 208 crops"):
         tuned(module, SPEC, DIGEST, images[:1], asked.model_copy(update={"tolerance": 0}), graph=graph)
 
 
@@ -274,7 +286,8 @@ def test_a_pack_needs_no_module_and_brings_its_plan(
 
 def test_int8_of_a_pack_is_among_what_auto_tries(images: NDArray[np.uint8], graph: object) -> None:
     asked = settings(tolerance=1)
-    plan, _ = tuned(None, SPEC, DIGEST, images[:1], asked, graph=graph, quantized=graph)
+    quantized = Quantized(graph, Quantization(7, 1, {}, 1.0, "fp32", 0, ""))
+    plan, _ = tuned(None, SPEC, DIGEST, images[:1], asked, graph=graph, quantized=quantized)
     assert "int8" in {trial.precision for trial in plan.trials}
 
 

@@ -46,6 +46,27 @@ def test_half_the_capacity_in_use_is_a_share_of_half() -> None:
         assert busy.share() == pytest.approx(0.5)
 
 
+def test_another_capacity_counts_from_then_on() -> None:
+    clock = Clock()
+    busy = Busy(4, clock)
+    with busy, busy:
+        clock.now = 100 * WINDOW
+        busy.resize(2)
+        assert busy.share() == pytest.approx(0.5)
+        clock.now = 200 * WINDOW
+        assert busy.share() == pytest.approx(1.0)
+
+
+def test_the_first_observation_after_a_restart_is_the_average_and_until_then_the_old_one_stands() -> None:
+    smoothed = Smoothed()
+    for _ in range(16):
+        smoothed.observe(100.0)
+    smoothed.restart()
+    assert smoothed.value == 100
+    smoothed.observe(1.0)
+    assert smoothed.value == 1
+
+
 def test_the_first_observation_is_the_average() -> None:
     smoothed = Smoothed()
     assert smoothed.value == 0

@@ -149,15 +149,14 @@ def test_other_labels_are_two() -> None:
 
 def test_answers_agree_as_those_of_two_classes() -> None:
     reference = np.array([[0.9], [0.1]], np.float32)
-    assert TASK.compare(reference + np.float32(0.01), reference, 0.02).agrees
-    assert TASK.compare(reference + np.float32(0.03), reference, 0.02).disagreements == (
-        "image 0: a probability is 0.030 off, more than 0.02",
-        "image 1: a probability is 0.030 off, more than 0.02",
-    )
-    assert TASK.compare(1 - reference, reference, 1).disagreements[0] == (
-        "image 0: label 0 is on the other side of the threshold"
-    )
-    assert TASK.compare(np.array([[np.nan]], np.float32), reference[:1], 1).difference == np.inf
+    found = TASK.agree(reference + np.float32(0.03), reference, 0.1)
+    assert found.differences == pytest.approx([0.03, 0.03], abs=1e-6)
+    assert found.same is not None
+    assert found.same.all()
+    other = TASK.agree(1 - reference, reference, 0.1)
+    assert other.kept is not None
+    assert not other.kept.any()
+    assert TASK.agree(np.array([[np.nan]], np.float32), reference[:1], 1).differences == np.inf
 
 
 def test_a_golden_image_states_the_class() -> None:

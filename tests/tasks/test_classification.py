@@ -5,11 +5,10 @@ import orjson
 import pytest
 import torch
 
-from pthserve.tasks.classification import CLASSIFICATION, CLEAR_MARGIN, softmax
+from pthserve.tasks.classification import CLASSIFICATION, softmax
 
 SEED = 5
 TOLERANCE = 0.02
-compare = CLASSIFICATION.compare
 
 
 def rows(*values: list[float]) -> np.ndarray:
@@ -38,40 +37,36 @@ def test_softmax_of_what_is_no_number_is_none_and_warns_of_nothing() -> None:
 # --- two sets of answers
 
 
-def test_answers_within_the_tolerance_agree() -> None:
-    proof = compare(rows([0.7, 0.3], [0.1, 0.9]), rows([0.71, 0.29], [0.1, 0.9]), TOLERANCE)
-    assert proof.agrees
-    assert proof.difference == pytest.approx(0.01, abs=1e-6)
+def test_the_difference_of_an_image_is_the_largest_of_a_probability() -> None:
+    found = CLASSIFICATION.agree(rows([0.7, 0.3], [0.1, 0.9]), rows([0.71, 0.29], [0.3, 0.7]), 0.1)
+    assert found.differences == pytest.approx([0.01, 0.2], abs=1e-6)
 
 
-def test_a_probability_beyond_the_tolerance_disagrees() -> None:
-    proof = compare(rows([0.7, 0.3], [0.1, 0.9]), rows([0.7, 0.3], [0.2, 0.8]), TOLERANCE)
-    assert proof.disagreements == ("image 1: a probability is 0.100 off, more than 0.02",)
-    assert proof.difference == pytest.approx(0.1, abs=1e-6)
+def test_a_top_class_is_clear_where_it_leads_by_more_than_the_margin() -> None:
+    reference = rows([0.6, 0.3, 0.1], [0.45, 0.4, 0.15], [0.1, 0.2, 0.7])
+    other = rows([0.3, 0.6, 0.1], [0.4, 0.45, 0.15], [0.1, 0.2, 0.7])
+    found = CLASSIFICATION.agree(other, reference, 0.1)
+    assert found.same is not None
+    assert found.clear is not None
+    assert found.kept is not None
+    assert found.same.tolist() == [False, False, True]
+    assert found.clear.tolist() == [True, False, True]
+    assert found.kept.tolist() == [False, True, True]
 
 
-def test_another_top_class_disagrees_where_the_margin_is_clear() -> None:
-    reference = rows([0.5 + CLEAR_MARGIN, 0.5 - CLEAR_MARGIN])
-    assert compare(reference[:, ::-1], reference, 1).disagreements == ("image 0: class 1, and not 0",)
+def test_what_is_no_number_is_infinitely_far_off_and_no_decision_is_the_same() -> None:
+    found = CLASSIFICATION.agree(rows([np.nan, np.nan]), rows([0.9, 0.1]), 0.1)
+    assert found.differences == np.inf
+    assert found.same is not None
+    assert not found.same.any()
+    assert found.kept is not None
+    assert not found.kept.any()
 
 
-def test_another_top_class_agrees_where_the_margin_is_not_clear() -> None:
-    reference = rows([0.5 + CLEAR_MARGIN / 3, 0.5 - CLEAR_MARGIN / 3])
-    assert compare(reference[:, ::-1], reference, 1).agrees
-
-
-def test_what_is_no_number_never_agrees() -> None:
-    proof = compare(rows([np.nan, np.nan]), rows([0.5, 0.5]), 1)
-    assert proof.disagreements == ("image 0: its probabilities are not numbers",)
-    assert proof.difference == np.inf
-
-
-def test_another_number_of_classes_disagrees() -> None:
-    assert compare(rows([0.5, 0.5]), rows([1]), 1).disagreements == ("2 classes, and not 1",)
-
-
-def test_one_class_agrees_with_itself() -> None:
-    assert compare(rows([1]), rows([1]), 0).agrees
+def test_a_model_of_one_class_has_no_clear_decision() -> None:
+    found = CLASSIFICATION.agree(rows([1], [1]), rows([1], [1]), 0.1)
+    assert found.clear is not None
+    assert not found.clear.any()
 
 
 # --- the JSON

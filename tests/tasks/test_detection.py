@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.files.golden import Golden, GoldenBox
+from pthserve.tasks.base import Comparison
 from pthserve.tasks.choice import TASKS
 from pthserve.tasks.detection import BACKGROUND, DetectionTask
 from pthserve.tasks.objects import DetectionAnswer, Table, intersections
@@ -107,24 +108,34 @@ def test_labels_may_leave_the_background_out() -> None:
         TASK.labels(("cat",), 3)
 
 
-def test_two_engines_agree_where_each_has_the_objects_of_the_other() -> None:
+def test_engines_differ_by_scores_of_objects_that_match_and_by_objects_that_do_not() -> None:
     reference = row(CAT, DOG, FAINT)
     moved, other = (0.102, 0.2, 0.5, 0.8, 0.9, 1), (0.3, 0.2, 0.7, 0.8, 0.9, 1)
-    for outputs, agrees in (
-        (row(CAT, DOG, FAINT), True),
-        (row(moved, DOG, FAINT), True),
-        (row((*CAT[:4], 0.91, 1), DOG, FAINT), True),
-        (row((*CAT[:4], 0.8, 1), DOG, FAINT), False),
-        (row((*CAT[:5], 2), DOG, FAINT), False),
-        (row(other, DOG, FAINT), False),
-        (row(CAT, FAINT), False),
-        (row(CAT, DOG, FAINT, (0.8, 0.8, 0.9, 0.9, 0.5, 1)), False),
-        (row(CAT, DOG, FAINT, (0.8, 0.8, 0.9, 0.9, 0.08, 1)), True),  # below FLOOR
+    for outputs, difference, same, kept in (
+        (row(CAT, DOG, FAINT), 0.0, True, True),
+        (row(moved, DOG, FAINT), 0.0, True, True),
+        (row((*CAT[:4], 0.8, 1), DOG, FAINT), CAT[4] - 0.8, True, True),
+        (row((*CAT[:5], 2), DOG, FAINT), CAT[4] - 0.1, False, False),  # another class
+        (row(other, DOG, FAINT), CAT[4] - 0.1, False, False),  # somewhere else
+        (row(CAT, FAINT), DOG[4] - 0.1, False, False),
+        (row(CAT, DOG, FAINT, (0.8, 0.8, 0.9, 0.9, 0.51, 1)), 0.41, False, True),  # none of the reference's
+        (row(CAT, DOG, FAINT, (0.8, 0.8, 0.9, 0.9, 0.3, 1)), 0.2, True, True),  # which is not answered
+        (row(CAT, DOG, FAINT, (0.8, 0.8, 0.9, 0.9, 0.08, 1)), 0.0, True, True),  # below FLOOR
     ):
-        found = TASK.compare(outputs[None], reference[None], 0.02)
-        assert found.agrees == agrees, found
-    nan = np.full_like(reference, np.nan)
-    assert TASK.compare(nan[None], reference[None], 0.02).difference == np.inf
+        found = TASK.agree(outputs[None], reference[None], 0.1)
+        np.testing.assert_allclose(found.differences, [difference], atol=1e-6)
+        assert decisions(found) == (same, True, kept)
+    nan = TASK.agree(np.full_like(reference, np.nan)[None], reference[None], 0.1)
+    np.testing.assert_array_equal(nan.differences, [np.inf])
+    assert decisions(nan) == (False, True, False)
+    empty = TASK.agree(row()[None], row(FAINT)[None], 0.1)
+    assert decisions(empty) == (True, False, True)
+
+
+def decisions(found: Comparison) -> tuple[bool, ...]:
+    """Whether the decision on the one image is the same, clear, and kept."""
+    (same, clear, kept) = (each for each in found[1:] if each is not None)
+    return bool(same[0]), bool(clear[0]), bool(kept[0])
 
 
 @pytest.mark.parametrize(

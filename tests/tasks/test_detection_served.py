@@ -16,11 +16,12 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
-from pthserve.errors import CardError, GoldenError
+from pthserve.errors import CardError, EngineError, GoldenError
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import load
+from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
-from pthserve.planning import agreement
+from pthserve.planning.crops import samples
 from pthserve.protos import inference_pb2 as pb
 from pthserve.settings import Settings
 from pthserve.tasks.objects import DetectionAnswer
@@ -38,7 +39,7 @@ NAME = "maskrcnn_resnet50_fpn"
 FEW = {"min_size": 96, "max_size": 144, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 20}
 """Arguments with which a pass is short."""
 LABELS = ["cat", "dog", "hen", "owl"]
-PHOTO = agreement.samples()[0]
+PHOTO = samples()[0]
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +259,25 @@ def test_what_only_pytorch_runs_is_not_packed_and_the_message_says_what_to_do(
 ) -> None:
     refused = called("pack", folder, "--output", tmp_path / "packed")
     assert refused.returncode == 3
-    assert "serve its weights, with --engine torch" in refused.stderr
+    assert "only PyTorch at fp32 runs a detector" in refused.stderr
+
+
+def test_validation_is_refused_as_there_is_nothing_to_choose(folder: Path) -> None:
+    with pytest.raises(EngineError, match="only PyTorch at fp32 runs a detector"):
+        load(str(folder), SETTINGS.model_copy(update={"validation": folder}))
+
+
+def test_a_service_runs_it_in_its_own_process_and_says_why(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    loader = Loader(str(folder), SETTINGS.model_copy(update={"cache_dir": tmp_path}), size=10**9)
+    with caplog.at_level("INFO"), loader() as model:
+        assert (model.forward.name, model.forward.precision) == ("torch", "fp32")
+        assert len(model(PHOTO)) > 1
+        assert model.plan.agreement
+        assert (model.plan.agreement.crops, model.plan.agreement.largest) == (1, 0)
+    assert "PyTorch runs it: only PyTorch at fp32 runs a detector" in caplog.text
 
 
 def test_a_card_of_another_task_is_refused(folder: Path) -> None:

@@ -98,23 +98,20 @@ def test_vectors_are_normalised_as_torch_does_and_zero_stays_zero() -> None:
 
 def test_vectors_agree_by_their_cosine_similarity() -> None:
     reference = vectors([1, 0, 0])
-    assert PLAIN.compare(vectors([0.995, 0.1, 0]), reference, 0.02).agrees
-    off = PLAIN.compare(vectors([0.8, 0.6, 0]), reference, 0.02)
-    assert off.disagreements == ("image 0: its vector has a cosine similarity of 0.8000, below 1 - 0.02",)
-    assert off.difference == pytest.approx(0.2, abs=1e-6)
+    found = PLAIN.agree(vectors([0.8, 0.6, 0]), reference, 0)
+    assert found.differences == pytest.approx([0.2], abs=1e-6)
+    assert found.same is found.clear is found.kept is None  # a vector is not a decision
 
 
 def test_vectors_that_are_not_normalised_agree_by_their_length_too() -> None:
-    off = PLAIN.compare(vectors([1.5, 0, 0]), vectors([1, 0, 0]), 0.02)
-    assert off.disagreements == ("image 0: its vector has length 1.5, and not 1",)
-    assert PLAIN.compare(vectors([0, 0, 0]), vectors([0, 0, 0]), 0).agrees
-    assert not PLAIN.compare(vectors([0, 0, 0]), vectors([1, 0, 0]), 0.5).agrees
+    found = PLAIN.agree(
+        vectors([1.5, 0, 0], [0, 0, 0], [0, 0, 0]), vectors([1, 0, 0], [0, 0, 0], [1, 0, 0]), 0
+    )
+    assert found.differences == pytest.approx([0.5, 0, 1])
 
 
 def test_what_is_no_number_never_agrees() -> None:
-    proof = UNIT.compare(vectors([np.nan, 0, 1]), vectors([1, 0, 0]), 1)
-    assert proof.disagreements == ("image 0: its vector holds values that are not numbers",)
-    assert proof.difference == np.inf
+    assert UNIT.agree(vectors([np.nan, 0, 1]), vectors([1, 0, 0]), 1).differences == np.inf
 
 
 def test_a_golden_image_states_the_vector() -> None:

@@ -146,26 +146,28 @@ def test_an_answer_names_the_labels_that_apply() -> None:
     assert TASK.answer(np.array([-1, -1, -2, -9], np.float32), tuple(LABELS)).names == []
 
 
-def test_answers_agree_within_the_tolerance_of_each_probability() -> None:
+def test_the_difference_of_an_image_is_the_largest_of_a_probability() -> None:
     reference = np.array([[0.9, 0.1, 0.4, 0.6]], np.float32)
-    assert TASK.compare(reference + np.float32(0.015), reference, 0.02).agrees
-    off = TASK.compare(reference + np.float32(0.03), reference, 0.02)
-    assert off.disagreements == ("image 0: a probability is 0.030 off, more than 0.02",)
+    found = TASK.agree(reference + np.float32(0.03), reference, 0.1)
+    assert found.differences == pytest.approx([0.03], abs=1e-6)
 
 
 def test_a_label_on_the_other_side_of_the_threshold_disagrees_unless_it_is_close() -> None:
     clear, close = np.array([[0.6]], np.float32), np.array([[0.51]], np.float32)
     other = np.array([[0.49]], np.float32)
-    assert TASK.compare(other, clear, 1).disagreements == (
-        "image 0: label 0 is on the other side of the threshold",
-    )
-    assert TASK.compare(other, close, 1).agrees
+    for expected, kept in ((clear, False), (close, True)):
+        found = TASK.agree(other, expected, 0.1)
+        assert found.same is not None
+        assert not found.same.any()
+        assert found.kept is not None
+        assert found.kept.all() == kept
 
 
 def test_what_is_no_number_never_agrees() -> None:
-    proof = TASK.compare(np.array([[np.nan, 0.5]], np.float32), np.array([[0.5, 0.5]], np.float32), 1)
-    assert proof.disagreements == ("image 0: its probabilities are not numbers",)
-    assert proof.difference == np.inf
+    found = TASK.agree(np.array([[np.nan, 0.5]], np.float32), np.array([[0.5, 0.5]], np.float32), 1)
+    assert found.differences == np.inf
+    assert found.kept is not None
+    assert not found.kept.any()
 
 
 @pytest.mark.parametrize(

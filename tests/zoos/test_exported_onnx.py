@@ -13,6 +13,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from PIL import Image
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError, CardError, ModelError, WeightsError
@@ -23,8 +24,10 @@ from pthserve.loading.load import Built, build, load
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import samples
+from pthserve.planning.crops import samples
+from pthserve.tasks.classification import softmax
 
+from ..linear import noise
 from .exports import CLASSES, SIDE, logits, network
 
 OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")
@@ -67,11 +70,29 @@ def test_a_pack_of_it_answers_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(*answers(model), atol=1e-4)
 
 
+def test_golden_images_settle_its_preprocessing(tmp_path: Path) -> None:
+    """Nothing in the file says whether images were squashed or cropped."""
+    network(tmp_path / "model.onnx")
+    spec = Spec((SIDE, SIDE), (SIDE, SIDE))
+    golden = []
+    for number, photo in enumerate(samples()[:3]):
+        (tmp_path / f"{number}.jpg").write_bytes(photo)
+        pixels = crop(photo, spec, max_pixels=2**30)[None]
+        probabilities = softmax(logits(normalise(pixels, spec)))[0]
+        best = int(probabilities.argmax())
+        known = {"class_index": best, "probability": round(float(probabilities[best]), 6)}
+        golden.append({"image": f"{number}.jpg", **known})
+    (tmp_path / "model.yaml").write_text(json.dumps({"golden": golden}))
+    with load(str(tmp_path), OPTIONS) as model:
+        assert model.spec == spec
+        assert about(model, "preprocessing").origin is Origin.GOLDEN
+
+
 def test_it_is_quantised_on_a_folder_of_images(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for number, data in enumerate(samples()):
-        (folder / f"{number}.jpg").write_bytes(data)
+    for number in range(20):
+        Image.fromarray(noise(number)).save(folder / f"{number}.png")
     path = network(tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="--calibration"):
         served(path, precision="int8")

@@ -21,7 +21,7 @@ from pthserve.loading.load import build, load
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import samples
+from pthserve.planning.crops import samples
 from pthserve.zoos import operators
 
 OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")

@@ -18,6 +18,7 @@ import pthserve.images
 from pthserve.certainty import Origin
 from pthserve.errors import ArchitectureError, CardError, ModelError
 from pthserve.images.preprocess import crop, normalise
+from pthserve.images.spec import Spec
 from pthserve.loading.load import build, load
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
@@ -149,6 +150,38 @@ def test_without_a_processor_the_familys_default_is_told(folder: Path) -> None:
     told = next(one for one in built.inferred if one.subject == "preprocessing")
     assert told.origin == Origin.DEFAULT
     assert told.uncertain
+    assert built.spec.crop == (64, 64), "the size that config.json states"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "side"), [("resnet", 224), ("swin", 64), ("convnext", 224)])
+def test_without_a_processor_the_default_is_that_of_the_familys_published_models(
+    tmp_path: Path, family: str, side: int
+) -> None:
+    save(tmp_path, family)
+    (tmp_path / "preprocessor_config.json").unlink()
+    spec = build(str(tmp_path), OPTIONS).spec
+    assert (spec.crop, spec.interpolation, spec.mean) == ((side, side), "bicubic", (0.485, 0.456, 0.406))
+
+
+def test_golden_images_settle_preprocessing_that_no_file_states(folder: Path) -> None:
+    """Where the images were prepared as torchvision's models take them, say."""
+    (folder / "preprocessor_config.json").unlink()
+    spec = Spec(round(64 * 256 / 224), (64, 64))
+    model = build(str(folder), OPTIONS).architecture.module
+    assert model is not None
+    golden = []
+    for photo in PHOTOS[:3]:
+        (folder / photo.name).write_bytes(photo.read_bytes())
+        image = torch.from_numpy(normalise(crop(photo.read_bytes(), spec, max_pixels=2**30)[None], spec))
+        with torch.no_grad():
+            probability, index = model(image).softmax(1).max(1)
+        known = {"class_index": int(index), "probability": round(float(probability), 6)}
+        golden.append({"image": photo.name, **known})
+    (folder / "model.yaml").write_text(json.dumps({"golden": golden}))
+    built = build(str(folder), OPTIONS)
+    told = next(one for one in built.inferred if one.subject == "preprocessing")
+    assert (told.origin, built.spec.mean, built.spec.resize) == (Origin.GOLDEN, spec.mean, spec.resize)
 
 
 def test_the_cards_preprocessing_counts_more(folder: Path) -> None:

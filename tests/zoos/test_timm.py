@@ -427,6 +427,21 @@ def test_the_preprocessing_that_the_checkpoint_states_is_taken(beside: bool, tmp
 
 
 @pytest.mark.parametrize(
+    ("stated", "labels"),
+    [
+        ({"label_names": list("abcdefg")}, tuple("abcdefg")),
+        ({"label_names": ["too", "few"]}, None),
+        ({"id2label": {str(number): f"LABEL_{number}" for number in range(CLASSES)}}, None),
+    ],
+)
+def test_the_labels_of_a_configuration_beside_the_weights_are_taken(
+    stated: dict[str, Any], labels: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", **stated}))
+    assert architecture.build(weightless("test_vit"), path=tmp_path / "model.safetensors").labels == labels
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"crop_mode": "border"},

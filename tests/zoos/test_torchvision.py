@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import models
 
 from pthserve.images.preprocess import crop_image, normalise
-from pthserve.planning import agreement
+from pthserve.planning import crops
 from pthserve.zoos import torchvision
 from pthserve.zoos.torchvision import TORCHVISION
 
@@ -41,5 +41,5 @@ def test_preprocessing_is_torchvisions_to_the_bit(name: str) -> None:
 
 def pictures() -> Sequence[Image.Image]:
     """A photo, and noise that is narrow, and smaller than any crop."""
-    photo = Image.open(io.BytesIO(agreement.samples()[0]))
+    photo = Image.open(io.BytesIO(crops.samples()[0]))
     return photo.convert("RGB"), Image.fromarray(noise(1, 700, 411)), Image.fromarray(noise(2, 90, 61))

@@ -90,8 +90,9 @@ def draw(seed: int, count: int) -> list[str]:
     while len(drawn) < count:
         before = len(drawn)
         for family in turns:
-            if len(drawn) < count and (name := _next(families[family], first=before == 0)):
-                drawn.append(name)
+            following = _next(families[family], first=before == 0) if len(drawn) < count else None
+            if following:
+                drawn.append(following)
         assert len(drawn) > before, "there are not so many"
     return drawn
 

@@ -9,6 +9,7 @@ digest=$(cd "$folder" && find -L . -name '..?*' -prune -o -type f -print0 | LC_A
 pack=/packs/$VERSION-$(basename "$MODEL")-$digest
 exec 9>/packs/.lock
 flock 9
+[ -z "${PTHSERVE_REQUIRE_SIGNATURE:-}" ] || pthserve verify "$MODEL" --key "$PTHSERVE_REQUIRE_SIGNATURE"
 if [ ! -d "$pack" ]; then
   rm -rf "$pack.part"
   pthserve pack "$MODEL" -o "$pack.part"

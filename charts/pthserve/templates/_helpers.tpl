@@ -82,11 +82,35 @@ annotations:
 {{- ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
 {{- end -}}
 
+{{- /* The address that the weights are downloaded from; empty where they come another way. */ -}}
+{{- define "pthserve.weightsAddress" -}}
+{{- with .Values.weights -}}
+{{- if contains "://" .source -}}
+{{- .source -}}
+{{- else if eq .source "download" -}}
+{{- .download.url -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The file with the public key that the weights must be signed with; empty where none must. */ -}}
+{{- define "pthserve.publicKey" -}}
+{{- with .Values.weights.publicKey -}}
+{{- if .configMap -}}
+/run/pthserve/{{ .key }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The file, inside /models, that a source's model lies in; empty for the folder itself. */ -}}
 {{- define "pthserve.weightsFile" -}}
 {{- $fetched := "" -}}
-{{- if eq .Values.weights.source "download" -}}
-{{- $fetched = regexReplaceAll "[?#].*$" .Values.weights.download.url "" | base -}}
+{{- with include "pthserve.weightsAddress" . -}}
+{{- if regexMatch "^(hf|oci)://" . -}}
+{{- $fetched = regexReplaceAll "[:@].*$" (regexReplaceAll "^(hf://[^/]+/[^/@]+)@[^/]+" . "${1}" | base) "" -}}
+{{- else -}}
+{{- $fetched = regexReplaceAll "[?#].*$" . "" | base -}}
+{{- end -}}
 {{- end -}}
 {{- .Values.weights.file | default $fetched -}}
 {{- end -}}
@@ -97,6 +121,10 @@ annotations:
 
 {{- define "pthserve.weightsClaim" -}}
 {{- .Values.weights.pvc.existingClaim | default (printf "%s-weights" (include "pthserve.fullname" .)) -}}
+{{- end -}}
+
+{{- define "pthserve.cacheClaim" -}}
+{{- .Values.cache.existingClaim | default (printf "%s-cache" (include "pthserve.fullname" .)) -}}
 {{- end -}}
 
 {{- define "pthserve.packClaim" -}}
@@ -116,6 +144,10 @@ annotations:
 {{- end -}}
 {{- if .Values.pack.enabled -}}
 {{- $_ := set $settings "model" "/pack/model" -}}
+{{- else if not (include "pthserve.weightsAddress" .) -}}
+{{- with include "pthserve.publicKey" . -}}
+{{- $_ := set $settings "requireSignature" . -}}
+{{- end -}}
 {{- end -}}
 {{- if .Values.apiKeys.secret -}}
 {{- $_ := set $settings "apiKeys" "/run/secrets/pthserve/keys" -}}

@@ -12,10 +12,10 @@
 {{- include "pthserve.refuseSingleWriter" (list $ .pvc "weights.pvc" $most) -}}
 {{- else if and (eq .source "configMap") (not .configMap.name) -}}
 {{- fail "weights.source is configMap: name it in weights.configMap.name." -}}
-{{- else if and (eq .source "download") (not (regexMatch "^https?://[^/]+/" .download.url)) -}}
-{{- fail "weights.source is download: give the http or https address of the weights file in weights.download.url." -}}
-{{- else if and (eq .source "download") (not .sha256) -}}
-{{- fail "weights.source is download: pin the file by its SHA-256 in weights.sha256." -}}
+{{- else if and (eq .source "download") (not (regexMatch "^(https?://[^/]+/|(s3|gs|az|hf|oci)://.)" .download.url)) -}}
+{{- fail "weights.source is download: give the address of the model in weights.download.url, such as https://host/a.pth." -}}
+{{- else if and (regexMatch "^https?://" (include "pthserve.weightsAddress" $)) (not .sha256) -}}
+{{- fail "The weights are a download: pin the file by its SHA-256 in weights.sha256." -}}
 {{- else if and (eq .source "image") (not .image.reference) -}}
 {{- fail "weights.source is image: name the image in weights.image.reference." -}}
 {{- else if and (eq .source "image") (semverCompare "<1.33-0" $.Capabilities.KubeVersion.Version) -}}
@@ -23,6 +23,15 @@
 {{- end -}}
 {{- if and $.Values.settings.model (ne .source "demo") -}}
 {{- fail (printf "settings.model is given, but weights.source is %s and says already where the model is. Use weights.file." .source) -}}
+{{- end -}}
+{{- if and .publicKey.configMap (eq .source "demo") -}}
+{{- fail "weights.publicKey is for weights of your own, and weights.source is demo." -}}
+{{- end -}}
+{{- if and .publicKey.configMap (eq $.Values.image.variant "slim") (not $.Values.pack.enabled) (not (include "pthserve.weightsAddress" $)) -}}
+{{- fail "weights.publicKey: the slim image verifies no signature of mounted weights; set pack.enabled, image.variant to full, or let them be downloaded." -}}
+{{- end -}}
+{{- if and .publicKey.configMap $.Values.settings.requireSignature -}}
+{{- fail "weights.publicKey and settings.requireSignature say the same thing: give weights.publicKey alone." -}}
 {{- end -}}
 {{- if and .sha256 $.Values.settings.sha256 -}}
 {{- fail "weights.sha256 and settings.sha256 say the same thing: give weights.sha256 alone." -}}
@@ -34,6 +43,15 @@
 {{- end -}}
 {{- if and (eq .Values.image.variant "slim") .Values.gpu.enabled -}}
 {{- fail "gpu.enabled needs torch: set image.variant to full." -}}
+{{- end -}}
+
+{{- with .Values.cache -}}
+{{- if and .existingClaim .create -}}
+{{- fail "cache.existingClaim names a claim and cache.create makes one: give one of them." -}}
+{{- end -}}
+{{- if or .existingClaim .create -}}
+{{- include "pthserve.refuseSingleWriter" (list $ . "cache" $most) -}}
+{{- end -}}
 {{- end -}}
 
 {{- with .Values.pack -}}
@@ -72,8 +90,8 @@
 {{- end -}}
 
 {{- with .Values.networkPolicy -}}
-{{- if and .enabled (not .egress) (or (eq $.Values.weights.source "download") $.Values.settings.otlpEndpoint) -}}
-{{- fail "networkPolicy lets a pod connect nowhere, but weights.source download or settings.otlpEndpoint must: allow it (and DNS) in networkPolicy.egress, or set networkPolicy.enabled to false." -}}
+{{- if and .enabled (not .egress) (or (include "pthserve.weightsAddress" $) $.Values.settings.otlpEndpoint) -}}
+{{- fail "networkPolicy lets a pod connect nowhere, but a download of the weights or settings.otlpEndpoint must: allow it (and DNS) in networkPolicy.egress, or set networkPolicy.enabled to false." -}}
 {{- end -}}
 {{- end -}}
 

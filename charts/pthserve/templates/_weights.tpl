@@ -7,7 +7,7 @@ persistentVolumeClaim:
 {{- else if eq .source "configMap" -}}
 configMap:
   name: {{ .configMap.name }}
-{{- else if eq .source "download" -}}
+{{- else if include "pthserve.weightsAddress" $ -}}
 emptyDir: {{ with .download.sizeLimit }}{sizeLimit: {{ . }}}{{ else }}{}{{ end }}
 {{- else if eq .source "image" -}}
 image:
@@ -17,17 +17,29 @@ image:
 {{- end -}}
 {{- end -}}
 
+{{- /* Object stores, the Hub and signatures need libraries that the full image alone has. */ -}}
 {{- define "pthserve.fetchContainer" -}}
+{{- $address := include "pthserve.weightsAddress" . -}}
+{{- $full := or (regexMatch "^(s3|gs|az|hf)://" $address) (include "pthserve.publicKey" .) -}}
 - name: fetch
-  image: {{ include "pthserve.image" . }}
+  image: {{ if $full }}{{ include "pthserve.imageOf" (list . "full") }}{{ else }}{{ include "pthserve.image" . }}{{ end }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   args:
     - fetch
-    - {{ .Values.weights.download.url | quote }}
+    - {{ $address | quote }}
     - --output={{ include "pthserve.weightsPath" . }}
-    - --sha256={{ .Values.weights.sha256 }}
+    {{- with .Values.weights.sha256 }}
+    - --sha256={{ . }}
+    {{- end }}
+    {{- with include "pthserve.publicKey" . }}
+    - --require-signature={{ . }}
+    {{- end }}
+  {{- with .Values.extraEnvFrom }}
+  envFrom:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- if or .Values.weights.download.secret .Values.extraEnv }}
   env:
     {{- with .Values.weights.download }}
@@ -48,6 +60,9 @@ image:
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
     - {name: weights, mountPath: /models}
+    {{- if include "pthserve.publicKey" . }}
+    - {name: public-key, mountPath: /run/pthserve, readOnly: true}
+    {{- end }}
 {{- end -}}
 
 {{- define "pthserve.packContainer" -}}
@@ -66,6 +81,12 @@ image:
     {{- with .Values.weights.sha256 }}
     - {name: PTHSERVE_SHA256, value: {{ . | quote }}}
     {{- end }}
+    {{- if not (include "pthserve.weightsAddress" .) }}
+    {{- with include "pthserve.publicKey" . }}
+    - {name: PTHSERVE_REQUIRE_SIGNATURE, value: {{ . | quote }}}
+    - {name: PTHSERVE_CACHE_DIR, value: /tmp/cache}
+    {{- end }}
+    {{- end }}
   terminationMessagePolicy: FallbackToLogsOnError
   resources:
     {{- toYaml .Values.pack.resources | nindent 4 }}
@@ -74,4 +95,7 @@ image:
     - {name: weights, mountPath: /models, readOnly: true}
     - {name: packs, mountPath: /packs}
     - {name: pack, mountPath: /pack}
+    {{- if include "pthserve.publicKey" . }}
+    - {name: public-key, mountPath: /run/pthserve, readOnly: true}
+    {{- end }}
 {{- end -}}

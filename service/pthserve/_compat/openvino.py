@@ -26,6 +26,7 @@ def runtime() -> Any:
 
 def supported_operators() -> Iterable[Any]:
     """Return the composite operators that OpenVINO converts, which need not be decomposed."""
+    runtime()  # before anything of it is imported
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 
     operators: Iterable[Any] = ops_to_not_decompose()

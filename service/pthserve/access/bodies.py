@@ -74,9 +74,18 @@ class Bodies:
         self.max_body = max_body
         self.held = 0
         self._holdings: set[Holding] = set()
-        readers = max(1, cpus // 2)
-        self._readers = ThreadPoolExecutor(readers, "bodies")
-        self._turns = asyncio.Semaphore(readers)
+        self._start_readers(cpus)
+
+    def resize(self, cpus: int) -> None:
+        """Use so many CPUs from now on. The threads that were there end with their current work."""
+        before = self._readers
+        self._start_readers(cpus)
+        before.shutdown(wait=False)
+
+    def _start_readers(self, cpus: int) -> None:
+        count = max(1, cpus // 2)
+        self._readers = ThreadPoolExecutor(count, "bodies")
+        self._turns = asyncio.Semaphore(count)
 
     def hold(self, refuse: Callable[[], None] | None = None) -> Holding:
         """Return a `Holding` for a new request, to be closed when the request ends."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @takes_settings(
     *("sha256", "allow_code", "device", "engine", "precision", "threads", "tolerance", "cache_dir"),
+    *("max_download", "require_signature"),
     precision="fp32",
     tolerance=0.001,
 )

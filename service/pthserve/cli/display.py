@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pthserve.addresses import shown
 from pthserve.text import MESSAGE, quoted
 
 if TYPE_CHECKING:
@@ -39,10 +40,32 @@ def reading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(quoted(what), visible=False)
+        bar = bars.add_task(quoted(shown(what)), visible=False)
 
         def update(there: int, total: int | None) -> None:
             bars.update(bar, completed=there, total=total, visible=total is None or total >= LARGE)
+
+        yield update
+
+
+@contextmanager
+def stages(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback for what is being done, and the bytes done and in all (0 for none); None without a terminal.
+
+    It shows them on the terminal, while the block runs.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as bars:
+        bar = bars.add_task(quoted(what), total=None)
+
+        def update(stage: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"{quoted(what)}: {stage}", completed=done, total=total or None)
 
         yield update
 

@@ -1,138 +1,98 @@
-"""`pthserve fetch`: download a weights file and verify it."""
+"""`pthserve fetch`: download a model and verify it."""
 
 import hashlib
-import os
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import rich_click as click
 
-from pthserve.addresses import printable
+from pthserve.addresses import shown
 from pthserve.cli.headers import HEADERS, Header, has, header_value
+from pthserve.cli.options import takes_settings
 from pthserve.errors import WeightsError
-
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds to wait between attempts that brought no data; after the last one, the download fails."""
-
-Progress = Callable[[int, int | None], None]
-
-
-class _Retry(Exception):
-    """The attempt failed; another may succeed."""
+from pthserve.options import ModelOptions
+from pthserve.settings import Settings
+from pthserve.sources.fetched import fetched
+from pthserve.sources.reference import parse
+from pthserve.sources.transfer import Progress
 
 
 def fetch(
-    url: str, output: Path, sha256: str, *, headers: Sequence[Header] = (), progress: Progress | None = None
+    source: str,
+    output: Path,
+    options: ModelOptions,
+    *,
+    headers: Sequence[Header] = (),
+    progress: Progress | None = None,
 ) -> None:
-    """Download `url` to `output`, which is created only when its SHA-256 is `sha256`.
+    """Download the model that `source` names to `output`, which is created only when it is whole and
+    verified.
 
-    The data received so far is in `output` + `.part`, from which an interrupted download is resumed, in this
-    run or in the next. If `output` already has the expected SHA-256, nothing is downloaded.
+    What has arrived of it is in a folder beside `output`, from which an interrupted download is resumed, in
+    this run or in the next. If `output` already is a file with the expected SHA-256, nothing is downloaded.
 
     Args:
-        url: The address of the file.
-        output: The file to write.
-        sha256: The expected SHA-256 of the file, in hexadecimal.
+        source: An address; see `sources.reference`.
+        output: The file to write, or the folder where the source is one.
+        options: Its `sha256`, `max_download` and `require_signature` are used.
         headers: Sent with each request, but not to another host after a redirect.
         progress: Called with the number of bytes received and the total, or None if it is unknown.
 
     Raises:
-        WeightsError: The download failed, the file is a different one, or it cannot be written.
+        WeightsError: The download failed, the model is a different one, or it cannot be written.
+        SignatureError: A signature is required, and there is none that is accepted.
     """
-    part = output.with_name(f"{output.name}.part")
+    if parse(source) is None:
+        raise WeightsError(
+            f"{source} cannot be downloaded: it is a path, not an address such as https://host/a.pth"
+        )
+    incoming = output.with_name(f".{output.name}.fetch")
     try:
-        if output.exists() and _digest(output) == sha256:
+        signed = options.require_signature is not None
+        if options.sha256 and not signed and output.is_file() and _digest(output) == options.sha256:
             return
-        output.parent.mkdir(parents=True, exist_ok=True)
-        resumed = part.exists()
-        digest = _download(url, part, headers, progress)
-        if digest != sha256 and resumed:  # the part may be of an earlier version of the file
-            part.unlink()
-            digest = _download(url, part, headers, progress)
-        if digest != sha256:
-            part.unlink()
-            raise WeightsError(
-                f"{printable(url)} is not the expected file: its SHA-256 is {digest}, not {sha256}. "
-                "Check the address, or change the expected SHA-256."
-            )
-        part.replace(output)
+        try:
+            found = fetched(source, options.model_copy(update={"cache_dir": incoming}), progress, headers)
+            if options.sha256 and found.is_dir():
+                _check_folder(source, found, options.sha256)
+            _put(found, output)
+            shutil.rmtree(incoming)
+        finally:
+            if not any(incoming.rglob("*.part")) and not any(incoming.rglob("incoming.json")):
+                shutil.rmtree(incoming, ignore_errors=True)  # there is nothing to resume
     except OSError as error:
         raise WeightsError(f"cannot write {output}: {error.strerror}") from error
 
 
-def _download(url: str, part: Path, headers: Sequence[Header], progress: Progress | None) -> str:
-    """Download the rest of `part`, with retries, and return its SHA-256."""
-    try:
-        first = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise WeightsError(f"{printable(url)} is not a valid address") from error
-    with httpx.Client(
-        headers=[(b"Accept-Encoding", b"identity"), *headers],
-        timeout=30,
-        follow_redirects=True,
-        event_hooks={"request": [partial(_drop_headers_for_other_hosts, first, headers)]},
-    ) as client:
-        failures = 0  # attempts in a row that brought no data
-        while True:
-            before = _size(part)
-            try:
-                _resume(client, url, part, progress)
-                return _digest(part)
-            except (httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
-                raise WeightsError(f"{printable(url)} cannot be downloaded: {error}") from error
-            except (_Retry, httpx.TransportError) as error:
-                failures = 0 if _size(part) > before else failures + 1
-                if failures > len(PAUSES):
-                    raise WeightsError(
-                        f"{printable(url)} cannot be downloaded: {error or type(error).__name__}"
-                    ) from error
-                time.sleep(PAUSES[max(0, failures - 1)])
+def _check_folder(source: str, folder: Path, sha256: str) -> None:
+    """Refuse a folder whose weights are other ones."""
+    from pthserve.loading import packed
+
+    if packed.is_packed(folder):
+        digests = {packed.read(folder, graphs=False).digest}
+    else:
+        digests = {_digest(file) for file in folder.rglob("*") if file.is_file()}
+    if sha256 not in digests:
+        raise WeightsError(
+            f"{shown(source)} is not the expected model: no weights with SHA-256 {sha256} are in it"
+        )
 
 
-def _drop_headers_for_other_hosts(url: httpx.URL, headers: Sequence[Header], request: httpx.Request) -> None:
-    """Remove `headers` from a request if a redirect leads to another host than that of `url`.
-
-    httpx removes only `Authorization`. A redirect from http to https on the same host keeps the headers.
-    """
-    at, to = (url.scheme, url.port), (request.url.scheme, request.url.port)
-    upgraded = (at, to) == (("http", None), ("https", None))
-    if request.url.host != url.host or not (to == at or upgraded):
-        for name, _ in headers:
-            request.headers.pop(name.decode(), None)
-
-
-def _resume(client: httpx.Client, url: str, part: Path, progress: Progress | None) -> None:
-    """Append the rest of the file to `part`, or write it from the start if the server cannot resume."""
-    received = _size(part)
-    with client.stream("GET", url, headers={"Range": f"bytes={received}-"} if received else {}) as reply:
-        if reply.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            if reply.headers.get("Content-Range") == f"bytes */{received}":
-                return
-            os.truncate(part, 0)
-            raise _Retry("the server cannot resume the download")
-        if reply.status_code >= 500 or reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise _Retry(f"the server responds with {reply.status_code} {reply.reason_phrase}")
-        if reply.status_code not in {httpx.codes.OK, httpx.codes.PARTIAL_CONTENT}:
-            raise WeightsError(f"{printable(url)} responds with {reply.status_code} {reply.reason_phrase}")
-        if reply.status_code == httpx.codes.OK:
-            received = 0
-        elif not reply.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
-            raise WeightsError(f"{printable(url)} sent a different part of the file than requested")
-        length = reply.headers.get("Content-Length")
-        total = received + int(length) if length else None
-        with part.open("ab" if received else "wb") as file:
-            for block in reply.iter_raw(2**20):
-                file.write(block)
-                received += len(block)
-                if progress:
-                    progress(received, total)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _put(found: Path, output: Path) -> None:
+    """Give what was fetched its name, and its signature one beside it; a model that is there is replaced."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    signature = found.with_name(f"{found.name}.sig")
+    if found.is_file() and signature.exists():
+        signature.replace(output.with_name(f"{output.name}.sig"))
+    if output.is_dir() and found.is_dir():
+        old = output.with_name(f".{output.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+        found.rename(output)
+        shutil.rmtree(old)
+    else:
+        found.replace(output)
 
 
 def _digest(path: Path) -> str:
@@ -141,30 +101,36 @@ def _digest(path: Path) -> str:
 
 
 @click.command("fetch")
-@click.argument("url")
+@click.argument("source")
 @click.option(
-    "--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write."
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="File or folder to write."
 )
-@click.option("--sha256", required=True, metavar="DIGEST", help="Expected SHA-256 of the file.")
 @click.option(
     "--authorization",
     envvar="PTHSERVE_FETCH_AUTHORIZATION",
     type=header_value,
     metavar="VALUE",
-    help="Value of the Authorization header. Other users of the machine can see a command line, so set the "
-    "environment variable PTHSERVE_FETCH_AUTHORIZATION instead.",
+    help="Value of the Authorization header for https. Other users of the machine can see a command line, "
+    "so set "
+    "the environment variable PTHSERVE_FETCH_AUTHORIZATION instead.",
 )
 @HEADERS
+@takes_settings("sha256", "max_download", "require_signature")
 def command(
-    url: str, output: Path, sha256: str, authorization: bytes | None, headers: tuple[Header, ...]
+    source: str,
+    output: Path,
+    authorization: bytes | None,
+    headers: tuple[Header, ...],
+    settings: Settings,
 ) -> None:
-    """Download a weights file and verify its SHA-256.
+    """Download a model and verify it.
 
-    An interrupted download is resumed, in the same run or in the next.
+    SOURCE is an address that begins with https://, s3://, gs://, az://, hf:// or oci://. Give the SHA-256 of
+    a file with --sha256. An interrupted download is resumed, in the same run or in the next.
     """
     from pthserve.cli.display import reading
 
     if authorization and not has(headers, b"Authorization"):
         headers = (*headers, (b"Authorization", authorization))
     with reading(output.name) as progress:
-        fetch(url, output, sha256, headers=headers, progress=progress)
+        fetch(source, output, settings, headers=headers, progress=progress)

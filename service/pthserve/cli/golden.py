@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
+from pthserve.addresses import is_address, shown
 from pthserve.cli.options import MODEL, model_options, takes_settings
 from pthserve.errors import GoldenError, PthserveError
 from pthserve.settings import Settings
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 @MODEL
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @takes_settings(
-    *model_options(without=("name", "calibration", "max_batch", "max_pixels", "tune_budget", "golden")),
+    *model_options(
+        without=("name", "calibration", "weight_bits", "max_batch", "max_pixels", "tune_budget", "golden")
+    ),
     precision="fp32",
 )
 def command(images: tuple[Path, ...], settings: Settings) -> None:
@@ -29,9 +32,15 @@ def command(images: tuple[Path, ...], settings: Settings) -> None:
     `model.yaml` as the expected results, replacing the golden images there. Check that they are right.
     Without IMAGES: run the model on the golden images as `serve` does; the exit code is 4 if one fails.
     """
-    from pthserve.cli.local import loaded
+    from pthserve.cli.local import fetched, loaded
     from pthserve.files import card
 
+    if images and is_address(settings.model):
+        raise PthserveError(
+            f"{shown(settings.model)}: golden images are recorded in the model's folder; download the model "
+            "with `pthserve fetch` first"
+        )
+    settings = fetched(settings)
     path = Path(settings.model)
     folder = path if path.is_dir() else path.parent
     for image in images:

@@ -18,7 +18,7 @@ from pthserve.text import MESSAGE, quoted
     help="File to write; default: model.yaml beside the weights.",
 )
 @click.option("--force", is_flag=True, help="Add to a model.yaml that exists; its own lines stay.")
-@takes_settings("sha256", "allow_code")
+@takes_settings("sha256", "allow_code", "cache_dir", "max_download", "require_signature")
 def command(output: Path | None, force: bool, settings: Settings) -> None:
     """Write a `model.yaml` with everything that was inferred about a model.
 

@@ -1,6 +1,7 @@
 """`pthserve inspect`: what is in this file, and how that was found out."""
 
 import json
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import AmbiguousArchitecture
 from pthserve.images.spec import Spec
+from pthserve.planning.agreement import Evidence
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -26,7 +29,7 @@ _METADATA = 20
 @click.command("inspect")
 @MODEL
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@takes_settings("sha256", "architecture", "task")
+@takes_settings("sha256", "architecture", "task", "cache_dir", "max_download", "require_signature")
 def command(settings: Settings, as_json: bool) -> None:
     """Show what a weights file or a packed model contains.
 
@@ -35,8 +38,10 @@ def command(settings: Settings, as_json: bool) -> None:
     changed. MODEL is the same as for `pthserve serve`. Code that its card names is reported and
     not run.
     """
+    from pthserve.cli.local import fetched
     from pthserve.loading import packed
 
+    settings = fetched(settings)
     path = Path(settings.model)
     found, in_words = (
         (_packed(path), _packed_in_words) if packed.is_packed(path) else (_inspect(settings), _in_words)
@@ -141,7 +146,7 @@ def _packed(folder: Path) -> dict[str, Any]:
         "task": task_fields(model.task),
         "preprocessing": model.spec.to_dict(),
         "golden": len(model.golden),
-        "int8": model.has_int8,
+        "int8": model.int8 and asdict(model.int8),
         "plan": model.plan.to_dict(),
         "inferred": [one.to_dict() for one in model.inferred],
         "made_with": dict(model.made_with),
@@ -163,7 +168,9 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
         "classes": str(found["num_classes"]),
         "golden images": str(found["golden"]),
         "precisions": "fp32, int8" if found["int8"] else "fp32, and what the CPU makes of it",
+        **({"int8": Quantization(**found["int8"]).words()} if found["int8"] else {}),
         "plan": plan["reason"],
+        **{f"{one['engine']} {one['precision']}": Evidence(**one).words() for one in plan["evidence"]},
     }
 
 

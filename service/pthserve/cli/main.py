@@ -22,7 +22,10 @@ COMMANDS = {
     "import": "Import a model archive of TorchServe.",
     "compare": "Compare the preprocessing and results of your training script with those of a model.",
     "bench": "Measure the latency and throughput of a service.",
-    "fetch": "Download a weights file and verify its SHA-256.",
+    "fetch": "Download a model and verify it.",
+    "push": "Push a model into an OCI registry.",
+    "sign": "Sign a model with a private key.",
+    "verify": "Verify the signature of a model.",
 }
 """Command name to summary; each is the function `command` in `cli/<name>.py`, or as MODULES says."""
 

@@ -71,6 +71,7 @@ def _option(name: str, own_defaults: dict[str, Any]) -> Callable[[Function], Fun
         _flag(name),
         name,
         type=_type(field.annotation),
+        is_flag=field.annotation is bool,
         default=default,
         show_default=default is not None,
         help=field.description,

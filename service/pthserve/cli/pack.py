@@ -40,3 +40,6 @@ def command(settings: Settings, output: Path) -> None:
         f"{made.size / 2**20:.1f} MiB; plan: {made.plan.reason}"
     )
     click.echo(quoted(summary, MESSAGE))
+    if made.int8:
+        faster = f"; {made.speedup:.2f} times as fast as without here" if made.speedup else ""
+        click.echo(quoted(f"int8: {made.int8.words()}{faster}", MESSAGE))

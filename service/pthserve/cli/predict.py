@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @HEADERS
 @takes_settings(
-    *model_options(without=("name", "calibration", "max_batch", "tolerance", "tune_budget", "golden"))
+    *model_options(
+        without=("name", "calibration", "weight_bits", "max_batch", "tolerance", "tune_budget", "golden")
+    )
 )
 def command(
     source: str,

@@ -1,6 +1,5 @@
 """`pthserve serve`: serve a model over HTTP until the process is stopped."""
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import rich_click as click
@@ -24,24 +23,24 @@ def command(settings: Settings) -> None:
     `model.yaml`, a folder written by `pthserve pack`, or `demo`. Each option can also be set as an
     environment variable: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
+    from pthserve.cli.display import stages
+    from pthserve.loading.loader import Loader
     from pthserve.serving.memory import share_an_arena
 
     share_an_arena()
+    loader = Loader(settings.model, settings, None if settings.no_cache else settings.cache_size)
+
+    def load() -> "Model":
+        with stages(settings.model) as watch:
+            return loader(watch)
+
     from pthserve.server import Server
 
     try:
-        server = Server(settings, partial(_load, settings))
+        server = Server(settings, load, lambda: loader.stage)
     except OSError as error:
         raise PthserveError(
             f"{error.strerror}; choose another --port, --metrics-port or --grpc-port"
         ) from error
     server.run()
     leave(0)
-
-
-def _load(settings: Settings) -> "Model":
-    from pthserve.cli.display import reading
-    from pthserve.loading.load import load
-
-    with reading(settings.model) as progress:
-        return load(settings.model, settings, progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 import rich_click as click
 
 from pthserve.cli.options import MODEL, model_options, takes_settings
+from pthserve.planning.agreement import Evidence
 from pthserve.planning.plan import Plan, Trial
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
@@ -46,6 +47,14 @@ def command(settings: Settings, output: Path | None) -> None:
     for row in _rows(model.plan):
         table.add_row(*row)
     show(table)
+    if model.plan.evidence:
+        click.echo("\nCompared with fp32 PyTorch:\n")
+        table = Table(*_EVIDENCE, box=None)
+        for column in table.columns[2:]:
+            column.justify = "right"
+        for one in model.plan.evidence:
+            table.add_row(*_evidence(one))
+        show(table)
     click.echo(model.plan.reason)
 
 
@@ -57,6 +66,21 @@ def _rows(plan: Plan) -> Iterator[Sequence[str]]:
             f"{trial.difference:.4f}" if trial.agrees else "-",
             "chosen" if _is_chosen(trial, plan) else quoted(trial.note, MESSAGE),
         )
+
+
+_EVIDENCE = ("engine", "precision", "crops", "mean", "p95", "largest", "same", "same where clear", "accuracy")
+"""Columns of the comparison with fp32 PyTorch."""
+
+
+def _evidence(one: Evidence) -> Sequence[str]:
+    """Return the row of a comparison with fp32 PyTorch."""
+    return (
+        *(one.engine, one.precision, str(one.crops)),
+        *(f"{value:.4f}" for value in (one.mean, one.p95, one.largest)),
+        "-" if one.same is None else f"{100 * one.same:.1f} %",
+        "-" if one.clear is None else f"{one.kept} of {one.clear}",
+        "-" if one.accuracy is None else f"{100 * one.accuracy:.2f} %",
+    )
 
 
 def _is_chosen(trial: Trial, plan: Plan) -> bool:

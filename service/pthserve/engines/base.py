@@ -62,6 +62,19 @@ class Explains(Protocol):
 
 
 @runtime_checkable
+class Resizable(Protocol):
+    """What an engine may have beside: another one of the same model, on another number of threads."""
+
+    def with_threads(self, threads: int) -> Engine:
+        """Return a new engine on so many of the CPU's threads; this one goes on until it is closed.
+
+        Raises:
+            EngineError: the library cannot make it.
+        """
+        ...
+
+
+@runtime_checkable
 class Settles(Protocol):
     """An engine that can free memory once it is warm."""
 

@@ -1,7 +1,8 @@
-"""CPU: the instruction sets of this processor, and how a measurement names it."""
+"""CPU: the instruction sets of this processor, and how a measurement names them and its library."""
 
 import functools
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # The instructions that decide which precision is quick.
@@ -23,7 +24,20 @@ def cpu_flags() -> frozenset[str]:
 def cpu(cpus: int) -> str:
     """Describe the processor as far as a measurement on `cpus` of its CPUs depends on it."""
     model = next(iter(_cpuinfo("model name")), platform.machine())
-    return f"{model}, {cpus} CPUs, {' '.join(sorted(cpu_flags()))}"
+    return f"{model}, {cpus} CPUs, {instruction_sets()}"
+
+
+def instruction_sets() -> str:
+    """The instruction sets of this CPU that decide what a precision computes, as one text."""
+    return " ".join(sorted(cpu_flags()))
+
+
+def library(engine: str) -> str:
+    """Return name and version of the library of `engine` without importing it; "" if it is not installed."""
+    try:
+        return f"{engine} {version(engine)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpuinfo(*keys: str) -> list[str]:

@@ -8,11 +8,8 @@ comes. The batch dimension is dynamic in both.
 import contextlib
 import ctypes
 import functools
-import io
 import logging
-import os
 import re
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +23,7 @@ from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
 from pthserve.errors import EngineError
+from pthserve.files.private_folder import private
 from pthserve.images.spec import Spec
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-"""OpenVINO's INFERENCE_PRECISION_HINT for each precision; int8 is in the graph, what is left of it is f32."""
+"""OpenVINO's INFERENCE_PRECISION_HINT for each precision; at int8, of what is at floating point."""
 
 
 MADV_DONTNEED = 4
@@ -94,22 +92,20 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
     return graph
 
 
-def quantize(graph: "openvino.Model", tensors: NDArray[np.float32]) -> "openvino.Model":
-    """An int8 graph of `graph`: NNCF's post-training quantisation, ranges taken from `tensors`.
+def outputs(graph: "openvino.Model", tensors: NDArray[np.float32], threads: int) -> Logits:
+    """What `graph` gives for normalised images, float32 (n, channels, height, width); fp32 but for its int8.
 
-    tensors: float32 (n, channels, height, width), normalised images of the kind that the model will see; 100
-    to 300 are usual.
-    Weights have 7 bits: a CPU without VNNI adds pairs of products up in 16 bits, where those of 8 overflow.
+    Raises:
+        EngineError: OpenVINO cannot compile or run the graph.
     """
-    runtime()
-    import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    with _explained("OpenVINO cannot compile the model", _ANOTHER):
+        request = core().compile_model(graph, "CPU", config).create_infer_request()
+        batches = (tensors[start : start + _BATCH] for start in range(0, len(tensors), _BATCH))
+        return np.concatenate([request.infer([batch])[0].copy() for batch in batches])
 
-    nncf.set_log_level(logging.ERROR)
-    options = AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE)
-    images = nncf.Dataset(list(tensors[:, None]))
-    with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars
-        return nncf.quantize(graph, images, subset_size=len(tensors), advanced_parameters=options)
+
+_BATCH = 8
 
 
 def save(graph: "openvino.Model", path: Path) -> None:
@@ -167,6 +163,7 @@ class OpenVINOEngine:
 
     threads: how many compute. They are not pinned, since the threads that decode share the cores.
     cache_dir: folder in which compiled graphs are kept and looked for, below COMPILED.
+    rest: the precision, at int8, of what the graph leaves at floating point; fp32 where the CPU lacks it.
 
     Raises:
         EngineError: the CPU does not compute `precision`, or OpenVINO cannot compile the graph.
@@ -182,6 +179,7 @@ class OpenVINOEngine:
         precision: str = "fp32",
         threads: int = 1,
         cache_dir: Path | None = None,
+        rest: str = "fp32",
     ) -> None:
         if precision not in precisions():
             needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
@@ -189,8 +187,11 @@ class OpenVINOEngine:
         self.precision = precision
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
+        self._cache_dir = cache_dir
         self._config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_PRECISION_HINT": PRECISIONS[
+                rest if precision == "int8" and rest in precisions() else precision
+            ],
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": False,
@@ -233,6 +234,16 @@ class OpenVINOEngine:
         two[1] = np.random.default_rng(0).integers(0, 256, two.shape[1:])
         found = request.infer([two])
         return request if consistent(found[0], found[1]) else None
+
+    def with_threads(self, threads: int) -> "OpenVINOEngine":
+        """Compile the graph again, for so many threads; see `Resizable`."""
+        return OpenVINOEngine(
+            self._graph,
+            self._spec,
+            precision=self.precision,
+            threads=threads,
+            cache_dir=self._cache_dir,
+        )
 
     def settle(self) -> None:
         """Let go of the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
@@ -279,19 +290,8 @@ def _kept(cache_dir: Path | None) -> Path | None:
     if cache_dir is None:
         return None
     folder = cache_dir / COMPILED
-    try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        _log.warning("%s: compiled models are not cached: %s", folder, error.strerror)
-        return None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        _log.warning(
-            "%s: compiled models are not cached, because users other than %d may write to the folder; remove "
-            "it, or set its mode to 700",
-            folder,
-            os.geteuid(),
-        )
+    if (trouble := private(folder)) is not None:
+        _log.warning("%s: compiled models are not cached: %s", folder, trouble)
         return None
     return folder
 

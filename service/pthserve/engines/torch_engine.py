@@ -97,6 +97,12 @@ class TorchEngine:
             found = self._grad_cam(self._normalised(images), class_index)
         return None if found is None else Explanation("Grad-CAM", found.cpu().numpy())
 
+    def with_threads(self, threads: int) -> "TorchEngine":
+        """Return an engine of the same module, whose passes use so many threads; see `Resizable`."""
+        other = copy.copy(self)
+        other.threads = threads
+        return other
+
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
         recorded, self._module, self._cuda, self._grad_cam = self._cuda, None, None, None

@@ -8,7 +8,7 @@ and is not guessed.
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -291,3 +291,8 @@ def of_metadata(metadata: Mapping[str, Any], count: int) -> tuple[tuple[str, ...
             if len(found) == count:
                 return found, f"{place}.{key}".lstrip(".")
     return None
+
+
+def are_placeholders(labels: Sequence[str]) -> bool:
+    """Whether they are those that transformers makes up where nobody named the classes."""
+    return all(label == f"LABEL_{number}" for number, label in enumerate(labels))

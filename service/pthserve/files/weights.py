@@ -82,7 +82,7 @@ def read(
     """
     _refuse_adapter(path)
     is_index = path.name.endswith(INDEX)
-    files = _shards(path) if is_index else [_whole(path)]
+    files = files_of(path)
     beside: dict[str, IO[bytes]] = {}
     with ExitStack() as stack:
         copies = [stack.enter_context(_Copy()) for _ in files]
@@ -118,6 +118,15 @@ def read(
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     return replace(parts[0], state_dict=whole, digest=digest, size=sum(size for _, size in held))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that the weights at `path` are read from: itself, and the shards where it is an index.
+
+    Raises:
+        WeightsError: it is one shard of several, or an index that cannot be read.
+    """
+    return _shards(path) if path.name.endswith(INDEX) else [_whole(path)]
 
 
 def _refuse_adapter(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Status: the probes, `/info` and `/metrics`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -34,6 +35,28 @@ class Golden(BaseModel):
     result: str = Field(description="agreed, disagreed, or unchecked")
 
 
+class Agreement(BaseModel):
+    """How the answers of the engine compare with those of fp32 PyTorch; see docs/precision.md."""
+
+    engine: str
+    precision: str
+    crops: int = Field(description="number of crops that were compared")
+    photos: int = Field(description="number of photos that the crops are from")
+    source: str = Field(description="what the photos are")
+    mean: float = Field(description="mean, over the crops, of the largest difference of a probability")
+    bound: float = Field(description="the mean with the margin that the tolerance is compared with")
+    p95: float = Field(description="the difference that 95 % of the crops do not exceed")
+    largest: float = Field(description="the largest difference")
+    same: float | None = Field(description="share of crops with the same decision, such as the top class")
+    clear: int | None = Field(description="number of crops on which the decision at fp32 is clear")
+    kept: int | None = Field(description="number of those on which the decision is the same")
+    reference_accuracy: float | None = Field(description="accuracy at fp32 on labelled images, 0 to 1")
+    accuracy: float | None = Field(description="accuracy of the engine on them")
+    digest: str = Field(description="SHA-256 of the photos")
+    cpu: str = Field(description="instruction sets of the processor that was used")
+    library: str = Field(description="name and version of the library that was used")
+
+
 class Fact(BaseModel):
     """One thing that was found out about the model; see docs/card.md."""
 
@@ -41,6 +64,18 @@ class Fact(BaseModel):
     value: str
     origin: Origin
     setting: str = Field(description="the line of model.yaml that states it")
+
+
+class Int8(BaseModel):
+    """What of the model is at int8; see docs/precision.md."""
+
+    weight_bits: int
+    layers: int = Field(description="number of layers that can be at int8")
+    floating: dict[str, int] = Field(description="number of those that are not, by their kind")
+    share: float = Field(description="share of the multiplications that are at int8")
+    rest: str = Field(description="precision of the others where the processor has it, else fp32")
+    photos: int = Field(description="number of photos that it was calibrated on")
+    whole: str = Field(description="how the answers compared with all layers at int8; empty if they are")
 
 
 class Info(BaseModel):
@@ -56,9 +91,14 @@ class Info(BaseModel):
     digest: str = Field(description="SHA-256 of the weights file")
     engine: str
     precision: str
+    cpus: int = Field(description="number of CPUs that the service uses; see the setting `threads`")
     preprocess: dict[str, Any] = Field(description="of an image; `assumed` if nobody said")
     inferred: list[Fact] = Field(description="what was found out about the model, and what that rests on")
     plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
+    agreement: Agreement | None = Field(
+        description="how the answers compare with those of fp32 PyTorch; null if that was not measured"
+    )
+    int8: Int8 | None = Field(description="what of the model is at int8; null at another precision")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="the result of the latest reload")
     files_changed: bool = Field(description="whether the model's files have changed since they were loaded")
@@ -106,9 +146,12 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             digest=model.digest,
             engine=model.forward.name,
             precision=model.forward.precision,
+            cpus=predictor.cpus,
             preprocess=model.spec.to_dict(),
             inferred=[Fact.model_validate(one.to_dict()) for one in model.inferred],
             plan=model.plan.to_dict(),
+            agreement=_agreement(model),
+            int8=Int8(**asdict(model.int8)) if model.int8 is not None else None,
             golden=_golden(predictor, model),
             last_reload=dict(predictor.last_reload) if predictor.last_reload is not None else None,
             files_changed=predictor.files_changed,
@@ -140,6 +183,11 @@ def metrics() -> APIRouter:
 
 def _golden(predictor: Predictor, model: Model) -> Golden | None:
     return Golden(images=len(model.golden), result=predictor.golden) if model.golden else None
+
+
+def _agreement(model: Model) -> Agreement | None:
+    found = model.plan.agreement
+    return None if found is None else Agreement.model_validate(found.to_dict())
 
 
 def _probe(trouble: str | None) -> Response:

@@ -131,6 +131,14 @@ def _cut_whole(image: Image.Image, spec: Spec, max_pixels: int) -> Prepared:
     return _cut(Decoded(image, box, image.size), spec, fast=False, max_pixels=max_pixels)
 
 
+def whole(data: bytes, spec: Spec, *, max_pixels: int) -> Image.Image:
+    """The image in `data` as it is before it is resized: grey or RGB, and upright if `spec` says so.
+
+    Raises UnsupportedImage, BrokenImage, or TooLarge where it has more than `max_pixels` pixels.
+    """
+    return Picture(data, _mode(spec), max_pixels=max_pixels, exif=spec.exif).decode().image
+
+
 def normalise(images: Pixels, spec: Spec) -> NDArray[np.float32]:
     """`images`, uint8 (n, height, width, channels), as torchvision's ToTensor and Normalize have them.
 

@@ -1,16 +1,20 @@
 """Whether a model gives its golden images their known answers, and what follows where it does not."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pthserve.engines.base import Engine
 from pthserve.errors import GoldenError, PackError, RequestError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, pending
+from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.options import ModelOptions
-from pthserve.tasks.base import Agreement, GoldenResult, Size
+from pthserve.tasks.base import Agreement, GoldenResult, Size, Task
 
 _log = logging.getLogger(__name__)
 
@@ -36,35 +40,58 @@ def apply_golden_policy(model: Model, settings: ModelOptions) -> str:
 
 def check_golden(model: Model, tolerance: float, decode: Decode = "exact") -> Agreement:
     """Whether `model` gives its golden images their answers, as far as these are known."""
-    found = [_output(model, one, decode) for one in model.golden]
-    outputs = [output for output in found if not isinstance(output, GoldenResult)]
-    seen = [
-        one for one, output in zip(model.golden, found, strict=True) if not isinstance(output, GoldenResult)
-    ]
-    rows, sizes = zip(*outputs, strict=True) if outputs else ((), ())
-    checked = iter(
-        model.task.check_golden(np.stack(rows), seen, model.labels, tolerance, sizes) if seen else ()
-    )
-    results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
-    return Agreement(
-        max((result.difference for result in results), default=0.0),
-        tuple(
-            f"{one.image.name}: {result.reason}"
-            for one, result in zip(model.golden, results, strict=True)
-            if result.reason
-        ),
+    return GoldenImages(model.golden, model.spec, model.task, model.labels, tolerance, decode).check(
+        model.forward
     )
 
 
-def _output(model: Model, one: Golden, decode: Decode) -> tuple[NDArray[np.float32], Size] | GoldenResult:
-    """The model's outputs for a golden image, and its size; or why there are none that could be checked."""
-    if one.kind != model.task.golden_kind:
-        return GoldenResult(
-            0.0, f"states an answer of another task ({one.kind}), but the task is {model.task.name}"
+@dataclass(frozen=True, slots=True)
+class GoldenImages:
+    """The golden images of a model, on which its engines are checked; see `check_golden`."""
+
+    golden: Sequence[Golden]
+    spec: Spec
+    task: Task
+    labels: tuple[str, ...]
+    tolerance: float
+    decode: Decode = "exact"
+
+    def check(self, engine: Engine) -> Agreement:
+        """Whether `engine` gives them their answers, as far as these are known."""
+        found = [self._output(engine, one) for one in self.golden]
+        outputs = [output for output in found if not isinstance(output, GoldenResult)]
+        seen = [
+            one
+            for one, output in zip(self.golden, found, strict=True)
+            if not isinstance(output, GoldenResult)
+        ]
+        rows, sizes = zip(*outputs, strict=True) if outputs else ((), ())
+        checked = iter(
+            self.task.check_golden(np.stack(rows), seen, self.labels, self.tolerance, sizes) if seen else ()
         )
-    try:
-        image = pending(one.read(), model.spec, decode=decode, max_pixels=OWN_MAX_PIXELS)
-        pixels = image.pixels()
-    except (OSError, PackError, RequestError) as error:
-        return GoldenResult(0.0, f"cannot be read: {error}")
-    return np.asarray(model.forward(pixels[None])[0]), image.upright
+        results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
+        return Agreement(
+            max((result.difference for result in results), default=0.0),
+            tuple(
+                f"{one.image.name}: {result.reason}"
+                for one, result in zip(self.golden, results, strict=True)
+                if result.reason
+            ),
+        )
+
+    def disagreements(self, engine: Engine) -> tuple[str, ...]:
+        """Those that `engine` does not give their answers, a sentence each."""
+        return self.check(engine).disagreements
+
+    def _output(self, engine: Engine, one: Golden) -> tuple[NDArray[np.float32], Size] | GoldenResult:
+        """The engine's outputs for a golden image, and its size; or why there are none to be checked."""
+        if one.kind != self.task.golden_kind:
+            return GoldenResult(
+                0.0, f"states an answer of another task ({one.kind}), but the task is {self.task.name}"
+            )
+        try:
+            image = pending(one.read(), self.spec, decode=self.decode, max_pixels=OWN_MAX_PIXELS)
+            pixels = image.pixels()
+        except (OSError, PackError, RequestError) as error:
+            return GoldenResult(0.0, f"cannot be read: {error}")
+        return np.asarray(engine(pixels[None])[0]), image.upright

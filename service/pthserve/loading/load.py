@@ -11,6 +11,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import (
     AmbiguousArchitecture,
     CardError,
+    EngineError,
     PackError,
     RequestError,
     WeightsError,
@@ -19,20 +20,26 @@ from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
+from pthserve.loading.golden import GoldenImages
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
 from pthserve.loading.settle import Reading, settle
 from pthserve.options import ModelOptions
-from pthserve.planning import agreement
-from pthserve.planning.candidates import EngineFactory
+from pthserve.planning import crops, validation
+from pthserve.planning.agreement import Evidence
+from pthserve.planning.candidates import ONLY_TORCH, EngineFactory, varies
+from pthserve.planning.examiner import Examiner, Proof
+from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
+from pthserve.sources.fetched import fetched
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import choose, make
 from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
     from pthserve.files.card import Card
-    from pthserve.files.weights import Progress, Weights
+    from pthserve.files.weights import Weights
+    from pthserve.sources.transfer import Progress
     from pthserve.zoos.base import Architecture
 
 _MOST_CHOICES = 8
@@ -52,6 +59,13 @@ class Built:
     inferred: tuple[Inferred, ...]
 
     @property
+    def unpackable(self) -> str:
+        """Why it cannot be packed, so that only its weights can be served; or ""."""
+        if varies(self.architecture.module, self.spec):
+            return ONLY_TORCH
+        return "" if self.spec.rounded else "a pack has no preprocessing with `rounded: false`"
+
+    @property
     def labels_assumed(self) -> bool:
         """Whether nobody named the classes, so that the labels are their indices."""
         return any(one.subject == "labels" and one.origin is Origin.ASSUMED for one in self.inferred)
@@ -59,9 +73,14 @@ class Built:
 
 def build(source: str, settings: ModelOptions, progress: "Progress | None" = None) -> Built:
     """The module that `source` holds, and what is known of it; see `load`."""
-    path = Path(source)
+    path = fetched(source, settings, progress)
     if packed.is_packed(path):
         raise PackError(f"{path}: is already packed; give the original weights file")
+    return _built(path, settings, progress)
+
+
+def _built(path: Path, settings: ModelOptions, progress: "Progress | None") -> Built:
+    """The module in a weights file, or in a folder with one."""
     from pthserve.files import card, weights
     from pthserve.zoos import own
 
@@ -148,7 +167,8 @@ def with_architecture(described: "Card", name: str | None) -> "Card":
 def load(
     source: str, settings: ModelOptions, progress: "Progress | None" = None, *, measure: bool = False
 ) -> Model:
-    """The model that `source` names: a weights file, a folder with one and perhaps a card, or a pack.
+    """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or the
+    address of one of these.
 
     Args:
         progress: called as the weights are read.
@@ -157,14 +177,14 @@ def load(
     Raises:
         ModelError: the message says what is wrong, where, and what to do.
     """
-    path = Path(source)
+    path = fetched(source, settings, progress)
     if packed.is_packed(path):
-        return _unpacked(packed.read(path), settings, measure)
-    built = build(source, settings, progress)
-    described, found = built.card, built.architecture
-    images = proof_images(described.golden, built.spec)
-    engines = EngineFactory(found.module, built.spec, settings, built.task, graph=found.graph)
-    plan, engine = tune(engines, built.weights.digest, images)
+        return unpacked(packed.read(path), settings, measure=measure)
+    built = _built(path, settings, progress)
+    described, found, now = built.card, built.architecture, _with_threads(settings)
+    golden_images(described.golden, built.spec)  # before the rest takes its time
+    engines = EngineFactory(found.module, built.spec, now, built.task, graph=found.graph)
+    plan, engine = tune(examiner(engines, described.golden, built.labels), built.weights.digest)
     return Model(
         forward=engine,
         labels=built.labels,
@@ -178,12 +198,60 @@ def load(
         golden=described.golden,
         task=built.task,
         inferred=built.inferred,
+        int8=engines.quantized.how if engines.quantized and plan.precision == "int8" else None,
         source=path,
         options=settings,
+        threads_per_cpu=plan.threads / now.cpus,
     )
 
 
-def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
+def _with_threads(settings: ModelOptions) -> ModelOptions:
+    """`settings` with the number of threads as it is now: the limit may change while a model is loaded."""
+    return settings.model_copy(update={"threads": settings.cpus})
+
+
+def examiner(
+    engines: EngineFactory,
+    golden: Sequence[Golden],
+    labels: tuple[str, ...],
+    *,
+    proof: Proof | None = None,
+    known: Sequence[Evidence] = (),
+) -> Examiner:
+    """What compares the engines of a model with fp32 PyTorch, on the images that its options name.
+
+    Args:
+        golden: the golden images, which an engine must give their answers unless the policy is `off`.
+        proof: PyTorch's answers of a packed model; known: its evidence.
+
+    Raises:
+        EngineError: these images cannot be read, or there is nothing that they could decide.
+    """
+    options, spec, task = engines.options, engines.spec, engines.task
+    check = None
+    if golden and options.golden != "off":
+        images = GoldenImages(golden, spec, task, labels, options.tolerance, options.decode)
+        check = images.disagreements
+    if engines.varies:
+        if options.validation is not None or options.accuracy_drop is not None:
+            raise EngineError(
+                "--validation and --max-accuracy-drop are for a choice of engines and precisions, but "
+                f"{ONLY_TORCH}; leave them out"
+            )
+        compared = replace(crops.of_package((), spec), fewest=0)
+    else:
+        compared = validation.crops(options, golden, spec, labels if task.golden_kind == "class" else ())
+    return Examiner(engines, compared, proof, known, check)
+
+
+def unpacked(
+    model: Packed, settings: ModelOptions, *, measure: bool = False, known: Plan | None = None
+) -> Model:
+    """The model that was packed.
+
+    measure: as for `load`. known: a plan for it, which is used where it fits; by default the pack's, where
+    nothing is to be measured.
+    """
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
             f"{model.folder}: was packed from weights with SHA-256 {model.digest}, but {settings.sha256} is "
@@ -194,16 +262,23 @@ def _unpacked(model: Packed, settings: ModelOptions, measure: bool) -> Model:
             f"{model.folder}: was packed for the task {model.task.name}, not {settings.task}; pack the "
             f"weights again with --task {settings.task}"
         )
-    images, reference = model.proof()
-    options = settings if measure else settings.model_copy(update={"tune_budget": 0.0})
+    now = _with_threads(settings)
+    options = now if measure else now.model_copy(update={"tune_budget": 0.0})
     engines = EngineFactory(
         *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
     )
-    plan, engine = tune(
-        engines, model.digest, images, known=None if measure else model.plan, reference=reference
-    )
+    proof = examiner(engines, model.golden, model.labels, proof=model.proof(), known=model.plan.evidence)
+    if known is None and not measure:
+        known = model.plan
+    plan, engine = tune(proof, model.digest, known=known)
     served = model.model(engine, plan)
-    return replace(served, name=settings.name or served.name, source=model.folder, options=settings)
+    return replace(
+        served,
+        name=settings.name or served.name,
+        source=model.folder,
+        options=settings,
+        threads_per_cpu=plan.threads / now.cpus,
+    )
 
 
 def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:
@@ -260,12 +335,13 @@ def _specs(described: "Card", found: "Architecture") -> list[Spec]:
             f"{described.file}: preprocessing produces {spec.channels} channels, but "
             f"the model needs {found.channels}"
         )
-    if not spec.assumed or found.preprocessing or found.task:
+    preprocessing_known = found.preprocessing is not None and not found.preprocessing.uncertain
+    if not spec.assumed or preprocessing_known or found.task:
         return [spec]
     size = min(spec.crop)
-    common = replace(spec, resize=round(size * 256 / 224), interpolation=Spec().interpolation)
-    if spec.channels == Spec().channels:
-        common = replace(common, mean=Spec().mean, std=Spec().std)
+    common = Spec(resize=round(size * 256 / 224), crop=spec.crop, assumed=True)
+    if spec.channels != common.channels:
+        common = replace(common, mean=spec.mean, std=spec.std)
     squashed = replace(spec, resize=spec.crop)
     return list(dict.fromkeys(replace(one, **stated) for one in (spec, common, squashed)))
 
@@ -305,16 +381,16 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
 
 
 def proof_images(golden: Sequence[Golden], spec: Spec) -> Prepared:
-    """What an engine must answer as the reference does: the golden images, or else the samples that ship.
+    """What a pack has PyTorch's answers to: the golden images, or else the samples that ship."""
+    return np.stack(golden_images(golden, spec)) if golden else crops.sample_images(spec)
 
-    Those are taken too where images keep their shapes, since they have one in common.
-    """
-    if not golden or spec.whole:
-        return agreement.sample_images(spec)
+
+def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Prepared]:
+    """The golden images of a card as the model sees them; raises CardError for one that cannot be read."""
     images = []
     for one in golden:
         try:
             images.append(crop(one.read(), spec, max_pixels=OWN_MAX_PIXELS))
         except (OSError, RequestError) as error:
             raise CardError(f"{one.image}: the golden image cannot be read: {error}") from error
-    return np.stack(images)
+    return images

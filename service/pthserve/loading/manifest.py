@@ -6,21 +6,23 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pthserve.certainty import Inferred, Origin
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import CardError, PackError
-from pthserve.files.card_fields import MAX_SIDE, MAX_STATED, Preprocessing
+from pthserve.files.card_fields import Preprocessing
+from pthserve.files.card_values import MAX_SIDE, MAX_STATED
 from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
+from pthserve.planning.agreement import Evidence
 from pthserve.planning.plan import Plan, Trial
 from pthserve.tasks.base import Task
-from pthserve.tasks.binary import BinaryTask
 from pthserve.tasks.choice import make
 from pthserve.tasks.classification import CLASSIFICATION
-from pthserve.tasks.multilabel import THRESHOLD
 
 MAX_BYTES = 16 * 2**20
 """Of the file."""
-FORMAT = 3
-"""Of the folder; one that is larger was made by a later version."""
+FORMAT = 4
+"""Of the folder; a larger one was made by a later version. 2 added `task`, 3 a threshold of `binary`, 4
+`int8` and the plan's `evidence`."""
 
 _QUOTED = 200
 """Characters of a message that may come from the file."""
@@ -31,6 +33,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Size = Annotated[int, Field(ge=1, le=1024, strict=True)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Difference = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(ge=0, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -64,6 +68,32 @@ class PackedTrial(_Part):
     note: Text = ""
 
 
+class PackedEvidence(_Part):
+    """How an engine compares with fp32 PyTorch; see `Evidence`."""
+
+    engine: Literal["openvino", "torch"]
+    precision: Precision
+    crops: Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+    photos: Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+    source: Text
+    mean: Difference
+    bound: Difference
+    p95: Difference
+    largest: Difference
+    same: Share | None = None
+    clear: Count | None = None
+    kept: Count | None = None
+    reference_accuracy: Share | None = None
+    accuracy: Share | None = None
+    digest: Text = ""
+    cpu: Text = ""
+    library: Text = ""
+
+    def evidence(self) -> Evidence:
+        """The same as an Evidence."""
+        return Evidence(**self.model_dump())
+
+
 class PackedPlan(_Part):
     """How to run the model; see `Plan`. A packed model is run by OpenVINO on a CPU."""
 
@@ -78,11 +108,31 @@ class PackedPlan(_Part):
     library: Text
     task: Text = "classification"
     trials: Annotated[tuple[PackedTrial, ...], Field(max_length=1000)] = ()
+    evidence: Annotated[tuple[PackedEvidence, ...], Field(max_length=100)] = ()
 
     def plan(self) -> Plan:
         """The same as a Plan."""
-        values = self.model_dump(exclude={"trials"})
-        return Plan(**values, trials=tuple(Trial(**trial.model_dump()) for trial in self.trials))
+        return Plan(
+            **self.model_dump(exclude={"trials", "evidence"}),
+            trials=tuple(Trial(**trial.model_dump()) for trial in self.trials),
+            evidence=tuple(one.evidence() for one in self.evidence),
+        )
+
+
+class PackedQuantization(_Part):
+    """What of the graph at int8 is; see `Quantization`."""
+
+    weight_bits: Annotated[int, Field(ge=7, le=8, strict=True)]
+    layers: Count
+    floating: Annotated[dict[Name, Count], Field(max_length=100)]
+    share: Share
+    rest: Literal["bf16", "fp32"]
+    photos: Count
+    whole: Text
+
+    def quantization(self) -> Quantization:
+        """The same as a Quantization."""
+        return Quantization(**self.model_dump())
 
 
 class PackedGolden(_Part):
@@ -151,6 +201,7 @@ class Manifest(_Part):
     task: PackedTask | None = None
     spec: PackedSpec
     plan: PackedPlan
+    int8: PackedQuantization | None = None
     golden: tuple[PackedGolden, ...]
     inferred: Annotated[tuple[PackedInferred, ...], Field(max_length=100)] = ()
     made_with: dict[Name, Text]
@@ -209,10 +260,3 @@ def _first(error: ValidationError) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
     words = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"{place.removeprefix('.')[:_QUOTED] or 'it'}: {words[:_QUOTED]}"
-
-
-def format_of(task: Task) -> int:
-    """The format of a pack with this task: the first whose versions take it for what it is."""
-    if isinstance(task, BinaryTask) and task.threshold != THRESHOLD:
-        return 3  # versions that know format 2 alone have no threshold for it
-    return 1 if task == CLASSIFICATION else 2

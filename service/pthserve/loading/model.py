@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from threading import BoundedSemaphore, Event
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.certainty import Inferred
-from pthserve.engines.base import Engine
+from pthserve.engines.base import Engine, Resizable
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineFailed, RequestError, UnsupportedImage
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import Prepared, crop_sized, pending
@@ -46,7 +47,9 @@ class Model:
     labels: one a class, or one an output; see `Task.labels`. task: what the outputs mean.
     inferred: what was found out about it that nobody stated; see `Inferred.uncertain`.
     digest: SHA-256 of the weights file, 64 hexadecimal digits.
+    int8: what of it is at int8, where that is its precision.
     source: what it was loaded from, where it was loaded; options: how.
+    threads_per_cpu: of its engine, for each CPU that the process could use when its plan was made.
     """
 
     forward: Engine
@@ -61,8 +64,10 @@ class Model:
     golden: tuple[Golden, ...] = field(default=())
     inferred: tuple[Inferred, ...] = ()
     task: Task = CLASSIFICATION
+    int8: Quantization | None = None
     source: Path | None = None
     options: ModelOptions = field(default=ModelOptions(), repr=False)
+    threads_per_cpu: float = field(default=1.0, repr=False)
     _turns: BoundedSemaphore = field(init=False, repr=False)
     _closed: Event = field(init=False, repr=False)
 
@@ -146,6 +151,27 @@ class Model:
             raise EngineFailed("the model returned NaN or infinity; check its weights and the precision")
         return self.task.answer(output, self.labels, size)
 
+    def threads_on(self, cpus: int) -> int:
+        """How many threads its engine should have where the process may use so many CPUs.
+
+        As many as it has, where it runs on another device or cannot be resized.
+        """
+        if self.plan.device != "cpu" or not isinstance(self.forward, Resizable):
+            return self.forward.threads
+        return max(1, round(self.threads_per_cpu * cpus))
+
+    def resized(self, cpus: int) -> Self:
+        """The same model on an engine of its own, with the threads that so many CPUs call for.
+
+        Raises:
+            EngineError: the engine cannot be made.
+        """
+        assert isinstance(self.forward, Resizable)
+        threads = self.threads_on(cpus)
+        reason = f"{self.plan.reason.partition(_RESIZED)[0]}{_RESIZED}{threads} threads"
+        plan = replace(self.plan, threads=threads, reason=reason)
+        return replace(self, forward=self.forward.with_threads(threads), plan=plan)
+
     def close(self) -> None:
         """Give its memory back. A closed model answers nothing any more; closing it again does nothing."""
         self._closed.set()
@@ -178,6 +204,9 @@ class Model:
         options = self.options
         image = pending(data, self.spec, decode=options.decode, max_pixels=options.max_pixels)
         return image.pixels(), image.upright
+
+
+_RESIZED = "; resized to "
 
 
 def _as_image(pixels: NDArray[Any]) -> Image.Image:

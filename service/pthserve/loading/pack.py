@@ -6,22 +6,23 @@ versions of the libraries and the kind of processor.
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
-from pthserve.errors import PackError
+from pthserve.errors import EngineError, PackError
 from pthserve.files.golden import Golden
-from pthserve.files.weights import Progress
 from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
-from pthserve.loading.load import Built, build, proof_images
+from pthserve.loading.load import Built, build, examiner, proof_images
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
 from pthserve.planning.candidates import Candidate, EngineFactory
-from pthserve.planning.tune import tune
+from pthserve.planning.examiner import Examiner
+from pthserve.planning.tune import pass_seconds, tune
+from pthserve.sources.transfer import Progress
 
 MAKERS = ("pthserve", "openvino", "torch", "torchvision", "nncf")
 """Whose versions decide what a pack's bytes are."""
@@ -40,14 +41,14 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
         raise PackError(f"{output}: exists and is not a packed model; choose another folder")
     settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
     built = build(source, settings, progress)
-    if not built.spec.rounded and built.architecture.task is None:
-        raise PackError(f"{source}: a model with `rounded: false` in its preprocessing cannot be packed yet")
+    if built.unpackable:
+        raise PackError(f"{source}: cannot be packed: {built.unpackable}; serve the weights themselves")
     part = output.with_name(f".{output.name}.{uuid4().hex}")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
         try:
-            made = _write(built, part, settings)
+            made = write(built, part, settings)
             _put(part, output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -56,17 +57,28 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
     return replace(made, folder=output)
 
 
-def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
+def write(built: Built, folder: Path, settings: ModelOptions, *, check_golden: bool = True) -> Packed:
+    """Write `built` into `folder`, which is there and empty, for a CPU with OpenVINO.
+
+    check_golden: False leaves it to whoever loads the packed model to apply the policy on golden images.
+    Raises what `pack` does, but OSError where `folder` cannot be written to.
+    """
     spec, digest = built.spec, built.weights.digest
     images = proof_images(built.card.golden, spec)
     architecture = built.architecture
     engines = EngineFactory(architecture.module, spec, settings, built.task, graph=architecture.graph)
     reference = engines.reference(images)
     int8 = settings.precision == "int8"
-    engines.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
-    # Without the module, as the packed model is served.
-    plan, engine = tune(replace(engines, module=None), digest, images, reference=reference)
+    proof = examiner(engines, built.card.golden, built.labels)
+    proof.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
+    packable = replace(engines, module=None)  # as the packed model is served
+    auto = settings.model_copy(update={"precision": "auto"})
+    proof.examine_all(replace(packable, options=auto).candidates())
+    plan, engine = tune(replace(proof, engines=packable), digest)
+    if plan.digest != digest:  # a plan that was measured has its own evidence
+        plan = replace(plan, evidence=tuple(proof.evidence.values()))
 
+    quantized = engines.quantized
     made = Packed(
         folder,
         name=settings.name or built.card.name,
@@ -80,12 +92,27 @@ def _write(built: Built, folder: Path, settings: ModelOptions) -> Packed:
         golden=_copied(built.card.golden, folder),
         task=built.task,
         inferred=built.inferred,
+        int8=quantized.how if quantized else None,
         made_with=_versions(),
     )
-    apply_golden_policy(made.model(engine, plan), settings)
+    if check_golden:
+        apply_golden_policy(made.model(engine, plan), settings)
     engine.close()
-    packed.write(made, engines.graph, engines.quantized, images, reference)
-    return made
+    packed.write(made, engines.graph, quantized and quantized.graph, images, reference)
+    return replace(made, speedup=_speedup(replace(proof, engines=packable))) if quantized else made
+
+
+def _speedup(proof: Examiner) -> float | None:
+    """How many times as fast int8 is as the other precisions that agree, one image after the other."""
+    auto = proof.engines.options.model_copy(update={"precision": "auto"})
+    image = next(iter(proof.crops))[:1]
+    seconds: dict[str, float] = {}
+    for candidate in replace(proof.engines, options=auto).candidates():
+        with suppress(EngineError), closing(proof.engines.make(candidate)) as engine:
+            if not proof.refusal(engine):
+                seconds[candidate.precision] = pass_seconds(engine, image)
+    fastest = seconds.pop("int8", None)
+    return min(seconds.values()) / fastest if fastest and seconds else None
 
 
 def _copied(golden: Sequence[Golden], folder: Path) -> tuple[Golden, ...]:

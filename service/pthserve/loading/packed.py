@@ -1,6 +1,7 @@
 """Packed: a built model as a folder, which is written, read and run without torch.
 
 SHA256SUMS               of every other file, as `sha256sum` writes it and `sha256sum -c` checks it
+model.sig                where the packed model is signed: the signature, of SHA256SUMS too
 manifest.json            what is known of the model
 model.xml, model.bin     OpenVINO's graph at fp32
 int8.xml, int8.bin       and at int8, where that was asked for
@@ -12,7 +13,7 @@ proof/probabilities.npy  float32 (n, outputs): what fp32 PyTorch says of them, a
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from pthserve.certainty import Inferred
 from pthserve.engines.base import Engine
+from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import PackError
 from pthserve.files import copies
 from pthserve.files.copies import Copy
@@ -28,9 +30,12 @@ from pthserve.files.golden import Golden
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.loading import manifest
-from pthserve.loading.manifest import format_of
+from pthserve.loading.manifest import FORMAT
 from pthserve.loading.model import Model
+from pthserve.planning.candidates import Quantized
+from pthserve.planning.examiner import Proof
 from pthserve.planning.plan import Plan
+from pthserve.sources.signatures import SIGNATURE
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import task_fields
 from pthserve.tasks.classification import CLASSIFICATION
@@ -56,7 +61,10 @@ class Packed:
 
     folder: where it lies. Golden images' paths lead into it.
     plan: what was chosen on the machine where it was packed.
+    int8: what of the graph at int8 is, where there is one.
     made_with: versions by name, of what it was made with.
+    speedup: of int8 over the fastest other precision that agrees, as it was timed when the model was packed.
+    It is not in the manifest: the same input makes the same bytes.
     digests: SHA-256 of each file by its name. copies: of the graphs' files, by name. `read` fills both in.
     """
 
@@ -70,9 +78,11 @@ class Packed:
     plan: Plan
     digest: str
     golden: tuple[Golden, ...] = ()
+    int8: Quantization | None = None
     task: Task = CLASSIFICATION
     inferred: tuple[Inferred, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
+    speedup: float | None = field(default=None, compare=False)
     digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     copies: Mapping[str, Copy] = field(default_factory=dict, compare=False, repr=False)
 
@@ -80,9 +90,9 @@ class Packed:
         """The graph at fp32; its weights are mapped, of the copy that `read` made."""
         return self._graph(GRAPH)
 
-    def quantized(self) -> "openvino.Model | None":
-        """The graph at int8, where there is one."""
-        return self._graph(INT8) if self.has_int8 else None
+    def quantized(self) -> Quantized | None:
+        """The graph at int8, where there is one whose weights are known to fit a processor."""
+        return None if self.int8 is None else Quantized(self._graph(INT8), self.int8)
 
     def _graph(self, name: str) -> "openvino.Model":
         from pthserve.engines.openvino_engine import check, read
@@ -98,23 +108,18 @@ class Packed:
         return self.task.outputs(self.labels)
 
     @property
-    def has_int8(self) -> bool:
-        """Whether the graph is there at int8 too."""
-        return (self.folder / INT8).exists()
-
-    @property
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
-    def proof(self) -> tuple[Pixels, NDArray[np.float32]]:
+    def proof(self) -> Proof:
         """The images that an engine is held to, and what fp32 PyTorch says of them, as the task's scores.
 
         Raises:
             PackError: the files are none of that, or were changed since the model was read.
         """
         images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
-        return images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs))
+        return Proof(images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs)))
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
         file = self.folder / name
@@ -138,17 +143,19 @@ class Packed:
         """The model as `engine` runs it by `plan`."""
         names = (*_PLAIN, "labels", "spec", "golden", "task", "inferred")
         shared = {name: getattr(self, name) for name in names}
-        return Model(forward=engine, plan=plan, **shared)
+        int8 = self.int8 if plan.precision == "int8" else None
+        return Model(forward=engine, plan=plan, int8=int8, **shared)
 
     def to_json(self) -> str:
         """The manifest; the same model, the same text."""
         values = {
-            "format": format_of(self.task),
+            "format": FORMAT,
             **{name: getattr(self, name) for name in _PLAIN},
             "labels": list(self.labels),
             **({"task": task_fields(self.task)} if self.task != CLASSIFICATION else {}),
             "spec": self.spec.to_dict(),
             "plan": self.plan.to_dict(),
+            **({} if self.int8 is None else {"int8": asdict(self.int8)}),
             "golden": [
                 {
                     "image": one.image.relative_to(self.folder).as_posix(),
@@ -187,12 +194,15 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
         raise PackError(
             f"{file}: names the golden image {lost[:200]!r}, which is not a file of the packed model"
         )
+    if values.int8 is not None and INT8 not in digests:
+        raise PackError(f"{folder}: is not a complete packed model: {INT8} is missing; pack it again")
     return Packed(
         folder,
         **{name: getattr(values, name) for name in _PLAIN},
         labels=values.labels,
         spec=values.spec.spec(),
         plan=values.plan.plan(),
+        int8=values.int8.quantization() if values.int8 is not None else None,
         golden=tuple(
             Golden(folder / one.image, sha256=digests[one.image], **one.model_dump(exclude={"image"}))
             for one in values.golden
@@ -292,7 +302,7 @@ def _shown(name: str) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files below `folder`, in order of name, but for SHA256SUMS; raises PackError."""
+    """The files below `folder`, in order of name, but for SHA256SUMS and the signature; raises PackError."""
     found: list[str] = []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
@@ -305,7 +315,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if not path.is_dir() and path != folder / SUMS)
+    own = (folder / SUMS, folder / SIGNATURE)
+    return (path for path in folder.rglob("*") if not path.is_dir() and path not in own)
 
 
 def _weights(graph: str) -> str:

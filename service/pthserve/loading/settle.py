@@ -1,7 +1,7 @@
 """Settle: golden images decide what the file leaves open, where only one possibility gives their answers.
 
 What is open may be the architecture, what was assumed of its layers, how images are preprocessed, and what
-the outputs mean. Every combination is tried on the module itself, in float32, and dropped at the first image
+the outputs mean. Every combination is tried on the model itself, in float32, and dropped at the first image
 that it gives another answer, so that most cost one forward pass.
 """
 
@@ -14,17 +14,17 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pthserve.certainty import Inferred, Origin
-from pthserve.errors import AmbiguousArchitecture, PackError, RequestError
+from pthserve.errors import AmbiguousArchitecture, EngineError, PackError, RequestError
 from pthserve.files.golden import Golden
 from pthserve.images.preprocess import OWN_MAX_PIXELS, crop, normalise
 from pthserve.images.spec import Spec
 from pthserve.tasks.base import Outputs, Task
 
-if TYPE_CHECKING:  # they import torch
-    from torch import Tensor
-
+if TYPE_CHECKING:
+    from pthserve.engines.openvino_engine import OpenVINOEngine
     from pthserve.zoos.base import Architecture
 
 BUDGET = 2e12
@@ -112,8 +112,7 @@ def settle(
     """The reading that is taken, with its values; the module is changed to them.
 
     Args:
-        readings: several where `ambiguous`: then no architecture was assumed. One whose architecture is a
-            graph without a module is left as it is.
+        readings: several where `ambiguous`: then no architecture was assumed.
         golden: those whose answers are the model's own are not looked at. Those that state no number, with
             which many values would agree, count for the architecture alone.
         tolerance: by how much a probability may differ.
@@ -129,7 +128,7 @@ def settle(
     if ambiguous:
         groups = [_only(groups, trial, ambiguous, enough=enough)]
     ((assumed, *others),) = groups
-    if not others or not any(map(_numbers, known)) or assumed.found.module is None:
+    if not others or not any(map(_numbers, known)):
         chosen, subjects = assumed, set[str]()
     else:
         chosen, subjects = _decide([assumed, *others], trial, enough=enough)
@@ -177,7 +176,8 @@ class _Trial:
         self._golden, self._tolerance = golden, tolerance
         self.left = math.inf
         self._costs: dict[tuple[Architecture, tuple[int, ...]], int] = {}
-        self._images: dict[tuple[int, Spec], Tensor | None] = {}
+        self._engines: dict[Architecture, OpenVINOEngine] = {}
+        self._images: dict[tuple[int, Spec], NDArray[np.float32] | None] = {}
         self._outputs: dict[tuple[Any, ...], Outputs | None] = {}
         self._worst: dict[_Combination, float] = {}
 
@@ -220,24 +220,30 @@ class _Trial:
         return np.inf if reason or not np.isfinite(difference) else difference
 
     def _output(self, combination: _Combination, number: int) -> Outputs | None:
-        """What the module, changed to the combination, gives for an image; None where it cannot take it."""
+        """What the model, changed to the combination, gives for an image; None where it cannot take it."""
+        found, spec = combination.found, combination.spec
+        key = (found, combination.choices, spec, number)
+        if key not in self._outputs:
+            image = self._image(number, spec)
+            try:
+                self._outputs[key] = None if image is None else self._run(found, image, spec)
+            except (EngineError, RuntimeError):  # with this stride or padding, nothing is left of an image
+                self._outputs[key] = None
+        return self._outputs[key]
+
+    def _run(self, found: "Architecture", image: NDArray[np.float32], spec: Spec) -> Outputs:
+        if found.module is None:
+            from pthserve.engines.openvino_engine import OpenVINOEngine
+
+            if found not in self._engines:
+                self._engines[found] = OpenVINOEngine(found.graph, spec)
+            return self._engines[found](image)
         import torch
 
-        module, spec = combination.found.module, combination.spec
-        assert module is not None  # see `settle`
-        key = (combination.found, combination.choices, spec, number)
-        if key in self._outputs:
-            return self._outputs[key]
-        image, output = self._image(number, spec), None
-        if image is not None:
-            try:
-                self._pay(combination.found, tuple(image.shape))
-                with torch.inference_mode():
-                    output = module(image).numpy()
-            except RuntimeError:  # with this stride or padding, nothing is left of an image
-                output = None
-        self._outputs[key] = output
-        return output
+        self._pay(found, image.shape)
+        with torch.inference_mode():
+            outputs: Outputs = found.module(torch.from_numpy(image)).numpy()
+        return outputs
 
     def _pay(self, found: "Architecture", shape: tuple[int, ...]) -> None:
         """Take what a forward pass costs from what is left, where that is bounded."""
@@ -246,23 +252,21 @@ class _Trial:
         if math.isinf(self.left):
             return
         if (found, shape) not in self._costs:
-            assert found.module is not None  # see `settle`
+            assert found.module is not None  # see `_run`
             self._costs[found, shape] = max(flops(found.module, shape), 1)
         self.left -= self._costs[found, shape]
         if self.left < 0:
             raise _TooLong
 
-    def _image(self, number: int, spec: Spec) -> "Tensor | None":
-        """The golden image as a module takes it; None where it cannot be read, which the policy reports."""
-        import torch
-
+    def _image(self, number: int, spec: Spec) -> NDArray[np.float32] | None:
+        """The golden image as a model takes it; None where it cannot be read, which the policy reports."""
         if (number, spec) not in self._images:
             try:
                 pixels = crop(self._golden[number].read(), spec, max_pixels=OWN_MAX_PIXELS)
             except (OSError, PackError, RequestError):
                 self._images[number, spec] = None
             else:
-                self._images[number, spec] = torch.from_numpy(normalise(pixels[None], spec))
+                self._images[number, spec] = normalise(pixels[None], spec)
         return self._images[number, spec]
 
 
@@ -306,10 +310,12 @@ def _decide(
     for tolerance in trial.tolerances:
         agreeing = [one for one, worst in differences.items() if worst <= tolerance]
         if assumed in agreeing:
+            # What agrees less than such precise numbers could is not shown to be right.
+            exact = tolerance == trial.tolerances[0]
             return assumed, {
                 subject
                 for subject in open_subjects
-                if all(one.values[subject] == assumed.values[subject] for one in agreeing)
+                if exact and all(one.values[subject] == assumed.values[subject] for one in agreeing)
             }
         if len(agreeing) == 1 and enough:
             return agreeing[0], open_subjects

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.engines.base import Engine
-from pthserve.errors import EngineError, RequestError
-from pthserve.files import regular_files
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, normalise
+from pthserve.engines.quantized_graph import Quantization, weight_bits
+from pthserve.errors import EngineError
+from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
@@ -35,8 +34,16 @@ CANDIDATES = {
 """Engines and precisions by device, the most reliable first: fp32, and on a CPU OpenVINO, which is faster
 than PyTorch at the same precision for every family of torchvision."""
 
-CALIBRATION_IMAGES = 300
-"""Maximum number of images used from the calibration folder; the default of NNCF."""
+
+ONLY_TORCH = "only PyTorch at fp32 runs a detector, or a model whose images are not cropped"
+"""Why another engine, precision or a pack is refused; see `varies`."""
+
+
+class Quantized(NamedTuple):
+    """A graph at int8, and what of it is."""
+
+    graph: Any
+    how: Quantization
 
 
 class Candidate(NamedTuple):
@@ -62,7 +69,7 @@ class EngineFactory:
         options: How it is loaded.
         task: How its answers are compared.
         graph: The OpenVINO graph of the module; `prepare` makes it if it is None.
-        quantized: The int8 graph; likewise. `auto` selects int8 only if it is given.
+        quantized: At int8; None if the model was not quantised. `auto` selects int8 only if it is given.
     """
 
     module: "nn.Module | None"
@@ -70,18 +77,20 @@ class EngineFactory:
     options: ModelOptions
     task: Task = CLASSIFICATION
     graph: Any = None
-    quantized: Any = None
+    quantized: Quantized | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether the computation depends on the image; see `varies`."""
+        return varies(self.module, self.spec)
 
     @property
     def unmeasured_batch(self) -> int:
-        """The largest batch where none was measured; a detector's pass is long, and does one image after the
-        other where it counts."""
-        return 1 if self._varies else Plan().max_batch
+        """The largest batch where none was measured.
 
-    @property
-    def _varies(self) -> bool:
-        """Whether the model runs on images of any shape, or does what follows from an image."""
-        return self.spec.whole or getattr(self.module, "varies", False)
+        A pass of a detector is long, and mostly computes one image after the other.
+        """
+        return 1 if self.varies else Plan().max_batch
 
     def candidates(self) -> list[Candidate]:
         """Return the candidates that the options allow; for `auto`, those that this machine runs natively.
@@ -89,12 +98,9 @@ class EngineFactory:
         Raises:
             EngineError: There is none.
         """
-        options, device = self.options, self._device()
-        if self._varies and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
-            raise EngineError(
-                "a detector, or a model whose images are not cropped, is run by PyTorch at fp32, and cannot "
-                "be packed: serve its weights, with --engine torch and --precision fp32, or leave these out"
-            )
+        options, device = self.options, self.device()
+        if self.varies and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
+            raise EngineError(f"{ONLY_TORCH}; leave out --engine and --precision")
         auto = dict(self._auto(device))
         candidates = [
             Candidate(engine, precision, device, options.cpus)
@@ -116,26 +122,16 @@ class EngineFactory:
         return candidates
 
     def prepare(self, candidates: Sequence[Candidate]) -> None:
-        """Convert and quantise the model if `candidates` need it.
+        """Convert the model if `candidates` need it.
 
         Raises:
-            EngineError: OpenVINO cannot convert the module, there are no calibration images for int8, or a
-                packed model has no int8 graph.
+            EngineError: OpenVINO cannot convert the module.
         """
         if self.graph is None and any(candidate.engine == "openvino" for candidate in candidates):
             from pthserve.engines.openvino_engine import convert
 
             assert self.module is not None
             self.graph = convert(self.module, self.spec)
-        if self.quantized is None and any(candidate.precision == "int8" for candidate in candidates):
-            if self.module is None and self.options.calibration is None:
-                raise EngineError(
-                    "the model has no int8; pack it again with --precision int8 --calibration FOLDER"
-                )
-            from pthserve.engines.openvino_engine import quantize
-
-            images = calibration_images(self.options.calibration, self.spec)
-            self.quantized = quantize(self.graph, normalise(images, self.spec))
 
     def make(self, candidate: Candidate) -> Engine:
         """Make the engine of a candidate that was prepared; raises EngineError."""
@@ -147,9 +143,16 @@ class EngineFactory:
             return TorchEngine(self.module, self.spec, precision=precision, threads=threads, device=device)
         from pthserve.engines.openvino_engine import OpenVINOEngine
 
-        graph = self.quantized if precision == "int8" else self.graph
-        cache = self.options.cache_dir
-        return OpenVINOEngine(graph, self.spec, precision=precision, threads=threads, cache_dir=cache)
+        cache, rest = self.options.cache_dir, "fp32"
+        graph = self.graph
+        if precision == "int8":
+            assert self.quantized is not None
+            if self.quantized.how.weight_bits > weight_bits():
+                raise EngineError(_NEEDS_VNNI)
+            graph, rest = self.quantized.graph, self.quantized.how.rest
+        return OpenVINOEngine(
+            graph, self.spec, precision=precision, threads=threads, cache_dir=cache, rest=rest
+        )
 
     def reference(self, images: Pixels) -> NDArray[np.float32]:
         """Return the scores that candidates must agree with: of PyTorch at fp32, or of OpenVINO at fp32."""
@@ -159,51 +162,46 @@ class EngineFactory:
         engine.close()
         return scores
 
-    def _device(self) -> str:
-        if self.options.device != "auto":
-            return self.options.device
-        if self.module is None or self.options.engine == "openvino" or self.options.precision == "int8":
-            return "cpu"
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    def device(self) -> str:
+        """Return the device that runs the model: `cpu` or `cuda`."""
+        return device(self.options, self.module)
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
-        if self._varies:
+        if self.varies:
             yield "torch", ("fp32",)
             return
         if device == "cpu":
             from pthserve.engines import openvino_engine
 
-            excluded = "int8" if self.quantized is None else ""
-            yield "openvino", [name for name in openvino_engine.precisions() if name != excluded]
+            usable = self.quantized is not None and self.quantized.how.weight_bits <= weight_bits()
+            yield "openvino", [name for name in openvino_engine.precisions() if name != "int8" or usable]
         if self.module is not None:
             from pthserve.engines import torch_engine
 
             yield "torch", torch_engine.precisions(device)
 
 
-def calibration_images(folder: Path | None, spec: Spec) -> Pixels:
-    """Read and preprocess the images of `folder`: uint8 (n, height, width, channels).
+def varies(module: "nn.Module | None", spec: Spec) -> bool:
+    """Whether what is computed depends on the image: on its shape, as nothing is cropped, or on its objects.
 
-    Subfolders are included, and files that are not images are skipped. If there are more than
-    CALIBRATION_IMAGES files, evenly spaced ones are used.
-
-    Raises:
-        EngineError: There is no folder, or it contains no image.
+    PyTorch at fp32 is then the only engine: OpenVINO converts a module for images of one shape.
     """
-    if folder is None:
-        raise EngineError("int8 needs calibration images: set --calibration to a folder of images")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images: list[Pixels] = []
-    for index in np.unique(np.linspace(0, len(files) - 1, CALIBRATION_IMAGES).astype(int)) if files else ():
-        try:
-            images.append(
-                crop(regular_files.read(files[index], regular_files.IMAGE), spec, max_pixels=OWN_MAX_PIXELS)
-            )
-        except (RequestError, OSError):
-            continue
-    if not images:
-        raise EngineError(f"{folder}: contains no image for int8 calibration")
-    return np.stack(images)
+    return spec.whole or getattr(module, "varies", False)
+
+
+def device(options: ModelOptions, module: "nn.Module | None") -> str:
+    """Return `cpu` or `cuda`: what the options name, or else a GPU if there is one that runs the module."""
+    if options.device != "auto":
+        return options.device
+    if module is None or options.engine == "openvino" or options.precision == "int8":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+_NEEDS_VNNI = (
+    "the model was quantised with weights of 8 bits, which need VNNI or AMX, and this processor has neither: "
+    "their sums would saturate; pack it again with --weight-bits 7, or use another --precision"
+)

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pthserve.planning.agreement import Evidence
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -10,8 +12,8 @@ class Trial:
 
     Attributes:
         rate: Images per second at `batch`; 0 if it was not measured.
-        difference: Largest difference from fp32 PyTorch on the proof images; see `Agreement`.
-        agrees: Whether the difference is within the tolerance.
+        difference: Largest difference from fp32 PyTorch; see `Evidence`.
+        agrees: Whether it may stand in for fp32 PyTorch.
         note: Why the candidate was rejected, or "".
     """
 
@@ -36,6 +38,7 @@ class Plan:
         cpu: The processor on which they were measured, or "".
         library: Name and version of the library that ran them, or "".
         task: The task whose answers were compared.
+        evidence: How the answers of each engine and precision compare with those of fp32 PyTorch.
     """
 
     engine: str = "torch"
@@ -49,18 +52,15 @@ class Plan:
     library: str = ""
     task: str = "classification"
     trials: tuple[Trial, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
     @property
-    def difference(self) -> float:
-        """Largest difference of the engine from fp32 PyTorch on the proof images; see `Agreement`."""
-        return max(
-            (
-                trial.difference
-                for trial in self.trials
-                if (trial.engine, trial.precision) == (self.engine, self.precision)
-            ),
-            default=0.0,
-        )
+    def agreement(self) -> Evidence | None:
+        """The evidence for the engine and precision of the plan; None if they were not compared."""
+        for one in self.evidence:
+            if (one.engine, one.precision) == (self.engine, self.precision):
+                return one
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the plan to plain values for JSON. The task is left out for a classification."""
@@ -72,4 +72,10 @@ class Plan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
         """Make a plan from the values of `to_dict`; raises TypeError for an unknown field."""
-        return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values.get("trials", ()))})
+        return cls(
+            **{
+                **values,
+                "trials": tuple(Trial(**trial) for trial in values.get("trials", ())),
+                "evidence": tuple(Evidence(**one) for one in values.get("evidence", ())),
+            }
+        )

@@ -2,13 +2,13 @@
 
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pthserve.engines.cpu import cpu
+from pthserve.engines.cpu import cpu, library
 from pthserve.errors import EngineError
 from pthserve.files import regular_files
 from pthserve.options import ModelOptions
+from pthserve.planning.agreement import Rule
 from pthserve.planning.plan import Plan
 from pthserve.text import quoted
 
@@ -49,23 +49,24 @@ def cache_file(digest: str, settings: ModelOptions) -> Path | None:
     )
 
 
-def fits(plan: Plan, digest: str, settings: ModelOptions, task: str = "classification") -> bool:
-    """Whether `plan` was measured for these weights, task and processor, and is allowed by `settings`."""
+def fits(
+    plan: Plan, digest: str, settings: ModelOptions, task: str = "classification", photos: str | None = None
+) -> bool:
+    """Whether `plan` was measured for these weights, task and processor, and is allowed by `settings`.
+
+    Args:
+        photos: The digest of the photos that its engine must have been compared on; None for any.
+    """
+    agreement = plan.agreement
     return (
-        plan.digest == digest
+        agreement is not None
+        and not agreement.refusal(Rule.of(settings))
+        and photos in (None, agreement.digest)
+        and plan.digest == digest
         and plan.task == task
         and plan.cpu == cpu(settings.cpus)
         and plan.library == library(plan.engine)
         and settings.engine in ("auto", plan.engine)
         and settings.precision in ("auto", plan.precision)
         and settings.device in ("auto", plan.device)
-        and plan.difference <= settings.tolerance
     )
-
-
-def library(engine: str) -> str:
-    """Return name and version of the library of `engine` without importing it; "" if it is not installed."""
-    try:
-        return f"{engine} {version(engine)}"
-    except PackageNotFoundError:
-        return ""

@@ -1,26 +1,26 @@
 """Tune: measure the candidates on this machine and choose the one that serves most images.
 
-A candidate counts only if its answers to the proof images agree with fp32 PyTorch.
+A candidate counts only if its answers agree with those of fp32 PyTorch; see `agreement`.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pthserve.engines.base import Engine
-from pthserve.engines.cpu import cpu
+from pthserve.engines.cpu import cpu, library
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import compare
-from pthserve.planning.candidates import Candidate, EngineFactory
+from pthserve.planning.candidates import Candidate
+from pthserve.planning.examiner import Examiner
 from pthserve.planning.plan import Plan, Trial
-from pthserve.planning.plan_files import cache_file, fits, library, read, write
+from pthserve.planning.plan_files import cache_file, fits, read, write
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 """Batch sizes at which the best candidate is measured."""
@@ -37,8 +37,6 @@ LONGEST_PASS = 0.25
 """Maximum duration of a forward pass in seconds; larger batches are not considered."""
 FEWEST_BITS = ("int8", "bf16", "fp16", "tf32", "fp32")
 """Precisions, the fastest first on a CPU that supports them natively."""
-REFERENCE = ("torch", "fp32", "cpu")
-"""Engine, precision and device that all others must agree with."""
 SLICE = 0.3
 """Duration of one measurement in seconds."""
 
@@ -52,7 +50,7 @@ class Measurement:
     Attributes:
         candidate: The configuration.
         engine: The engine; open only while the candidate is the best one.
-        difference: Largest difference from the reference; see `Agreement`.
+        difference: Largest difference from the reference; see `Evidence`.
         cpus: Number of CPUs that the engine shares with the decoders.
         rates: Images per second by batch size.
     """
@@ -71,7 +69,7 @@ class Measurement:
             if time.monotonic() > end or (self.rates and size / self.rates[1] > LONGEST_PASS):
                 return
             batch = np.resize(images, (size, *images.shape[1:]))
-            self.rates[size] = size / _seconds(self.engine, batch, end)
+            self.rates[size] = size / pass_seconds(self.engine, batch, end)
 
     @property
     def batch(self) -> int:
@@ -105,42 +103,36 @@ class Measurement:
         ]
 
 
-def tune(
-    engines: EngineFactory,
-    digest: str,
-    images: Pixels,
-    *,
-    known: Plan | None = None,
-    reference: NDArray[np.float32] | None = None,
-) -> tuple[Plan, Engine]:
+def tune(examiner: Examiner, digest: str, *, known: Plan | None = None) -> tuple[Plan, Engine]:
     """Choose a plan for a model on this machine, and make the engine that runs it.
 
     A plan from `options.plan`, from `options.cache_dir` or `known` is used if it was measured for these
     weights on such a processor. Otherwise candidates are measured for `options.tune_budget` seconds, not
-    counting conversion and calibration. With a budget of 0, the first candidate that agrees with the
-    reference is chosen; for a packed model, the one with the fewest bits is tried first.
+    counting conversion, calibration and the comparison with fp32 PyTorch. With a budget of 0, the first
+    candidate that agrees with the reference is chosen; for a packed model, the one with the fewest bits is
+    tried first.
 
     Args:
-        engines: Makes the engines of the model.
+        examiner: Has the engines of the model, and compares them with fp32 PyTorch.
         digest: SHA-256 of the weights.
-        images: Proof images, uint8 (n, height, width, channels), on which candidates must agree with the
-            reference.
         known: The plan of a packed model.
-        reference: The scores of the reference on `images`, float32 (n, outputs); computed if None.
 
     Raises:
         EngineError: No candidate runs the model and agrees with the reference.
     """
+    engines = examiner.engines
     options = engines.options
     cached = cache_file(digest, options)
+    photos = None if options.validation is None else examiner.crops.origin.digest
     for plan in (options.plan and read(options.plan), _read_if_valid(cached), known):
-        if plan and fits(plan, digest, options, engines.task.name):
+        runs = engines.module is not None or (plan and plan.engine == "openvino")
+        if plan and runs and fits(plan, digest, options, engines.task.name, photos):
             candidate = Candidate(plan.engine, plan.precision, plan.device, plan.threads)
-            engines.prepare([candidate])
+            examiner.prepare([candidate])
             return replace(plan, max_batch=options.max_batch or plan.max_batch), engines.make(candidate)
     if options.plan:
         _log.warning("%s does not fit these weights, this processor or these settings", options.plan)
-    plan, engine = _choose(engines, digest, images, reference)
+    plan, engine = _choose(examiner, digest)
     if known and known.digest and not plan.digest:
         plan = replace(
             plan, reason=f"{plan.reason}; the plan of the pack is for {known.cpu}, {known.library}"
@@ -150,27 +142,27 @@ def tune(
     return plan, engine
 
 
-def _choose(
-    engines: EngineFactory, digest: str, images: Pixels, reference: NDArray[np.float32] | None
-) -> tuple[Plan, Engine]:
+def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
     """Measure the candidates, and return the plan and the open engine of the best one."""
+    engines = examiner.engines
     options = engines.options
     candidates = engines.candidates()
     if engines.module is None and not options.tune_budget:
         candidates.sort(key=lambda candidate: FEWEST_BITS.index(candidate.precision))
     failed: list[Trial] = []
     try:
-        engines.prepare(candidates)
+        examiner.prepare(candidates)
     except EngineError as error:
         failed = [_failed(one, str(error)) for one in candidates if one.engine == "openvino"]
         candidates = [one for one in candidates if one.engine != "openvino"]
-    images, reference = _proof(engines, candidates, images, reference)
+    images = next(iter(examiner.crops))
 
     end = time.monotonic() + options.tune_budget
     best: Measurement | None = None
     measured: list[Measurement] = []
     halved = False
-    while best is None or time.monotonic() <= end:
+    before = examiner.seconds
+    while best is None or time.monotonic() <= end + examiner.seconds - before:
         if candidates:
             candidate = candidates.pop(0)
         elif best and not halved and best.candidate.device == "cpu" and best.candidate.threads > 1:
@@ -178,7 +170,8 @@ def _choose(
             candidate = best.candidate._replace(threads=best.candidate.threads // 2)
         else:
             break
-        result = _measure(engines, candidate, images, reference, end, required=best is None)
+        limit = end + examiner.seconds - before
+        result = _measure(examiner, candidate, images, limit, required=best is None)
         if isinstance(result, Trial):
             failed.append(result)
         else:
@@ -187,7 +180,7 @@ def _choose(
     if best is None:
         notes = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in failed)
         raise EngineError(f"no engine can run this model with these settings. {notes}")
-    best.measure(images, _sizes(BATCHES, options), end)
+    best.measure(images, _sizes(BATCHES, options), end + examiner.seconds - before)
 
     trials = (*(trial for one in measured for trial in one.trials()), *failed)
     engine, precision, device, threads = best.candidate
@@ -196,6 +189,7 @@ def _choose(
         options.max_batch or engines.unmeasured_batch,
         task=engines.task.name,
         trials=trials,
+        evidence=tuple(examiner.evidence.values()),
     )
     if not best.rates:
         reason = f"{best.candidate}, not measured: the first candidate that agrees with the reference"
@@ -211,23 +205,10 @@ def _choose(
     return plan, best.engine
 
 
-def _proof(
-    engines: EngineFactory,
-    candidates: Sequence[Candidate],
-    images: Pixels,
-    reference: NDArray[np.float32] | None,
-) -> tuple[Pixels, NDArray[np.float32]]:
-    """The images that `candidates` are held to, and what the reference says of them."""
-    if [(one.engine, one.precision, one.device) for one in candidates] == [REFERENCE]:
-        images, reference = images[:1], None  # it agrees with itself
-    return images, engines.reference(images) if reference is None else reference
-
-
 def _measure(
-    engines: EngineFactory,
+    examiner: Examiner,
     candidate: Candidate,
     images: Pixels,
-    reference: NDArray[np.float32],
     end: float,
     *,
     required: bool,
@@ -237,16 +218,19 @@ def _measure(
     Args:
         required: Measure it even if the time is over: a plan without any measurement is not kept.
     """
-    options = engines.options
+    options = examiner.engines.options
     try:
-        engine = engines.make(candidate)
+        engine = examiner.engines.make(candidate)
     except EngineError as error:
         return _failed(candidate, str(error))
-    agreement = compare(engines.task, engine, images, reference, options.tolerance)
-    if not agreement.agrees:
+    before = examiner.seconds
+    refusal = examiner.refusal(engine)
+    end += examiner.seconds - before
+    difference = examiner.evidence[engine.name, engine.precision].largest
+    if refusal:
         engine.close()
-        return _failed(candidate, agreement.disagreements[0], agreement.difference)
-    measurement = Measurement(candidate, engine, agreement.difference, options.cpus)
+        return _failed(candidate, refusal, difference)
+    measurement = Measurement(candidate, engine, difference, options.cpus)
     if required and options.tune_budget:
         end = max(end, time.monotonic() + SLICE)
     measurement.measure(images, _sizes(COMPARED, options), end)
@@ -283,8 +267,12 @@ def _sizes(sizes: Sequence[int], options: ModelOptions) -> list[int]:
     return [size for size in sizes if size <= (options.max_batch or size)]
 
 
-def _seconds(engine: Engine, batch: Pixels, end: float) -> float:
-    """Return the shortest time of a forward pass: other load on the machine can only add to it."""
+def pass_seconds(engine: Engine, batch: Pixels, end: float = math.inf) -> float:
+    """Return the shortest time of a forward pass: other load on the machine can only add to it.
+
+    Args:
+        end: The time at which to stop, if SLICE is not over before.
+    """
     engine(batch)
     stop = min(time.monotonic() + SLICE, end)
     passes: list[float] = []

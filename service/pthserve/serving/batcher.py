@@ -137,6 +137,11 @@ class Batcher:
         """What an image costs in batches, and beside other passes, as seen lately; 0 before the first."""
         return self._seconds_per_image.value
 
+    def restart_estimates(self) -> None:
+        """Measure again what an image costs; for when another engine takes over."""
+        self._seconds_per_image.restart()
+        self._seconds_per_batch.restart()
+
     def stuck_for(self) -> float:
         """Seconds that the oldest forward pass has been running; 0 when there is none."""
         passes = tuple(self._passes)

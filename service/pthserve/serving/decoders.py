@@ -61,10 +61,8 @@ class Decoders:
 
     def __init__(self, cpus: int, memory: int) -> None:
         self.busy = Busy(cpus)
-        self._cpus = cpus
         self._memory = memory
         self._free = memory
-        self._slow_at_once = max(1, cpus - 1)
         self._quick = 0
         self._slow: list[Job] = []
         self._new: deque[Job] = deque()
@@ -75,13 +73,22 @@ class Decoders:
         self._bytes = Smoothed()
         self._slowness = Smoothed()
         DECODE_MEMORY.set_function(lambda: self._memory - self._free)
-        # Daemons: an image that takes long must not keep the process from ending.
-        self._threads = [
-            threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
-            for number in range(max(2, cpus))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self.resize(cpus)
+
+    def resize(self, cpus: int) -> None:
+        """Decode on so many CPUs from now on. What is being decoded goes on, on however many it is."""
+        with self._changed:
+            self._cpus = cpus
+            self._slow_at_once = max(1, cpus - 1)
+            self._wanted = max(2, cpus)
+            self.busy.resize(cpus)
+            while len(self._threads) < self._wanted:
+                # Daemons: an image that takes long must not keep the process from ending.
+                thread = threading.Thread(target=self._work, name=f"decode-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._changed.notify_all()
 
     def submit(self, job: Job) -> None:
         """Decode `job` when its turn comes."""
@@ -116,9 +123,16 @@ class Decoders:
             del job, pending  # an idle thread must not keep an image
 
     def _next(self) -> Job | None:
-        """A job to be decoded, for which its memory is reserved; or one to be opened; None at the end."""
+        """A job to be decoded, for which its memory is reserved; or one to be opened; None to end the thread.
+
+        A thread ends when the decoders are closed, or where there are more threads than wanted.
+        """
         with self._changed:
             while not self._closed:
+                if len(self._threads) > self._wanted:
+                    self._threads.remove(threading.current_thread())
+                    self._changed.notify()  # this one may have been woken for a job
+                    return None
                 job = self._granted()
                 if job is None and self._new and self._quick < self._cpus:
                     job = self._new.popleft()

@@ -38,6 +38,13 @@ class Busy:
         with self._lock:
             return self._average(self._clock())
 
+    def resize(self, capacity: int) -> None:
+        """Have another capacity from now on; what was in use until now stays a share of the old one."""
+        with self._lock:
+            now = self._clock()
+            self._share, self._since = self._average(now), now
+            self._capacity = capacity
+
     def _change(self, by: int) -> None:
         with self._lock:
             now = self._clock()
@@ -56,6 +63,10 @@ class Smoothed:
         self._count = count
         self._seen = 0.0
         self.value = 0.0
+
+    def restart(self) -> None:
+        """Let the next observation replace the average, which stands until then."""
+        self._seen = 0.0
 
     def observe(self, value: float, weight: float = 1.0) -> None:
         """Take in `value`, which stands for `weight` observations."""

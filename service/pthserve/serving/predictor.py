@@ -19,6 +19,7 @@ from pthserve.images.preprocess import Pending, blank, pending, pending_pixels
 from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.metrics import (
+    CPUS,
     INFLIGHT,
     MODEL_FILES_CHANGED,
     MODEL_INFO,
@@ -26,8 +27,10 @@ from pthserve.metrics import (
     SATURATION,
     Rejection,
     count_rejection,
+    show_agreement,
     timed_inference,
 )
+from pthserve.planning.agreement import Evidence
 from pthserve.serving.admission import Admission
 from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
@@ -38,6 +41,8 @@ from pthserve.tracing import SPAN
 
 CLOSING = 2.0
 """Maximum time in seconds for the threads to end, when no client waits any more."""
+
+LOADING = "the model is loading"
 
 Observer = Callable[[Sequence[Input], Sequence[Prediction]], None]
 """Gets the images and the predictions of a request."""
@@ -57,11 +62,12 @@ class Predictor:
         last_reload: Result of the last attempt to replace the model, for /info.
         files_changed: Whether the files of the current model have changed since it was loaded.
         observer: Gets the images and predictions of each request, or None; see `observed_by`.
+        cpus: Number of CPUs that the service uses.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.current: Model | None = None
-        self.unready: str | None = "the model is loading"
+        self.unready: str | None = LOADING
         self.draining = False
         self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
@@ -71,7 +77,9 @@ class Predictor:
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
         self._closed = False
-        self._decoders = Decoders(settings.cpus, settings.decode_memory)
+        self.cpus = settings.cpus
+        self._decoders = Decoders(self.cpus, settings.decode_memory)
+        CPUS.set(self.cpus)
         INFLIGHT.set_function(lambda: self.admission.inflight)
         QUEUE_DEPTH.set_function(lambda: self.batcher.depth)
         SATURATION.set_function(self.saturation)
@@ -141,6 +149,7 @@ class Predictor:
             golden: The result of its golden images: agreed, disagreed or unchecked.
         """
         self.current, self.golden = model, golden
+        self.batcher.restart_estimates()
         if not self.draining:
             self.unready = None
         MODEL_INFO.info(
@@ -153,6 +162,18 @@ class Predictor:
                 "precision": model.forward.precision,
             }
         )
+        _show(model.plan.agreement)
+
+    def record_loading(self, stage: str) -> None:
+        """Say what the load of the first model is doing, in words, or ""."""
+        if self.current is None and not self.draining:
+            self.unready = f"{LOADING}: {stage}" if stage else LOADING
+
+    def resize(self, cpus: int) -> None:
+        """Use so many CPUs from now on; the engine is the model's, see `Resize`."""
+        self.cpus = cpus
+        self._decoders.resize(cpus)
+        CPUS.set(cpus)
 
     def record_reload(self, outcome: Mapping[str, object]) -> None:
         """Keep the outcome of an attempt to replace the model."""
@@ -322,3 +343,12 @@ def _photo(spec: Spec) -> bytes:
     file = io.BytesIO()
     Image.fromarray(noise).convert("L" if spec.channels == 1 else "RGB").save(file, "JPEG")
     return file.getvalue()
+
+
+def _show(agreement: Evidence | None) -> None:
+    """Show in the metrics how the model compares with fp32 PyTorch."""
+    if agreement is None:
+        show_agreement({}, None, None, None)
+        return
+    differences = {"mean": agreement.mean, "p95": agreement.p95, "largest": agreement.largest}
+    show_agreement(differences, agreement.same, agreement.clear, agreement.kept)

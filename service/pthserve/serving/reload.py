@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pthserve.addresses import shown
 from pthserve.errors import EngineError, GoldenError, ModelError
 from pthserve.files.fingerprint import Fingerprint, fingerprint
 from pthserve.loading.golden import apply_golden_policy
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 LOOK = 10.0
 """Seconds between looks at the model's files where `reload_interval` is 0: to report a change, no more."""
 
+STAGE = 0.2
+"""Seconds between looks at what a load is doing."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Checked:
@@ -39,27 +43,37 @@ class _Checked:
 class Reload:
     """Loads the model of `predictor`, and loads it again. One event loop uses it.
 
-    load: makes the model; called in a thread of its own.
+    load: makes the model; called in a thread of its own. stage: what it is doing just now, in words, or "".
 
     A model that replaces another must have its name and its task, and as many classes or the same values:
     clients have them in their code, in URLs and as indices. Labels, version, preprocessing and
     architecture may differ.
+
+    turn: held by whoever brings a model; one at a time does.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings, load: Callable[[], Model]) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: Settings,
+        load: Callable[[], Model],
+        stage: Callable[[], str] = str,
+    ) -> None:
         self._predictor = predictor
         self._settings = settings
         self._load = load
+        self._stage = stage
+        self._shown = shown(settings.model)
         self._look = partial(fingerprint, Path(settings.model))
         self._tried: Fingerprint | None = None
         self._served: Fingerprint | None = None
-        self._lock = asyncio.Lock()
+        self.turn = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def first(self) -> None:
         """Bring the first model, and from then on look for another; raises ModelError."""
-        async with self._lock:
+        async with self.turn:
             with _attempt():
                 checked = await self._load_and_check()
                 # What is there now stays: the collector need not look at it again and again.
@@ -92,6 +106,12 @@ class Reload:
             self._next.add_done_callback(lambda done: done.cancelled() or done.exception())
         return self._next
 
+    async def _tell_stage(self) -> None:
+        """Have the probes say what the first load is at."""
+        while True:
+            self._predictor.record_loading(self._stage())
+            await asyncio.sleep(STAGE)
+
     async def _watch(self) -> None:
         """Report that files have changed; with `reload_interval`, load what has changed.
 
@@ -115,12 +135,12 @@ class Reload:
                 "the files of %s have changed; the model loaded from them before stays in use until a "
                 "reload: "
                 "send SIGHUP to load the changed files",
-                self._settings.model,
+                self._shown,
             )
         self._predictor.record_files_changed(changed)
 
     async def _replace(self) -> None:
-        async with self._lock:
+        async with self.turn:
             self._next = None
             outcome: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
@@ -138,7 +158,7 @@ class Reload:
                 log.log(logging.ERROR, "the model was not replaced: %s", message, exc_info=not expected)
                 if expected:
                     raise
-                raise EngineError(f"{self._settings.model}: {message}") from error
+                raise EngineError(f"{self._shown}: {message}") from error
             outcome |= {"seconds": round(checked.seconds, 3), "digest": checked.model.digest}
             self._predictor.record_reload({"result": "ok", **outcome})
             log.info("the model was replaced", extra={"fields": _fields(checked)})
@@ -147,7 +167,11 @@ class Reload:
         """A model that is loaded, warm, and agrees with its golden images as far as the settings ask."""
         began = time.perf_counter()
         self._tried = await in_background(self._look)
-        model = await in_background(self._load)
+        telling = asyncio.create_task(self._tell_stage())
+        try:
+            model = await in_background(self._load)
+        finally:
+            telling.cancel()
         # When the last request that holds the model is answered, or at once if it is not taken.
         weakref.finalize(model, model.forward.close).atexit = False
         await self._predictor.warm_up(model)
@@ -165,7 +189,7 @@ class Reload:
 
     async def _check_replaces(self, model: Model) -> None:
         """Raise what keeps `model` from taking the place of the current one."""
-        source, served = self._settings.model, self._predictor.model()
+        source, served = self._shown, self._predictor.model()
         if await in_background(self._look) != self._tried:
             raise ModelError(f"{source}: changed while it was being loaded")
         if model.task.name != served.task.name:
@@ -192,7 +216,7 @@ class Reload:
         least = self._settings.shadow_agreement
         if shadow.agreement is not None and shadow.agreement < least:
             raise ModelError(
-                f"{self._settings.model}: the new model gave the same answer as the current one for "
+                f"{self._shown}: the new model gave the same answer as the current one for "
                 f"{shadow.agreement:.1%} of {shadow.images} live images; at least {least:.1%} is required"
             )
         return {"images": shadow.images, "agreement": shadow.agreement}

@@ -53,6 +53,22 @@ class Agreement:
         return not self.disagreements
 
 
+class Comparison(NamedTuple):
+    """How the answers of an engine differ from those of a reference, image by image.
+
+    differences: float32 (n,), the largest difference of a probability, or what the task compares in its
+    place, as a share: 0 to 1 where answers are probabilities; infinity where an answer is not a number.
+    same: bool (n,), whether the decision is the same, such as the top class; None for a task without one.
+    clear: bool (n,), whether the reference's decision is clear: it leads by more than a margin.
+    kept: bool (n,), whether each clear decision is the same; True where none is clear.
+    """
+
+    differences: NDArray[np.float32]
+    same: NDArray[np.bool_] | None = None
+    clear: NDArray[np.bool_] | None = None
+    kept: NDArray[np.bool_] | None = None
+
+
 class GoldenResult(NamedTuple):
     """How one golden image did. difference: see `Agreement`; reason: why it disagrees, or ""."""
 
@@ -169,12 +185,14 @@ class Task(Protocol):
         """The answer for one image of this size, out of its row of the engine's outputs, which is finite."""
 
     def scores(self, outputs: Outputs) -> NDArray[np.float32]:
-        """What `compare` compares, one row an image, as wide as the outputs: probabilities, for example."""
+        """What `agree` compares, one row an image, as wide as the outputs: probabilities, for example."""
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """Whether `scores` agree with those of a reference engine, row by row."""
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """How `scores` differ from those of a reference engine, row by row; both float32 (n, outputs).
+
+        Args:
+            margin: by how much of a probability a decision of the reference leads at least to be clear.
+        """
 
     def check_golden(
         self,
@@ -231,12 +249,10 @@ class LabelPerOutput:
         return len(labels)
 
 
-def agreement(differences: NDArray[np.float32], reasons: Sequence[str]) -> Agreement:
-    """What `differences` and `reasons`, of one image each, come to; "" is no reason."""
-    return Agreement(
-        float(np.nan_to_num(differences, nan=np.inf, posinf=np.inf).max(initial=0)),
-        tuple(f"image {number}: {reason}" for number, reason in enumerate(reasons) if reason),
-    )
+def finite_or_infinite(differences: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """`differences` as float32, with infinity in place of what is not a number."""
+    found: NDArray[np.float32] = np.nan_to_num(differences, nan=np.inf, posinf=np.inf).astype(np.float32)
+    return found
 
 
 def number(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, JsonValue
 
 from pthserve.files.golden import Golden
-from pthserve.tasks.base import Agreement, GoldenResult, Outputs, Row, Size, Target, TensorForm
+from pthserve.tasks.base import Comparison, GoldenResult, Outputs, Row, Size, Target, TensorForm
 from pthserve.tasks.classification import (
     Classification,
     ClassificationAnswer,
@@ -107,11 +107,9 @@ class BinaryTask(ClassificationTask):
         """The probability of the positive class of each image: float32 (n, 1)."""
         return sigmoid(outputs)
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """As of one label; see `MultiLabelTask.compare`."""
-        return MultiLabelTask(self.threshold).compare(scores, reference, tolerance)
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """As of one label; see `MultiLabelTask.agree`."""
+        return MultiLabelTask(self.threshold).agree(scores, reference, margin)
 
     def check_golden(
         self,

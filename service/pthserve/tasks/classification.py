@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pthserve.files.golden import Golden
 from pthserve.metrics import count_prediction
 from pthserve.tasks.base import (
-    Agreement,
+    Comparison,
     GoldenResult,
     LabelPerOutput,
     Outputs,
@@ -20,15 +20,11 @@ from pthserve.tasks.base import (
     Target,
     TensorForm,
     TensorValues,
-    agreement,
+    finite_or_infinite,
 )
 
 Probabilities = NDArray[np.float32]
 """float32 (n, classes); each row sums to 1."""
-
-CLEAR_MARGIN = 0.05
-"""Where the reference's best probability leads its second by more than this, the top class must be the same.
-An answer within the default tolerance of 0.02 cannot swap classes that are more than 0.04 apart."""
 
 _FEW = 16
 """Up to this many best classes, repeated `argmax` is faster than sorting all."""
@@ -131,20 +127,18 @@ class ClassificationTask(LabelPerOutput):
         """The probabilities of each image."""
         return softmax(outputs)
 
-    def compare(self, scores: Probabilities, reference: Probabilities, tolerance: float) -> Agreement:
-        """Whether probabilities agree with reference probabilities, row by row.
+    def agree(self, scores: Probabilities, reference: Probabilities, margin: float) -> Comparison:
+        """The largest difference of a probability, and whether the top class is the same; see `Task`.
 
-        They do where the top class is the same, unless the reference's margin is under CLEAR_MARGIN, and no
-        probability differs from the reference's by more than `tolerance`.
+        The top class is clear where its probability leads the second one by more than `margin`.
         """
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} classes, and not {reference.shape[-1]}",))
-        differences = np.abs(scores - reference).max(-1)
-        reasons = [
-            _disagreement(row, expected, float(difference), tolerance)
-            for row, expected, difference in zip(scores, reference, differences, strict=True)
-        ]
-        return agreement(differences, reasons)
+        differences = finite_or_infinite(np.abs(scores - reference).max(-1))
+        same = np.isfinite(differences) & (scores.argmax(-1) == reference.argmax(-1))
+        if reference.shape[-1] == 1:  # one class is always the top one
+            return Comparison(differences, same, np.zeros_like(same), np.ones_like(same))
+        first, second = np.partition(reference, (-1, -2), -1)[:, :-3:-1].T
+        clear = first - second > margin
+        return Comparison(differences, same, clear, same | ~clear)
 
     def check_golden(
         self,
@@ -269,14 +263,3 @@ def check_class(
         reason = f"probability {probability:.3f}, and not {golden.probability} ± {tolerance}"
         return GoldenResult(difference, reason)
     return GoldenResult(difference)
-
-
-def _disagreement(row: Probabilities, expected: Probabilities, difference: float, tolerance: float) -> str:
-    if not np.isfinite(difference):
-        return "its probabilities are not numbers"
-    top, second = np.sort(expected)[::-1][:2] if len(expected) > 1 else (1.0, 0.0)
-    if row.argmax() != expected.argmax() and top - second > CLEAR_MARGIN:
-        return f"class {row.argmax()}, and not {expected.argmax()}"
-    if difference > tolerance:
-        return f"a probability is {difference:.3f} off, more than {tolerance}"
-    return ""

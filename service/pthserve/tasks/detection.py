@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pthserve.files.golden import Golden, GoldenBox
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
-    Agreement,
+    Comparison,
     GoldenResult,
     Outputs,
     Parameter,
@@ -19,7 +19,7 @@ from pthserve.tasks.base import (
     Target,
     TensorForm,
     TensorValues,
-    agreement,
+    finite_or_infinite,
     number,
 )
 from pthserve.tasks.objects import NAME, DetectionAnswer, Detections, Table, closest
@@ -117,51 +117,42 @@ class DetectionTask:
         """The tables themselves."""
         return outputs
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """Whether the objects of each image are those of the reference.
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """How the objects of each image differ from those of the reference; see `Task`.
 
-        Each object of either with a score above FLOOR must have one of its class in the other, at an
-        intersection over union of at least CLOSE and with a score that differs by no more than `tolerance`;
-        so must its mask be, of which the pixels must agree as far. An object that the other lacks counts by
-        how far its score is above FLOOR.
+        Two objects match where they are of one class, with an intersection over union of at least CLOSE. The
+        difference of two that match is that of their scores, or of their masks where that is larger; of an
+        object above FLOOR that the other lacks, how far its score is above FLOOR. The decision is the same
+        where each object that is answered has a match; an object is clear where its score is at least half
+        of `margin` above the threshold.
         """
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} outputs, and not {reference.shape[-1]}",))
-        results = [self._compared(*each, tolerance) for each in zip(scores, reference, strict=True)]
-        return agreement(
-            np.array([result.difference for result in results], np.float32),
-            [result.reason for result in results],
+        rows = [self._compared(*each, margin) for each in zip(scores, reference, strict=True)]
+        differences, same, clear, kept = zip(*rows, strict=True)
+        return Comparison(
+            finite_or_infinite(np.array(differences)), np.array(same), np.array(clear), np.array(kept)
         )
 
     def _compared(
-        self, row: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> GoldenResult:
-        if not np.isfinite(row).all():
-            return GoldenResult(np.inf, "its outputs are not numbers")
+        self, row: NDArray[np.float32], reference: NDArray[np.float32], margin: float
+    ) -> tuple[float, bool, bool, bool]:
+        """See `Comparison`, of one image: its difference, and whether it is the same, clear and kept."""
         ours, theirs = (self.table.read(one, (), (1, 1)) for one in (row, reference))
-        worst = 0.0
-        for these, those, name in ((theirs, ours, "is missing"), (ours, theirs, "is not the reference's")):
+        sure = np.float32(self.threshold + margin / 2)
+        clear = bool((theirs.scores >= sure).any())
+        if not np.isfinite(row).all():
+            return np.inf, False, clear, not clear
+        worst, same, kept = 0.0, True, True
+        for these, those in ((theirs, ours), (ours, theirs)):
             for index in np.flatnonzero(these.scores > FLOOR):
+                score = these.scores[index]
                 match, overlap = closest(those, these.boxes[index], int(these.class_indices[index]))
-                if match is None or overlap < CLOSE:
-                    lost = float(these.scores[index]) - FLOOR
-                    worst = max(worst, lost)
-                    if lost > tolerance:
-                        return GoldenResult(
-                            worst,
-                            f"an object of class {these.class_indices[index]} with a score of "
-                            f"{these.scores[index]:.3f} {name}",
-                        )
+                if match is not None and overlap >= CLOSE:
+                    worst = max(worst, self._difference(these, int(index), those, match))
                     continue
-                difference = self._difference(these, int(index), those, match)
-                worst = max(worst, difference)
-                if difference > tolerance:
-                    return GoldenResult(
-                        worst, f"an object's score or mask is {difference:.3f} off, more than {tolerance}"
-                    )
-        return GoldenResult(worst)
+                worst = max(worst, float(score) - FLOOR)
+                same = same and score < self.threshold
+                kept = kept and not (these is theirs and score >= sure)
+        return worst, same, clear, kept
 
     def _difference(self, these: Detections, index: int, those: Detections, match: int) -> float:
         """By how much two objects differ: their scores, or the values of their masks on average."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.files.golden import Golden
 from pthserve.tasks.base import (
-    Agreement,
+    Comparison,
     GoldenResult,
     Outputs,
     Row,
@@ -18,7 +18,7 @@ from pthserve.tasks.base import (
     Target,
     TensorForm,
     TensorValues,
-    agreement,
+    finite_or_infinite,
 )
 
 SAME = 0.9
@@ -99,17 +99,10 @@ class EmbeddingTask:
         scaled = outputs / np.maximum(_lengths(outputs), np.float32(_SHORTEST))
         return scaled.astype(np.float32, copy=False)
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """Whether vectors agree with reference vectors: none differs by more than `tolerance`."""
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} dimensions, and not {reference.shape[-1]}",))
-        results = [_compared(*each, tolerance) for each in zip(scores, reference, strict=True)]
-        return agreement(
-            np.array([result.difference for result in results], np.float32),
-            [result.reason for result in results],
-        )
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """By how much vectors differ from reference vectors; a vector is not a decision; see `Task`."""
+        results = [_compared(*each, np.inf) for each in zip(scores, reference, strict=True)]
+        return Comparison(finite_or_infinite(np.array([result.difference for result in results])))
 
     def check_golden(
         self,

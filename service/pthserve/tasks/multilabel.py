@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pthserve.files.golden import Golden
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
-    Agreement,
+    Comparison,
     GoldenResult,
     LabelPerOutput,
     Outputs,
@@ -20,9 +20,9 @@ from pthserve.tasks.base import (
     Target,
     TensorForm,
     TensorValues,
-    agreement,
+    finite_or_infinite,
 )
-from pthserve.tasks.classification import CLEAR_MARGIN, RankedClass, best_first, ranked, ranked_rows
+from pthserve.tasks.classification import RankedClass, best_first, ranked, ranked_rows
 
 THRESHOLD = 0.5
 """The probability from which on a label applies, unless the card states another."""
@@ -135,31 +135,18 @@ class MultiLabelTask(LabelPerOutput):
         """The probabilities of each image's labels."""
         return sigmoid(outputs)
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """Whether probabilities agree with reference probabilities, row by row.
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """The largest difference of a probability, and whether the same labels apply; see `Task`.
 
-        They do where the same labels apply, except those whose reference is within half of CLEAR_MARGIN of
-        the threshold, and no probability differs from the reference's by more than `tolerance`.
+        A label is clear where its probability is further than half of `margin` from the threshold: between
+        two classes, a lead of `margin` is that far from 0.5. An image is clear where one of its labels is.
         """
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} labels, and not {reference.shape[-1]}",))
-        apart = np.abs(scores - reference)
-        clear = np.abs(reference - self.threshold) > CLEAR_MARGIN / 2
-        changed = clear & ((scores >= self.threshold) != (reference >= self.threshold))
-        differences = apart.max(-1)
-        reasons = []
-        for difference, row in zip(differences, changed, strict=True):
-            if not np.isfinite(difference):
-                reasons.append("its probabilities are not numbers")
-            elif row.any():
-                reasons.append(f"label {row.argmax()} is on the other side of the threshold")
-            elif difference > tolerance:
-                reasons.append(f"a probability is {difference:.3f} off, more than {tolerance}")
-            else:
-                reasons.append("")
-        return agreement(differences, reasons)
+        differences = finite_or_infinite(np.abs(scores - reference).max(-1))
+        numbers = np.isfinite(differences)
+        changed = (scores >= self.threshold) != (reference >= self.threshold)
+        clear = np.abs(reference - self.threshold) > margin / 2
+        kept = numbers & ~(changed & clear).any(-1)
+        return Comparison(differences, numbers & ~changed.any(-1), clear.any(-1), kept)
 
     def check_golden(
         self,

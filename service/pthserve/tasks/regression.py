@@ -12,7 +12,7 @@ from pthserve.files.golden import Golden
 from pthserve.files.stated_task import NamedOutput
 from pthserve.metrics import count_value
 from pthserve.tasks.base import (
-    Agreement,
+    Comparison,
     GoldenResult,
     Outputs,
     Row,
@@ -20,7 +20,7 @@ from pthserve.tasks.base import (
     Target,
     TensorForm,
     TensorValues,
-    agreement,
+    finite_or_infinite,
 )
 
 SAME = 0.1
@@ -110,15 +110,10 @@ class RegressionTask:
         """The values themselves."""
         return outputs
 
-    def compare(
-        self, scores: NDArray[np.float32], reference: NDArray[np.float32], tolerance: float
-    ) -> Agreement:
-        """Whether values agree with reference values: none differs by more than `tolerance` of its scale."""
-        if scores.shape != reference.shape:
-            return Agreement(np.inf, (f"{scores.shape[-1]} values, and not {reference.shape[-1]}",))
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """By what share of its scale a value differs at most; values are not decisions; see `Task`."""
         apart = np.abs(scores - reference) / self._scales(reference)
-        reasons = [self._reason(*each, tolerance) for each in zip(scores, reference, apart, strict=True)]
-        return agreement(apart.max(-1), reasons)
+        return Comparison(finite_or_infinite(apart.max(-1)))
 
     def check_golden(
         self,

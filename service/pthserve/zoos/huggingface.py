@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,18 @@ def _preprocessing(
     if stated is not None and not stated.assumed:
         return None, None
     settings = _read(folder / image_processor.FILE)
+    family, channels = values["model_type"], int(getattr(config, "num_channels", 3) or 3)
     if settings:
-        spec, inferred = image_processor.read(settings, values["model_type"])
-        return image_processor.in_channels(spec, int(getattr(config, "num_channels", 3) or 3)), inferred
-    # The processor's defaults are those of the published models of its family.
-    spec, _ = image_processor.read({}, values["model_type"])
+        spec, inferred = image_processor.read(settings, family)
+        return image_processor.in_channels(spec, channels), inferred
+    published = image_processor.PUBLISHED.get(family)
+    spec, _ = image_processor.read(published or {}, family)
+    spec = image_processor.in_size(spec, getattr(config, "image_size", None))
+    spec = replace(image_processor.in_channels(spec, channels), assumed=True)
+    source = f"as for the published models of {family}" if published else "the default of transformers"
     return spec, Inferred(
         "preprocessing",
-        f"{spec.words()}, the default of transformers, as there is no {image_processor.FILE}",
+        f"{spec.words()}, {source}, as there is no {image_processor.FILE}",
         Origin.DEFAULT,
         f"preprocessing: {spec.to_card()}",
     )
@@ -138,8 +143,7 @@ def _labels(values: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
         )
     except ValueError as error:
         raise CardError(f"{file}: id2label: {error}") from error
-    placeholders = all(label == f"LABEL_{number}" for number, label in enumerate(labels))
-    return None if placeholders else labels
+    return None if label_files.are_placeholders(labels) else labels
 
 
 @contextlib.contextmanager

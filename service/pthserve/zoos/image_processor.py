@@ -24,6 +24,20 @@ FILE = "preprocessor_config.json"
 LEVELS = 0.001
 """Grey levels, of 255, by which the Spec and the processor may differ on average."""
 
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
+_CONVNEXT = {**_IMAGENET, "size": {"shortest_edge": 224}, "crop_pct": 0.875}
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "convnext": _CONVNEXT,
+    "convnextv2": _CONVNEXT,
+    "regnet": _CONVNEXT,
+    "resnet": _CONVNEXT,
+    "swin": {**_IMAGENET, "size": {"height": 224, "width": 224}},
+    "deit": {**_IMAGENET, "size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}},
+}
+"""By model_type, the settings of the first models that its authors published (microsoft/resnet-50,
+facebook/convnext-tiny-224, facebook/regnet-y-040, microsoft/swin-tiny-patch4-window7-224,
+facebook/deit-base-distilled-patch16-224), where the processor's own defaults are others."""
+
 _FILTERS: Mapping[int, Interpolation] = {
     0: "nearest",
     1: "lanczos",
@@ -198,6 +212,19 @@ def _picture(width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(0).random((height, width, 3))
     values = np.stack(waves, -1) * 90 + 110 + 40 * noise
     return Image.fromarray(values.astype(np.uint8), "RGB")
+
+
+def in_size(spec: Spec, side: object) -> Spec:
+    """`spec` for square images of `side` pixels, where that is a side, with as much cut off."""
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1 or spec.crop == (side, side):
+        return spec
+    resize: int | tuple[int, int] | None = (side, side)
+    if isinstance(spec.resize, int):
+        resize = round(spec.resize * side / min(spec.crop))
+    elif spec.resize is None or spec.resize != spec.crop:
+        scale = side / min(spec.crop)
+        resize = spec.resize and (round(spec.resize[0] * scale), round(spec.resize[1] * scale))
+    return replace(spec, resize=resize, crop=(side, side))
 
 
 def in_channels(spec: Spec, channels: int) -> Spec:

@@ -57,6 +57,7 @@ def _fit(chosen: Candidate, source: Source, inferred: Inferred) -> Architecture:
         ignored=(*fitted.ignored, *beside),
         hint=fitted.hint,
         task_hint=fitted.task_hint,
+        labels=statements.labels(source, fitted.outputs),
         choices=tuple(fitted.choices),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pthserve.files import documents, regular_files
+from pthserve.files import labels as label_files
 from pthserve.zoos.base import Source
 
 CONFIG = "config.json"
@@ -97,6 +98,15 @@ def pretrained_cfg(source: Source) -> tuple[Mapping[str, Any], str] | None:
             cfg = values.get(key)
             if isinstance(cfg, Mapping) and cfg.keys() & {"mean", "std", "crop_pct", "input_size"}:
                 return cfg, f"{key} {where}"
+    return None
+
+
+def labels(source: Source, count: int) -> tuple[str, ...] | None:
+    """The labels of `count` classes in the `config.json` beside the weights; None where it has none."""
+    for values, _ in _documents(source):
+        if values is not source.metadata and (found := label_files.of_metadata(values, count)):
+            names, _ = found
+            return None if label_files.are_placeholders(names) else names
     return None
 
 

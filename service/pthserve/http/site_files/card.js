@@ -18,6 +18,17 @@ function found(inferred) {
   return rows;
 }
 
+// How the answers compare with those of fp32 PyTorch.
+function agreement({ crops, mean, largest, same, clear, kept, accuracy, reference_accuracy: fp32 }) {
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  return [
+    `against fp32 PyTorch on ${crops} crops: probabilities differ by ${mean.toFixed(4)} on average, ${largest.toFixed(4)} at most`,
+    same !== null && `same decision on ${percent(same)}`,
+    clear !== null && `on ${kept} of ${clear} where it is clear`,
+    accuracy !== null && `accuracy ${percent(accuracy)}, ${percent(fp32)} at fp32`,
+  ].filter(Boolean).join("; ");
+}
+
 export function facts(list, info) {
   const { preprocess: spec, golden } = info;
   const rows = {
@@ -29,6 +40,7 @@ export function facts(list, info) {
     ...found(info.inferred),
     Engine: ENGINES[info.engine] ?? info.engine,
     Precision: info.precision,
+    ...(info.agreement && { Agreement: agreement(info.agreement) }),
     "Golden images": golden ? `${golden.images}, ${golden.result}` : "none",
     Version: info.version,
     "SHA-256": info.digest,

@@ -1,0 +1,1 @@
+"""Where models come from: addresses, downloads, and the signatures that they may need."""
