@@ -20,7 +20,8 @@ from .packs import tiny_pack
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-TESTED = {"README.md", "notebook.py", "fastapi_app.py", "client.py", "client.mjs"}
+TESTED = {"README.md", "notebook.py", "fastapi_app.py", "client.py", "client.mjs", "one-machine"}
+"""The last by tests/chart/test_one_machine.py."""
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pthserve.engines.compiled_graphs import COMPILED
 from pthserve.engines.openvino_engine import (
-    COMPILED,
     OpenVINOEngine,
     convert,
+    outputs,
     precisions,
     read,
     reason,
@@ -116,6 +117,20 @@ def test_on_other_threads_it_is_another_engine_of_the_same_model(graph: object, 
         assert np.abs(answers - expected).max() < 1e-5
 
 
+@pytest.mark.skipif("bf16" not in precisions(), reason="this CPU lacks bf16")
+def test_what_int8_leaves_at_bf16_stays_so_on_other_threads(graph: object, pixels: Pixels) -> None:
+    images = pixels(TINY, 2)
+    made = {
+        rest: OpenVINOEngine(graph, TINY, precision="int8", threads=2, rest=rest) for rest in ("bf16", "fp32")
+    }
+    direct = {
+        rest: OpenVINOEngine(graph, TINY, precision="int8", threads=1, rest=rest)(images) for rest in made
+    }
+    assert not np.array_equal(direct["bf16"], direct["fp32"])
+    for rest, engine in made.items():
+        np.testing.assert_array_equal(engine.with_threads(1)(images), direct[rest])
+
+
 def test_an_answer_is_not_overwritten_by_the_next(graph: object, pixels: Pixels) -> None:
     engine = OpenVINOEngine(graph, TINY)
     first, second = pixels(TINY, 2)[:, None]
@@ -168,6 +183,37 @@ def test_a_module_that_cannot_be_expressed_is_refused() -> None:
         convert(Fickle(), TINY)
 
 
+class Keeping(nn.Module):
+    """Keeps what it computed from its weights for the next call, as LeViT and EfficientViT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        device = str(images.device)
+        if device not in self.kept:
+            self.kept[device] = self.scale * 2
+        return images.mean((2, 3)) * self.kept[device]
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_module_that_keeps_tensors_for_the_next_call_is_converted_and_left_as_it_was(
+    called: bool, tmp_path: Path
+) -> None:
+    module = Keeping().eval()
+    images = torch.rand(2, *SMALL.tensor_shape)
+    with torch.no_grad():
+        if called:
+            module(images)
+        save(convert(module, SMALL), tmp_path / "model.xml")
+        expected = module(images)
+    assert type(module.kept["cpu"]) is torch.Tensor
+    found = outputs(read(tmp_path / "model.xml"), images.numpy(), 1)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+
+
 def test_a_saved_graph_answers_the_same(graph: object, pixels: Pixels, tmp_path: Path) -> None:
     save(graph, tmp_path / "model.xml")
     images = pixels(TINY, 2)
@@ -200,6 +246,89 @@ def test_compiled_graphs_are_kept_where_a_folder_is_given(
     assert kept
     assert np.array_equal(OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images), first)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == kept
+
+
+@pytest.fixture(scope="module")
+def graphs() -> list[object]:
+    """Two of one architecture, with weights of many pages."""
+    torch.manual_seed(0)
+    return [convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 20, 64)), TINY) for _ in range(2)]
+
+
+def changed_bytes(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "first page zeroed": lambda data: bytes(4096) + data[4096:],
+    "page in the middle zeroed": lambda data: (
+        data[: len(data) // 2] + bytes(4096) + data[len(data) // 2 + 4096 :]
+    ),
+    "last page zeroed": lambda data: data[:-4096] + bytes(4096),
+    "one byte changed": lambda data: changed_bytes(data, len(data) // 2),
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_compiled_graph_is_not_used_but_compiled_again(
+    graphs: list[object], pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    graph = graphs[0]
+    images = pixels(TINY, 2)
+    expected = OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images)
+    blobs = {path: path.read_bytes() for path in tmp_path.rglob("*.blob")}
+    assert blobs
+    for path, data in blobs.items():
+        path.write_bytes(DAMAGE[damage](data))
+    with caplog.at_level(logging.WARNING, "pthserve"):
+        np.testing.assert_array_equal(OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images), expected)
+    for path, data in blobs.items():
+        assert f"{path}: is damaged" in caplog.text
+        assert path.read_bytes() != DAMAGE[damage](data)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "pthserve"):
+        np.testing.assert_array_equal(OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images), expected)
+    assert not caplog.text
+
+
+def test_a_compiled_graph_whose_writer_was_killed_is_compiled_again(
+    graph: object, pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pixels(TINY, 2)
+    expected = OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images)
+    for file in tmp_path.rglob("*.sha256"):  # it is written last
+        file.unlink()
+    with caplog.at_level(logging.WARNING, "pthserve"):
+        np.testing.assert_array_equal(OpenVINOEngine(graph, TINY, cache_dir=tmp_path)(images), expected)
+    assert "was not written to its end" in caplog.text
+    assert len(list(tmp_path.rglob("*.sha256"))) == len(list(tmp_path.rglob("*.blob"))) > 0
+
+
+def test_compiled_graphs_of_other_weights_and_threads_stay_apart(
+    graphs: list[object], pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pixels(TINY, 2)
+    for _ in range(2):
+        for graph in graphs:
+            for threads in (1, 2):
+                engine = OpenVINOEngine(graph, TINY, threads=threads, cache_dir=tmp_path)
+                plain = OpenVINOEngine(graph, TINY, threads=threads)
+                np.testing.assert_array_equal(engine(images), plain(images))
+    assert not caplog.text
+
+
+def test_engines_that_are_compiled_at_once_share_one_folder(
+    graph: object, pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pixels(TINY, 2)
+    expected = OpenVINOEngine(graph, TINY)(images)
+    with caplog.at_level(logging.WARNING, "pthserve"), ThreadPoolExecutor(4) as threads:
+        made = [threads.submit(OpenVINOEngine, graph, TINY, cache_dir=tmp_path / "cache") for _ in range(4)]
+        for engine in made:
+            np.testing.assert_array_equal(engine.result()(images), expected)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("spoilt", ["mode", "link"])

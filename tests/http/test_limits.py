@@ -82,7 +82,7 @@ def test_a_timeout_that_is_no_time_is_refused(client: httpx.Client, value: str) 
     assert "X-Request-Timeout" in response.json()["error"]
 
 
-@pytest.mark.parametrize(("deadline", "granted"), [(0.1, "60"), (60.0, "0.1")])
+@pytest.mark.parametrize(("deadline", "granted"), [(0.5, "60"), (60.0, "0.5")])
 def test_a_client_can_only_shorten_the_deadline(deadline: float, granted: str) -> None:
     gate = Gate()
     engine = Squares()

@@ -165,7 +165,7 @@ def test_the_examples_of_deadlines_are_what_is_answered(schema: dict[str, Any]) 
     with serving(squares(engine := Squares())) as service:
         engine.hook = gate
         try:
-            response = send(service.client, png(), headers={"x-request-timeout": "0.1"})
+            response = send(service.client, png(), headers={"x-request-timeout": "0.5"})
             replay(schema, ("/predict", "post", "504"), response)
         finally:
             gate.opened.set()
@@ -178,7 +178,7 @@ def test_the_example_of_a_dead_engine_is_what_is_answered(schema: dict[str, Any]
 
     with serving(squares(engine := Squares())) as service:
         engine.hook = die
-        send(service.client, png(), headers={"x-request-timeout": "0.1"})
+        send(service.client, png(), headers={"x-request-timeout": "0.5"})
         replay(schema, ("/livez", "get", "503"), service.client.get("/livez"))
 
 

@@ -89,14 +89,18 @@ def test_options_count_unless_they_only_say_how_a_pack_is_run(folder: Path) -> N
     assert ModelOptions.model_fields.keys() > NOT_OF_A_PACK
 
 
-def test_images_to_calibrate_on_count_for_int8_alone(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+@pytest.mark.parametrize("option", ["calibration", "validation"])
+def test_images_that_engines_are_compared_on_count_at_any_precision(
+    folder: Path, tmp_path: Path, option: str, precision: str
+) -> None:
     (tmp_path / "photos").mkdir()
-    calibration = {"calibration": tmp_path / "photos"}
-    before = digest(folder, precision="int8", **calibration)
-    assert digest(folder, **calibration) == digest(folder)
+    options = {"precision": precision, option: tmp_path / "photos"}
+    before = digest(folder, **options)
     (tmp_path / "photos" / "1.png").write_bytes(png(noise(1)))
-    assert digest(folder, precision="int8", **calibration) != before
-    assert digest(folder, **calibration) == digest(folder)
+    with_one = digest(folder, **options)
+    assert with_one not in (before, digest(folder, precision=precision))
+    assert digest(folder, **options) == with_one
 
 
 def test_versions_and_the_processor_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

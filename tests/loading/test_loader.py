@@ -16,18 +16,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from torch import nn
 
-from pthserve.errors import AmbiguousArchitecture, ArchitectureError, CardError, ModelError, WeightsError
+from pthserve.errors import (
+    AmbiguousArchitecture,
+    ArchitectureError,
+    CardError,
+    GoldenError,
+    ModelError,
+    WeightsError,
+)
 from pthserve.loading import packed
 from pthserve.loading.cache import PACK, PACKS, Cache
+from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import load
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
 from pthserve.settings import Settings
 
+from ..running import PATIENCE
 from ..zoo import CODE, SPEC, tiny_folder
 
 pytestmark = pytest.mark.slow
@@ -217,10 +227,7 @@ def _unknown(folder: Path) -> Path:
 
 
 def _ambiguous(folder: Path) -> Path:
-    from torchvision.models import densenet121
-
-    model = densenet121(num_classes=3)
-    torch.save(model.state_dict(), folder / "model.pth")
+    torch.save(timm.create_model("test_efficientnet_ln", num_classes=5).state_dict(), folder / "model.pth")
     return folder / "model.pth"
 
 
@@ -239,6 +246,7 @@ def _card(folder: Path) -> Path:
 WRONG = {
     "a file of Keras": (_garbage, WeightsError),
     "no architecture that is known": (_unknown, ArchitectureError),
+    "several architectures": (_ambiguous, AmbiguousArchitecture),
     "code that is not allowed": (_code, ArchitectureError),
     "a card": (_card, CardError),
     "no file": (lambda folder: folder / "none.pth", WeightsError),
@@ -259,6 +267,38 @@ def test_what_is_wrong_is_reported_as_without_a_cache(cache: Path, tmp_path: Pat
     if isinstance(plain.value, AmbiguousArchitecture):
         assert isinstance(through_the_cache.value, AmbiguousArchitecture)
         assert through_the_cache.value.choices == plain.value.choices
+
+
+def _disagreeing(folder: Path) -> Path:
+    source = tiny_folder(folder)
+    card = yaml.safe_load((source / "model.yaml").read_text())
+    card["golden"][0]["class_index"] = (card["golden"][0]["class_index"] + 1) % len(card["labels"])
+    (source / "model.yaml").write_text(yaml.safe_dump(card))
+    return source
+
+
+REFUSED = {
+    "several architectures": (_ambiguous, AmbiguousArchitecture, 3),
+    "golden images that disagree": (_disagreeing, GoldenError, 4),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_service_with_a_cache_ends_with_the_text_and_code_that_it_has_without_one(
+    cache: Path, tmp_path: Path, case: str
+) -> None:
+    make, kind, code = REFUSED[case]
+    (tmp_path / "refused").mkdir()
+    source = make(tmp_path / "refused")
+    with pytest.raises(kind) as plain:
+        apply_golden_policy(load(str(source), SETTINGS), SETTINGS)
+    command = [sys.executable, "-m", "pthserve", "serve", str(source), "--port", "0", "--threads", "1"]
+    command += ["--tune-budget", "0", "--allow-code", CODE]
+    for flags in ([], [], ["--no-cache"]):  # at the second, what can be packed is found in the cache
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.rstrip().endswith(str(plain.value)), done.stderr
+    assert bool(entries(cache)) == (kind is GoldenError)
 
 
 def test_a_folder_that_cannot_be_used_keeps_no_model_from_being_served(

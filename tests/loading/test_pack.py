@@ -10,10 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from pthserve.engines import quantized_graph
 from pthserve.errors import CardError, EngineError, GoldenError, PackError
 from pthserve.loading import packed
 from pthserve.loading.golden import check_golden
 from pthserve.loading.load import load
+from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.planning import plan_files
@@ -127,6 +129,27 @@ def test_int8_is_packed_when_asked_for_and_then_what_auto_takes(
     assert (probabilities(model).argmax(1) == expected.argmax(1)).mean() > 0.8
     with pytest.raises(EngineError, match="int8"):  # the guard is for int8 too
         pack(str(source), tmp_path / "strict", wanted.model_copy(update={"tolerance": 0.0}))
+
+
+def test_int8_with_weights_of_8_bits_is_not_run_on_a_processor_whose_sums_saturate(
+    source: Path, tmp_path: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_graph, "cpu_flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    pack(str(source), tmp_path / "pack", asked(precision="int8", calibration=calibration, tolerance=1.0))
+    made = packed.read(tmp_path / "pack")
+    assert made.int8 is not None
+    assert made.int8.weight_bits == 8
+    assert made.plan.precision == "int8"
+
+    monkeypatch.setattr(quantized_graph, "cpu_flags", lambda: frozenset({"avx2"}))
+    model = load(str(tmp_path / "pack"), SETTINGS)
+    assert model.forward.precision != "int8"
+    assert model.int8 is None
+    expected = probabilities(load(str(source), TORCH))
+    assert np.abs(probabilities(model) - expected).max() < SETTINGS.tolerance
+    assert Loader(str(tmp_path / "pack"), SETTINGS)().forward.precision == model.forward.precision
+    with pytest.raises(EngineError, match=r"weights of 8 bits.*this processor has neither.*--weight-bits 7"):
+        load(str(tmp_path / "pack"), asked(precision="int8"))
 
 
 # --- what is not made -------------------------------------------------------------------------------------

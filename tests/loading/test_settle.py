@@ -180,6 +180,22 @@ def test_one_image_is_too_few_to_prefer_what_was_not_assumed(tmp_path: Path) -> 
     assert about(built, "activation").origin is Origin.ASSUMED
 
 
+def test_answers_that_agree_less_than_they_are_precise_settle_nothing(tmp_path: Path) -> None:
+    """Within the tolerance nothing but a softmax agrees, and yet something else may be right."""
+    path = folder(tmp_path, network(fc=two_layers(nn.ReLU())), SPEC, **STATED)
+    built = build(str(path), OPTIONS)
+    assert {about(built, subject).origin for subject in ("task", "activation")} == {Origin.GOLDEN}
+    card = yaml.safe_load((path / "model.yaml").read_text())
+    for one in card["golden"]:
+        one["probability"] = round(one["probability"] + (0.0051 if one["probability"] < 0.9 else -0.0051), 6)
+    (path / "model.yaml").write_text(yaml.safe_dump(card))
+    built = build(str(path), OPTIONS)
+    assert Origin.GOLDEN not in {about(built, subject).origin for subject in ("task", "activation")}
+    assert isinstance(built.architecture.module.fc[2], nn.ReLU)
+    with load(str(path), OPTIONS) as model:
+        assert apply_golden_policy(model, OPTIONS) == "agreed"
+
+
 def test_what_the_model_itself_answered_is_no_evidence(tmp_path: Path) -> None:
     module = network(fc=two_layers(nn.ReLU()))
     built = build(str(folder(tmp_path, module, SPEC, recorded=True, **STATED)), OPTIONS)

@@ -1,7 +1,9 @@
 """What the rule accepts keeps its promise on images that the comparison has not seen."""
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import pytest
 from benchmarks import held_out
@@ -37,10 +39,19 @@ def make(imagenet: object) -> Make:
     return made
 
 
-@pytest.mark.parametrize("name", [DEMO, *held_out.NAMES])
-def test_what_is_accepted_on_some_photos_agrees_on_others(name: str, make: Make) -> None:
-    model = make(name)
-    found = list(held_out.findings(name, model, OPTIONS))
+@pytest.fixture(scope="module")
+def find(make: Make) -> Callable[[str], Sequence[Any]]:
+    """Compares each precision of a model with PyTorch, once for all tests of it."""
+    return cache(lambda name: list(held_out.findings(name, make(name), OPTIONS)))
+
+
+@pytest.mark.parametrize(
+    "name", [DEMO, *(pytest.param(name, marks=pytest.mark.long) for name in held_out.NAMES)]
+)
+def test_what_is_accepted_on_some_photos_agrees_on_others(
+    name: str, make: Make, find: Callable[[str], Sequence[Any]]
+) -> None:
+    found = find(name)
     assert "int8" in {one.guard.precision for one in found}
     for one in found:
         assert one.guard.crops >= 200
@@ -51,11 +62,13 @@ def test_what_is_accepted_on_some_photos_agrees_on_others(name: str, make: Make)
         for evidence in one.held_out if one.accepted else ():
             assert held_out.keeps(evidence, RULE), f"{one.guard.precision}: {evidence.words()}"
     accepted = {"fp32", *(one.guard.precision for one in found if one.accepted)}
-    assert held_out.chosen(model, OPTIONS) in accepted
+    assert held_out.chosen(make(name), OPTIONS) in accepted
 
 
-def test_the_rule_refuses_a_precision_that_changes_clear_answers(make: Make) -> None:
-    found = {one.guard.precision: one for one in held_out.findings(DEMO, make(DEMO), OPTIONS)}
+def test_the_rule_refuses_a_precision_that_changes_clear_answers(
+    find: Callable[[str], Sequence[Any]],
+) -> None:
+    found = {one.guard.precision: one for one in find(DEMO)}
     assert not found["int8"].accepted  # quantised as a whole
     assert not held_out.keeps(found["int8"].photos, RULE)
 

@@ -26,6 +26,8 @@ from pthserve.planning.candidates import Candidate, EngineFactory, Quantized
 from pthserve.planning.examiner import Examiner
 from pthserve.tasks.classification import CLASSIFICATION, softmax
 
+pytestmark = pytest.mark.slow
+
 SPEC = Spec(resize=8, crop=(8, 8), mean=(0.5,), std=(0.5,))
 INT8 = Candidate("openvino", "int8", "cpu", 1)
 KNOWN, PHOTOS = 1200, 120

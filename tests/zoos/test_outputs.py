@@ -80,7 +80,7 @@ def test_logits_are_taken_out_of_what_has_them(shape: Callable[[Tensor], Any]) -
             lambda x: [{"boxes": x, "scores": x}] * 2,
             "gives a list of 2 with boxes, scores, as models for detection do",
         ),
-        (lambda x: (x, x), "gives a tuple of 2, and"),
+        (lambda x: (x, x), "gives a tuple of 2, but pthserve needs"),
         (lambda x: x[:, :, None, None], r"gives a tensor of the shape \(2, 5, 1, 1\) for 2 images"),
         (lambda x: x[0], r"gives a tensor of the shape \(5,\)"),
         (lambda x: x[:, :0], r"gives a tensor of the shape \(2, 0\)"),
@@ -91,7 +91,7 @@ def test_logits_are_taken_out_of_what_has_them(shape: Callable[[Tensor], Any]) -
 def test_what_is_no_row_of_numbers_is_refused_by_what_it_is(
     shape: Callable[[Tensor], Any], words: str
 ) -> None:
-    with pytest.raises(ArchitectureError, match=f"own {words}.*(batch, classes)"):
+    with pytest.raises(ArchitectureError, match=rf"own {words}.*\(batch, classes\)"):
         probe(Returning(shape), "own", [3], SIZE)
 
 

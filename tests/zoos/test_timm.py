@@ -401,7 +401,7 @@ def test_the_preset_of_pretrained_weights_is_found_by_their_tag() -> None:
 
 
 def test_a_tag_that_does_not_exist_is_answered_with_those_that_do() -> None:
-    with pytest.raises(ArchitectureError, match=r"no weights 'a9_in1k' of resnet50; there are .*a1_in1k"):
+    with pytest.raises(ArchitectureError, match=r"no weights 'a9_in1k' of resnet50; it has .*a1_in1k"):
         architecture.build(weightless("resnet50"), "timm/resnet50.a9_in1k")
 
 

@@ -8,9 +8,9 @@ comes. The batch dimension is dynamic in both.
 import contextlib
 import ctypes
 import functools
-import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve._compat.openvino import fold_constants, graph_of, runtime, supported_operators
+from pthserve.engines import compiled_graphs
 from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
 from pthserve.errors import EngineError
-from pthserve.files.private_folder import private
 from pthserve.images.spec import Spec
 
 if TYPE_CHECKING:
     import openvino
     from torch import nn
-
-_log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """OpenVINO's INFERENCE_PRECISION_HINT for each precision; at int8, of what is at floating point."""
@@ -73,7 +71,10 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
 
     number = torch.export.Dim.AUTO if free else torch.export.Dim.STATIC
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Attention of LeViT's kind keeps its biases for the next call; the graph computes them, and
+            # export puts the module's attributes back.
+            warnings.filterwarnings("ignore", ".* assigned during export", UserWarning)
             exported = torch.export.export(
                 module.eval(), (torch.zeros(shape),), dynamic_shapes=({0: number},)
             )
@@ -162,7 +163,7 @@ class OpenVINOEngine:
     Where the threads can be halved it has two lanes; see `Lanes`.
 
     threads: how many compute. They are not pinned, since the threads that decode share the cores.
-    cache_dir: folder in which compiled graphs are kept and looked for, below COMPILED.
+    cache_dir: folder in which compiled graphs are kept and looked for; see `compiled_graphs`.
     rest: the precision, at int8, of what the graph leaves at floating point; fp32 where the CPU lacks it.
 
     Raises:
@@ -185,6 +186,7 @@ class OpenVINOEngine:
             needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
             raise EngineError(f"this CPU does not support {precision}{needs}; use {', '.join(precisions())}")
         self.precision = precision
+        self._rest = rest
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
         self._cache_dir = cache_dir
@@ -196,8 +198,7 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": False,
         }
-        if (kept := _kept(cache_dir)) is not None:
-            self._config["CACHE_DIR"] = str(kept)
+        self._compiled_graphs = compiled_graphs.usable(cache_dir) if cache_dir is not None else None
         self._spec = spec
         self._graph = graph
         self._lock = threading.Lock()
@@ -243,6 +244,7 @@ class OpenVINOEngine:
             precision=self.precision,
             threads=threads,
             cache_dir=self._cache_dir,
+            rest=self._rest,
         )
 
     def settle(self) -> None:
@@ -272,28 +274,14 @@ class OpenVINOEngine:
 
     def _compile(self, graph: "openvino.Model", streams: int) -> Any:
         with _explained("OpenVINO cannot compile the model", _ANOTHER):
-            return core().compile_model(graph, "CPU", {**self._config, "NUM_STREAMS": streams})
+            config = {**self._config, "NUM_STREAMS": streams}
+            if self._compiled_graphs is None:
+                return core().compile_model(graph, "CPU", config)
+            with compiled_graphs.checked(self._compiled_graphs, graph, config) as kept:
+                return core().compile_model(graph, "CPU", {**config, **kept})
 
 
 _NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}
-
-
-COMPILED = "compiled"
-"""The folder in `cache_dir` for compiled graphs."""
-
-
-def _kept(cache_dir: Path | None) -> Path | None:
-    """Where compiled graphs are kept: a folder that nobody else may write to; None where there is none.
-
-    OpenVINO takes what is there as it is, so whoever may write there decides what is computed.
-    """
-    if cache_dir is None:
-        return None
-    folder = cache_dir / COMPILED
-    if (trouble := private(folder)) is not None:
-        _log.warning("%s: compiled models are not cached: %s", folder, trouble)
-        return None
-    return folder
 
 
 def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model":

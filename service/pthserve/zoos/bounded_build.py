@@ -17,12 +17,20 @@ _DEPTH = 4
 def check_numbers(value: Any, place: str, depth: int = 0) -> None:
     """Raise ArchitectureError where a number in `value`, which stands at `place`, is larger than NUMBER."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > NUMBER:
-        raise ArchitectureError(f"{place}: is {value:g}; the limit is {NUMBER}")
+        raise ArchitectureError(f"{place}: must be at most {NUMBER}, and is {_short(value)}")
     if depth < _DEPTH:
         for key, inner in value.items() if isinstance(value, dict) else ():
             check_numbers(inner, f"{place}: {quoted(key)}", depth + 1)
         for inner in value if isinstance(value, list | tuple) else ():
             check_numbers(inner, place, depth + 1)
+
+
+def _short(value: float) -> str:
+    """The number in few digits: an int may have hundreds of them, more than a float can hold."""
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else str(value)
 
 
 class BoundedBuild(TorchFunctionMode):
