@@ -38,6 +38,8 @@ SETTINGS = Settings(threads=1, tune_budget=0.0)
 NAME = "maskrcnn_resnet50_fpn"
 FEW = {"min_size": 96, "max_size": 144, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 20}
 """Arguments with which a pass is short."""
+ROUNDING = 1e-3
+"""Of scores: with these weights, torchvision's own at float32 and at float64 differ by up to 4.5e-4."""
 LABELS = ["cat", "dog", "hen", "owl"]
 PHOTO = samples()[0]
 
@@ -98,7 +100,7 @@ def test_a_call_in_python_gives_torchvision_s_objects(
 ) -> None:
     found = model(PHOTO)
     check(found.boxes, expected)
-    np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-4)
+    np.testing.assert_allclose(found.scores, expected["scores"], atol=ROUNDING)
     assert sorted(found.names) == sorted(["", *LABELS][index] for index in expected["labels"])
     assert model.does == "finds objects of 5 classes, with boxes and masks"
     several = model.batch([PHOTO, png(noise(1, 70, 120)), PHOTO])
