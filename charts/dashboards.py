@@ -261,6 +261,23 @@ MODEL = {
             {"{{result}}": _rate("pthserve_shadow_images_total", "result")},
             stack=True,
         ),
+        Panel(
+            "Difference from fp32",
+            "Difference of a probability from fp32 PyTorch on the compared crops of each pod's model: mean, "
+            "p95 and largest. Without a comparison the panel is empty.",
+            "none",
+            {"{{pod}} {{statistic}}": f"pthserve_model_difference{{{SERIES}}}"},
+            width=12,
+        ),
+        Panel(
+            "Same decisions as fp32",
+            "Share of the compared crops with the decision of fp32 PyTorch: of all, and of those where the "
+            "decision is clear. Below 1 the model decides otherwise for some images.",
+            "percentunit",
+            {"{{pod}} {{crops}}": f"pthserve_model_same_decisions_ratio{{{SERIES}}}"},
+            width=12,
+            most=1,
+        ),
     ],
     "Predictions": [
         Panel(
