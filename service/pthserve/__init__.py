@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pthserve.tasks.classification import Classification
     from pthserve.tasks.embedding import Embedding
     from pthserve.tasks.multilabel import MultiLabel
+    from pthserve.tasks.objects import Detections
     from pthserve.tasks.regression import Regression
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "BrokenImage",
     "CardError",
     "Classification",
+    "Detections",
     "Embedding",
     "EngineError",
     "EngineFailed",
@@ -73,6 +75,7 @@ __all__ = [
 _MODULES = {
     "Binary": "tasks.binary",
     "Classification": "tasks.classification",
+    "Detections": "tasks.objects",
     "Embedding": "tasks.embedding",
     "Model": "loading.model",
     "ModelOptions": "options",

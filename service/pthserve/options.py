@@ -51,7 +51,9 @@ class ModelOptions(BaseModel):
         description="comma-separated modules whose code a card may name as its architecture; none is allowed "
         "when unset",
     )
-    task: Literal["auto", "classification", "multilabel", "binary", "regression", "embedding"] = Field(
+    task: Literal[
+        "auto", "classification", "multilabel", "binary", "regression", "embedding", "detection"
+    ] = Field(
         "auto",
         description="what the model answers; `auto` takes what the model card or the file states, else "
         "classification",

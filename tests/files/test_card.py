@@ -15,7 +15,15 @@ from pydantic import BaseModel
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import card
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
+from pthserve.files.card_fields import (
+    Fields,
+    FirstLayer,
+    GoldenImage,
+    GoldenObject,
+    Head,
+    OutputFields,
+    Preprocessing,
+)
 from pthserve.files.golden import Golden
 from pthserve.files.stated_task import NamedOutput, StatedTask
 from pthserve.images.spec import Spec
@@ -591,7 +599,7 @@ def test_a_golden_image_states_the_answer_of_its_task(
         ("task: detect", "task: "),
         (
             "{task: regression, threshold: 0.3}",
-            "`threshold` is for `task: multilabel` or `task: binary`, but the task is regression",
+            "`threshold` is for `task: multilabel` or `task: binary` or `task: detection`, but the task is",
         ),
         ("{threshold: 0.3, normalize: true}", "`threshold` and `normalize` are of different tasks"),
         (
@@ -659,6 +667,7 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
         *fields(Head, "head."),
         *fields(Preprocessing, "preprocessing."),
         *fields(GoldenImage, "golden[]."),
+        *fields(GoldenObject, "golden[].boxes[]."),
     )
     assert rows == list(parts)
 

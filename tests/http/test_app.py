@@ -18,6 +18,7 @@ from pthserve.access.guard import Guard
 from pthserve.http.app import create_app
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
+from pthserve.tasks.base import Size
 from pthserve.tasks.choice import TASKS
 from pthserve.tasks.classification import ClassificationTask
 
@@ -180,7 +181,7 @@ class Counting(ClassificationTask):
     name = "counting"
     answer_model: type[BaseModel] = Count
 
-    def answer(self, output: NDArray[np.float32], labels: Sequence[str]) -> Any:
+    def answer(self, output: NDArray[np.float32], labels: Sequence[str], size: Size = (1, 1)) -> Any:
         return Counted()
 
     def count(self, answer: Any) -> None:

@@ -43,7 +43,7 @@ class Images:
             gate(PIXELS)
             return PIXELS
 
-        def decoded(pixels: NDArray[Any], _: float) -> None:
+        def decoded(pixels: NDArray[Any], _: float, __: tuple[int, int]) -> None:
             loop.call_soon_threadsafe(lambda: future.done() or future.set_result(pixels))
 
         self.decoders.submit(

@@ -115,7 +115,8 @@ def test_every_task_comes_back_from_its_fields() -> None:
         RegressionTask((NamedOutput("age", "years", (0.0, 120.0)), NamedOutput("height"))),
         EmbeddingTask(8, normalize=True),
     )
-    assert {task.name for task in tasks} == TASKS.keys()
+    # A detection is its architecture's, and made by none but that.
+    assert {task.name for task in tasks} == TASKS.keys() - {"detection"}
     for task in tasks:
         fields = task_fields(task)
         outputs = [
@@ -136,5 +137,5 @@ def test_every_task_comes_back_from_its_fields() -> None:
 def test_every_task_describes_its_answer_with_a_true_example(task: TaskType) -> None:
     model: type[BaseModel] = task.answer_model
     (example,) = model.model_json_schema()["examples"]
-    assert model.model_validate(example).model_dump() == example
+    assert model.model_validate(example).model_dump(exclude_unset=True) == example
     assert task.rows(example)

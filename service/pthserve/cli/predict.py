@@ -1,7 +1,7 @@
 """`pthserve predict`: classify images with a local model or through a service."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ _OF_THE_IMAGE = (400, 413, 415, 422)
 """Statuses by which a service refuses one image; others follow whatever the image."""
 
 if TYPE_CHECKING:
-    from pthserve.tasks.base import Row
+    from pthserve.images.spec import Spec
+    from pthserve.tasks.base import Drawn, Row
 
 
 @click.command("predict")
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Number of classes to show per image, most probable first.",
 )
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Score from which on an object is listed, for a model that detects objects; default: the model's.",
+)
+@click.option(
+    "--max", "most", type=click.IntRange(1), help="Number of objects to list at most, the surest first."
+)
+@click.option(
+    "--draw",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the result over the image, into this PNG file; for one image and a detector.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @HEADERS
 @takes_settings(
@@ -44,6 +58,9 @@ def command(
     source: str,
     images: tuple[Path, ...],
     top: int,
+    threshold: float | None,
+    most: int | None,
+    draw: Path | None,
     as_json: bool,
     headers: tuple[Header, ...],
     settings: Settings,
@@ -58,10 +75,14 @@ def command(
     remote = source.startswith(("http://", "https://"))
     if headers and not remote:
         raise click.UsageError("--header needs the URL of a service; it has no effect on a local model.")
+    if draw and len(images) != 1:
+        raise click.UsageError("--draw needs one image.")
+    objects = {"threshold": threshold, "max": most}
+    query = {name: str(value) for name, value in objects.items() if value is not None}
     answers = (
-        _predict_remotely(source, images, top, headers)
+        _predict_remotely(source, images, {"top": str(top), **query}, headers, draw)
         if remote
-        else _predict_locally(source, images, top, settings)
+        else _predict_locally(source, images, top, query, settings, draw)
     )
     found = list(zip(images, answers, strict=True))
     if as_json:
@@ -102,7 +123,7 @@ def _rows(answer: dict[str, Any]) -> "list[Row]":
 
 
 def _predict_remotely(
-    url: str, images: Sequence[Path], top: int, headers: Sequence[Header]
+    url: str, images: Sequence[Path], query: Mapping[str, str], headers: Sequence[Header], draw: Path | None
 ) -> Iterator[dict[str, Any] | PthserveError]:
     """What the service answers to each image, or why it refuses one; raises PthserveError where it fails."""
     import httpx
@@ -117,12 +138,19 @@ def _predict_remotely(
     with httpx.Client(headers=list(headers), timeout=60) as client:
         for image in images:
             try:
-                reply = client.post(address, params={"top": top}, files={"image": image.read_bytes()})
+                reply = client.post(address, params=query, files={"image": image.read_bytes()})
+                picture = reply
+                if draw and reply.status_code == httpx.codes.OK:
+                    files = {"image": image.read_bytes()}
+                    picture = client.post(address, params=query, files=files, headers={"Accept": "image/png"})
             except httpx.TransportError as error:
                 raise PthserveError(f"{shown} does not respond: {error or type(error).__name__}") from error
-            if reply.status_code == httpx.codes.OK:
+            if reply.status_code == picture.status_code == httpx.codes.OK:
+                if draw:
+                    draw.write_bytes(picture.content)
                 yield reply.json()
                 continue
+            reply = picture
             failure = PthserveError(
                 f"{shown} responds with {reply.status_code} to {image}: {_error_text(reply.text)}"
             )
@@ -140,20 +168,44 @@ def _error_text(body: str) -> str:
 
 
 def _predict_locally(
-    source: str, images: Sequence[Path], top: int, settings: Settings
+    source: str,
+    images: Sequence[Path],
+    top: int,
+    query: Mapping[str, str],
+    settings: Settings,
+    draw: Path | None,
 ) -> Iterator[dict[str, Any] | PthserveError]:
     """The answer for each image, or why it cannot be read."""
     from pthserve.cli import demo
     from pthserve.cli.local import loaded
+    from pthserve.tasks.base import Selects
 
     model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
     for inferred in model.inferred:
         if inferred.uncertain:
             click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
+    if (query or draw) and not isinstance(model.task, Selects):
+        raise click.UsageError(
+            f"--threshold, --max and --draw are for a model that detects objects; this one {model.does}."
+        )
     for image in images:
         try:
-            fields = model(image).to_dict(top)
+            answer = model(image)
+            if isinstance(model.task, Selects):
+                answer = model.task.selection(query)(answer)
+            fields = answer.to_dict(top)
+            if draw:
+                _draw(answer, image, model.spec, draw)
         except RequestError as error:
             yield error
         else:
             yield {name: one.tolist() if hasattr(one, "tolist") else one for name, one in fields.items()}
+
+
+def _draw(answer: "Drawn", image: Path, spec: "Spec", file: Path) -> None:
+    """Draw the answer over `image`, which was read, into `file`."""
+    from PIL import Image, ImageOps
+
+    with Image.open(image) as picture:
+        upright = ImageOps.exif_transpose(picture) if spec.exif else picture
+        answer.draw(upright.convert("RGB")).save(file, "PNG")

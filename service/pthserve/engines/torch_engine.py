@@ -58,15 +58,16 @@ class TorchEngine:
         self.threads = threads
         self._dtype = DTYPES[precision]
         own = module if (device, precision) == ("cpu", "fp32") else copy.deepcopy(module)
+        self._device = device
+        # What a detector computes follows from the image, so that nothing can be recorded.
+        recordable = device == "cuda" and not getattr(module, "varies", False)
         try:
             own = own.eval().to(device, self._dtype)
             self._module: nn.Module | None = own.to(memory_format=torch.channels_last)
             self._mean, self._std = (
                 torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
             )
-            self._cuda = (
-                CudaGraphs(self._forward, spec, tf32=precision == "tf32") if device == "cuda" else None
-            )
+            self._cuda = CudaGraphs(self._forward, spec, tf32=precision == "tf32") if recordable else None
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             raise EngineError(
                 f"the model does not run on the GPU: {str(error).splitlines()[0]}; see with "
@@ -84,7 +85,7 @@ class TorchEngine:
             return self._cuda(images)
         if torch.get_num_threads() != self.threads:  # a number of the calling thread, not of the engine
             torch.set_num_threads(self.threads)
-        logits: NDArray[np.float32] = self._forward(images).numpy()
+        logits: NDArray[np.float32] = self._forward(images.to(self._device)).cpu().numpy()
         return logits
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:

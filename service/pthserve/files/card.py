@@ -13,8 +13,16 @@ from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import documents, labels, regular_files
-from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, Head, OutputFields, Preprocessing
-from pthserve.files.golden import Golden
+from pthserve.files.card_fields import (
+    Fields,
+    FirstLayer,
+    GoldenImage,
+    GoldenObject,
+    Head,
+    OutputFields,
+    Preprocessing,
+)
+from pthserve.files.golden import Golden, GoldenBox
 from pthserve.files.stated_task import StatedTask
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
@@ -44,6 +52,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "head": Head,
     "preprocessing": Preprocessing,
     "golden": GoldenImage,
+    "boxes": GoldenObject,
     "outputs": OutputFields,
 }
 _WRONG_TYPE = {
@@ -178,7 +187,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 def _preprocessing(spec: Spec, stated: Collection[str]) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in spec.to_dict().items()
+        for key, value in {**spec.to_dict(), **({"crop": None} if spec.whole else {})}.items()
         if key in stated
     }
 
@@ -325,6 +334,11 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
             probabilities=_numbers(fields.probabilities, names, card, f"{place}.probabilities"),
             values=_numbers(fields.values, names, card, f"{place}.values"),
             vector=fields.vector,
+            boxes=None
+            if fields.boxes is None
+            else tuple(
+                _box(one, names, card, f"{place}.boxes[{number}]") for number, one in enumerate(fields.boxes)
+            ),
         )
     index = fields.class_index
     if index is None:
@@ -333,6 +347,13 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
     elif names is not None and index >= len(names):
         raise CardError(f"{card}: {place}.class_index: must be less than {len(names)}, the number of labels")
     return Golden(image, index, fields.probability, recorded=fields.recorded)
+
+
+def _box(given: GoldenObject, names: tuple[str, ...] | None, card: Path, place: str) -> GoldenBox:
+    if given.label is not None and names is not None:
+        _index(given.label, names, card, f"{place}.label", "; give class_index instead")
+    # The label stays one: the card's labels may leave out the background's, which the model's have.
+    return GoldenBox(given.class_index, given.box, given.score, given.iou, given.label)
 
 
 def _index(label: str, names: tuple[str, ...] | None, card: Path, place: str, advice: str = "") -> int:

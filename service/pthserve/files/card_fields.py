@@ -1,101 +1,30 @@
 """The fields of `model.yaml`, and what each means. The table is docs/card.md."""
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pthserve.files.labels import LabelFile, of_card, short
+from pthserve.files.card_values import (
+    MAX_GOLDEN,
+    MAX_SIDE,
+    MAX_STATED,
+    Activation,
+    Channels,
+    Finite,
+    GoldenLabels,
+    Labels,
+    Name,
+    Numbers,
+    Sha256,
+    Share,
+    Sides,
+    Text,
+    Word,
+)
+from pthserve.files.golden import IOU
 from pthserve.files.stated_task import KINDS, PARAMETERS, NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, Spec
-from pthserve.text import quoted, whole
-
-MAX_SIDE = 4096
-MAX_WORD = 200
-"""Characters of a name or a version."""
-MAX_GOLDEN = 1000
-"""Golden images of a card: all of them are in memory at once."""
-MAX_STATED = 10_000
-"""Numbers that a golden image states, and outputs that a card names."""
-
-
-def _text(value: object) -> str:
-    """Text, or an integer taken for it; whatever else YAML makes of unquoted text has lost letters."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, but YAML reads it as {short(value)}; put it in quotes")  # noqa: TRY004
-    if not value:
-        raise ValueError("must not be empty")
-    return whole(value)
-
-
-def _word(value: object) -> str:
-    """Text that stands in URLs, metrics and the log."""
-    text = _text(value)
-    if not text.isprintable() or len(text) > MAX_WORD:
-        raise ValueError(f"must have at most {MAX_WORD} characters, all of them printable")
-    return text
-
-
-def _name(value: object) -> str:
-    text = _word(value)
-    if "/" in text:
-        raise ValueError("must not contain a slash, since it is part of URLs")
-    return text
-
-
-def _sha256(value: object) -> str:
-    text = _text(value).lower()
-    if re.fullmatch("[0-9a-f]{64}", text) is None:
-        raise ValueError("must be 64 hexadecimal digits")
-    return text
-
-
-def _sides(value: object) -> int | tuple[int, int]:
-    match value:
-        case int(side) if _is_side(side):
-            return side
-        case [int(height), int(width)] if _is_side(height) and _is_side(width):
-            return height, width
-    raise ValueError(f"must be a number of pixels from 1 to {MAX_SIDE}, or [height, width]")
-
-
-def _is_side(value: int) -> bool:
-    return not isinstance(value, bool) and 1 <= value <= MAX_SIDE
-
-
-def _numbers(value: object) -> object:
-    """Numbers in a list, `null` where one is not known, or by name; a number alone is a list of one."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, list | tuple | dict) and 0 < len(value) <= MAX_STATED:
-        return {_text(key): number for key, number in value.items()} if isinstance(value, dict) else value
-    raise ValueError(f"must be a list of numbers, or numbers by name, 1 to {MAX_STATED} of them")
-
-
-def _golden_labels(value: object) -> object:
-    if not isinstance(value, list | tuple) or len(value) > MAX_STATED:
-        raise ValueError(f"must be a list of labels or their numbers, at most {MAX_STATED}")
-    return tuple(
-        one if isinstance(one, int) and not isinstance(one, bool) and one >= 0 else _text(one)
-        for one in value
-    )
-
-
-Text = Annotated[str, PlainValidator(_text)]
-Word = Annotated[str, PlainValidator(_word)]
-Sides = Annotated[int | tuple[int, int], PlainValidator(_sides)]
-Labels = Annotated[LabelFile | tuple[str, ...], PlainValidator(of_card)]
-Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu", "hardswish", "sigmoid", "none"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Numbers = Annotated[
-    tuple[Finite | None, ...] | dict[str, Finite],
-    BeforeValidator(_numbers),
-]
-GoldenLabels = Annotated[tuple[int | str, ...], BeforeValidator(_golden_labels)]
-Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+from pthserve.text import quoted
 
 
 class _Fields(BaseModel):
@@ -108,10 +37,20 @@ class Preprocessing(_Fields):
     resize: Sides | None = Field(
         256, description="the shorter side after resizing, in pixels; or `[height, width]`; or `null`"
     )
-    crop: Sides = Field(224, description="side of the centre crop, in pixels; or `[height, width]`")
+    longest: Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)] | None = Field(
+        None, description="the most pixels of the longer side after resizing to a shorter one"
+    )
+    crop: Sides | None = Field(
+        224,
+        description="side of the centre crop, in pixels; or `[height, width]`; or `null` for none",
+    )
     interpolation: Interpolation = Field("bilinear", description="Pillow's name of the resizing filter")
     antialias: bool = Field(
         True, description="`false`: resize as torchvision does a tensor without it; bilinear and bicubic only"
+    )
+    rounded: bool = Field(
+        True,
+        description="`false`: keep fractions, as torchvision's detectors do; bilinear without antialias only",
     )
     exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
     channel_order: ChannelOrder = Field(
@@ -137,6 +76,10 @@ class Preprocessing(_Fields):
             raise ValueError("`mean` and `std` must both have three numbers or both have one")
         if not self.antialias and self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
+        if not self.rounded and (self.antialias or self.interpolation != "bilinear"):
+            raise ValueError("`rounded: false` is defined for bilinear without antialias only")
+        if self.longest is not None and not isinstance(self.resize, int):
+            raise ValueError("`longest` needs `resize` with a number of pixels, that of the shorter side")
         if self.channel_order == "bgr" and len(self.mean) == 1:
             raise ValueError(
                 "`channel_order: bgr` needs colour images, but `mean` has one number, as for grey images"
@@ -148,6 +91,9 @@ class Preprocessing(_Fields):
         values = self.model_dump()
         if isinstance(self.crop, int):
             values["crop"] = (self.crop, self.crop)
+        if self.crop is None:
+            del values["crop"]
+            return Spec.uncropped(**values)
         return Spec(**values, assumed="crop" not in self.model_fields_set)
 
 
@@ -174,6 +120,24 @@ class Head(_Fields):
     slope: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="the negative slope of `leaky_relu`")
 
 
+class GoldenObject(_Fields):
+    """An object in a golden image."""
+
+    box: tuple[Finite, Finite, Finite, Finite] = Field(description="left, top, right, bottom, in pixels")
+    class_index: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, description="its class;")
+    label: Text | None = Field(None, description="or the label of that class")
+    score: Share | None = Field(None, description="with what score; unchecked where left out")
+    iou: Share = Field(IOU, description="the least intersection over union with the detection's box")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.class_index is None) == (self.label is None):
+            raise ValueError("needs either `class_index` or `label`")
+        if self.box[0] > self.box[2] or self.box[1] > self.box[3]:
+            raise ValueError("`box` must be left, top, right and bottom, in this order")
+        return self
+
+
 class GoldenImage(_Fields):
     """An image with a known answer."""
 
@@ -194,6 +158,9 @@ class GoldenImage(_Fields):
     )
     vector: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_STATED)] | None = Field(
         None, description="embedding: the vector"
+    )
+    boxes: tuple[GoldenObject, ...] | None = Field(
+        None, max_length=MAX_STATED, description="detection: all objects in the image"
     )
 
     recorded: Annotated[bool, Field(strict=True)] = Field(
@@ -231,6 +198,7 @@ _ANSWERS = {
     "labels": ("labels", "probabilities"),
     "values": ("values",),
     "vector": ("vector",),
+    "boxes": ("boxes",),
 }
 """The fields of a golden image's answer, by `Golden.kind`."""
 
@@ -256,16 +224,14 @@ class OutputFields(_Fields):
 class Fields(_Fields):
     """A whole `model.yaml`. Paths start at its folder."""
 
-    name: Annotated[str, PlainValidator(_name)] | None = Field(
+    name: Name | None = Field(
         None, description="the model's name in answers, metrics and URLs; default: the folder's or the file's"
     )
     version: Word = Field("1", description="the model's version")
     weights: Text | None = Field(
         None, description="the weights file; may be left out where the folder has only one"
     )
-    sha256: Annotated[str, PlainValidator(_sha256)] | None = Field(
-        None, description="what the weights file must hash to"
-    )
+    sha256: Sha256 | None = Field(None, description="what the weights file must hash to")
     container: Text | None = Field(
         None,
         description="the key under which the state dict lies in the weights file, dotted where nested; "
@@ -284,13 +250,13 @@ class Fields(_Fields):
     )
     task: TaskName | None = Field(
         None,
-        description="what the model answers: `classification`, `multilabel`, `binary`, `regression` or "
-        "`embedding`; default: told by the file, else classification",
+        description="what the model answers: `classification`, `multilabel`, `binary`, `regression`, "
+        "`embedding` or `detection`; default: told by the file, else classification",
     )
     threshold: Share | None = Field(
         None,
-        description="multilabel and binary: the probability from which on a label applies, or the class is "
-        "the positive one; default: 0.5",
+        description="multilabel, binary and detection: the probability or score from which on a label "
+        "applies, the class is the positive one, or an object is listed; default: 0.5",
     )
     outputs: tuple[OutputFields, ...] | None = Field(
         None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
@@ -356,5 +322,5 @@ def preprocessing_fields(spec: Spec) -> dict[str, Any]:
     """`spec` as the fields of `preprocessing`, all of them, ready for YAML."""
     values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
     height, width = spec.crop
-    values["crop"] = height if height == width else spec.crop
+    values["crop"] = None if spec.whole else height if height == width else spec.crop
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

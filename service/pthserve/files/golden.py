@@ -8,6 +8,35 @@ from typing import Any
 from pthserve.errors import PackError
 from pthserve.files import regular_files
 
+IOU = 0.5
+"""The least intersection over union at which COCO counts two boxes as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenBox:
+    """An object that must be found.
+
+    class_index, label: its class, by one of these. box: left, top, right and bottom in pixels. score: None
+    where it is not known. iou: the least intersection over union that its box must have with a detection's.
+    """
+
+    class_index: int | None
+    box: tuple[float, ...]
+    score: float | None = None
+    iou: float = IOU
+    label: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of it, as plain values."""
+        known = {"class_index": self.class_index, "label": self.label}
+        values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+        values["box"] = list(self.box)
+        if self.score is not None:
+            values["score"] = self.score
+        if self.iou != IOU:
+            values["iou"] = self.iou
+        return values
+
 
 @dataclass(frozen=True, slots=True)
 class Golden:
@@ -15,7 +44,7 @@ class Golden:
 
     class_index, probability: the class, and its probability where that is known.
     labels: the indices of all labels that apply. probabilities: one a label, None where it is not known.
-    values: one an output, None where it is not known. vector: the embedding.
+    values: one an output, None where it is not known. vector: the embedding. boxes: all objects.
     sha256: of the file, where a packed model says so; None where any content counts.
     recorded: whether the answer is one that pthserve gave, and no evidence of what is right.
     """
@@ -28,15 +57,18 @@ class Golden:
     probabilities: tuple[float | None, ...] | None = None
     values: tuple[float | None, ...] | None = None
     vector: tuple[float, ...] | None = None
+    boxes: tuple[GoldenBox, ...] | None = None
     recorded: bool = field(default=False, compare=False)
 
     @property
     def kind(self) -> str:
-        """What it states: `class`, `labels`, `values` or `vector`."""
+        """What it states: `class`, `labels`, `values`, `vector` or `boxes`."""
         if self.class_index is not None:
             return "class"
         if self.values is not None:
             return "values"
+        if self.boxes is not None:
+            return "boxes"
         return "vector" if self.vector is not None else "labels"
 
     def answer(self) -> dict[str, Any]:
@@ -48,6 +80,7 @@ class Golden:
                 name: None if getattr(self, name) is None else list(getattr(self, name))
                 for name in ("labels", "probabilities", "values", "vector")
             },
+            "boxes": None if self.boxes is None else [box.to_dict() for box in self.boxes],
         }
         return {name: value for name, value in fields.items() if value is not None}
 

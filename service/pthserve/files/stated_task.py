@@ -3,21 +3,23 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-TaskName = Literal["classification", "multilabel", "binary", "regression", "embedding"]
+TaskName = Literal["classification", "multilabel", "binary", "regression", "embedding", "detection"]
 """The tasks, as a card, an option and `/info` call them."""
 
 PARAMETERS: dict[str, tuple[TaskName, ...]] = {
-    "threshold": ("multilabel", "binary"),
+    "threshold": ("multilabel", "binary", "detection"),
     "outputs": ("regression",),
     "normalize": ("embedding",),
 }
-"""The fields of a card that are a task's parameters, and the tasks; the first is the one that it tells."""
+"""The fields of a card that are a task's parameters, and the tasks; the first is the one that it tells, where
+the model has not only one."""
 
 KINDS: dict[str, TaskName] = {
     "class": "classification",
     "labels": "multilabel",
     "values": "regression",
     "vector": "embedding",
+    "boxes": "detection",
 }
 """What a golden image states, and the task that it tells."""
 

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from pthserve.errors import WeightsError
 from pthserve.files import documents, formats, regular_files
-from pthserve.files.card_fields import MAX_WORD
+from pthserve.files.card_values import MAX_WORD
 from pthserve.text import quoted, whole
 
 MANIFEST = "MAR-INF/MANIFEST.json"

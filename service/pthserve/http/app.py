@@ -155,6 +155,8 @@ class Application(FastAPI):
             model = self._predictor.current
             tasks = [model.task] if model is not None else TASKS.values()
             predict.describe_answers(document, [task.answer_model for task in tasks])
+            if model is not None:
+                predict.describe_parameters(document, model.task)
             v2.describe_bodies(document)
         return document
 

@@ -1,12 +1,16 @@
 """Predict: `POST /predict`, what the model says of one image or of several."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import orjson
 from fastapi import APIRouter
 from fastapi.params import Depends
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, Field, create_model
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,17 +18,24 @@ from starlette.responses import Response
 from pthserve.access.bodies import Bodies
 from pthserve.access.request_log import note
 from pthserve.errors import MalformedRequest
-from pthserve.http.images import BODY, read_images
+from pthserve.http.images import BODY, Sent, read_images
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.problems import JSON, described
 from pthserve.http.schema import add_models, new_router, reference
+from pthserve.images.spec import Spec
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
+from pthserve.tasks.base import Answer as TaskAnswer
+from pthserve.tasks.base import Drawn, Selects, Task
 
 TOP = 5
 """How many of the best classes are listed if the request does not say."""
 MANY = 2**14
 """Scores in one response from which on it is written in a thread: that many numbers take milliseconds."""
+PNG = "image/png"
+DRAWN = 2048
+"""Most pixels of a side of a picture that an answer is drawn over."""
+Selection = Callable[[Any], TaskAnswer]
 _STAGES = ("decode", "queue", "infer", "batch")
 
 
@@ -73,22 +84,62 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
     )
     async def predict(request: Request) -> Response:
         """Send one image or several; `predictions` has the answers of several, and of a list of one."""
-        top = _top(request)
+        top, draws = _top(request), _wants_picture(request)
         predictor.check(1, remaining(request.scope))  # before the body is read
+        selection = _selection(request, predictor.model().task)
         sent = await read_images(request, bodies)
         predictions = await predictor.predict_many(sent.files, deadline=remaining(request.scope))
         note_predictions(request, predictions)
-        if not sent.is_list:
-            return Response(_json(predictions[0], top), media_type=JSON)
+        if draws:
+            return await _picture(request, predictor, sent, predictions[0], selection)
+        written = partial(_json_list, predictions) if sent.is_list else partial(_json, predictions[0])
         scores = len(predictions) * predictions[0].model.num_classes
-        content = (
-            _json_list(predictions, top)
-            if scores < MANY
-            else await asyncio.to_thread(_json_list, predictions, top)
-        )
-        return Response(content, media_type=JSON)
+        if selection is None and (scores < MANY or not sent.is_list):
+            return Response(written(top), media_type=JSON)
+        return Response(await asyncio.to_thread(written, top, selection), media_type=JSON)
 
     return routes
+
+
+async def _picture(
+    request: Request, predictor: Predictor, sent: Sent, prediction: Prediction, selection: Selection | None
+) -> Response:
+    """The answer drawn over its image, as PNG; an image with a side of more than DRAWN pixels is reduced."""
+    answer = prediction.answer
+    if len(sent.files) != 1 or not isinstance(answer, Drawn):
+        raise MalformedRequest(
+            "a picture is given of one image, and of answers with a place in it; accept application/json"
+        )
+    width, height = answer.size
+    scale = min(1.0, DRAWN / max(width, height))
+    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    spec = Spec(resize=shape, crop=shape, exif=prediction.model.spec.exif)
+    left = remaining(request.scope)
+    pixels = await predictor.decoded(sent.files[0], spec, left)
+    shown = answer if selection is None else cast("Drawn", selection(answer))
+    return Response(await asyncio.to_thread(_drawn, shown, pixels), media_type=PNG)
+
+
+def _drawn(answer: Drawn, pixels: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    answer.draw(Image.fromarray(pixels)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _wants_picture(request: Request) -> bool:
+    """Whether PNG is accepted by its name, and JSON is not."""
+    accepted = {one.partition(";")[0].strip() for one in request.headers.get("accept", "").lower().split(",")}
+    return PNG in accepted and JSON not in accepted
+
+
+def _selection(request: Request, task: Task) -> Selection | None:
+    """What the request's parameters make of an answer, where the task has such parameters."""
+    if not isinstance(task, Selects):
+        return None
+    try:
+        return task.selection(request.query_params)
+    except ValueError as error:
+        raise MalformedRequest(str(error)) from None
 
 
 def note_predictions(request: Request, predictions: Sequence[Prediction]) -> None:
@@ -123,17 +174,33 @@ def describe_answers(document: dict[str, Any], answer_models: Sequence[type[Base
     content["example"] = {**_examples(answer_models[0]), **_EXAMPLE}
 
 
+def describe_parameters(document: dict[str, Any], task: Task) -> None:
+    """Put into the OpenAPI `document` the parameters that requests to a model of this task may have."""
+    if not isinstance(task, Selects):
+        return
+    predict = document["paths"]["/predict"]["post"]
+    predict["parameters"] = [
+        *predict["parameters"],
+        *(
+            {"name": one.name, "in": "query", "description": one.description, "schema": dict(one.schema)}
+            for one in task.query
+        ),
+    ]
+    predict["responses"]["200"]["content"][PNG] = {"schema": {"type": "string", "format": "binary"}}
+
+
 def _examples(answer_model: type[BaseModel]) -> Mapping[str, Any]:
     """The example in `answer_model`'s schema."""
     (example,) = answer_model.model_json_schema().get("examples", [{}])
     return dict(example)
 
 
-def _json(prediction: Prediction, top: int) -> bytes:
+def _json(prediction: Prediction, top: int, selection: Selection | None = None) -> bytes:
     model = prediction.model
+    answer = prediction.answer if selection is None else selection(prediction.answer)
     return orjson.dumps(
         {
-            **prediction.answer.to_dict(top),
+            **answer.to_dict(top),
             "model": {"name": model.name, "version": model.version, "digest": model.digest},
             "timing": _timing(prediction),
         },
@@ -141,8 +208,10 @@ def _json(prediction: Prediction, top: int) -> bytes:
     )
 
 
-def _json_list(predictions: Sequence[Prediction], top: int) -> bytes:
-    return b'{"predictions":[%b]}' % b",".join(_json(prediction, top) for prediction in predictions)
+def _json_list(predictions: Sequence[Prediction], top: int, selection: Selection | None = None) -> bytes:
+    return b'{"predictions":[%b]}' % b",".join(
+        _json(prediction, top, selection) for prediction in predictions
+    )
 
 
 def _timing(prediction: Prediction) -> dict[str, float]:

@@ -103,7 +103,10 @@ class Picture:
     """An image whose header has been read, and whose pixels have not been decoded.
 
     size: (width, height) at full scale, before it is turned upright. cost: what `decode` takes at most.
+    turned: whether `decode` has turned it so that width and height are swapped.
     """
+
+    turned = False
 
     def __init__(
         self,
@@ -198,6 +201,7 @@ class Picture:
         across, down = self.box[:1:-1] if turn.swapped else self.box[2:]
         left = image.width - across if turn.from_right else 0.0
         top = image.height - down if turn.from_bottom else 0.0
+        self.turned = turn.swapped
         size = (self.size[1], self.size[0]) if turn.swapped else self.size
         return Decoded(image, (left, top, left + across, top + down), size)
 

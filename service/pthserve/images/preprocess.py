@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pthserve.errors import BrokenImage, TooLarge
+from pthserve.errors import BrokenImage, TooLarge, UnsupportedImage
 from pthserve.images.cost import Cost
 from pthserve.images.decode import Decoded, Picture, check_size
 from pthserve.images.spec import CropRounding, Spec
@@ -20,6 +20,9 @@ from pthserve.images.spec import CropRounding, Spec
 Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
+Prepared = NDArray[Any]
+"""An image as an engine takes it: uint8 (height, width, channels), still to be normalised; or, where the spec
+says that it is not `rounded`, float32 (channels, height, width), normalised."""
 
 OWN_MAX_PIXELS = 2**30
 """Most pixels of an image that belongs to the model's owner: a golden, sample or calibration image."""
@@ -31,6 +34,8 @@ LEAST_REDUCED = 500
 """Nor to fewer pixels a side than these: small photos are sharper, differ more and gain little."""
 REDUCING_GAP = 4.0
 """`fast` averages blocks of pixels as long as the image stays so many times too large, then filters."""
+_FRACTIONS = 24
+"""Bytes that a channel of a pixel takes at most in `fractional`: the result, and what it is made from."""
 _ANY = 2**31
 """As many pixels as there may be."""
 _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
@@ -40,17 +45,30 @@ _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
 class Pending(NamedTuple):
     """An image that is still to be decoded, resized and cropped.
 
-    size: (width, height). cost: what is to be done takes at most. pixels: does it, once; raises BrokenImage
-    or TooLarge.
+    size: (width, height), as its header says. cost: what is to be done takes at most. pixels: does it, once;
+    raises BrokenImage or TooLarge. turned: whether it came out with its sides swapped, once `pixels` is done.
     """
 
     size: tuple[int, int]
     cost: Cost
     pixels: Callable[[], NDArray[Any]]
+    turned: Callable[[], bool] = lambda: False
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) of the image that the model was given, once `pixels` is done."""
+        return self.size[::-1] if self.turned() else self.size
 
 
-def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Pixels:
-    """The image in `data`, resized and cropped: uint8 (height, width, channels).
+def blank(spec: Spec, count: int) -> Prepared:
+    """So many images as an engine takes them, of the usual shape and without content."""
+    if spec.rounded:
+        return np.zeros((count, *spec.image_shape), np.uint8)
+    return np.zeros((count, *spec.tensor_shape), np.float32)
+
+
+def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Prepared:
+    """The image in `data`, resized and cropped, as `Prepared` has it.
 
     Raises UnsupportedImage, BrokenImage, or TooLarge where it has more than `max_pixels` pixels, before or
     after it is resized.
@@ -60,7 +78,7 @@ def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) 
 
 def pending(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Pending:
     """`crop`, of which only the header has been read. Raises what `crop` raises."""
-    fast = decode == "fast" and spec.antialias and spec.interpolation in _SMOOTH
+    fast = decode == "fast" and spec.antialias and spec.rounded and spec.interpolation in _SMOOTH
     shortest = None
     if fast and spec.resize is not None:
         shortest = max(LEAST_REDUCED, math.ceil(REDUCED_TO * np.max(spec.resize)))
@@ -68,7 +86,9 @@ def pending(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: in
     decoded = (round(picture.box[2]), round(picture.box[3]))
     memory = max(picture.cost.memory, _cutting(picture.size, decoded, spec, fast, max_pixels))
     cost = Cost(memory, picture.cost.seconds)
-    return Pending(picture.size, cost, lambda: _cut(picture.decode(), spec, fast, max_pixels))
+    return Pending(
+        picture.size, cost, lambda: _cut(picture.decode(), spec, fast, max_pixels), lambda: picture.turned
+    )
 
 
 def pending_pixels(pixels: Pixels, spec: Spec) -> Pending:
@@ -80,13 +100,18 @@ def pending_pixels(pixels: Pixels, spec: Spec) -> Pending:
     return Pending((width, height), cost, lambda: crop_pixels(pixels, spec))
 
 
-def crop_pixels(pixels: Pixels, spec: Spec) -> Pixels:
-    """`pixels`, uint8 RGB (height, width, 3), as `crop` has them: uint8 (height, width, channels), exact."""
+def crop_pixels(pixels: Pixels, spec: Spec) -> Prepared:
+    """`pixels`, uint8 RGB (height, width, 3), as `crop` has them, exact."""
     return _cut_whole(Image.fromarray(pixels, "RGB").convert(_mode(spec)), spec, _ANY)
 
 
-def crop_image(image: Image.Image, spec: Spec, *, max_pixels: int) -> Pixels:
-    """A Pillow image as `crop` has it: uint8 (height, width, channels), exact.
+def crop_image(image: Image.Image, spec: Spec, *, max_pixels: int) -> Prepared:
+    """A Pillow image as `crop` has it, exact; raises what `crop_sized` raises."""
+    return crop_sized(image, spec, max_pixels=max_pixels)[0]
+
+
+def crop_sized(image: Image.Image, spec: Spec, *, max_pixels: int) -> tuple[Prepared, tuple[int, int]]:
+    """A Pillow image as `crop` has it, exact; and its (width, height), upright where the spec says so.
 
     Raises:
         BrokenImage: it is read from a file only now, and cannot be decoded.
@@ -98,10 +123,10 @@ def crop_image(image: Image.Image, spec: Spec, *, max_pixels: int) -> Pixels:
         converted = upright.convert(_mode(spec))
     except OSError as error:
         raise BrokenImage(f"the image is broken: {error}") from error
-    return _cut_whole(converted, spec, max_pixels)
+    return _cut_whole(converted, spec, max_pixels), converted.size
 
 
-def _cut_whole(image: Image.Image, spec: Spec, max_pixels: int) -> Pixels:
+def _cut_whole(image: Image.Image, spec: Spec, max_pixels: int) -> Prepared:
     box = (0.0, 0.0, float(image.width), float(image.height))
     return _cut(Decoded(image, box, image.size), spec, fast=False, max_pixels=max_pixels)
 
@@ -130,22 +155,31 @@ def _mode(spec: Spec) -> Literal["RGB", "L"]:
     return "L" if spec.channels == 1 else "RGB"
 
 
-def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
+def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Prepared:
     """The image that is decoded, resized and cropped, with its channels as `spec` orders them."""
+    resized = spec.resized(*decoded.size)
+    if 0 in resized:
+        raise UnsupportedImage(
+            f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, of which the model's preprocessing "
+            f"would leave {resized[0]} x {resized[1]}; send one that is less narrow"
+        )
+    if not spec.rounded:
+        return fractional(np.asarray(decoded.image).reshape(*decoded.size[::-1], spec.channels), spec)
     pixels = _cut_rgb(decoded, spec, fast, max_pixels)
     return np.ascontiguousarray(pixels[..., ::-1]) if spec.channel_order == "bgr" else pixels
 
 
 def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
     image, (left, top, right, bottom), (width, height) = decoded
-    resized = _resized(width, height, spec.resize)
+    resized = spec.resized(width, height)
+    crop = resized[::-1] if spec.whole else spec.crop
     if not spec.antialias and spec.interpolation in _KERNELS:
-        return _sampled(np.asarray(image).reshape(height, width, spec.channels), spec, resized)
+        return _sampled(np.asarray(image).reshape(height, width, spec.channels), spec, resized, crop)
 
     rounding = spec.crop_rounding
-    cut = (True, True) if fast else _exact_cuts(image.size, resized, spec.crop)
-    across = _axis(left, right, resized[0], spec.crop[1], rounding, cut[0] and resized[0] != width)
-    down = _axis(top, bottom, resized[1], spec.crop[0], rounding, cut[1] and resized[1] != height)
+    cut = (True, True) if fast else _exact_cuts(image.size, resized, crop)
+    across = _axis(left, right, resized[0], crop[1], rounding, cut[0] and resized[0] != width)
+    down = _axis(top, bottom, resized[1], crop[0], rounding, cut[1] and resized[1] != height)
     if across.length * max(down.length, down.end - down.start) > max_pixels:
         raise TooLarge(
             f"the image has {width} x {height} pixels, which the model's preprocessing would resize to "
@@ -157,10 +191,10 @@ def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixel
         box=(across.start, down.start, across.end, down.end),
         reducing_gap=REDUCING_GAP if fast else None,
     )
-    if image.size != spec.crop[::-1]:
+    if image.size != crop[::-1]:
         x, y = across.offset, down.offset
-        image = image.crop((x, y, x + spec.crop[1], y + spec.crop[0]))
-    return np.asarray(image).reshape(spec.image_shape)
+        image = image.crop((x, y, x + crop[1], y + crop[0]))
+    return np.asarray(image).reshape(*crop, spec.channels)
 
 
 def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: bool, max_pixels: int) -> int:
@@ -170,6 +204,11 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
     """
     pixel = 1 if spec.channels == 1 else 4
     held = decoded[0] * decoded[1] * pixel
+    if not spec.rounded:
+        turned = size[::-1] if spec.exif else size
+        return held + _FRACTIONS * spec.channels * max(
+            math.prod(spec.crop if not spec.whole else spec.resized(*one)) for one in (size, turned)
+        )
     if spec.channel_order == "bgr":
         held += math.prod(spec.image_shape)
     if not spec.antialias and spec.interpolation in _KERNELS:
@@ -178,27 +217,15 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
         )
     most, rounding = 0, spec.crop_rounding
     for width, height in {size, size[::-1]} if spec.exif else {size}:
-        to = _resized(width, height, spec.resize)
-        cut = (True, True) if fast else _exact_cuts((width, height), to, spec.crop)
-        across = _axis(0.0, width, to[0], spec.crop[1], rounding, cut[0] and to[0] != width)
-        down = _axis(0.0, height, to[1], spec.crop[0], rounding, cut[1] and to[1] != height)
+        to = spec.resized(width, height)
+        crop = to[::-1] if spec.whole else spec.crop
+        cut = (True, True) if fast else _exact_cuts((width, height), to, crop)
+        across = _axis(0.0, width, to[0], crop[1], rounding, cut[0] and to[0] != width)
+        down = _axis(0.0, height, to[1], crop[0], rounding, cut[1] and to[1] != height)
         between = max(across.length * (down.end - down.start), (across.end - across.start) * down.length)
         most = max(most, math.ceil(between) + across.length * down.length)
     # What has more than `max_pixels` is refused; so is it, once for each of two steps.
     return held + held // 4 * fast + min(most, 2 * max_pixels) * pixel
-
-
-def _resized(width: int, height: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(width, height) that torchvision's Resize gives an image of `width` x `height` pixels."""
-    match resize:
-        case None:
-            return width, height
-        case (new_height, new_width):
-            return new_width, new_height
-        case shorter if width <= height:
-            return shorter, int(shorter * height / width)
-        case shorter:
-            return int(shorter * width / height), shorter
 
 
 def _offset(resized: int, crop: int, rounding: CropRounding) -> int:
@@ -285,18 +312,53 @@ def _taps(
     return taps.clip(0, length - 1).astype(np.intp), weights.astype(np.float32)
 
 
-def _sampled(pixels: Pixels, spec: Spec, resized: tuple[int, int]) -> Pixels:
+def _sampled(pixels: Pixels, spec: Spec, resized: tuple[int, int], crop: tuple[int, int]) -> Pixels:
     """The crop as torchvision has it on a tensor with `antialias=False`: from 4 x 4 pixels at each point."""
     height, width, _ = pixels.shape
     kernel = _KERNELS[spec.interpolation]
-    rows = np.zeros((spec.crop[0], *pixels.shape[1:]), np.float32)
-    for index, weight in zip(
-        *_taps(height, resized[1], spec.crop[0], spec.crop_rounding, kernel), strict=True
-    ):
+    rows = np.zeros((crop[0], *pixels.shape[1:]), np.float32)
+    for index, weight in zip(*_taps(height, resized[1], crop[0], spec.crop_rounding, kernel), strict=True):
         rows += pixels[index] * weight[:, None, None]
-    values = np.zeros(spec.image_shape, np.float32)
-    for index, weight in zip(
-        *_taps(width, resized[0], spec.crop[1], spec.crop_rounding, kernel), strict=True
-    ):
+    values = np.zeros((*crop, spec.channels), np.float32)
+    for index, weight in zip(*_taps(width, resized[0], crop[1], spec.crop_rounding, kernel), strict=True):
         values += rows[:, index] * weight[:, None]
     return values.round().clip(0, 255).astype(np.uint8)
+
+
+def fractional(pixels: Pixels, spec: Spec) -> NDArray[np.float32]:
+    """`pixels`, uint8 (height, width, channels), as torchvision's detectors have them; see `Spec.rounded`.
+
+    They normalise first and resize then, by `torch.nn.functional.interpolate(mode="bilinear")`: from 2 x 2
+    pixels at each point, with coordinates in float32. What a crop has beyond the image is 0.
+    """
+    height, width, channels = pixels.shape
+    resized = spec.resized(width, height)
+    crop = resized[::-1] if spec.whole else spec.crop
+    above, below, down, rows = neighbours(height, resized[1], crop[0], spec.crop_rounding)
+    left, right, across, columns = neighbours(width, resized[0], crop[1], spec.crop_rounding)
+    levels = normalise(np.arange(256, dtype=np.uint8).repeat(channels).reshape(1, 256, 1, channels), spec)
+    values = np.zeros((channels, *crop), np.float32)
+    order = range(channels)[::-1] if spec.channel_order == "bgr" else range(channels)
+    for channel, taken in enumerate(order):
+        plane, level = pixels[..., taken], levels[0, channel, :, 0]
+        upper, lower = (
+            level[plane[line, left]] * (1 - across) + level[plane[line, right]] * across
+            for line in (above[:, None], below[:, None])
+        )
+        values[channel, rows, columns] = upper * (1 - down[:, None]) + lower * down[:, None]
+    return values
+
+
+def neighbours(
+    length: int, resized: int, crop: int, rounding: CropRounding = "even"
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], slice]:
+    """Between which two of `length` pixels each of the crop's is, and how far from the first, 0 to 1; and
+    which of the crop's pixels these are."""
+    offset = _offset(resized, crop, rounding)
+    first, last = max(0, offset), min(resized, offset + crop)
+    scale = np.float32(length) / np.float32(resized)
+    source = scale * (np.arange(first, last, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    source = np.maximum(source, np.float32(0))
+    low = np.minimum(source.astype(np.intp), length - 1)
+    high = np.minimum(low + 1, length - 1)
+    return low, high, (source - low).astype(np.float32), slice(first - offset, last - offset)

@@ -74,7 +74,7 @@ def input_forms(spec: Spec) -> tuple[TensorForm, ...]:
     return (
         TensorForm("image", "BYTES", (-1,)),
         TensorForm("pixels", "UINT8", (-1, -1, -1, 3)),
-        TensorForm("tensor", "FP32", (-1, *spec.tensor_shape)),
+        TensorForm("tensor", "FP32", (-1, spec.channels, *((-1, -1) if spec.whole else spec.crop))),
     )
 
 

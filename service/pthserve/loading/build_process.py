@@ -73,6 +73,9 @@ def _build(request: Mapping[str, Any], tell: Callable[..., None]) -> None:
     if device(options, built.architecture.module) != "cpu":
         tell("needs torch", "it runs on a GPU", [], False)
         return
+    if built.unpackable:
+        tell("needs torch", built.unpackable, *opened())
+        return
     tell("stage", "converting the model")
     cpu = options.model_copy(update={"device": "cpu", "engine": "openvino"})
     try:

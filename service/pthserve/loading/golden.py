@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pthserve.engines.base import Engine
 from pthserve.errors import GoldenError, PackError, RequestError
 from pthserve.files.golden import Golden
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, crop
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Decode, pending
 from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.options import ModelOptions
-from pthserve.tasks.base import Agreement, GoldenResult, Task
+from pthserve.tasks.base import Agreement, GoldenResult, Size, Task
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +65,9 @@ class GoldenImages:
             for one, output in zip(self.golden, found, strict=True)
             if not isinstance(output, GoldenResult)
         ]
+        rows, sizes = zip(*outputs, strict=True) if outputs else ((), ())
         checked = iter(
-            self.task.check_golden(np.stack(outputs), seen, self.labels, self.tolerance) if seen else ()
+            self.task.check_golden(np.stack(rows), seen, self.labels, self.tolerance, sizes) if seen else ()
         )
         results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
         return Agreement(
@@ -82,14 +83,15 @@ class GoldenImages:
         """Those that `engine` does not give their answers, a sentence each."""
         return self.check(engine).disagreements
 
-    def _output(self, engine: Engine, one: Golden) -> NDArray[np.float32] | GoldenResult:
-        """The engine's outputs for a golden image, or why there are none that could be checked."""
+    def _output(self, engine: Engine, one: Golden) -> tuple[NDArray[np.float32], Size] | GoldenResult:
+        """The engine's outputs for a golden image, and its size; or why there are none to be checked."""
         if one.kind != self.task.golden_kind:
             return GoldenResult(
                 0.0, f"states an answer of another task ({one.kind}), but the task is {self.task.name}"
             )
         try:
-            image = crop(one.read(), self.spec, decode=self.decode, max_pixels=OWN_MAX_PIXELS)
+            image = pending(one.read(), self.spec, decode=self.decode, max_pixels=OWN_MAX_PIXELS)
+            pixels = image.pixels()
         except (OSError, PackError, RequestError) as error:
             return GoldenResult(0.0, f"cannot be read: {error}")
-        return np.asarray(engine(image[None])[0])
+        return np.asarray(engine(pixels[None])[0]), image.upright

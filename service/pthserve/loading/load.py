@@ -11,12 +11,13 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import (
     AmbiguousArchitecture,
     CardError,
+    EngineError,
     PackError,
     RequestError,
     WeightsError,
 )
 from pthserve.files.golden import Golden
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.golden import GoldenImages
@@ -26,7 +27,7 @@ from pthserve.loading.settle import Reading, settle
 from pthserve.options import ModelOptions
 from pthserve.planning import crops, validation
 from pthserve.planning.agreement import Evidence
-from pthserve.planning.candidates import EngineFactory
+from pthserve.planning.candidates import ONLY_TORCH, EngineFactory, varies
 from pthserve.planning.examiner import Examiner, Proof
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
@@ -56,6 +57,13 @@ class Built:
     labels: tuple[str, ...]
     spec: Spec
     inferred: tuple[Inferred, ...]
+
+    @property
+    def unpackable(self) -> str:
+        """Why it cannot be packed, so that only its weights can be served; or ""."""
+        if varies(self.architecture.module, self.spec):
+            return ONLY_TORCH
+        return "" if self.spec.rounded else "a pack has no preprocessing with `rounded: false`"
 
     @property
     def labels_assumed(self) -> bool:
@@ -217,14 +225,22 @@ def examiner(
         proof: PyTorch's answers of a packed model; known: its evidence.
 
     Raises:
-        EngineError: these images cannot be read.
+        EngineError: these images cannot be read, or there is nothing that they could decide.
     """
     options, spec, task = engines.options, engines.spec, engines.task
     check = None
     if golden and options.golden != "off":
         images = GoldenImages(golden, spec, task, labels, options.tolerance, options.decode)
         check = images.disagreements
-    compared = validation.crops(options, golden, spec, labels if task.golden_kind == "class" else ())
+    if engines.varies:
+        if options.validation is not None or options.accuracy_drop is not None:
+            raise EngineError(
+                "--validation and --max-accuracy-drop are for a choice of engines and precisions, but "
+                f"{ONLY_TORCH}; leave them out"
+            )
+        compared = replace(crops.of_package((), spec), fewest=0)
+    else:
+        compared = validation.crops(options, golden, spec, labels if task.golden_kind == "class" else ())
     return Examiner(engines, compared, proof, known, check)
 
 
@@ -271,7 +287,7 @@ def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> t
     if settings.task != "auto":
         stated = replace(stated, name=settings.task)
     try:
-        return choose(stated, found.num_classes, found.hint, found.task_hint)
+        return choose(stated, found.num_classes, found.hint, found.task_hint, found.task)
     except CardError as error:
         raise CardError(f"{described.weights}: {error}") from None
 
@@ -288,7 +304,7 @@ def _labels(
     except ValueError as error:
         raise CardError(f"{described.file}: {error}") from None
     count = len(names)
-    if not task.explains:
+    if not task.has_classes:
         return names, ()
     if described.labels is not None:
         return names, (Inferred("labels", f"{count} of the card", Origin.CARD, setting),)
@@ -297,6 +313,9 @@ def _labels(
         return names, (Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting),)
     if found.labels is not None and len(found.labels) == count:
         return found.labels, (Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting),)
+    if found.usual_labels is not None:
+        value = f"{count} of the library's own weights, such as {found.usual_labels[-1]}"
+        return found.usual_labels, (Inferred("labels", value, Origin.ASSUMED, setting),)
     numbered = names == tuple(map(str, range(count)))
     value = f"the class indices, 0 to {count - 1}" if numbered else ", ".join(names)
     return names, (Inferred("labels", value, Origin.ASSUMED, setting),)
@@ -316,7 +335,8 @@ def _specs(described: "Card", found: "Architecture") -> list[Spec]:
             f"{described.file}: preprocessing produces {spec.channels} channels, but "
             f"the model needs {found.channels}"
         )
-    if not spec.assumed or (found.preprocessing and not found.preprocessing.uncertain):
+    preprocessing_known = found.preprocessing is not None and not found.preprocessing.uncertain
+    if not spec.assumed or preprocessing_known or found.task:
         return [spec]
     size = min(spec.crop)
     common = Spec(resize=round(size * 256 / 224), crop=spec.crop, assumed=True)
@@ -360,12 +380,12 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
 
 
-def proof_images(golden: Sequence[Golden], spec: Spec) -> Pixels:
+def proof_images(golden: Sequence[Golden], spec: Spec) -> Prepared:
     """What a pack has PyTorch's answers to: the golden images, or else the samples that ship."""
     return np.stack(golden_images(golden, spec)) if golden else crops.sample_images(spec)
 
 
-def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Pixels]:
+def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Prepared]:
     """The golden images of a card as the model sees them; raises CardError for one that cannot be read."""
     images = []
     for one in golden:

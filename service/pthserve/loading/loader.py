@@ -1,7 +1,7 @@
 """Loader: a model as a service loads it, packed once in a child process and then found in a cache.
 
 In the process of the service itself are loaded: a model that runs on a GPU, or in PyTorch because the options
-say so; one that OpenVINO cannot express; and an ONNX model, which needs no PyTorch.
+say so; one that OpenVINO cannot express, such as a detector; and an ONNX model, which needs no PyTorch.
 """
 
 import logging
@@ -160,7 +160,10 @@ class Loader:
                     shutil.rmtree(part / PACK)
                 kept = result.keep and key(self._path, self._options).digest == found.digest
                 entry = cache.put(part, found.digest, _values(result, found)) if kept else None
-                _log.info("packed %s in %.1f s", source, time.perf_counter() - began)
+                if result.needs_torch:
+                    _log.info("%s is not packed, and PyTorch runs it: %s", source, result.needs_torch)
+                else:
+                    _log.info("packed %s in %.1f s", source, time.perf_counter() - began)
                 yield entry or Entry(part, needs_torch=result.needs_torch)
             finally:
                 shutil.rmtree(part, ignore_errors=True)

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pthserve.certainty import Inferred, Origin
 from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import CardError, PackError
-from pthserve.files.card_fields import MAX_SIDE, MAX_STATED, Preprocessing
+from pthserve.files.card_fields import Preprocessing
+from pthserve.files.card_values import MAX_SIDE, MAX_STATED
 from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
 from pthserve.planning.agreement import Evidence

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from threading import BoundedSemaphore, Event
 from typing import Any, Self
@@ -17,11 +17,11 @@ from pthserve.engines.base import Engine, Resizable
 from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineFailed, RequestError, UnsupportedImage
 from pthserve.files.golden import Golden
-from pthserve.images.preprocess import Pixels, crop, crop_image
+from pthserve.images.preprocess import Prepared, crop_sized, pending
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
-from pthserve.tasks.base import Task, TensorForm
+from pthserve.tasks.base import Size, Task, TensorForm
 from pthserve.tasks.classification import CLASSIFICATION
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -38,7 +38,8 @@ class Model:
         print(model("cat.jpg").label)
     ```
 
-    Its answers are Classifications, or of the type of its task: MultiLabel, Binary, Regression or Embedding.
+    Its answers are Classifications, or of the type of its task: MultiLabel, Binary, Regression, Embedding or
+    Detections.
     Any thread may call it. As a context manager, it is closed at the end of the block.
 
     forward: the engine, which takes batches of preprocessed images: uint8 (n, height, width, channels) or
@@ -129,23 +130,26 @@ class Model:
         """
         rest, most = iter(images), self.options.max_batch or self.plan.max_batch
         answers: list[Any] = []
-        while pixels := [self._preprocessed(image) for image in islice(rest, most)]:
-            with self._turns:
-                if self._closed.is_set():
-                    raise EngineFailed(f"the model {self.name} is closed; load it again")
-                outputs = self.forward(np.stack(pixels))
-            answers += [self.answer(output) for output in outputs]
+        while given := [self._preprocessed(image) for image in islice(rest, most)]:
+            outputs: list[NDArray[np.float32]] = []
+            # An engine takes images of one shape at once.
+            for _, alike in groupby((pixels for pixels, _ in given), lambda pixels: pixels.shape):
+                with self._turns:
+                    if self._closed.is_set():
+                        raise EngineFailed(f"the model {self.name} is closed; load it again")
+                    outputs += list(self.forward(np.stack(list(alike))))
+            answers += [self.answer(output, size) for output, (_, size) in zip(outputs, given, strict=True)]
         return answers
 
-    def answer(self, output: NDArray[np.float32]) -> Any:
-        """The answer for one image, out of its row of the engine's outputs; see `Task.answer`.
+    def answer(self, output: NDArray[np.float32], size: Size = (1, 1)) -> Any:
+        """The answer for one image of this size, out of its row of the engine's outputs; see `Task.answer`.
 
         Raises:
             EngineFailed: the row is not finite.
         """
         if not np.isfinite(output).all():
             raise EngineFailed("the model returned NaN or infinity; check its weights and the precision")
-        return self.task.answer(output, self.labels)
+        return self.task.answer(output, self.labels, size)
 
     def threads_on(self, cpus: int) -> int:
         """How many threads its engine should have where the process may use so many CPUs.
@@ -179,21 +183,27 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _preprocessed(self, image: ImageInput) -> Pixels:
-        decode, most = self.options.decode, self.options.max_pixels
+    def _preprocessed(self, image: ImageInput) -> tuple[Prepared, Size]:
+        """The image as the engine takes it, and its (width, height)."""
+        most = self.options.max_pixels
         match image:
             case str() | os.PathLike():
                 try:
-                    return crop(Path(image).read_bytes(), self.spec, decode=decode, max_pixels=most)
+                    return self._decoded(Path(image).read_bytes())
                 except RequestError as error:
                     raise type(error)(f"{image}: {error}") from error
             case bytes():
-                return crop(image, self.spec, decode=decode, max_pixels=most)
+                return self._decoded(image)
             case Image.Image():
-                return crop_image(image, self.spec, max_pixels=most)
+                return crop_sized(image, self.spec, max_pixels=most)
             case np.ndarray():
-                return crop_image(_as_image(image), self.spec, max_pixels=most)
+                return crop_sized(_as_image(image), self.spec, max_pixels=most)
         raise TypeError(f"an image is a path, bytes, a Pillow image or an array, not {type(image).__name__}")
+
+    def _decoded(self, data: bytes) -> tuple[Prepared, Size]:
+        options = self.options
+        image = pending(data, self.spec, decode=options.decode, max_pixels=options.max_pixels)
+        return image.pixels(), image.upright
 
 
 _RESIZED = "; resized to "

@@ -41,6 +41,8 @@ def pack(source: str, output: Path, settings: ModelOptions, progress: Progress |
         raise PackError(f"{output}: exists and is not a packed model; choose another folder")
     settings = settings.model_copy(update={"device": "cpu", "engine": "openvino"})
     built = build(source, settings, progress)
+    if built.unpackable:
+        raise PackError(f"{source}: cannot be packed: {built.unpackable}; serve the weights themselves")
     part = output.with_name(f".{output.name}.{uuid4().hex}")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)

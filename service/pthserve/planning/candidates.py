@@ -13,6 +13,7 @@ from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
+from pthserve.planning.plan import Plan
 from pthserve.tasks.base import Task
 from pthserve.tasks.classification import CLASSIFICATION
 
@@ -32,6 +33,10 @@ CANDIDATES = {
 }
 """Engines and precisions by device, the most reliable first: fp32, and on a CPU OpenVINO, which is faster
 than PyTorch at the same precision for every family of torchvision."""
+
+
+ONLY_TORCH = "only PyTorch at fp32 runs a detector, or a model whose images are not cropped"
+"""Why another engine, precision or a pack is refused; see `varies`."""
 
 
 class Quantized(NamedTuple):
@@ -74,6 +79,19 @@ class EngineFactory:
     graph: Any = None
     quantized: Quantized | None = None
 
+    @property
+    def varies(self) -> bool:
+        """Whether the computation depends on the image; see `varies`."""
+        return varies(self.module, self.spec)
+
+    @property
+    def unmeasured_batch(self) -> int:
+        """The largest batch where none was measured.
+
+        A pass of a detector is long, and mostly computes one image after the other.
+        """
+        return 1 if self.varies else Plan().max_batch
+
     def candidates(self) -> list[Candidate]:
         """Return the candidates that the options allow; for `auto`, those that this machine runs natively.
 
@@ -81,6 +99,8 @@ class EngineFactory:
             EngineError: There is none.
         """
         options, device = self.options, self.device()
+        if self.varies and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
+            raise EngineError(f"{ONLY_TORCH}; leave out --engine and --precision")
         auto = dict(self._auto(device))
         candidates = [
             Candidate(engine, precision, device, options.cpus)
@@ -148,6 +168,9 @@ class EngineFactory:
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
+        if self.varies:
+            yield "torch", ("fp32",)
+            return
         if device == "cpu":
             from pthserve.engines import openvino_engine
 
@@ -157,6 +180,14 @@ class EngineFactory:
             from pthserve.engines import torch_engine
 
             yield "torch", torch_engine.precisions(device)
+
+
+def varies(module: "nn.Module | None", spec: Spec) -> bool:
+    """Whether what is computed depends on the image: on its shape, as nothing is cropped, or on its objects.
+
+    PyTorch at fp32 is then the only engine: OpenVINO converts a module for images of one shape.
+    """
+    return spec.whole or getattr(module, "varies", False)
 
 
 def device(options: ModelOptions, module: "nn.Module | None") -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from pthserve.errors import EngineError, PackError, RequestError
 from pthserve.files import regular_files
 from pthserve.files.golden import Golden
-from pthserve.images.preprocess import OWN_MAX_PIXELS, Pixels, crop, crop_image, pending, whole
+from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop, crop_image, pending, whole
 from pthserve.images.spec import Spec
 
 COUNT = 208
@@ -63,27 +63,33 @@ class Origin(NamedTuple):
 class Crops:
     """Crops of `photos`, as a model sees them.
 
-    The first crop of a photo is the photo as the service preprocesses it. If there are fewer photos than
-    COUNT, each photo also gives parts of itself, preprocessed in the same way. The parts are spread evenly
-    over size, shape and place by a sequence without random numbers: the same photos give the same crops.
+    The first crop of a photo is the photo as the service preprocesses it, but for a model whose images are
+    not cropped: crops are of one shape. If there are fewer photos than `fewest`, each photo also gives parts
+    of itself, preprocessed in the same way. The parts are spread evenly over size, shape and place by a
+    sequence without random numbers: the same photos give the same crops.
 
     Attributes:
         photos: At least one.
         spec: The preprocessing.
         source: What the photos are, for people, such as `sample images`.
         own: Whether they are of the kind that the service will see.
+        fewest: Number of crops where there are fewer photos.
     """
 
     photos: Sequence[Photo]
     spec: Spec
     source: str
     own: bool = False
+    fewest: int = COUNT
     _origin: Origin | None = field(init=False, default=None, repr=False)
-    _made: list[Pixels] = field(init=False, default_factory=list, repr=False)
+    _made: list[Prepared] = field(init=False, default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.spec = replace(self.spec, whole=False)
 
     def __len__(self) -> int:
         """Return the number of crops."""
-        return max(COUNT, len(self.photos))
+        return max(self.fewest, len(self.photos))
 
     @property
     def origin(self) -> Origin:
@@ -101,8 +107,8 @@ class Crops:
             self._origin = Origin(len(self.photos), self.source, self.own, digest.hexdigest(), labels)
         return self._origin
 
-    def __iter__(self) -> Iterator[Pixels]:
-        """Yield batches of at most BATCH crops: uint8 (n, height, width, channels).
+    def __iter__(self) -> Iterator[Prepared]:
+        """Yield batches of at most BATCH crops, each as `Prepared` has it.
 
         The crops of all photos alternate, so that a part of the batches is of many photos.
 
@@ -112,8 +118,9 @@ class Crops:
         if self._made:
             yield from self._made
             return
-        keep = len(self) * math.prod(self.spec.image_shape) <= _KEPT
-        made: list[Pixels] = []
+        number = 1 if self.spec.rounded else 4  # bytes
+        keep = len(self) * math.prod(self.spec.image_shape) * number <= _KEPT
+        made: list[Prepared] = []
         crops = self._crops()
         for start in range(0, len(self), BATCH):
             batch = np.stack([next(crops) for _ in range(min(BATCH, len(self) - start))])
@@ -122,7 +129,7 @@ class Crops:
             yield batch
         self._made = made
 
-    def _crops(self) -> Iterator[Pixels]:
+    def _crops(self) -> Iterator[Prepared]:
         decoded: dict[int, Image.Image] = {}
         for number in range(len(self)):
             index = number % len(self.photos)
@@ -148,7 +155,7 @@ class Crops:
             raise EngineError(f"{photo.name}: cannot be read: {error}") from error
 
 
-def _part(image: Image.Image, spec: Spec, number: int) -> Pixels:
+def _part(image: Image.Image, spec: Spec, number: int) -> Prepared:
     """Return part `number` of a photo, preprocessed."""
     across, down, area, shape = _point(number)
     share = _LEAST_AREA + (1 - _LEAST_AREA) * area
@@ -176,8 +183,9 @@ def samples() -> Sequence[bytes]:
     return [photo.read() for photo in _samples()]
 
 
-def sample_images(spec: Spec) -> Pixels:
-    """Return the preprocessed sample images: uint8 (n, height, width, channels)."""
+def sample_images(spec: Spec) -> Prepared:
+    """Return the preprocessed sample images, all of one shape, as `Prepared` has them."""
+    spec = replace(spec, whole=False)
     return np.stack([crop(data, spec, max_pixels=OWN_MAX_PIXELS) for data in samples()])
 
 

@@ -185,7 +185,8 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
     trials = (*(trial for one in measured for trial in one.trials()), *failed)
     engine, precision, device, threads = best.candidate
     plan = Plan(
-        *(engine, precision, device, threads, options.max_batch or 8),
+        *(engine, precision, device, threads),
+        options.max_batch or engines.unmeasured_batch,
         task=engines.task.name,
         trials=trials,
         evidence=tuple(examiner.evidence.values()),

@@ -19,6 +19,7 @@ from pthserve.errors import EngineFailed
 from pthserve.loading.model import Model
 from pthserve.metrics import BATCH_SIZE, FORWARD_DURATION, STAGE_DURATION
 from pthserve.serving.estimators import Busy, Smoothed
+from pthserve.tasks.base import Size
 
 log = logging.getLogger(__name__)
 _QUEUE = STAGE_DURATION.labels("queue")
@@ -33,8 +34,8 @@ LANES = 2
 class Inference:
     """What the engine said of one image, and when.
 
-    logits: float32 (classes,); decode, queue, infer: seconds; batch: images in the same forward pass.
-    since: when it was queued, on time.perf_counter()'s clock.
+    logits: float32 (outputs,); decode, queue, infer: seconds; batch: images in the same forward pass.
+    since: when it was queued, on time.perf_counter()'s clock. size: (width, height) of the image as sent.
     """
 
     logits: NDArray[np.float32]
@@ -43,6 +44,7 @@ class Inference:
     infer: float
     batch: int
     since: float
+    size: Size = (1, 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -51,13 +53,14 @@ class Entry:
 
     future: whoever waits; once it is done, for whatever reason, nothing is spent on the entry any more.
     image: uint8 (height, width, channels) or float32 (channels, height, width).
-    decode: seconds that it took to make `image` of what the client sent.
+    decode: seconds that it took to make `image` of what the client sent. size: (width, height) of that.
     """
 
     model: Model
     future: asyncio.Future[Inference]
     image: NDArray[np.uint8] | NDArray[np.float32]
     decode: float = 0.0
+    size: Size = (1, 1)
     since: float = field(default_factory=time.perf_counter)
 
     def joins(self, other: "Entry") -> bool:
@@ -243,7 +246,7 @@ class Batcher:
             waited = began - entry.since
             _QUEUE.observe(waited)
             _INFER.observe(seconds)
-            answers.append(Inference(row, entry.decode, waited, seconds, size, entry.since))
+            answers.append(Inference(row, entry.decode, waited, seconds, size, entry.since, entry.size))
         return answers
 
 

@@ -31,13 +31,14 @@ class Job:
     """One image to be decoded.
 
     future: whoever waits; it is given the error where there is one. Once it is done nothing more is begun.
-    open: reads the header. decoded: called in a decoder's thread with the pixels and the seconds they took.
+    open: reads the header. decoded: called in a decoder's thread with the pixels, the seconds they took, and
+    the (width, height) of the image.
     until: the time, on time.monotonic()'s clock, after which nobody waits.
     """
 
     future: asyncio.Future[Any]
     open: Callable[[], Pending] | None
-    decoded: Callable[[NDArray[Any], float], None]
+    decoded: Callable[[NDArray[Any], float, tuple[int, int]], None]
     until: float
     pending: Pending | None = field(default=None, init=False)
     spent: float = field(default=0.0, init=False)
@@ -218,7 +219,7 @@ class Decoders:
             self._fail(job, error)
         else:
             seconds = self._count(job, pending, time.perf_counter() - began)
-            job.decoded(pixels, seconds)
+            job.decoded(pixels, seconds, pending.upright)
         finally:
             job.drop()
             del pending

@@ -42,7 +42,7 @@ def prediction_of(model: Model, image: Input, inference: Inference) -> Predictio
         raise MalformedRequest("the tensor contains values that are too large or not a number")
     return Prediction(
         model,
-        model.answer(inference.logits),
+        model.answer(inference.logits, inference.size),
         inference.decode,
         inference.queue,
         inference.infer,

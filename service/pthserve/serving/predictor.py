@@ -15,7 +15,7 @@ from PIL import Image
 from pthserve.engines.base import Settles
 from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, RequestError, TooLarge
 from pthserve.images.cost import FREE
-from pthserve.images.preprocess import Pending, pending, pending_pixels
+from pthserve.images.preprocess import Pending, blank, pending, pending_pixels
 from pthserve.images.spec import Spec
 from pthserve.loading.model import Model
 from pthserve.metrics import (
@@ -132,12 +132,12 @@ class Predictor:
         if self.current is None and not self.draining:
             self.unready = "the model is warming up"
         most = self._settings.max_batch or model.plan.max_batch
-        blank = np.zeros((most, *model.spec.image_shape), np.uint8)
-        for batch in (blank[:1], blank):
+        images = blank(model.spec, most)
+        for batch in (images[:1], images):
             await in_background(partial(model.forward, batch))
         photo = _photo(model.spec)
-        for images in ([photo], [photo] * most):
-            await self._answer(model, images, float("inf"))
+        for photos in ([photo], [photo] * most):
+            await self._answer(model, photos, float("inf"))
         if isinstance(model.forward, Settles):
             model.forward.settle()
 
@@ -254,11 +254,12 @@ class Predictor:
         if isinstance(image, bytes):
             return pending(image, spec, decode=self._settings.decode, max_pixels=limit)
         if image.dtype == np.float32:
-            if image.shape != spec.tensor_shape:
+            if not spec.takes(image.shape):
+                usual = "one such as " * spec.whole
                 raise MalformedRequest(
-                    f"the tensor has the shape {image.shape}; the model needs {spec.tensor_shape}"
+                    f"the tensor has the shape {image.shape}; the model needs {usual}{spec.tensor_shape}"
                 )
-            return Pending(spec.crop[::-1], FREE, lambda: image)
+            return Pending(image.shape[:0:-1], FREE, lambda: image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise MalformedRequest(
                 f"the pixels are {image.dtype} {image.shape}; the model needs uint8 (height, width, 3)"
@@ -303,10 +304,15 @@ class Predictor:
         ]
 
     def _queue(
-        self, model: Model, future: asyncio.Future[Inference], pixels: NDArray[Any], seconds: float
+        self,
+        model: Model,
+        future: asyncio.Future[Inference],
+        pixels: NDArray[Any],
+        seconds: float,
+        size: tuple[int, int],
     ) -> None:
         """Goes straight from a decoder's thread to the engine's: the event loop has no part in it."""
-        self.batcher.put(Entry(model, future, pixels, seconds))
+        self.batcher.put(Entry(model, future, pixels, seconds, size))
 
 
 def _expire(futures: Sequence[asyncio.Future[Any]]) -> None:
@@ -319,7 +325,9 @@ def _raises(future: asyncio.Future[Any], error: BaseException) -> bool:
     return future.done() and not future.cancelled() and future.exception() is error
 
 
-def _deliver(future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any], _: float) -> None:
+def _deliver(
+    future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any], _: float, __: tuple[int, int]
+) -> None:
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
         future.get_loop().call_soon_threadsafe(_set_result, future, pixels)
 

@@ -198,7 +198,7 @@ class Reload:
                 f"{served.task.name}; restart the service to change the task"
             )
         if model.does != served.does:
-            what = "classes" if model.labels and model.task.explains else "outputs"
+            what = "classes" if model.task.has_classes else "outputs"
             raise ModelError(
                 f"{source}: the new model {model.does}, but the current one {served.does}; restart the "
                 f"service to change the {what}"

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel
 
 from pthserve.files.golden import Golden
@@ -13,6 +14,9 @@ from pthserve.files.golden import Golden
 Outputs = NDArray[np.float32]
 """What an engine gives for a batch: float32 (n, outputs)."""
 
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 TensorValues = NDArray[np.float32] | NDArray[np.int64] | list[bytes]
 """An array, or for BYTES the elements, flat."""
@@ -103,6 +107,42 @@ class Answer(Protocol):
         """
 
 
+@runtime_checkable
+class Drawn(Protocol):
+    """What an answer may have beside: a picture of it. size: of the image that it is of."""
+
+    size: Size
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The answer drawn over the image that it is of, which may be scaled."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of a request: its name, what it does, and its type as a JSON schema."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any]
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """What a task may have beside: requests say how much of an answer they want.
+
+    Such answers may be long, and are written beside the event loop.
+    """
+
+    @property
+    def query(self) -> tuple[Parameter, ...]:
+        """The parameters of a request."""
+
+    def selection(self, query: Mapping[str, str]) -> Callable[[Any], Answer]:
+        """What makes of an answer what a request with these parameters asks for.
+
+        Raises ValueError where one of them cannot be; the message says why.
+        """
+
+
 class Task(Protocol):
     """What the outputs of a model mean."""
 
@@ -123,6 +163,9 @@ class Task(Protocol):
     explains: bool
     """Whether it has classes, of which a heat map can be made."""
 
+    has_classes: bool
+    """Whether its labels are of classes, which a card or a file may name."""
+
     def parameters(self) -> dict[str, Any]:
         """What else a model card states about the task, as plain values; `choice.make` takes them again."""
 
@@ -138,8 +181,8 @@ class Task(Protocol):
     def describe(self, labels: tuple[str, ...]) -> str:
         """What such a model does, as a verb phrase; another model may replace it only if it does the same."""
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Answer:
-        """The answer for one image, out of its row of the engine's outputs, which is finite."""
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Answer:
+        """The answer for one image of this size, out of its row of the engine's outputs, which is finite."""
 
     def scores(self, outputs: Outputs) -> NDArray[np.float32]:
         """What `agree` compares, one row an image, as wide as the outputs: probabilities, for example."""
@@ -152,9 +195,14 @@ class Task(Protocol):
         """
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
-        """How the golden images did, all of `golden_kind`, each by its row of `outputs`."""
+        """How the golden images did, all of `golden_kind`, each by its row of `outputs` and its size."""
 
     def golden(self, answer: Any) -> dict[str, Any]:
         """The fields of a `Golden` that states this answer."""
@@ -205,3 +253,20 @@ def finite_or_infinite(differences: NDArray[np.floating[Any]]) -> NDArray[np.flo
     """`differences` as float32, with infinity in place of what is not a number."""
     found: NDArray[np.float32] = np.nan_to_num(differences, nan=np.inf, posinf=np.inf).astype(np.float32)
     return found
+
+
+def number(
+    query: Mapping[str, str], name: str, least: float, most: float, *, whole: bool = False
+) -> float | None:
+    """The number that `query` has under `name`, or None; ValueError where it is not within the bounds."""
+    if name not in query:
+        return None
+    try:
+        value = int(query[name]) if whole else float(query[name])
+    except ValueError:
+        value = float("nan")
+    if len(query[name]) > 32 or not least <= value <= most:
+        kind = "an integer" if whole else "a number"
+        bounds = f"{least:g} or greater" if whole else f"from {least:g} to {most:g}"
+        raise ValueError(f"`{name}` must be {kind}, {bounds}")
+    return value

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, JsonValue
 
 from pthserve.files.golden import Golden
-from pthserve.tasks.base import Comparison, GoldenResult, Outputs, Row, Target, TensorForm
+from pthserve.tasks.base import Comparison, GoldenResult, Outputs, Row, Size, Target, TensorForm
 from pthserve.tasks.classification import (
     Classification,
     ClassificationAnswer,
@@ -99,7 +99,7 @@ class BinaryTask(ClassificationTask):
         """That it has two classes; see `Task`."""
         return "has 2 classes"
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Binary:
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Binary:
         """The class of one image; see `Task`."""
         return Binary(output, _both(output), labels, self.threshold)
 
@@ -112,7 +112,12 @@ class BinaryTask(ClassificationTask):
         return MultiLabelTask(self.threshold).agree(scores, reference, margin)
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """As classification; see `Task`."""
         both = map(_both, outputs)

@@ -1,6 +1,7 @@
 """Choice: which task a model has, by what its card states and what its outputs tell."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pthserve.certainty import Inferred, Origin
@@ -9,6 +10,7 @@ from pthserve.files.stated_task import Hint, NamedOutput, StatedTask, TaskName
 from pthserve.tasks.base import Task
 from pthserve.tasks.binary import BinaryTask
 from pthserve.tasks.classification import CLASSIFICATION, ClassificationTask
+from pthserve.tasks.detection import DetectionTask
 from pthserve.tasks.embedding import EmbeddingTask
 from pthserve.tasks.multilabel import THRESHOLD, MultiLabelTask
 from pthserve.tasks.regression import RegressionTask
@@ -19,17 +21,25 @@ TaskType = (
     | type[BinaryTask]
     | type[RegressionTask]
     | type[EmbeddingTask]
+    | type[DetectionTask]
 )
 
 TASKS: Mapping[str, TaskType] = {
     task.name: task
-    for task in (ClassificationTask, MultiLabelTask, BinaryTask, RegressionTask, EmbeddingTask)
+    for task in (
+        ClassificationTask,
+        MultiLabelTask,
+        BinaryTask,
+        RegressionTask,
+        EmbeddingTask,
+        DetectionTask,
+    )
 }
 """By name."""
 
 
 def choose(
-    stated: StatedTask, outputs: int, hint: Hint | None = None, doubt: str = ""
+    stated: StatedTask, outputs: int, hint: Hint | None = None, doubt: str = "", own: Task | None = None
 ) -> tuple[Task, Inferred]:
     """The task of a model, and what that rests on.
 
@@ -38,11 +48,14 @@ def choose(
         outputs: how many numbers the model gives for an image.
         hint: what its file tells.
         doubt: why it may have another task than classification, where nothing tells.
+        own: the only task that its architecture has, where it has only one.
 
     Raises:
         CardError: it has to be stated, or what is stated does not fit the outputs.
     """
     name = stated.name or stated.implied
+    if own is not None:
+        return _own(own, stated)
     if hint is not None and hint.task == "embedding" and name != "embedding":
         raise CardError(
             f"{hint.reason}: it gives {outputs} features and no classes. Save the model with its head, or "
@@ -67,6 +80,19 @@ def choose(
     return task, Inferred("task", value, Origin.DEFAULT, "task: multilabel")
 
 
+def _own(own: Task, stated: StatedTask) -> tuple[Task, Inferred]:
+    """The task of an architecture that has only one, with the parameters that are stated."""
+    if stated.name not in (None, own.name):
+        raise CardError(
+            f"the task is {stated.name}, and this model's is {own.name}; state `task: {own.name}`, or leave "
+            "it out"
+        )
+    if isinstance(own, DetectionTask) and stated.threshold is not None:
+        own = replace(own, threshold=stated.threshold)
+    origin = Origin.FILE if stated.name is None else Origin.CARD
+    return own, Inferred("task", own.name, origin)
+
+
 def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
     """The task called `name`, with the parameters that `stated` has for it; raises CardError."""
     match name:
@@ -86,6 +112,8 @@ def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
             return RegressionTask(named)
         case "embedding":
             return EmbeddingTask(outputs, stated.normalize)
+        case "detection":
+            raise CardError("the task detection needs a model that gives boxes, and this one gives numbers")
     if outputs < 2:
         raise CardError(
             "the task classification needs at least two outputs, but the model has one; state `task: binary` "

@@ -16,6 +16,7 @@ from pthserve.tasks.base import (
     LabelPerOutput,
     Outputs,
     Row,
+    Size,
     Target,
     TensorForm,
     TensorValues,
@@ -106,6 +107,7 @@ class ClassificationTask(LabelPerOutput):
     answer_model: type[BaseModel] = ClassificationAnswer
     golden_kind = "class"
     explains = True
+    has_classes = True
 
     def parameters(self) -> dict[str, Any]:
         """None; see `Task`."""
@@ -115,7 +117,9 @@ class ClassificationTask(LabelPerOutput):
         """How many classes; see `Task`."""
         return f"has {len(labels)} classes"
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
+    def answer(
+        self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)
+    ) -> Classification:
         """The classes of one image; see `Task`."""
         return Classification(output, softmax(output), labels)
 
@@ -137,7 +141,12 @@ class ClassificationTask(LabelPerOutput):
         return Comparison(differences, same, clear, same | ~clear)
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """Whether the images are given their classes, with the probabilities that are known; see `Task`."""
         return [

@@ -14,6 +14,7 @@ from pthserve.tasks.base import (
     GoldenResult,
     Outputs,
     Row,
+    Size,
     Target,
     TensorForm,
     TensorValues,
@@ -67,6 +68,7 @@ class EmbeddingTask:
     answer_model = EmbeddingAnswer
     golden_kind = "vector"
     explains = False
+    has_classes = False
 
     def parameters(self) -> dict[str, Any]:
         """Dimensions, and whether vectors are normalised; see `Task`."""
@@ -86,7 +88,7 @@ class EmbeddingTask:
         """The kind of vectors; see `Task`."""
         return f"returns {'normalised ' if self.normalize else ''}vectors of {self.dimensions} numbers"
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Embedding:
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Embedding:
         """The vector of one image; see `Task`."""
         return Embedding(self.scores(output))
 
@@ -103,7 +105,12 @@ class EmbeddingTask:
         return Comparison(finite_or_infinite(np.array([result.difference for result in results])))
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """Whether the images are given their vectors; see `Task`."""
         results = []

@@ -16,6 +16,7 @@ from pthserve.tasks.base import (
     LabelPerOutput,
     Outputs,
     Row,
+    Size,
     Target,
     TensorForm,
     TensorValues,
@@ -116,6 +117,7 @@ class MultiLabelTask(LabelPerOutput):
     answer_model = MultiLabelAnswer
     golden_kind = "labels"
     explains = True
+    has_classes = True
 
     def parameters(self) -> dict[str, Any]:
         """The threshold; see `Task`."""
@@ -125,7 +127,7 @@ class MultiLabelTask(LabelPerOutput):
         """How many labels; see `Task`."""
         return f"has {len(labels)} labels"
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> MultiLabel:
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> MultiLabel:
         """The labels of one image; see `Task`."""
         return MultiLabel(output, sigmoid(output), labels, self.threshold)
 
@@ -147,7 +149,12 @@ class MultiLabelTask(LabelPerOutput):
         return Comparison(differences, numbers & ~changed.any(-1), clear.any(-1), kept)
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """Whether the images are given their labels, with the probabilities that are known; see `Task`.
 

@@ -16,6 +16,7 @@ from pthserve.tasks.base import (
     GoldenResult,
     Outputs,
     Row,
+    Size,
     Target,
     TensorForm,
     TensorValues,
@@ -79,6 +80,7 @@ class RegressionTask:
     answer_model = RegressionAnswer
     golden_kind = "values"
     explains = False
+    has_classes = False
 
     def parameters(self) -> dict[str, Any]:
         """The outputs; see `Task`."""
@@ -100,7 +102,7 @@ class RegressionTask:
         shown = ", ".join(f"{one.name} in {one.unit}" if one.unit else one.name for one in self.named)
         return f"predicts {shown}"
 
-    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...]) -> Regression:
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Regression:
         """The values of one image; see `Task`."""
         return Regression(output, self.named)
 
@@ -114,7 +116,12 @@ class RegressionTask:
         return Comparison(finite_or_infinite(apart.max(-1)))
 
     def check_golden(
-        self, outputs: Outputs, golden: Sequence[Golden], labels: tuple[str, ...], tolerance: float
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
         """Whether the values that are known are given, within `tolerance` of their scale; see `Task`."""
         count = len(self.named)

@@ -22,8 +22,9 @@ def zoos() -> Iterator[Zoo]:
     """Every zoo. The first that claims a source builds it."""
     yield from (Exported(), Own(), HuggingFace())
     from pthserve.zoos.indexed import Indexed
+    from pthserve.zoos.torchvision_detection import TorchvisionDetection
 
-    yield Indexed()
+    yield from (TorchvisionDetection(), Indexed())
 
 
 def build(

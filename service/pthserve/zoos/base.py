@@ -10,6 +10,7 @@ from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.files.stated_task import Hint
 from pthserve.images.spec import Spec
+from pthserve.tasks.base import Task
 from pthserve.zoos.layout import Shape, some
 
 if TYPE_CHECKING:  # an ONNX file is served without torch
@@ -90,7 +91,9 @@ class Architecture:
     choices: what was assumed of `module`, and might have been otherwise.
     graph: of an exported model that has no module. preprocessing: what `spec` rests on, where it is not the
     architecture's default alone: it counts as it is. labels: one a class, where a file beside the weights
-    names them. ends: the inputs and outputs of an exported model, in words.
+    names them. task: the only one that it has, where it has only one, as a detector. usual_labels: of the
+    library's own weights, where they have as many classes. ends: the inputs and outputs of an exported
+    model, in words.
     """
 
     name: str
@@ -109,6 +112,8 @@ class Architecture:
     graph: Any = None
     preprocessing: Inferred | None = None
     labels: tuple[str, ...] | None = None
+    task: Task | None = None
+    usual_labels: tuple[str, ...] | None = None
     ends: tuple[str, ...] = ()
 
 

@@ -34,5 +34,10 @@ function vector({ embedding }) {
   return { title: `${embedding.length} numbers`, note: `length ${number(Math.hypot(...embedding))}`, rows, field: '["embedding"]' };
 }
 
-const TASKS = { classification: classes, binary: classes, multilabel: labels, regression: values, embedding: vector };
+function objects({ detections, threshold }) {
+  const rows = detections.map(({ label, score }) => ({ label, text: percent(score), probability: score }));
+  return { title: `${rows.length} ${rows.length === 1 ? "object" : "objects"}`, note: `from ${percent(threshold)} on`, rows, field: '["detections"]' };
+}
+
+const TASKS = { classification: classes, binary: classes, multilabel: labels, regression: values, embedding: vector, detection: objects };
 export const told = (answer) => TASKS[answer.task ?? "classification"](answer);

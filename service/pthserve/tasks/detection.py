@@ -1,0 +1,289 @@
+"""Detection: the objects in an image, each with a box, a label and a score; masks and keypoints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pthserve.files.golden import Golden, GoldenBox
+from pthserve.metrics import count_labels
+from pthserve.tasks.base import (
+    Comparison,
+    GoldenResult,
+    Outputs,
+    Parameter,
+    Row,
+    Size,
+    Target,
+    TensorForm,
+    TensorValues,
+    finite_or_infinite,
+    number,
+)
+from pthserve.tasks.objects import NAME, DetectionAnswer, Detections, Table, closest
+
+THRESHOLD = 0.5
+"""The score from which on a detection is answered, unless the card or the request states another."""
+SAME = 0.5
+"""Two boxes are of one object from this intersection over union on; the least that COCO counts."""
+CLOSE = 0.9
+"""An engine's box agrees with the reference's from this intersection over union on."""
+FLOOR = 0.1
+"""Detections of a lower score are not compared: rounding decides which of them are suppressed."""
+BACKGROUND = "__background__"
+"""The label of class 0 in torchvision's detectors, which no detection has."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionTask:
+    """Objects, float32 (n, outputs): a table for each image; see `Task`.
+
+    threshold: the score from which on an object is answered, unless the request states another.
+    """
+
+    table: Table
+    threshold: float = THRESHOLD
+
+    name = NAME
+    answer_model = DetectionAnswer
+    golden_kind = "boxes"
+    explains = False
+    has_classes = True
+    query: tuple[Parameter, ...] = (
+        Parameter(
+            "threshold",
+            "the score from which on an object is listed",
+            {"type": "number", "minimum": 0, "maximum": 1, "default": THRESHOLD},
+        ),
+        Parameter("max", "the most objects to list, the surest first", {"type": "integer", "minimum": 1}),
+        Parameter(
+            "masks",
+            "`none` leaves the masks out; `rle` gives COCO's compressed run lengths",
+            {"type": "string", "enum": ["rle", "none"], "default": "rle"},
+        ),
+    )
+
+    def parameters(self) -> dict[str, Any]:
+        """The shape of the table, and the threshold; see `Task`."""
+        return {
+            **asdict(self.table),
+            "keypoint_names": list(self.table.keypoint_names),
+            "threshold": self.threshold,
+        }
+
+    def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
+        """One a class, of which there are `outputs`; of all but class 0, that is the background's."""
+        if stated is None:
+            return tuple(map(str, range(outputs)))
+        if len(stated) == outputs - 1:
+            return BACKGROUND, *stated
+        if len(stated) != outputs:
+            raise ValueError(
+                f"there are {len(stated)} labels, but the model has {outputs} classes, with class 0 for the "
+                f"background: state {outputs - 1} labels, or {outputs} with the background's first"
+            )
+        return stated
+
+    def outputs(self, labels: tuple[str, ...]) -> int:
+        """The numbers of the whole table; see `Task`."""
+        return self.table.outputs
+
+    def describe(self, labels: tuple[str, ...]) -> str:
+        """What it finds; see `Task`."""
+        kinds = [
+            "boxes",
+            *["masks"] * bool(self.table.mask),
+            *[f"{self.table.keypoints} keypoints"] * bool(self.table.keypoints),
+        ]
+        return f"finds objects of {len(labels)} classes, with {' and '.join(kinds)}"
+
+    def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Detections:
+        """The objects of one image; see `Task`."""
+        return self.table.read(output, labels, size, self.threshold)
+
+    def selection(self, query: Mapping[str, str]) -> Callable[[Detections], Detections]:
+        """The objects that a request asks for; see `Selects`."""
+        threshold = number(query, "threshold", 0, 1)
+        most = number(query, "max", 1, 10**9, whole=True)
+        masks = query.get("masks", "rle")
+        if masks not in ("rle", "none"):
+            raise ValueError("`masks` must be `rle` or `none`")
+        count = None if most is None else int(most)
+        return lambda answer: answer.at(threshold, count, masks=masks == "rle")
+
+    def scores(self, outputs: Outputs) -> NDArray[np.float32]:
+        """The tables themselves."""
+        return outputs
+
+    def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
+        """How the objects of each image differ from those of the reference; see `Task`.
+
+        Two objects match where they are of one class, with an intersection over union of at least CLOSE. The
+        difference of two that match is that of their scores, or of their masks where that is larger; of an
+        object above FLOOR that the other lacks, how far its score is above FLOOR. The decision is the same
+        where each object that is answered has a match; an object is clear where its score is at least half
+        of `margin` above the threshold.
+        """
+        rows = [self._compared(*each, margin) for each in zip(scores, reference, strict=True)]
+        differences, same, clear, kept = zip(*rows, strict=True)
+        return Comparison(
+            finite_or_infinite(np.array(differences)), np.array(same), np.array(clear), np.array(kept)
+        )
+
+    def _compared(
+        self, row: NDArray[np.float32], reference: NDArray[np.float32], margin: float
+    ) -> tuple[float, bool, bool, bool]:
+        """See `Comparison`, of one image: its difference, and whether it is the same, clear and kept."""
+        ours, theirs = (self.table.read(one, (), (1, 1)) for one in (row, reference))
+        sure = np.float32(self.threshold + margin / 2)
+        clear = bool((theirs.scores >= sure).any())
+        if not np.isfinite(row).all():
+            return np.inf, False, clear, not clear
+        worst, same, kept = 0.0, True, True
+        for these, those in ((theirs, ours), (ours, theirs)):
+            for index in np.flatnonzero(these.scores > FLOOR):
+                score = these.scores[index]
+                match, overlap = closest(those, these.boxes[index], int(these.class_indices[index]))
+                if match is not None and overlap >= CLOSE:
+                    worst = max(worst, self._difference(these, int(index), those, match))
+                    continue
+                worst = max(worst, float(score) - FLOOR)
+                same = same and score < self.threshold
+                kept = kept and not (these is theirs and score >= sure)
+        return worst, same, clear, kept
+
+    def _difference(self, these: Detections, index: int, those: Detections, match: int) -> float:
+        """By how much two objects differ: their scores, or the values of their masks on average."""
+        difference = abs(float(these.scores[index]) - float(those.scores[match]))
+        if these.small_masks is not None and those.small_masks is not None:
+            apart = np.abs(these.small_masks[index] - those.small_masks[match]).mean()
+            difference = max(difference, float(apart))
+        return difference
+
+    def check_golden(
+        self,
+        outputs: Outputs,
+        golden: Sequence[Golden],
+        labels: tuple[str, ...],
+        tolerance: float,
+        sizes: Sequence[Size] = (),
+    ) -> list[GoldenResult]:
+        """Whether the images have the objects that are known, and no others; see `Task`.
+
+        A known object is found by one of its class with an intersection over union of at least its `iou`,
+        and with its score where that is known. Objects within `tolerance` of the threshold may be there or
+        not.
+        """
+        return [
+            self._check(self.answer(row, labels, size), one, tolerance)
+            for row, one, size in zip(outputs, golden, sizes, strict=True)
+        ]
+
+    def _check(self, found: Detections, golden: Golden, tolerance: float) -> GoldenResult:
+        assert golden.boxes is not None
+        if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+            return GoldenResult(np.inf, "its outputs are not numbers")
+        possible = found.at(max(0.0, self.threshold - tolerance))
+        left, worst = set(range(len(possible))), 0.0
+        for one in golden.boxes:
+            wanted = one.class_index
+            if one.label is not None:
+                wanted = found.labels.index(one.label) if one.label in found.labels else None
+            if wanted is None or wanted >= len(found.labels):
+                unknown = wanted if one.label is None else repr(one.label)
+                return GoldenResult(worst, f"there is no class {unknown} among {len(found.labels)}")
+            name = found.labels[wanted]
+            match, overlap = closest(possible, np.array(one.box, np.float32), wanted, left)
+            if match is None or overlap < one.iou:
+                lacking = f"the closest overlaps it by {overlap:.2f}, less than {one.iou}"
+                return GoldenResult(worst, f"no {name} at {_shown(one.box)}: {lacking}")
+            left.discard(match)
+            if one.score is not None:
+                difference = abs(float(possible.scores[match]) - one.score)
+                worst = max(worst, difference)
+                if difference > tolerance:
+                    reason = f"the {name} at {_shown(one.box)} has the score {possible.scores[match]:.3f}, "
+                    return GoldenResult(worst, f"{reason}and not {one.score} ± {tolerance}")
+        for index in sorted(left):
+            if possible.scores[index] >= self.threshold + tolerance:
+                return GoldenResult(
+                    worst,
+                    f"a {possible.names[index]} at {_shown(possible.boxes[index])} that should not be "
+                    f"there, with the score {possible.scores[index]:.3f}",
+                )
+        return GoldenResult(worst)
+
+    def golden(self, answer: Detections) -> dict[str, Any]:
+        """The boxes, with classes and scores; see `Task`."""
+        return {
+            "boxes": tuple(
+                GoldenBox(int(index), tuple(round(float(side), 2) for side in box), round(float(score), 6))
+                for index, box, score in zip(answer.class_indices, answer.boxes, answer.scores, strict=True)
+            )
+        }
+
+    def same(self, answer: Detections, other: Detections) -> bool:
+        """Whether each has the objects of the other, at SAME; see `Task`."""
+        return len(answer) == len(other) and all(
+            closest(those, box, int(index))[1] >= SAME
+            for these, those in ((answer, other), (other, answer))
+            for box, index in zip(these.boxes, these.class_indices, strict=True)
+        )
+
+    def target(self, class_index: int) -> Target:
+        """None: a heat map explains one class of an image."""
+        raise NotImplementedError
+
+    def tensor_forms(self, classes: int) -> tuple[TensorForm, ...]:
+        """The objects of all images of a request, one after the other, and of which image each is."""
+        forms = [
+            TensorForm("boxes", "FP32", (-1, 4)),
+            TensorForm("scores", "FP32", (-1,)),
+            TensorForm("class_index", "INT64", (-1,)),
+            TensorForm("label", "BYTES", (-1,)),
+            TensorForm("image_index", "INT64", (-1,)),
+        ]
+        if self.table.keypoints:
+            forms.append(TensorForm("keypoints", "FP32", (-1, self.table.keypoints, 3)))
+        if self.table.mask:
+            forms.append(TensorForm("masks", "BYTES", (-1,)))
+        return tuple(forms)
+
+    def tensor(self, name: str, answers: Sequence[Detections]) -> TensorValues:
+        """One of `tensor_forms`; masks as COCO's compressed run lengths; see `Task`."""
+        match name:
+            case "label":
+                return [label.encode() for answer in answers for label in answer.names]
+            case "masks":
+                return [
+                    str(answer.runs(number).to_coco()["counts"]).encode()
+                    for answer in answers
+                    for number in range(len(answer))
+                ]
+            case "image_index":
+                return np.repeat(np.arange(len(answers)), [len(answer) for answer in answers])
+            case "class_index":
+                return np.concatenate([answer.class_indices for answer in answers])
+            case "keypoints":
+                return np.concatenate(
+                    [answer.keypoints for answer in answers if answer.keypoints is not None]
+                )
+        return np.concatenate([answer.scores if name == "scores" else answer.boxes for answer in answers])
+
+    def count(self, answer: Detections) -> None:
+        """Count the objects by label, and the largest score."""
+        count_labels(answer.names, float(answer.scores.max(initial=0)))
+
+    @staticmethod
+    def rows(answer: Mapping[str, Any]) -> list[Row]:
+        """The objects, with their boxes; see `Task`."""
+        return [
+            Row(one["label"], f"{100 * one['score']:.1f} %  {_shown(one['box'])}", one["score"])
+            for one in answer["detections"]
+        ] or [Row("nothing", f"no object with a score of {answer['threshold']:g} or more")]
+
+
+def _shown(box: Sequence[float] | NDArray[np.float32]) -> str:
+    return " ".join(f"{float(side):.0f}" for side in box)

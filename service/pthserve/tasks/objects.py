@@ -1,0 +1,262 @@
+"""Objects: what a detector finds in one image, and the row of numbers that it is read from."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from pthserve.tasks.base import Size
+from pthserve.tasks.drawing import Shape, draw
+from pthserve.tasks.masks import Runs, pasted
+
+NAME = "detection"
+"""Of the task."""
+
+_BOX, _SCORE, _CLASS, _REST = slice(0, 4), 4, 5, 6
+
+_EXAMPLE: dict[str, JsonValue] = {
+    "task": NAME,
+    "detections": [
+        {"label": "cat", "class_index": 17, "score": 0.98, "box": [12.5, 30.0, 310.25, 402.0]},
+    ],
+    "size": [480, 640],
+    "threshold": 0.5,
+}
+
+
+class Keypoint(BaseModel):
+    """A keypoint of an object."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    name: str | None = Field(None, description="where the model's keypoints have names")
+    x: float
+    y: float
+    score: float = Field(description="the larger, the surer; not a probability")
+
+
+class Mask(BaseModel):
+    """The pixels of an object, as COCO's compressed run lengths."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    size: list[int] = Field(description="height and width of the image")
+    counts: str = Field(description="run lengths, as `pycocotools.mask.decode` reads them")
+
+
+class DetectedObject(BaseModel):
+    """An object in the image."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    label: str
+    class_index: int
+    score: float = Field(description="how sure the model is, 0 to 1")
+    box: list[float] = Field(description="left, top, right and bottom, in pixels of the image as sent")
+    keypoints: list[Keypoint] | None = Field(None, description="where the model has them")
+    mask: Mask | None = Field(
+        None, description="where the model has masks, unless `masks=none` was asked for"
+    )
+
+
+class DetectionAnswer(BaseModel):
+    """The objects in an image, as JSON."""
+
+    model_config = ConfigDict(defer_build=True, json_schema_extra={"examples": [_EXAMPLE]})
+
+    task: str = Field(description="detection")
+    detections: list[DetectedObject] = Field(description="the objects, the surest first")
+    size: list[int] = Field(description="height and width of the image, in pixels")
+    threshold: float = Field(description="the score from which on an object is listed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """The objects in one image, the surest first.
+
+    boxes: float32 (n, 4), left, top, right, bottom in pixels of the image as sent. scores: float32 (n,), 0 to
+    1. class_indices: int64 (n,). keypoints: float32 (n, keypoints, 3), x, y and score; small_masks: float32
+    (n, side, side), 0 to 1, spread over the boxes; None where the model has none. labels: one a class.
+    size: (width, height) of the image. threshold: the least score of these. table: what they were read from.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_indices: NDArray[np.int64]
+    keypoints: NDArray[np.float32] | None
+    labels: tuple[str, ...]
+    size: Size
+    threshold: float
+    table: "Table" = field(repr=False)
+    small_masks: NDArray[np.float32] | None = field(repr=False)
+    _row: NDArray[np.float32] = field(repr=False)
+    _with_masks: bool = field(default=True, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """The label of each object."""
+        return [self.labels[index] for index in self.class_indices]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks."""
+        return self.small_masks is not None and self._with_masks
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """The pixels of object `number`, counted from 0: bool (height, width)."""
+        return self.runs(number).to_array()
+
+    def runs(self, number: int, size: Size | None = None) -> Runs:
+        """The pixels of object `number` as runs; in an image of another `size`, scaled to that."""
+        assert self.small_masks is not None
+        size = size or self.size
+        scale = np.array(size, np.float32) / np.array(self.size, np.float32)
+        box = self.boxes[number] * np.tile(scale, 2) if size != self.size else self.boxes[number]
+        return pasted(self.small_masks[number], box, size)
+
+    def at(
+        self, threshold: float | None = None, most: int | None = None, *, masks: bool = True
+    ) -> "Detections":
+        """The objects of this image from another threshold on, at most so many of them.
+
+        Args:
+            threshold: None leaves it. The model itself gives no objects below a score of its own.
+            most: None for any number.
+            masks: False leaves masks out.
+        """
+        least = self.threshold if threshold is None else threshold
+        return self.table.read(self._row, self.labels, self.size, least, most, masks=masks)
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The objects drawn over the image, which may be scaled; see `Drawn`."""
+        scale = (np.array(image.size) / np.array(self.size)).astype(np.float32)
+        return draw(image, [self._shape(number, scale, image.size) for number in range(len(self))])
+
+    def _shape(self, number: int, scale: NDArray[np.float32], size: Size) -> Shape:
+        return Shape(
+            int(self.class_indices[number]),
+            tuple((self.boxes[number] * np.tile(scale, 2)).tolist()),
+            f"{self.names[number]} {100 * self.scores[number]:.0f} %",
+            () if self.keypoints is None else (self.keypoints[number, :, :2] * scale).tolist(),
+            partial(self.runs, number, size) if self.has_masks else None,
+        )
+
+    def to_dict(self, top: int) -> dict[str, Any]:
+        """The fields of `DetectionAnswer`; see `Answer`."""
+        return {
+            "task": NAME,
+            "detections": [self._object(number) for number in range(len(self))],
+            "size": list(self.size[::-1]),
+            "threshold": self.threshold,
+        }
+
+    def _object(self, number: int) -> dict[str, Any]:
+        values = {
+            "label": self.labels[self.class_indices[number]],
+            "class_index": int(self.class_indices[number]),
+            "score": float(self.scores[number]),
+            "box": self.boxes[number].tolist(),
+        }
+        if self.keypoints is not None:
+            names = self.table.keypoint_names
+            values["keypoints"] = [
+                {**({"name": names[place]} if names else {}), "x": x, "y": y, "score": score}
+                for place, (x, y, score) in enumerate(self.keypoints[number].tolist())
+            ]
+        if self.has_masks:
+            values["mask"] = self.runs(number).to_coco()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What an engine gives for an image: so many detections, best first and filled up with zeros.
+
+    Each has its box, in shares of the image's width and height, its score, the index of its class, and then,
+    where the model has them, its keypoints (x and y in shares, and a score) and its mask.
+
+    most: detections. mask: side of the masks, 0 where there are none. keypoints: of each object;
+    keypoint_names: of these, where they have names.
+    """
+
+    most: int
+    mask: int = 0
+    keypoints: int = 0
+    keypoint_names: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """Numbers of each detection."""
+        return _REST + 3 * self.keypoints + self.mask**2
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of an image."""
+        return self.most * self.columns
+
+    def read(
+        self,
+        row: NDArray[np.float32],
+        labels: tuple[str, ...],
+        size: Size,
+        threshold: float = 0.0,
+        most: int | None = None,
+        *,
+        masks: bool = True,
+    ) -> Detections:
+        """The objects in a row, float32 (outputs,), with a score of `threshold` or more, at most so many.
+
+        Args:
+            labels: one a class.
+            size: (width, height) of the image as sent.
+            masks: whether the answer shows masks.
+        """
+        table = row.reshape(self.most, self.columns)
+        table = table[(table[:, _SCORE] >= threshold) & (table[:, _SCORE] > 0)][:most]
+        scale = np.array(size, np.float32)
+        points = None
+        if self.keypoints:
+            points = table[:, _REST : _REST + 3 * self.keypoints].reshape(-1, self.keypoints, 3).copy()
+            points[..., :2] *= scale
+        small = table[:, -(self.mask**2) :].reshape(-1, self.mask, self.mask) if self.mask else None
+        return Detections(
+            boxes=table[:, _BOX] * np.tile(scale, 2),
+            scores=table[:, _SCORE].copy(),
+            class_indices=table[:, _CLASS].astype(np.int64),
+            keypoints=points,
+            labels=labels,
+            size=size,
+            threshold=threshold,
+            table=self,
+            small_masks=small,
+            _row=row,
+            _with_masks=masks,
+        )
+
+
+def intersections(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The intersection over union of each of `boxes`, float32 (n, 4), with `box`: float32 (n,)."""
+    corner = np.maximum(boxes[:, :2], box[:2])
+    common = np.prod(np.maximum(np.minimum(boxes[:, 2:], box[2:]) - corner, 0), 1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1) + np.prod(box[2:] - box[:2]) - common
+    shares: NDArray[np.float32] = np.divide(common, areas, out=np.zeros_like(common), where=areas > 0)
+    return shares
+
+
+def closest(
+    found: Detections, box: NDArray[np.float32], class_index: int, among: set[int] | None = None
+) -> tuple[int | None, float]:
+    """The object of a class whose box overlaps `box` most, and by how much; of equals the surest."""
+    overlaps = np.where(found.class_indices == class_index, intersections(found.boxes, box), -1)
+    if among is not None:
+        overlaps[[index for index in range(len(overlaps)) if index not in among]] = -1
+    if not len(overlaps) or overlaps.max() < 0:
+        return None, 0.0
+    return int(overlaps.argmax()), float(overlaps.max())
