@@ -15,9 +15,9 @@ from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
 
-from .timm_modules import PHOTOS, answers, draw, made
+from .timm_modules import LARGE, PHOTOS, SMALL, answers, draw, made
 
-FEW, ALL = 12, 80
+FEW, ALL = 6, 80
 """How many architectures are drawn for the slow test, and for the long one."""
 WITHIN = 1e-4
 """Most by which an output may differ, as a share of the largest one, and a probability."""
@@ -52,10 +52,10 @@ def compared(name: str, folder: Path) -> tuple[float, float]:
         return bare, difference(model, expected)
 
 
-def check(count: int, folder: Path, part: int = 1, parts: int = 1) -> None:
+def check(count: int, largest: float, folder: Path, part: int = 1, parts: int = 1) -> None:
     """Draw architectures, and compare those of a part of them, the one after the other."""
     seed = int(os.environ.get("PTHSERVE_TIMM_SEED", random.randrange(10**6)))
-    drawn = draw(seed, count)[part - 1 :: parts]
+    drawn = draw(seed, count, largest)[part - 1 :: parts]
     print(f"PTHSERVE_TIMM_SEED={seed}: {len(drawn)} architectures")
     wrong, largest = {}, [0.0, 0.0]
     for name in drawn:
@@ -76,7 +76,7 @@ def check(count: int, folder: Path, part: int = 1, parts: int = 1) -> None:
 @pytest.mark.slow
 def test_architectures_that_are_drawn_answer_as_timms_own_bare_and_packed(tmp_path: Path) -> None:
     """PTHSERVE_TIMM_SEED draws the same again."""
-    check(FEW, tmp_path)
+    check(FEW, SMALL, tmp_path)
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_architectures_that_are_drawn_answer_as_timms_own_bare_and_packed(tmp_pa
 def test_architectures_of_all_families_answer_as_timms_own_bare_and_packed(tmp_path: Path) -> None:
     """PTHSERVE_TIMM_PART=1/8 runs a part of them."""
     part, parts = map(int, os.environ.get("PTHSERVE_TIMM_PART", "1/1").split("/"))
-    check(ALL, tmp_path, part, parts)
+    check(ALL, LARGE, tmp_path, part, parts)
 
 
 @pytest.mark.slow
