@@ -1,4 +1,4 @@
-"""The fields of `model.yaml`, and what each means. The table is docs/card.md."""
+"""Card fields: the fields of `model.yaml` with their meaning; docs/card.md has the table."""
 
 from typing import Annotated, Any, Self
 
@@ -87,7 +87,7 @@ class Preprocessing(_Fields):
         return self
 
     def spec(self) -> Spec:
-        """The same as a Spec; `assumed` where the sizes are left out."""
+        """Return the same as a Spec; `assumed` if the sizes are left out."""
         values = self.model_dump()
         if isinstance(self.crop, int):
             values["crop"] = (self.crop, self.crop)
@@ -294,19 +294,19 @@ class Fields(_Fields):
         if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
             raise ValueError(f"`outputs` has the name {quoted(repr(twice))} twice")
         if len(self._implied()) > 1 and self.task is None:
-            told = " and ".join(f"`{field}`" for field in self._implied().values())
-            raise ValueError(f"{told} are of different tasks; state the `task`")
+            fields = " and ".join(f"`{field}`" for field in self._implied().values())
+            raise ValueError(f"{fields} are of different tasks; state the `task`")
         return self
 
     def _implied(self) -> dict[TaskName, str]:
-        """The tasks that parameters and golden images tell, and by which field."""
-        told = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
+        """Return the tasks that parameters and golden images imply, each with the field that implies it."""
+        implied = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
         for number, image in enumerate(self.golden):
-            told.setdefault(KINDS[image.kind], f"golden[{number}]")
-        return told
+            implied.setdefault(KINDS[image.kind], f"golden[{number}]")
+        return implied
 
     def stated_task(self) -> StatedTask:
-        """What is stated about the task."""
+        """Return what the card states about the task."""
         return StatedTask(
             name=self.task,
             implied=next(iter(self._implied()), None),
@@ -319,7 +319,7 @@ class Fields(_Fields):
 
 
 def preprocessing_fields(spec: Spec) -> dict[str, Any]:
-    """`spec` as the fields of `preprocessing`, all of them, ready for YAML."""
+    """Return `spec` as the fields of `preprocessing`, as plain values for YAML."""
     values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
     height, width = spec.crop
     values["crop"] = None if spec.whole else height if height == width else spec.crop
