@@ -52,10 +52,10 @@ def compared(name: str, folder: Path) -> tuple[float, float]:
         return bare, difference(model, expected)
 
 
-def check(count: int, largest: float, folder: Path, part: int = 1, parts: int = 1) -> None:
+def check(count: int, most: float, folder: Path, part: int = 1, parts: int = 1) -> None:
     """Draw architectures, and compare those of a part of them, the one after the other."""
     seed = int(os.environ.get("PTHSERVE_TIMM_SEED", random.randrange(10**6)))
-    drawn = draw(seed, count, largest)[part - 1 :: parts]
+    drawn = draw(seed, count, most)[part - 1 :: parts]
     print(f"PTHSERVE_TIMM_SEED={seed}: {len(drawn)} architectures")
     wrong, largest = {}, [0.0, 0.0]
     for name in drawn:

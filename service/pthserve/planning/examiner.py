@@ -149,7 +149,9 @@ class Examiner:
         """Raise EngineError if OpenVINO at fp32 does not answer as PyTorch did."""
         proven = self._proven(openvino)
         if proven is not None and (refusal := proven.refusal(Rule(self.engines.options.tolerance))):
-            raise EngineError(f"openvino fp32: {refusal}")
+            raise EngineError(
+                f"OpenVINO at fp32 does not answer as PyTorch did when the model was packed: {refusal}"
+            )
 
     def _proven(self, engine: Engine) -> Evidence | None:
         """Return how an engine compares with PyTorch's answers in the pack."""
