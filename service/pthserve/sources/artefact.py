@@ -139,7 +139,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, refere
         return
     if not member.isreg():
         raise WeightsError(
-            f"{reference}: {quoted(member.name)!a} is a link or a device, which a model has none of"
+            f"{reference}: {quoted(member.name)!a} is a link or a device, which a model must not contain"
         )
     target = folder / safe_name(member.name, reference)
     target.parent.mkdir(parents=True, exist_ok=True)
