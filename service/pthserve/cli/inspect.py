@@ -10,10 +10,7 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
-from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import AmbiguousArchitecture
-from pthserve.images.spec import Spec
-from pthserve.planning.agreement import Evidence
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -154,6 +151,10 @@ def _packed(folder: Path) -> dict[str, Any]:
 
 
 def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
+    from pthserve.engines.quantized_graph import Quantization
+    from pthserve.images.spec import Spec
+    from pthserve.planning.agreement import Evidence
+
     plan = found["plan"]
     return {
         "model": f"{quoted(found['name'])}, version {found['version']}",
@@ -175,6 +176,8 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
+    from pthserve.images.spec import Spec
+
     rows = {
         "model": f"{quoted(found['name'])}, version {found['version']}",
         "file": f"{quoted(found['weights'])}, {found['bytes']:,} bytes, {found['format']}"

@@ -67,6 +67,12 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
         raise
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of the regular file at `path`, as 64 hexadecimal digits; raises OSError."""
+    with open_regular(path) as file:
+        return hash_rest(file)[0]
+
+
 def hash_rest(
     file: io.BufferedReader,
     use: Callable[[memoryview], object] | None = None,

@@ -80,7 +80,7 @@ class Resize:
         await self._predictor.warm_up(resized)
         self._predictor.adopt(resized, self._predictor.golden)
         log.info(
-            "the engine was rebuilt: it had %d threads and has %d now",
+            "the engine was rebuilt: the number of threads was %d and is %d now",
             model.forward.threads,
             resized.forward.threads,
             extra={"fields": {"cpus": cpus, "seconds": time.perf_counter() - began}},

@@ -22,12 +22,13 @@ from pathlib import Path, PurePosixPath
 
 from pthserve.addresses import shown
 from pthserve.errors import WeightsError
+from pthserve.files import regular_files
+from pthserve.files.private_folder import private
 from pthserve.options import ModelOptions, user_cache
 from pthserve.sources import signatures
 from pthserve.sources.reference import STORES, Reference, parse, safe_name
 from pthserve.sources.signatures import SIGNATURE
 from pthserve.sources.transfer import (
-    BLOCK,
     MAX_FILES,
     Listing,
     Progress,
@@ -65,6 +66,8 @@ def fetched(
         return Path(source)
     folder = _folder(source, options)
     try:
+        if options.require_signature is not None:
+            _check_private(folder, source)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             store = _Store(folder, reference.name if reference else Path(source).resolve().name)
@@ -90,6 +93,16 @@ def _folder(source: str, options: ModelOptions) -> Path:
         raise WeightsError("this user has no home folder to download to; set --cache-dir")
     name = source if parse(source) else str(Path(source).absolute())
     return cache / "downloads" / hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _check_private(folder: Path, source: str) -> None:
+    """Raise WeightsError if another user could change in `folder` what has been verified."""
+    for one in (folder.parent, folder):
+        if (trouble := private(one)) is not None:
+            raise WeightsError(
+                f"{shown(source)}: its signature would not protect it in {one}: {trouble}; or name another "
+                "folder with --cache-dir"
+            )
 
 
 @contextlib.contextmanager
@@ -338,12 +351,8 @@ def _copied(source: Path, store: _Store, options: ModelOptions) -> Path:
 
 def _copy(original: Path, target: Path, room: int) -> Received:
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with original.open("rb") as content, target.open("wb") as output:
-        while block := content.read(BLOCK):
-            size += len(block)
-            if size > room:
-                raise WeightsError(f"{original}: more bytes than --max-download")
-            digest.update(block)
-            output.write(block)
-    return Received(digest.hexdigest(), size, None)
+    with regular_files.open_regular(original) as content, target.open("wb") as output:
+        digest, size = regular_files.hash_rest(content, output.write, limit=room)
+    if size > room:
+        raise WeightsError(f"{original}: more bytes than --max-download")
+    return Received(digest, size, None)
