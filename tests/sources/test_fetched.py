@@ -186,7 +186,7 @@ def test_a_damaged_record_is_as_none(record: bytes, server: FileServer, options:
 
 
 def test_without_tls_another_machine_needs_a_digest(options: ModelOptions) -> None:
-    with pytest.raises(WeightsError, match="without TLS anybody on the way can change the file"):
+    with pytest.raises(WeightsError, match="without TLS, the file can be changed in transit"):
         fetched("http://models.example/a.pth", options)
 
 

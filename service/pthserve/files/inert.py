@@ -57,10 +57,8 @@ class Object:
 
     Attributes:
         name: The dotted name of the class or function.
-        args: The arguments.
         state: The state of the object, usually its attributes.
-        items: The items that would have been set, as in a dict.
-        elements: The elements that would have been appended, as to a list.
+        items, elements: The items or elements that would have been added, as in a dict or a list.
     """
 
     name: str
@@ -75,10 +73,9 @@ class Pickle:
     """The content of a pickle.
 
     Attributes:
-        value: A value of None, bool, int, float, str, bytes, list, tuple, dict, Global, Reference and Object;
-            a set is a list. Lists, dicts and objects may contain themselves, and may be nested very deeply.
+        value: Made of None, bool, int, float, str, bytes, list, tuple, dict, Global, Reference and Object; a
+            set is a list. Lists, dicts and objects may contain themselves, and may be nested very deeply.
         end: The index after the pickle.
-        references: All references, in order.
     """
 
     value: Any

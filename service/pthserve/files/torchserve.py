@@ -187,7 +187,7 @@ class Archive:
             raise WeightsError(f"{self._path}: {LABELS}: {error}") from error
         count = max(names) + 1
         if count > 2 * len(names):
-            raise WeightsError(f"{self._path}: {LABELS}: names less than half of the classes")
+            raise WeightsError(f"{self._path}: {LABELS}: names fewer than half of the classes")
         missing = tuple(index for index in range(count) if index not in names)
         return tuple(names.get(index, str(index)) for index in range(count)), missing
 

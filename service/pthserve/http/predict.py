@@ -114,7 +114,7 @@ async def _picture(
     answer = prediction.answer
     if len(sent.files) != 1 or not isinstance(answer, Drawn):
         raise MalformedRequest(
-            "a picture is given of one image, and of answers with a place in it; accept application/json"
+            "a PNG response needs exactly one image and a model that detects objects; accept application/json"
         )
     width, height = answer.size
     scale = min(1.0, DRAWN / max(width, height))

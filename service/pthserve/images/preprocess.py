@@ -75,11 +75,9 @@ def blank(spec: Spec, count: int) -> Prepared:
 
 
 def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Prepared:
-    """Decode, resize and crop an image; see `Prepared`.
+    """Decode, resize and crop the image file `data`; see `Prepared`.
 
     Args:
-        data: The image file.
-        decode: See the module.
         max_pixels: Maximum number of pixels, before and after resizing.
 
     Raises:
@@ -160,13 +158,9 @@ def whole(data: bytes, spec: Spec, *, max_pixels: int) -> Image.Image:
 
 
 def normalise(images: Pixels, spec: Spec) -> NDArray[np.float32]:
-    """Normalise images as torchvision's ToTensor and Normalize.
+    """Normalise `images`, uint8 (n, height, width, channels), as torchvision's ToTensor and Normalize.
 
-    Args:
-        images: uint8 (n, height, width, channels).
-
-    Returns:
-        float32 (n, channels, height, width).
+    Returns float32 (n, channels, height, width).
     """
     values = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     values /= np.float32(255)
@@ -222,8 +216,7 @@ def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixel
 
 
 def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: bool, max_pixels: int) -> int:
-    """Return the maximum memory of `_cut` in bytes, including its input, which may be turned if `spec` states
-    it.
+    """Return the maximum memory of `_cut` in bytes, including its input.
 
     Args:
         size: (width, height) at full scale.
@@ -279,8 +272,7 @@ class _Axis(NamedTuple):
 
 
 def _axis(start: float, end: float, resized: int, crop: int, rounding: CropRounding, cut: bool) -> _Axis:
-    """Return how to resize the decoded pixels from `start` to `end` to `resized` pixels and crop them to
-    `crop`.
+    """Return how to resize the pixels from `start` to `end` to `resized` pixels and crop them to `crop`.
 
     Args:
         cut: Whether to resize only the part that the crop needs.
@@ -293,8 +285,7 @@ def _axis(start: float, end: float, resized: int, crop: int, rounding: CropRound
 
 
 def _exact_cuts(size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int]) -> tuple[bool, bool]:
-    """Return for each direction (across, down) whether resizing only the part for the crop gives the same
-    result.
+    """Return whether resizing only the part for the crop gives the same result, (across, down).
 
     Pillow converts the edges to float32: they must be exact, as they are along the shorter side for a resize
     to 256. And the order of Pillow's two passes must stay the same, since the first one rounds its result.
@@ -307,10 +298,7 @@ def _exact_cuts(size: tuple[int, int], resized: tuple[int, int], crop: tuple[int
 
 
 def _vertical_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
-    """Return whether Pillow 13 starts with the vertical pass; older versions never do.
-
-    Both arguments are (width, height).
-    """
+    """Return whether Pillow 13, from (width, height) to another, starts vertically; older ones never do."""
     shrunk = size[1] - resized[1]
     return shrunk > 0 and shrunk > 2 * (size[0] - resized[0])
 
@@ -368,12 +356,7 @@ def fractional(pixels: Pixels, spec: Spec) -> NDArray[np.float32]:
 
     They normalise first, and then resize with `torch.nn.functional.interpolate(mode="bilinear")`: from 2 x 2
     pixels per point, with coordinates in float32. The part of a crop outside the image is 0.
-
-    Args:
-        pixels: uint8 (height, width, channels).
-
-    Returns:
-        float32 (channels, height, width).
+    `pixels` are uint8 (height, width, channels), the result float32 (channels, height, width).
     """
     height, width, channels = pixels.shape
     resized = spec.resized(width, height)

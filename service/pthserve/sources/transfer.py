@@ -1,4 +1,4 @@
-"""Transfer: one file from a source to the disk, resumed after a break, checked before it gets its name."""
+"""Transfer: download one file, resume it after interruptions, and check it before it gets its name."""
 
 import os
 import random
