@@ -22,7 +22,7 @@ RUN if ! python3 -c 'import ensurepip' 2>/dev/null || ! command -v strip >/dev/n
       apt-get update -q && apt-get install -yq --no-install-recommends binutils python3-venv; \
     fi
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/pthserve
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_COMPILE=1 PYTHONHASHSEED=0
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONHASHSEED=0
 WORKDIR /src
 
 # The package, as it lies on top of its libraries.
@@ -34,8 +34,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY weights/imagenet weights/imagenet
 RUN /build/bin/pip wheel -q --no-deps --no-build-isolation -w /wheels . && \
-    /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --prefix /own /wheels/*.whl && \
-    python3 -m compileall -q --invalidation-mode unchecked-hash -s /own -p /opt/pthserve /own
+    /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --no-compile --prefix /own /wheels/*.whl && \
+    python3 -m compileall -qf --invalidation-mode unchecked-hash -s /own -p /opt/pthserve /own
 
 # The demo's folder, with its weights.
 FROM build AS demo
@@ -92,7 +92,7 @@ FROM build AS slim-libraries
 COPY requirements-slim.lock /opt/pthserve/
 RUN --mount=type=cache,target=/root/.cache/pip \
     cd /opt/pthserve && \
-    /build/bin/pip --python bin/python install -q --no-deps --require-hashes -r requirements-slim.lock && \
+    /build/bin/pip --python bin/python install -q --no-deps --no-compile --require-hashes -r requirements-slim.lock && \
     rm bin/[Aa]ctivate* && cd lib/python3*/site-packages && \
     find . -type d \( -name tests -o -name include \) -prune -exec rm -r {} + && \
     find . \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.a' \) -delete && \
@@ -102,10 +102,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     find libs -name '*_plugin.so' ! -name '*_cpu_plugin.so' -delete && \
     find libs -name '*_frontend.so.*' ! -name '*_ir_frontend.so.*' ! -name '*_onnx_frontend.so.*' -delete && \
     find /opt/pthserve -name '*.so*' -type f ! -path '*.libs/*' -exec strip --strip-unneeded {} + && \
-    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/pthserve/lib
+    python3 -m compileall -qf --invalidation-mode unchecked-hash /opt/pthserve/lib
 COPY scripts/image_root.py ./
 RUN python3 image_root.py /system /opt/pthserve && \
-    python3 -m compileall -q --invalidation-mode unchecked-hash -s /system -p / /system/usr/lib/python3*
+    python3 -m compileall -qf --invalidation-mode unchecked-hash -s /system -p / /system/usr/lib/python3*
 
 FROM full-libraries AS packed
 COPY --from=own /own /opt/pthserve

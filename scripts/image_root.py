@@ -92,7 +92,8 @@ def copy(path: Path, root: Path) -> list[Path]:
     if not place.is_symlink():
         return [place]
     leads = Path(os.path.normpath(place.parent / place.readlink()))
-    return [place, *(copy(leads, root) if leads.is_file() else [])]
+    certificate = leads.is_relative_to("/etc/ssl/certs")
+    return [place, *(copy(leads, root) if leads.is_file() and not certificate else [])]
 
 
 def packages(paths: Iterable[Path]) -> set[str]:
