@@ -61,6 +61,7 @@ def test_each_key_has_a_name_of_its_own_that_gives_nothing_away(file: Path) -> N
     assert keys.owner([b"wrong", b"alpha-key"]) == keys.owner([b"alpha-key"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "offered", [[], [b""], [b"alpha-ke"], [b"alpha-key2"], [b"ALPHA-KEY"], [b"# of the shop"], [b"\xff"]]
 )
@@ -267,6 +268,7 @@ def predict(service: httpx.Client, **headers: str) -> httpx.Response:
     return service.post("/predict", files={"image": png()}, headers=headers)
 
 
+@pytest.mark.slow
 def test_a_service_with_keys_answers_whoever_has_one_and_probes_and_pages_without(file: Path) -> None:
     with serving(api_keys=file) as service:
         for headers in (
@@ -308,6 +310,7 @@ def test_a_request_without_a_key_is_refused_before_its_body_comes(file: Path) ->
         assert read(connection).code == 401
 
 
+@pytest.mark.slow
 def test_a_key_that_is_added_or_taken_away_counts_without_a_restart(file: Path) -> None:
     with serving(api_keys=file) as service:
         assert predict(service.client, **{"X-API-Key": "gamma-key"}).status_code == 401
@@ -330,6 +333,7 @@ def test_each_key_has_its_rate_and_is_told_when_to_come_again(file: Path) -> Non
         assert service.client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_without_keys_each_address_has_its_rate() -> None:
     with serving(rate_limit="2/hour") as service:
 

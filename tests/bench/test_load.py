@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pthserve.bench.client import Pool, Target
 from pthserve.bench.load import Point, Round, measure
 
@@ -31,6 +33,7 @@ def test_a_closed_loop_has_no_more_requests_out_than_clients(
     assert result.throughput <= 3 / 0.02
 
 
+@pytest.mark.slow
 def test_an_open_loop_sends_at_its_rate_whatever_the_answers_do(service: Service) -> None:
     service.work = lambda _: time.sleep(0.2)
     result = bench(service, Point(rate=50), seconds=1.0, warm_up=0.0)
@@ -51,6 +54,7 @@ def test_in_an_open_loop_a_stall_is_seen_by_every_request_that_was_due_in_it(ser
     assert sum(latency > 0.25 for latency in result.latencies) >= 10
 
 
+@pytest.mark.slow
 def test_what_came_before_the_warm_up_was_over_does_not_count(service: Service) -> None:
     service.work = lambda number: time.sleep(0.3 if number == 0 else 0.01)
     result = bench(service, Point(clients=1), warm_up=0.5)

@@ -56,6 +56,7 @@ def test_a_dashboard_asks_for_its_source_then_namespace_release_and_pods(name: s
     assert [variable["type"] for variable in variables] == ["datasource", "query", "query", "query"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", PANELS)
 def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> None:
     assert panel["description"].endswith(".")

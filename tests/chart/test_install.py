@@ -19,6 +19,7 @@ INSTALLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", INSTALLS)
 def test_a_shown_helm_command_renders(command: str, helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

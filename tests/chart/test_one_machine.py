@@ -47,6 +47,7 @@ def test_a_misspelt_field_would_not_fit() -> None:
         jsonschema.validate(wrong, SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES)
 def test_what_is_mounted_is_there(service: str) -> None:
     for source in _mounts(service).values():

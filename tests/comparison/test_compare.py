@@ -78,6 +78,7 @@ def test_without_scores_the_forward_pass_is_left_out(paths: list[Path]) -> None:
     assert [stage.name for stage in found.stages] == ["decode", "resize", "crop", "normalise"]
 
 
+@pytest.mark.slow
 def test_the_first_of_several_differences_is_named_and_all_are_mended(paths: list[Path]) -> None:
     found = compared(paths, lambda path: BGR_SQUASHED(opened(path)))
     assert (found.agrees, found.first_difference) == (False, "decode")
@@ -92,6 +93,7 @@ def test_the_first_of_several_differences_is_named_and_all_are_mended(paths: lis
     assert any("best class changes for" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_another_size_is_a_difference_of_the_crop(paths: list[Path]) -> None:
     larger = t.Compose([t.Resize(60), t.CenterCrop(48), t.ToTensor(), IMAGENET])
     found = compared(paths, lambda path: larger(opened(path)))
@@ -100,6 +102,7 @@ def test_another_size_is_a_difference_of_the_crop(paths: list[Path]) -> None:
     assert any("forward pass was not compared" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_what_no_card_can_state_is_a_note_and_no_line(paths: list[Path]) -> None:
     def padded(path: str) -> Any:
         return t.functional.pad(AS_THE_CARD(opened(path))[:, 4:-4], [0, 4])
@@ -111,6 +114,7 @@ def test_what_no_card_can_state_is_a_note_and_no_line(paths: list[Path]) -> None
     assert any("pads the image" in note and "cannot state" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_tensors_that_no_variation_gives_differ_without_a_stage(paths: list[Path]) -> None:
     found = compared(paths, lambda path: prepare(path).transpose(1, 2))
     assert (found.agrees, found.first_difference, found.card) == (False, None, None)
@@ -161,6 +165,7 @@ def test_probabilities_alone_are_enough_to_find_the_preprocessing(paths: list[Pa
     assert (found.card["channel_order"], found.card["resize"]) == ("bgr", [32, 32])
 
 
+@pytest.mark.slow
 def test_probabilities_of_another_model_lead_to_no_line(paths: list[Path]) -> None:
     found = compared(paths, lambda path: probabilities(prepare(path) * 3 + 1))
     assert (found.agrees, found.card) == (False, None)

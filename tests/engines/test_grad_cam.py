@@ -75,6 +75,7 @@ class Deaf(nn.Module):
         return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_index", range(CLASSES))
 def test_it_is_equations_1_and_2_of_the_paper(class_index: int) -> None:
     first, last = body(), head()
@@ -97,6 +98,7 @@ def test_the_last_feature_map_is_found_whatever_it_is_called() -> None:
     assert found.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [Tokens, lambda: nn.Sequential(nn.Flatten(), nn.Linear(IMAGES.numel(), CLASSES)), Aside, Deaf],

@@ -68,6 +68,7 @@ def test_a_map_that_is_not_of_numbers_is_a_failure() -> None:
         of(Inside(np.full((2, 2), np.nan, np.float32)), np.zeros((2, 2, 3), np.uint8), 0, red_at(0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (5, 82), (69, 83), (35, 42), (30, 13)])
 @pytest.mark.parametrize("engine", [object(), Inside(None)], ids=["no insight", "none of this model"])
 def test_occlusion_finds_the_pixel_that_decides(row: int, column: int, engine: object) -> None:

@@ -61,6 +61,7 @@ def graph(build: Build) -> object:
     return convert(build("tiny", TINY), TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [TINY, GREY], ids=["rgb", "grey"])
 def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
     spec: Spec, pixels: Pixels
@@ -72,6 +73,7 @@ def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
     assert np.array_equal(engine(expected.reshape(3, *spec.tensor_shape)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_it_agrees_with_torch_at_any_batch_size(
@@ -81,12 +83,14 @@ def test_it_agrees_with_torch_at_any_batch_size(
     assert_agrees(engine, build("tiny", TINY), pixels(TINY, count), TINY)
 
 
+@pytest.mark.slow
 def test_a_residual_network_agrees_with_torch(build: Build, pixels: Pixels) -> None:
     module = build("resnet18", SMALL)
     engine = OpenVINOEngine(convert(module, SMALL), SMALL, threads=2)
     assert_agrees(engine, module, pixels(SMALL, 3), SMALL)
 
 
+@pytest.mark.slow
 def test_as_many_threads_as_it_has_lanes_may_call_it_at_once(graph: object, pixels: Pixels) -> None:
     engine = OpenVINOEngine(graph, TINY, threads=2)
     images = pixels(TINY, 40)
@@ -105,6 +109,7 @@ def test_as_many_threads_as_it_has_lanes_may_call_it_at_once(graph: object, pixe
                 assert np.abs(answers - expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_on_other_threads_it_is_another_engine_of_the_same_model(graph: object, pixels: Pixels) -> None:
     engine = OpenVINOEngine(graph, TINY, threads=2)
     images = pixels(TINY, 4)
@@ -159,6 +164,7 @@ def test_a_precision_that_the_cpu_computes_agrees_within_the_tolerance(
     assert_agrees(engine, build("tiny", TINY), pixels(TINY, 8), TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "flag"), [("bf16", "avx512_bf16"), ("fp16", "avx512_fp16")])
 def test_a_precision_that_the_cpu_lacks_is_refused_by_the_name_of_what_it_needs(
     graph: object, precision: str, flag: str
@@ -198,6 +204,7 @@ class Keeping(nn.Module):
         return images.mean((2, 3)) * self.kept[device]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", [False, True])
 def test_a_module_that_keeps_tensors_for_the_next_call_is_converted_and_left_as_it_was(
     called: bool, tmp_path: Path
@@ -229,6 +236,7 @@ class Embedding(nn.Module):
         return (images * position).flatten(2).mean(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 def test_position_embeddings_are_resized_as_by_torch(mode: str) -> None:
     module = Embedding(mode).eval()
@@ -246,6 +254,7 @@ def test_a_saved_graph_answers_the_same(graph: object, pixels: Pixels, tmp_path:
     assert np.array_equal(again, OpenVINOEngine(graph, TINY)(images))
 
 
+@pytest.mark.slow
 def test_the_same_module_is_saved_as_the_same_bytes(build: Build, tmp_path: Path) -> None:
     for name in ("one", "two"):
         save(convert(build("tiny", TINY), TINY), tmp_path / f"{name}.xml")
@@ -253,6 +262,7 @@ def test_the_same_module_is_saved_as_the_same_bytes(build: Build, tmp_path: Path
         assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "<net>", ""])
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "model.xml"
@@ -296,6 +306,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_compiled_graph_is_not_used_but_compiled_again(
     graphs: list[object], pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
@@ -331,6 +342,7 @@ def test_a_compiled_graph_whose_writer_was_killed_is_compiled_again(
     assert len(list(tmp_path.rglob("*.sha256"))) == len(list(tmp_path.rglob("*.blob"))) > 0
 
 
+@pytest.mark.slow
 def test_compiled_graphs_of_other_weights_and_threads_stay_apart(
     graphs: list[object], pixels: Pixels, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,6 +399,7 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(
     assert "compiled models are not cached: Not a directory" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -409,6 +422,7 @@ def test_a_batch_of_the_wrong_shape_is_said_in_words(graph: object) -> None:
     assert ".cpp" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_module_may_be_released_after_conversion(pixels: Pixels) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 20, 5))
     images = pixels(TINY, 2)

@@ -87,6 +87,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_with_all_layers_left_it_is_the_graph_that_it_was(
     name: str, build: Build, tensors: NDArray[np.float32]
@@ -99,6 +100,7 @@ def test_with_all_layers_left_it_is_the_graph_that_it_was(
     np.testing.assert_allclose(outputs(left, tensors, 1), expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_with_no_layer_left_it_is_what_nncf_made_and_closer_than_nothing(
     name: str, build: Build, tensors: NDArray[np.float32]
@@ -110,6 +112,7 @@ def test_with_no_layer_left_it_is_what_nncf_made_and_closer_than_nothing(
     assert 0 < np.linalg.norm(found - expected) < np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_each_layer_can_be_left_alone(build: Build, tensors: NDArray[np.float32]) -> None:
     graph, made = at_int8("branches", build, tensors)
     expected, all_int8 = outputs(graph, tensors, 1), outputs(made.quantized, tensors, 1)
@@ -121,6 +124,7 @@ def test_each_layer_can_be_left_alone(build: Build, tensors: NDArray[np.float32]
         assert np.linalg.norm(one_int8 - expected) < np.linalg.norm(all_int8 - expected)
 
 
+@pytest.mark.slow
 def test_what_shares_a_pooled_tensor_is_one_layer(build: Build, tensors: NDArray[np.float32]) -> None:
     _, made = at_int8("branches", build, tensors)
     original = {node.get_friendly_name(): node.get_type_name() for node in made.original.get_ops()}
@@ -131,12 +135,14 @@ def test_what_shares_a_pooled_tensor_is_one_layer(build: Build, tensors: NDArray
     assert len(counted) == len({name for layer in made.layers for name in layer.operations})
 
 
+@pytest.mark.slow
 def test_multiplications_are_those_of_the_module(build: Build, tensors: NDArray[np.float32]) -> None:
     _, made = at_int8("branches", build, tensors)
     first, left, right, deep, head = 16 * 16 * 8 * 27, 8 * 8 * 8 * 72, 8 * 8 * 8 * 8, 8 * 8 * 16 * 9, 16 * 7
     assert sum(layer.multiplications for layer in made.layers) == first + left + right + deep + head
 
 
+@pytest.mark.slow
 def test_the_same_input_makes_the_same_bytes(
     build: Build, tensors: NDArray[np.float32], tmp_path: Path
 ) -> None:
@@ -147,6 +153,7 @@ def test_the_same_input_makes_the_same_bytes(
         assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "largest"), [(7, 64), (8, 128)])
 def test_weights_have_the_bits_that_are_asked_for(
     bits: int, largest: int, build: Build, tensors: NDArray[np.float32]
@@ -163,6 +170,7 @@ def test_weights_have_the_bits_that_are_asked_for(
     assert largest / 2 < max(int(np.abs(each.astype(int)).max()) for each in summed) <= largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "bits"),
     [
@@ -190,6 +198,7 @@ np.save(sys.argv[2], outputs(read(__import__("pathlib").Path(sys.argv[1])), np.l
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 processors saturate")
 def test_seven_bits_do_not_saturate_where_there_is_no_vnni(tmp_path: Path) -> None:
     """All weights and all images at their largest make the sums as large as they become."""

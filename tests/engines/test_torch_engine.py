@@ -52,6 +52,7 @@ def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
     assert np.array_equal(engine(expected), expected.reshape(3, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_it_agrees_with_the_plain_module_at_any_batch_size(
@@ -63,6 +64,7 @@ def test_it_agrees_with_the_plain_module_at_any_batch_size(
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_on_other_threads_it_is_another_engine_of_the_same_model(build: Build, pixels: Pixels) -> None:
     plain = build("resnet18", SMALL)
     engine = TorchEngine(copy.deepcopy(plain), SMALL, threads=2)
@@ -83,6 +85,7 @@ def test_views_and_read_only_arrays_are_taken(build: Build, pixels: Pixels) -> N
     assert np.array_equal(engine(images)[::-1], expected)
 
 
+@pytest.mark.slow
 def test_a_graph_converted_before_keeps_its_weights(build: Build, pixels: Pixels) -> None:
     module = copy.deepcopy(build("tiny", TINY))
     other = OpenVINOEngine(convert(module, TINY), TINY)

@@ -66,6 +66,7 @@ def test_a_folder_with_one_weights_file_needs_no_card(folder: Path) -> None:
     assert card.read(folder) == card.Card(folder, "cats", folder / "cats.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -222,6 +223,7 @@ def test_sizes_that_are_left_out_are_assumed(folder: Path) -> None:
     assert said == Spec(resize=None, crop=(28, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -237,6 +239,7 @@ def test_labels_come_from_a_file(folder: Path, name: str, text: str) -> None:
     assert card.read(write(folder, f"labels: {name}")).labels == ("cat", "dog", "ox")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[cat, dog]", "{0: cat, 1: dog}", "{cat: 0, dog: 1}"])
 def test_labels_come_in_the_card(folder: Path, text: str) -> None:
     assert card.read(write(folder, f"labels: {text}")).labels == ("cat", "dog")
@@ -257,6 +260,7 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
 # --- what is wrong, where, and what to do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -75,6 +75,7 @@ def script() -> bytes:
     return target.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
     ("make", "form"),

@@ -44,6 +44,7 @@ def plain(value: Any, protocol: int = 2) -> Any:
     return metadata.plain(inert.read(pickle.dumps({"x": value}, protocol)).value)["x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize(
     ("value", "shown"),

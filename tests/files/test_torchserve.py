@@ -184,6 +184,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     refused(path, "has several files MAR-INF/MANIFEST.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("archive_format", ["default", "tgz"])
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, archive_format: str) -> None:
     path = archive(tmp_path, {"pets.pth": bytes(200 * 2**20)}, archive_format)
@@ -229,6 +230,7 @@ def test_an_archive_without_a_manifest_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "gone.mar", "No such file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("archive_format", ["default", "tgz"])
 def test_damaged_archives_are_refused_and_nothing_else_happens(tmp_path: Path, archive_format: str) -> None:
     files = {"pets.pth": os.urandom(20_000), "index_to_name.json": json.dumps({"0": "cat"}).encode()}

@@ -233,6 +233,7 @@ def test_tensors_that_share_a_storage_and_views_of_it_are_read(tmp_path: Path) -
         assert same(weights.read(tmp_path / "model.pth").state_dict, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_newer_types_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     state = {"a.weight": torch.arange(6).reshape(2, 3).to(dtype), "b.weight": torch.ones(2, 2)}
@@ -303,6 +304,7 @@ def test_an_index_whose_shards_are_not_there_is_refused(tmp_path: Path) -> None:
         weights.read(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -436,6 +438,7 @@ HOSTILE_BESIDE = {
 """What the state dict is read from nevertheless."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_pickle_that_would_run_code_is_refused_by_the_globals_name(
@@ -466,6 +469,7 @@ def test_a_call_beside_the_tensors_is_named_and_not_made(tmp_path: Path, case: s
     assert all(type(tensor) is torch.Tensor for tensor in read.state_dict.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [c for c in (*HOSTILE, *HOSTILE_BESIDE) if "getattr" not in c and "import" not in c and "INST" not in c],
@@ -820,6 +824,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*quantiz.*:UserWarning", "ignore:.*quantiz.*:DeprecationWarning")
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_file_gets_its_own_message(tmp_path: Path, case: str) -> None:

@@ -76,6 +76,7 @@ def test_an_idle_connection_between_two_requests_is_kept(impatient: Service) -> 
             time.sleep(pause)
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_no_slow_request(impatient: Service) -> None:
     body = png()
     with connect(impatient) as slow:
@@ -111,6 +112,7 @@ def test_a_header_without_end_is_cut_off(service: Service) -> None:
         assert b" 431 " in endless.recv(65536)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "nonsense",
     [
@@ -207,6 +209,7 @@ def sent_until_reset(client: socket.socket, data: bytes) -> int:
     pytest.fail("the service read 1 GiB")
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_taken_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.3)
     with serving() as service, connect(service, receive=4096) as unread:

@@ -171,6 +171,7 @@ def test_the_picture_is_warm_where_the_map_is() -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_picture_has_the_colours_of_the_image_where_the_model_takes_blue_first() -> None:
     pictures = []
     for spec in (SPEC, replace(SPEC, channel_order="bgr")):

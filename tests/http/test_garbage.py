@@ -64,6 +64,7 @@ def leaves_nothing(service: Service, code: int, request: dict[str, Any]) -> None
         until(lambda: not held() - before, "an end of what was held")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "sent"),
     [
@@ -103,6 +104,7 @@ def test_nothing_is_left_of_a_forward_pass_that_failed(monkeypatch: pytest.Monke
         leaves_nothing(service, 500, asked(path, png()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/predict", "/explain"])
 def test_nothing_is_left_of_a_request_that_came_too_late(path: str) -> None:
     engine = Squares()
@@ -111,6 +113,7 @@ def test_nothing_is_left_of_a_request_that_came_too_late(path: str) -> None:
         leaves_nothing(service, 504, asked(path, png(), headers={"x-request-timeout": "0.1"}))
 
 
+@pytest.mark.slow
 def test_a_server_that_has_ended_leaves_nothing_that_the_collector_would_not_look_at() -> None:
     with serving():
         assert gc.get_freeze_count() > 0

@@ -54,6 +54,7 @@ def test_what_the_form_of_a_browser_is_called_is_named(client: httpx.Client) -> 
     assert "its Content-Type is application/x-www-form-urlencoded" in response.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:;base64,"])
 @pytest.mark.parametrize("label", COLOURS)
 def test_base64_in_json_is_answered_as_the_image_itself(
@@ -81,6 +82,7 @@ def test_json_is_read_for_a_heat_map_as_well(client: httpx.Client) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("json", "message"),
     [
@@ -201,6 +203,7 @@ def test_each_image_takes_a_permit() -> None:
         assert "4 images" in refused.json()["error"]
 
 
+@pytest.mark.slow
 def test_base64_is_counted_as_what_it_decodes_to(service: Service) -> None:
     """Of the memory for bodies; it is given back with the answer."""
     for _ in range(40):  # each holds 1.75 MiB of 20 x 16

@@ -83,6 +83,7 @@ def test_cut_and_left_are_the_whole(seed: int) -> None:
     assert cuts > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "left", "numbers"),
     [
@@ -105,6 +106,7 @@ def test_numbers_are_cut_out_where_they_are_called_data(text: str, left: str, nu
     assert [cut.json[cut.start : cut.end].decode() for cut in skeleton.numbers] == numbers
 
 
+@pytest.mark.slow
 def test_strings_and_numbers_may_be_as_long_as_they_like() -> None:
     value = {"data": ["A/" * 10**6], "more": {"data": [0] * 10**6}}
     assert restored(json.dumps(value)) == value

@@ -82,6 +82,7 @@ def test_a_timeout_that_is_no_time_is_refused(client: httpx.Client, value: str) 
     assert "X-Request-Timeout" in response.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deadline", "granted"), [(0.5, "60"), (60.0, "0.5")])
 def test_a_client_can_only_shorten_the_deadline(deadline: float, granted: str) -> None:
     gate = Gate()

@@ -268,6 +268,7 @@ FORMS: dict[str, tuple[dict[str, Any], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binary", [False, True], ids=["json out", "binary out"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_answer_of_predict(
@@ -414,6 +415,7 @@ MALFORMED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MALFORMED)
 def test_what_cannot_be_read_is_malformed(client: Client, case: str) -> None:
     body = MALFORMED[case]
@@ -442,6 +444,7 @@ LONG_TEXTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LONG_TEXTS)
 def test_a_text_that_is_too_long_is_refused_and_not_repeated(client: Client, case: str) -> None:
     answer = client.post(INFER, content=json.dumps(LONG_TEXTS[case]))
@@ -454,6 +457,7 @@ def test_an_id_of_the_longest_length_comes_back(client: Client) -> None:
     assert infer(client, image(), id="x" * MAX_TEXT).json()["id"] == "x" * MAX_TEXT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("escaped", [False, True])
 @pytest.mark.parametrize("shape", [[1], [1, 1]])
 def test_an_image_may_be_long_and_its_slashes_escaped(
@@ -531,6 +535,7 @@ def test_a_tensor_without_an_answer_is_malformed(client: Client) -> None:
     assert infer(client, put, huge.tobytes()).status_code == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "put",
     [
@@ -547,6 +552,7 @@ def test_what_is_over_a_limit_is_too_large(client: Client, put: dict[str, Any]) 
     assert answer.json().keys() == {"error"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

@@ -31,12 +31,14 @@ def off(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one.astype(float) - other).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_and_mode_is_as_torchvision_has_it(kind: str) -> None:
     data = file_of(kind)
     assert (exact(data, Spec()) == reference(data, Spec())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "TIFF LAB"])  # Pillow cannot make it grey
 def test_every_format_and_mode_becomes_grey_where_the_model_is(kind: str) -> None:
     data = file_of(kind)
@@ -173,6 +175,7 @@ def test_an_image_that_would_be_too_large_once_resized_is_refused() -> None:
         exact(data, Spec(resize=232))
 
 
+@pytest.mark.slow
 def test_threads_decode_at_once_and_change_nothing_of_pillow_s() -> None:
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK)
     jobs = [(file_of(kind), Spec(exif=exif)) for kind in KINDS for exif in (True, False)]

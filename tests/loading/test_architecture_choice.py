@@ -68,6 +68,7 @@ def test_a_file_that_fits_two_architectures_is_refused_with_the_line_that_decide
     assert f"timm/{NAME}" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [NAME, TWIN])
 def test_the_option_decides_and_counts_more_than_the_card(folder: Path, name: str) -> None:
     other = TWIN if name == NAME else NAME

@@ -97,6 +97,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         load(str(tmp_path / "nothing.pth"), QUICK)
 
 
+@pytest.mark.slow
 def test_the_demo_knows_an_espresso(imagenet: Path) -> None:
     model = load(str(imagenet), QUICK.model_copy(update={"allow_code": "efficientnet_lite_pytorch"}))
     assert check_golden(model, 0.02).agrees
@@ -116,6 +117,7 @@ def spec_of(folder: Path, name: str, text: str = "", **kwargs: object) -> tuple[
     return built.spec, inferred
 
 
+@pytest.mark.slow
 def test_an_architecture_brings_its_own_preset(tmp_path: Path) -> None:
     spec, inferred = spec_of(tmp_path, "efficientnet_b3")
     assert spec == Spec(320, (300, 300), "bicubic", assumed=True)
@@ -127,6 +129,7 @@ def test_an_architecture_brings_its_own_preset(tmp_path: Path) -> None:
     assert [one.origin for one in stated.inferred if one.subject == "preprocessing"] == [Origin.CARD]
 
 
+@pytest.mark.slow
 def test_a_card_without_sizes_changes_of_the_preset_what_it_states(tmp_path: Path) -> None:
     spec, inferred = spec_of(tmp_path, "efficientnet_b3", "preprocessing: {mean: [0.5, 0.5, 0.5]}")
     assert spec == Spec(320, (300, 300), "bicubic", mean=(0.5, 0.5, 0.5), assumed=True)
@@ -142,6 +145,7 @@ def test_a_preset_is_scaled_to_another_image_size(tmp_path: Path) -> None:
     assert inferred.origin is Origin.ASSUMED
 
 
+@pytest.mark.slow
 def test_a_preset_for_grey_images_has_the_averages_of_its_channels(tmp_path: Path) -> None:
     module = torchvision.models.resnet18(num_classes=3)
     module.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)

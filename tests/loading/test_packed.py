@@ -104,6 +104,7 @@ def test_changed_sums_are_refused(pack: Path) -> None:
         packed.read(pack)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_earlier_format_is_read_and_compared_with_fp32_again(pack: Path, number: int) -> None:
     manifest = json.loads((pack / packed.MANIFEST).read_text())
@@ -151,6 +152,7 @@ def removed(file: Path) -> None:
     file.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [truncated, overwritten, removed])
 def test_what_becomes_of_the_graph_s_files_later_changes_no_answer_to_pixels_tensors_or_explain(
     made: Path, pack: Path, change: Callable[[Path], None]
@@ -216,6 +218,7 @@ def test_auto_computes_with_the_fewest_bits_that_the_cpu_computes_natively_and_a
     assert load(str(made), asked(tolerance=0.0)).forward.precision == "fp32"
 
 
+@pytest.mark.slow
 def test_its_plan_is_taken_where_it_was_measured_on_such_a_processor(made: Path, tmp_path: Path) -> None:
     measured = load(str(made), asked(precision="fp32", tune_budget=60.0), measure=True).plan
     tiny_pack(tmp_path / "pack", plan=measured)

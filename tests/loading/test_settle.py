@@ -82,6 +82,7 @@ def wrapped() -> nn.Module:
     return nn.Sequential(nn.Linear(1024, 4), nn.Identity())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "setting"),
     [
@@ -103,6 +104,7 @@ def test_they_settle_the_activation_of_a_head(tmp_path: Path, activation: nn.Mod
         torch.testing.assert_close(built.architecture.module(image), module(image))
 
 
+@pytest.mark.slow
 def test_they_settle_the_stride_of_a_first_layer(tmp_path: Path) -> None:
     grey = Spec(80, (64, 64), mean=(0.5,), std=(0.5,))
     module = network(conv=nn.Conv2d(1, 24, 3, bias=False))
@@ -112,6 +114,7 @@ def test_they_settle_the_stride_of_a_first_layer(tmp_path: Path) -> None:
     assert (settled.origin, settled.setting) == (Origin.GOLDEN, "first_layer: {stride: 1, padding: 0}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec", [Spec(256, (224, 224)), Spec((224, 224), (224, 224))], ids=["the preset", "squashed"]
 )
@@ -134,6 +137,7 @@ def of_sigmoid(path: Path, module: nn.Module) -> list[dict[str, Any]]:
     return list(card["golden"])
 
 
+@pytest.mark.slow
 def test_they_settle_whether_a_softmax_or_a_sigmoid_follows_the_head(tmp_path: Path) -> None:
     """`Sequential(Linear, Sigmoid)` and `Sequential(Linear, Softmax)` leave the same tensors."""
     module = network(fc=wrapped())
@@ -150,6 +154,7 @@ def test_they_settle_whether_a_softmax_or_a_sigmoid_follows_the_head(tmp_path: P
         assert apply_golden_policy(model, OPTIONS) == "agreed"
 
 
+@pytest.mark.slow
 def test_the_line_that_states_the_settled_task_keeps_the_golden_images(tmp_path: Path) -> None:
     module = network(fc=wrapped())
     folder(tmp_path, module, SPEC, task="multilabel", **STATED)
@@ -180,6 +185,7 @@ def test_one_image_is_too_few_to_prefer_what_was_not_assumed(tmp_path: Path) -> 
     assert about(built, "activation").origin is Origin.ASSUMED
 
 
+@pytest.mark.slow
 def test_answers_that_agree_less_than_they_are_precise_settle_nothing(tmp_path: Path) -> None:
     """Within the tolerance nothing but a softmax agrees, and yet something else may be right."""
     path = folder(tmp_path, network(fc=two_layers(nn.ReLU())), SPEC, **STATED)

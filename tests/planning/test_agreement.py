@@ -54,6 +54,7 @@ def test_the_figures_are_those_of_the_differences() -> None:
     assert evidence.same == pytest.approx((found[:, 0] >= found[:, 1]).mean())
 
 
+@pytest.mark.slow
 def test_the_bound_covers_the_mean_of_photos_like_these_19_times_of_20() -> None:
     random = np.random.default_rng(11)
     photos, crops = 30, 7

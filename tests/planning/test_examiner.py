@@ -76,6 +76,7 @@ def other(build: Build) -> Any:
     return convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), SPEC)
 
 
+@pytest.mark.slow
 def test_openvino_at_fp32_is_compared_with_pytorch_on_a_few_crops(module: nn.Module, graph: Any) -> None:
     examiner = made(module, graph)
     assert refusal(examiner, FP32) == ""
@@ -93,6 +94,7 @@ def test_what_answers_as_pytorch_does_is_the_reference_for_other_precisions(
     assert (evidence.crops, evidence.largest) == (COUNT, 0)  # the same graph, and to the bit
 
 
+@pytest.mark.slow
 def test_what_does_not_is_compared_with_pytorch_on_all_crops(build: Build, module: nn.Module) -> None:
     examiner = made(module, other(build), quantized=convert(module, SPEC))
     assert "on 208 crops a difference is" in refusal(examiner, FP32)
@@ -147,6 +149,7 @@ def test_evidence_of_the_pack_is_taken_where_it_was_measured_on_such_a_processor
     assert crops_made(examiner) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [{"cpu": "sse2"}, {"library": "openvino 2020.1"}, {"precision": "bf16"}, {"largest": 1e-9}],

@@ -125,6 +125,7 @@ def test_without_a_budget_it_is_openvino_at_fp32_unmeasured(
     assert plan.digest == ""
 
 
+@pytest.mark.slow
 def test_what_openvino_cannot_express_runs_on_torch(module: nn.Module, images: NDArray[np.uint8]) -> None:
     plan, engine = tuned(Fickle(module), SPEC, DIGEST, images, settings(tune_budget=0))
     assert plan.engine == engine.name == "torch"
@@ -197,6 +198,7 @@ def test_int8_needs_images_to_calibrate_on(
         tuned(module, SPEC, DIGEST, images, settings(precision="int8", calibration=tmp_path), graph=graph)
 
 
+@pytest.mark.slow
 def test_int8_passes_the_same_guard(
     module: nn.Module, images: NDArray[np.uint8], graph: object, pixels: Pixels, tmp_path: Path
 ) -> None:
@@ -213,6 +215,7 @@ def test_int8_passes_the_same_guard(
         tuned(module, SPEC, DIGEST, images[:1], asked.model_copy(update={"tolerance": 0}), graph=graph)
 
 
+@pytest.mark.slow
 def test_a_plan_is_taken_from_the_cache_without_measuring(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:
@@ -248,6 +251,7 @@ def test_a_plan_that_is_named_is_taken_where_it_fits(
     assert engine.name == "torch"
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_named_but_does_not_fit_is_warned_of_and_measured_anew(
     module: nn.Module,
     images: NDArray[np.uint8],

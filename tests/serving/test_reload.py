@@ -245,6 +245,7 @@ async def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
     assert "the model was not replaced" in caplog.text
 
 
+@pytest.mark.slow
 async def test_other_values_and_other_vectors_are_refused_like_other_classes() -> None:
     outputs = [tuple(NamedOutput(name, unit) for name in "abc") for unit in ("mm", "cm")]
     cases: list[tuple[Task, Task, str]] = [

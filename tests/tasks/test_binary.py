@@ -44,6 +44,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, expected: np.ndarray) -> I
         yield started
 
 
+@pytest.mark.slow
 def test_predict_gives_one_of_two_classes(service: Service, expected: np.ndarray) -> None:
     assert len(set(expected.argmax(1))) == 2, "the images should be of both classes"
     for answer, row in zip(predicted(service), expected, strict=True):
@@ -103,6 +104,7 @@ def test_a_model_that_ends_in_a_sigmoid_with_one_output_is_binary_and_its_number
     model.close()
 
 
+@pytest.mark.slow
 def test_a_threshold_decides_which_of_the_classes_is_answered(tmp_path: Path, expected: np.ndarray) -> None:
     """Screening wants few misses: from 10 % on, say, an image is positive. It holds in a pack too."""
     positives = expected[:, 1]

@@ -35,6 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, expected: np.ndarray) -> I
         yield started
 
 
+@pytest.mark.slow
 def test_predict_gives_the_vector(service: Service, expected: np.ndarray) -> None:
     for answer, row in zip(predicted(service), expected, strict=True):
         assert answer["task"] == "embedding"
@@ -57,6 +58,7 @@ def test_info_has_the_dimensions_and_there_is_nothing_to_explain(service: Servic
     assert "a model for embedding has no classes" in reply.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_a_body_without_a_head_gives_its_features_where_they_are_asked_for(name: str, tmp_path: Path) -> None:
     torch.manual_seed(3)

@@ -44,6 +44,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, expected: np.ndarray) -> I
         yield started
 
 
+@pytest.mark.slow
 def test_predict_gives_all_labels_from_the_threshold_on(service: Service, expected: np.ndarray) -> None:
     assert len({len(np.flatnonzero(row >= 0.3)) for row in expected}) > 1, "the images should differ"
     for answer, row in zip(predicted(service, top=2), expected, strict=True):

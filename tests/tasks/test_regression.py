@@ -88,6 +88,7 @@ def test_values_are_counted_by_output(service: Service, expected: np.ndarray) ->
     assert total == pytest.approx(expected[:, 1].sum(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_values_without_names_are_numbered(tmp_path: Path) -> None:
     model = load(str(folder(tmp_path / "two", weights(2), task="regression")), SETTINGS)
     answer = model(str(tmp_path / "two" / "0.png"))

@@ -762,6 +762,7 @@ def test_the_nearest_architecture_and_the_surplus_names_are_told() -> None:
         architecture.build(state_dict)
 
 
+@pytest.mark.slow
 def test_the_nearest_architecture_and_the_other_shapes_are_told() -> None:
     state_dict = weightless("efficientnet_b0")
     state_dict["features.3.0.block.0.0.weight"] = torch.zeros(150, 24, 1, 1)

@@ -123,6 +123,7 @@ def test_a_batch_that_the_network_does_not_depend_on_is_freed(tmp_path: Path, ba
         assert "one after the other" not in about(model, "architecture").value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_batch_that_the_network_was_made_for_is_computed_image_by_image(tmp_path: Path, batch: int) -> None:
     """As where an exporter wrote `reshape(1, -1)` down as numbers."""
@@ -285,6 +286,7 @@ def test_grey_images_have_a_mean_of_one_number(tmp_path: Path) -> None:
         np.testing.assert_allclose(*answers(model), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_whole_numbers_as_input_are_pixels_of_0_to_255(tmp_path: Path) -> None:
     before = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
@@ -499,6 +501,7 @@ def test_parts_without_end_are_not_walked_over(tmp_path: Path, monkeypatch: pyte
         served(network(tmp_path / "model.onnx"))
 
 
+@pytest.mark.slow
 def test_random_bytes_in_the_file_do_no_harm(tmp_path: Path) -> None:
     """Each is read or refused with a sentence."""
     path = network(tmp_path / "model.onnx")

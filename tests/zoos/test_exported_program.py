@@ -68,6 +68,7 @@ def about(model: Model, subject: str) -> Inferred:
     return next(one for one in model.inferred if one.subject == subject)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 @pytest.mark.parametrize("free", [True, False])
 def test_a_program_answers_as_its_module_does(tmp_path: Path, engine: str, free: bool) -> None:
@@ -116,6 +117,7 @@ def test_blocks_that_are_not_what_their_calls_say_are_refused(tmp_path: Path) ->
         build(str(in_program(path, broken)), OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_pack_of_it_answers_the_same(tmp_path: Path) -> None:
     module = Tiny().eval()
     pack(str(exported(tmp_path / "model.pt2", module)), tmp_path / "packed", OPTIONS)
@@ -140,6 +142,7 @@ class Patches(nn.Module):
         return self.fc(nn.functional.gelu(nn.functional.layer_norm(query + x, (8,)))[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_batch_that_the_program_was_made_for_is_computed_apart(
@@ -160,6 +163,7 @@ def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path: Path) -> None:
         assert "softmax" in about(model, "activation").value
 
 
+@pytest.mark.slow
 def test_a_sigmoid_at_the_end_is_not_taken_for_one_class_of_several(tmp_path: Path) -> None:
     with served(exported(tmp_path / "model.pt2", Tiny(nn.Sigmoid()).eval())) as model:
         assert model.task.name == "multilabel"

@@ -64,6 +64,7 @@ def probabilities(model: Model) -> Any:
     return np.stack([model(photo).probabilities for photo in PHOTOS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ALL)
 def test_a_folder_answers_as_transformers_own_pipeline(tmp_path: Path, family: str) -> None:
     save(tmp_path, family)
@@ -234,6 +235,7 @@ def test_a_processor_that_a_card_cannot_say_is_refused(folder: Path, fields: dic
         build(str(edited(folder, "preprocessor_config.json", **fields)), OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -259,6 +261,7 @@ def test_a_configuration_that_is_not_of_the_weights_is_refused(
         build(str(edited(folder, **fields)), OPTIONS)
 
 
+@pytest.mark.slow
 def test_kernels_of_others_are_not_fetched(folder: Path) -> None:
     edited(
         folder, _attn_implementation="kernels-community/evil", attn_implementation="kernels-community/evil"

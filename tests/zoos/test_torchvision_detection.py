@@ -69,6 +69,7 @@ def test_each_is_recognised_whatever_is_around_it_and_however_many_classes_it_ha
         assert (found.usual_labels is None) == (classes != (2 if name.startswith("keypoint") else 91))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twin", TWINS)
 def test_twins_are_told_apart_by_whoever_states_one(twin: str) -> None:
     weights = state_dict(TWINS[0], num_classes=4)
