@@ -162,6 +162,16 @@ class GoldenImage(_Fields):
     boxes: tuple[GoldenObject, ...] | None = Field(
         None, max_length=MAX_STATED, description="detection: all objects in the image"
     )
+    class_map: Text | None = Field(
+        None,
+        description="segmentation: a PNG file of the size of the image, whose pixels are class indices; 255: "
+        "any class",
+    )
+    agreement: Share | None = Field(
+        None,
+        description="segmentation: the least share of pixels with the class of `class_map`; default: all but "
+        "the tolerance",
+    )
 
     recorded: Annotated[bool, Field(strict=True)] = Field(
         False, description="`true`: `pthserve golden` recorded the answer; it settles nothing that is assumed"
@@ -199,6 +209,7 @@ _ANSWERS = {
     "values": ("values",),
     "vector": ("vector",),
     "boxes": ("boxes",),
+    "class_map": ("class_map", "agreement"),
 }
 """The fields of a golden image's answer, by `Golden.kind`."""
 
@@ -251,7 +262,7 @@ class Fields(_Fields):
     task: TaskName | None = Field(
         None,
         description="what the model answers: `classification`, `multilabel`, `binary`, `regression`, "
-        "`embedding` or `detection`; default: told by the file, else classification",
+        "`embedding`, `detection` or `segmentation`; default: told by the file, else classification",
     )
     threshold: Share | None = Field(
         None,

@@ -1,6 +1,7 @@
 """Golden images: images whose right answers are known."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Golden:
     class_index, probability: the class, and its probability where that is known.
     labels: the indices of all labels that apply. probabilities: one a label, None where it is not known.
     values: one an output, None where it is not known. vector: the embedding. boxes: all objects.
+    class_map: a PNG whose pixels are class indices. agreement: the least share of its pixels that must agree;
+    None leaves that to the tolerance.
     sha256: of the file, where a packed model says so; None where any content counts.
     recorded: whether the answer is one that pthserve gave, and no evidence of what is right.
     """
@@ -58,21 +61,25 @@ class Golden:
     values: tuple[float | None, ...] | None = None
     vector: tuple[float, ...] | None = None
     boxes: tuple[GoldenBox, ...] | None = None
+    class_map: Path | None = None
+    agreement: float | None = None
     recorded: bool = field(default=False, compare=False)
 
     @property
     def kind(self) -> str:
-        """What it states: `class`, `labels`, `values`, `vector` or `boxes`."""
+        """What it states: `class`, `labels`, `values`, `vector`, `boxes` or `class_map`."""
         if self.class_index is not None:
             return "class"
         if self.values is not None:
             return "values"
         if self.boxes is not None:
             return "boxes"
+        if self.class_map is not None:
+            return "class_map"
         return "vector" if self.vector is not None else "labels"
 
-    def answer(self) -> dict[str, Any]:
-        """What it states, by field, as plain values."""
+    def answer(self, folder: Path | None = None) -> dict[str, Any]:
+        """What it states, by field, as plain values; the path of a file relative to `folder`."""
         fields = {
             "class_index": self.class_index,
             "probability": self.probability,
@@ -81,6 +88,8 @@ class Golden:
                 for name in ("labels", "probabilities", "values", "vector")
             },
             "boxes": None if self.boxes is None else [box.to_dict() for box in self.boxes],
+            "class_map": self.class_map and os.path.relpath(self.class_map, folder),
+            "agreement": self.agreement,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-TaskName = Literal["classification", "multilabel", "binary", "regression", "embedding", "detection"]
+TaskName = Literal[
+    "classification", "multilabel", "binary", "regression", "embedding", "detection", "segmentation"
+]
 """The tasks, as a card, an option and `/info` call them."""
 
 PARAMETERS: dict[str, tuple[TaskName, ...]] = {
@@ -20,6 +22,7 @@ KINDS: dict[str, TaskName] = {
     "values": "regression",
     "vector": "embedding",
     "boxes": "detection",
+    "class_map": "segmentation",
 }
 """What a golden image states, and the task that it tells."""
 

@@ -36,6 +36,9 @@ REDUCING_GAP = 4.0
 """`fast` averages blocks of pixels as long as the image stays so many times too large, then filters."""
 _FRACTIONS = 24
 """Bytes that a channel of a pixel takes at most in `fractional`: the result, and what it is made from."""
+WHOLE = 8
+"""An image that is not cropped may be resized to so many times the pixels of one of 4 x 3. They decide what a
+pass takes, and a narrow image, resized by its shorter side, would have any number of them."""
 _ANY = 2**31
 """As many pixels as there may be."""
 _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
@@ -162,6 +165,12 @@ def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Prepared:
         raise UnsupportedImage(
             f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, of which the model's preprocessing "
             f"would leave {resized[0]} x {resized[1]}; send one that is less narrow"
+        )
+    if spec.whole and spec.resize is not None and math.prod(resized) > WHOLE * math.prod(spec.crop):
+        raise TooLarge(
+            f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, which the model's preprocessing "
+            f"would resize to {resized[0]} x {resized[1]}; the limit is {WHOLE * math.prod(spec.crop)} "
+            "pixels: send one that is less narrow"
         )
     if not spec.rounded:
         return fractional(np.asarray(decoded.image).reshape(*decoded.size[::-1], spec.channels), spec)

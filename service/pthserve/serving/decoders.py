@@ -1,4 +1,5 @@
-"""Decoders: the threads that make pixels of what clients send, within one bound of memory."""
+"""Decoders: the threads that make pixels of what clients send, and answers of what takes as long, within one
+bound of memory."""
 
 import asyncio
 import threading
@@ -23,23 +24,24 @@ million of a WebP. Slow images leave a decoder's thread free for the others."""
 SMALL = 16
 """Images that take no more than a part in so many of the memory overtake those that wait for theirs."""
 
-_DECODE = STAGE_DURATION.labels("decode")
+_STAGES = {stage: STAGE_DURATION.labels(stage) for stage in ("decode", "answer")}
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One image to be decoded.
+    """One image to be decoded, or an answer to be computed.
 
     future: whoever waits; it is given the error where there is one. Once it is done nothing more is begun.
     open: reads the header. decoded: called in a decoder's thread with the pixels, the seconds they took, and
     the (width, height) of the image.
-    until: the time, on time.monotonic()'s clock, after which nobody waits.
+    until: the time, on time.monotonic()'s clock, after which nobody waits. stage: `decode` or `answer`.
     """
 
     future: asyncio.Future[Any]
     open: Callable[[], Pending] | None
     decoded: Callable[[NDArray[Any], float, tuple[int, int]], None]
     until: float
+    stage: str = "decode"
     pending: Pending | None = field(default=None, init=False)
     spent: float = field(default=0.0, init=False)
 
@@ -69,7 +71,7 @@ class Decoders:
         self._waiting: list[Job] = []
         self._closed = False
         self._changed = threading.Condition()
-        self._seconds = Smoothed()
+        self._seconds = {stage: Smoothed() for stage in _STAGES}
         self._bytes = Smoothed()
         self._slowness = Smoothed()
         DECODE_MEMORY.set_function(lambda: self._memory - self._free)
@@ -97,9 +99,9 @@ class Decoders:
             self._changed.notify()
 
     def seconds_for(self, images: int) -> float:
-        """Seconds that so many images take that are not slow, as measured."""
+        """Seconds that so many images take that are not slow, with their answers, as measured."""
         at_once = min(self._cpus, max(1.0, self._memory / max(1.0, self._bytes.value)))
-        return images * self._seconds.value / at_once
+        return images * sum(stage.value for stage in self._seconds.values()) / at_once
 
     def close(self, timeout: float) -> None:
         """Begin nothing more, and wait up to `timeout` seconds for what is being decoded."""
@@ -174,7 +176,7 @@ class Decoders:
             pending = opening()
             self._check(job, pending)
         except Exception as error:
-            _DECODE.observe(time.perf_counter() - began)
+            _STAGES[job.stage].observe(time.perf_counter() - began)
             self._fail(job, error)
             return
         job.spent = time.perf_counter() - began
@@ -233,11 +235,11 @@ class Decoders:
     def _count(self, job: Job, pending: Pending, decoding: float) -> float:
         """Seconds that the image took; counted before its answer can be out."""
         seconds = job.spent + decoding
-        _DECODE.observe(seconds)
+        _STAGES[job.stage].observe(seconds)
         if pending.cost.seconds >= SLOW:
             self._slowness.observe(seconds / pending.cost.seconds)
         else:
-            self._seconds.observe(seconds)
+            self._seconds[job.stage].observe(seconds)
             self._bytes.observe(pending.cost.memory)
         return seconds
 
