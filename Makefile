@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Compiled modules are kept, whatever the environment says: without them each process compiles the libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env weights pack serve check types unit test test-all bench cluster lock sbom audit scoreboard docs words
+.PHONY: help env weights pack serve check types unit test test-all bench cluster lock sbom release audit scoreboard docs words
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ lock: env ## renew requirements.lock
 
 sbom: env ## write bills of materials (CycloneDX) into build/
 	@scripts/sbom
+
+release: env ## make the release of this commit in dist/; RELEASE has options: docs/releasing.md
+	@scripts/release $(RELEASE)
 
 audit: env ## look for known vulnerabilities in what the lock files pin
 	@scripts/audit

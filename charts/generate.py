@@ -61,7 +61,7 @@ COUNT = {"type": "integer", "minimum": 1}
 CONSTRAINTS: dict[str, dict[str, Any]] = {
     "replicas": {"type": "integer", "minimum": 0},
     "image.repository": {"minLength": 1},
-    "image.variant": {"enum": ["full", "slim"]},
+    "image.variant": {"enum": ["full", "cuda", "slim"]},
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "pullPolicy": PULL,
     "pullSecrets": OBJECTS,

@@ -129,7 +129,7 @@ def test_a_path_is_told_by_names_that_exist_in_few_files(heading: str, most: int
 
 
 def test_the_page_says_why_each_dependency_is_there() -> None:
-    section = PAGE.partition("\n## What it rests on\n")[2]
+    section = PAGE.partition("\n## Dependencies\n")[2]
     explained = {
         name for cell in re.findall(r"^\| (.+?) \|", section, re.MULTILINE) for name in cell.split(", ")
     }

@@ -62,7 +62,7 @@ class ModelOptions(BaseModel):
         "segmentation",
     ] = Field(
         "auto",
-        description="what the model answers; `auto` takes what the model card or the file states, else "
+        description="kind of answer; `auto` uses the task that the model card or the file states, else "
         "classification",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device that runs the model")

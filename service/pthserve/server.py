@@ -1,4 +1,4 @@
-"""The service on its ports: wiring, signals and drain."""
+"""Server: the whole service, with its ports, signals and shutdown."""
 
 import asyncio
 import gc
@@ -42,19 +42,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TURN = 0.0005
-"""Seconds that a thread computes before another that waits is let in, while FastAPI is imported."""
+"""Python's switch interval in seconds while FastAPI is imported; see `_short_turns`."""
 
 END_SECONDS = 3
-"""What the process may take to end, once the drain and the deadline of its last request are over."""
+"""Maximum time in seconds for the process to end after the drain and the deadline of its last request."""
 
 
 class Server:
-    """The service on its ports, from before its model is loaded until after its last answer.
+    """The service on its ports, from before its model is loaded until after its last response.
 
-    load: makes the model, in a thread, while the ports already answer; and for each reload.
-    stage: what `load` is doing just now, in words, or "".
-    Raises OSError where a port cannot be had, and PthserveError where the API keys cannot be read or traces
-    cannot be sent.
+    Args:
+        load: Loads and returns the model; called in a thread while the ports are already open, and again for
+            each reload.
+        stage: Returns the current step of `load`, in words, or "".
+
+    Attributes:
+        ports: The open ports: `http`, and `metrics` and `grpc` if they have their own.
+
+    Raises:
+        OSError: A port cannot be opened.
+        PthserveError: The API keys cannot be read, or the package for traces is not installed.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], Model], stage: Callable[[], str] = str) -> None:
@@ -67,14 +74,13 @@ class Server:
         self._rpc: Rpc | None = None
         self._sockets: dict[str, socket.socket] = {}
         self.ports: dict[str, int] = {}
-        """The ports that were taken: http, and metrics and grpc where these have theirs."""
         with ExitStack() as unless_all_are_free:
             unless_all_are_free.callback(self._loop.close)
             for name, port in (("http", settings.port), ("metrics", settings.metrics_port)):
                 if port is not None:
                     listening = unless_all_are_free.enter_context(_listen(settings.host, port))
                     self._sockets[name], self.ports[name] = listening, listening.getsockname()[1]
-            if settings.grpc_port is not None:  # last, for a gRPC server that never served ends badly
+            if settings.grpc_port is not None:  # last: a gRPC server that was never started is hard to close
                 from pthserve.grpc.server import listen
 
                 self._rpc = self._loop.run_until_complete(listen(settings))
@@ -88,9 +94,13 @@ class Server:
         self._ending: asyncio.Task[None] | None = None
 
     def run(self, on_ready: Callable[[], object] = bool) -> None:
-        """Serve until told to stop. Raises the ModelError for which the model cannot be loaded.
+        """Serve until a signal or `stop` ends the service.
 
-        on_ready: called once a model is served.
+        Args:
+            on_ready: Called once a model is served.
+
+        Raises:
+            ModelError: The first model cannot be loaded.
         """
         self._on_ready = on_ready
         BUILD_INFO.info({"version": pthserve.__version__, "python": platform.python_version()})
@@ -107,7 +117,7 @@ class Server:
                     signal.setitimer(signal.ITIMER_REAL, 0)
 
     def stop(self) -> None:
-        """Drain and end, or, asked again, end without more waiting. Any thread may call it."""
+        """Drain and end. A second call skips the drain, a third ends open connections. Thread-safe."""
         self._loop.call_soon_threadsafe(self._on_stop)
 
     async def _serve(self) -> None:
@@ -167,10 +177,11 @@ class Server:
             resizing.cancel()
 
     def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
-        """The applications by the name of their port.
+        """Return the application of each port, by the name of the port.
 
-        FastAPI is imported here, in a thread beside the load, which takes 0.1 s of CPU. What the load imports
-        comes first: while it then compiles and runs the model, it needs the interpreter little.
+        FastAPI is imported here, which takes 0.1 s of CPU, in a thread while the model is loading. The
+        imports of the load come first: it then compiles and runs the model, which rarely needs the
+        interpreter.
         """
         if self._settings.engine != "torch":
             from pthserve.engines.openvino_engine import core
@@ -185,9 +196,10 @@ class Server:
 
     @contextmanager
     def _signals(self, reload: Reload) -> Iterator[None]:
-        """SIGTERM drains; SIGINT, which a person sends and no load balancer waits for, does not.
+        """Handle signals until the block ends.
 
-        SIGHUP reloads the model.
+        SIGTERM drains and ends the service. SIGINT ends it without a drain, since a person sends it and no
+        load balancer is involved. SIGHUP reloads the model.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -225,9 +237,9 @@ class Server:
         self._hurry.set()
 
     def _end_within(self, seconds: float) -> None:
-        """Have the kernel end the process, by SIGALRM, if it is still there so long after its first signal.
+        """Let the kernel end the process with SIGALRM, END_SECONDS after the given time has passed.
 
-        So it ends whatever hangs: a thread that computes without the interpreter's lock, or that holds it.
+        So the process ends even if a thread hangs, with or without the interpreter's lock.
         """
         if not self._limited:
             self._limited = True
@@ -236,7 +248,7 @@ class Server:
 
 def _tracer(endpoint: str) -> Tracer:
     try:
-        from pthserve.access.otlp import Otlp  # nobody else pays for the import
+        from pthserve.access.otlp import Otlp  # imported only if it is used
     except ModuleNotFoundError as error:
         raise PthserveError(
             f"otlp_endpoint needs {error.name}, which is not installed: `pip install 'pthserve[otlp]'`"
@@ -258,10 +270,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _short_turns() -> Iterator[None]:
-    """For the block, which imports a lot: threads take short turns, and no garbage is collected.
+    """Switch threads more often, and do not collect garbage, until the block ends; for large imports.
 
-    With turns of 5 ms, Python's default, the load would wait that long after each of its system calls. What
-    was made until the end of the block stays, and is left out of later collections.
+    With the default switch interval of 5 ms, the load would wait that long after each of its system calls.
+    The objects that exist at the end of the block will stay, so later collections need not visit them.
     """
     interval, collecting = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(TURN)
@@ -276,9 +288,10 @@ def _short_turns() -> Iterator[None]:
 
 
 async def _import_late(loading: "asyncio.Task[None]", app: "FastAPI") -> None:
-    """Import what requests would: one that came when the process is out of descriptors could not.
+    """Import modules that requests need, which a request could not do if file descriptors have run out.
 
-    A scrape runs in a thread, for which anyio imports its half of asyncio; so does the first schema.
+    anyio imports a part of asyncio when it first runs a function in a thread, as a scrape does, and the first
+    schema imports more.
     """
     await run_in_threadpool(bool)
     await asyncio.wait([loading])

@@ -224,7 +224,7 @@ def test_the_annotations_have_artifact_hub_s_format() -> None:
         *("added", "changed", "deprecated", "removed", "fixed", "security"),
     }
     assert all(change["description"] for change in hub["changes"])
-    assert {image["name"] for image in hub["images"]} == {"full", "slim"}
+    assert {image["name"] for image in hub["images"]} == {"full", "cuda", "slim"}
     assert all(image["image"].endswith(f":0.1.0-{image['name']}") for image in hub["images"])
 
 

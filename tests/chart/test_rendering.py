@@ -39,6 +39,12 @@ def test_the_tag_names_the_version_and_the_variant(helm: Helm) -> None:
     assert helm.render(SETS["slim"]).container["image"] == "localhost/pthserve:0.1.0-slim"
 
 
+def test_a_gpu_needs_the_image_with_cuda(helm: Helm) -> None:
+    assert helm.render(SETS["gpu"]).container["image"] == "localhost/pthserve:0.1.0-cuda"
+    tagged = {**SETS["gpu"], "image": {"tag": "7-full"}}
+    assert helm.render(tagged).container["image"] == "localhost/pthserve:7-full"
+
+
 def test_a_given_tag_is_taken_as_it_is(helm: Helm) -> None:
     rendered = helm.render(SETS["own image"])
     assert rendered.container["image"] == "registry.example/team/cats:7"

@@ -73,7 +73,7 @@ def test_what_is_allowed_is_still_held_to_be_a_model(trap: Path) -> None:
 def test_a_card_cannot_allow_itself_anything(trap: Path) -> None:
     for field in ("allow_code: os", "allow-code: os", "allowCode: os"):
         (trap / "model.yaml").write_text(f"architecture: os:system\n{field}\n")
-        with pytest.raises(Exception, match="is no field"):
+        with pytest.raises(Exception, match="is not a field"):
             load(str(trap), QUICK)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import httpx
 import pytest
 
 from .called import called
@@ -17,7 +18,9 @@ def predict(*arguments: str | Path) -> CompletedProcess[str]:
 
 def test_a_model_here_and_a_service_give_the_same_answers(served_digits: str, digits: Path) -> None:
     images = [digits / "golden" / f"{digit}.png" for digit in (7, 2)]
-    here, there = (predict(source, *images, "--json") for source in (digits, served_digits))
+    precision = httpx.get(f"{served_digits}/info").json()["precision"]
+    here = predict(digits, *images, "--json", "--precision", precision)
+    there = predict(served_digits, *images, "--json")
     assert here.returncode == there.returncode == 0, here.stderr + there.stderr
     ours, theirs = json.loads(here.stdout), json.loads(there.stdout)
     for one, other, image, digit in zip(ours, theirs, images, (7, 2), strict=True):

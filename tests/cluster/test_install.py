@@ -74,7 +74,7 @@ def test_the_page_leads_from_a_clone_to_the_readmes_answer_and_out_again(
     shell(install)
     answer = json.loads(shell(ask))
     tested = shell(test)
-    (out,) = blocks(PAGE, "Out again")
+    (out,) = blocks(PAGE, "Uninstall")
     shell(out)
 
     said = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0])

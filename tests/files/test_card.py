@@ -260,18 +260,18 @@ def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("nme: x", "nme: is no field; did you mean `name`?"),
+        ("nme: x", "nme: is not a field; did you mean `name`?"),
         (
             "zzz: x",
-            "zzz: is no field; there are name, version, weights, sha256, container, architecture, kwargs",
+            "zzz: is not a field; there are name, version, weights, sha256, container, architecture, kwargs",
         ),
         (
             "preprocessing: {interpolatoin: box}",
-            "preprocessing.interpolatoin: is no field; did you mean `inter",
+            "preprocessing.interpolatoin: is not a field; did you mean `inter",
         ),
         (
             "golden: [{image: tom.jpg, clas_index: 1}]",
-            "golden[0].clas_index: is no field; did you mean `class_index`?",
+            "golden[0].clas_index: is not a field; did you mean `class_index`?",
         ),
         (
             "preprocessing: {interpolation: linear}",

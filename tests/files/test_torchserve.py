@@ -80,7 +80,7 @@ def test_labels_in_torchserve_s_forms(tmp_path: Path, text: bytes, expected: obj
         (b'{"0": []}', "the label of class 0 must be text"),
         (b'{"0": ""}', "the label of class 0 must be text"),
         (b'{"0": "\\ud83d"}', "surrogate"),
-        (b'{"0": "cat", "9999999": "dog"}', "names less than half of the classes"),
+        (b'{"0": "cat", "9999999": "dog"}', "names fewer than half of the classes"),
         (b"{", "cannot be parsed"),
         (b"\xff\xfe", "utf-8"),
     ],

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pthserve.files.regular_files import sha256
 from pthserve.loading import packed
 from pthserve.loading.cache import ENTRY, PACK, PACKS, Cache, Entry, UnusableCache
-from pthserve.loading.cache_key import sha256
 from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
 

@@ -6,15 +6,29 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).parents[2]
+
+
+class ServerState(Protocol):
+    """What every server has.
+
+    rate: bytes per second, or None for as fast as it goes. url: the address, once it serves.
+    """
+
+    rate: float | None
+    url: str
+
+
+State = TypeVar("State", bound=ServerState)
 
 
 @dataclass
@@ -43,59 +57,38 @@ class FileServer:
         return [headers.get("range") for _, headers in self.asked]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler, Generic[State]):
+    """Answers the requests to one server, quietly; a subclass has `answer`.
+
+    state: the server's, which the test reads and changes.
+    """
+
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, state: FileServer, *arguments: object) -> None:
+    def __init__(self, state: State, *arguments: Any) -> None:
         self.state = state
-        super().__init__(*arguments)  # type: ignore[arg-type]
+        super().__init__(*arguments)
 
     def log_message(self, *arguments: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
-        state = self.state
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        state.asked.append((self.path, headers))
-        if state.authorization and headers.get("authorization") != state.authorization:
-            self._send(401, b"")
-            return
-        if state.redirect:
-            self._send(302, b"", {"Location": state.redirect})
-            return
-        found = state.route(unquote(urlsplit(self.path).path))
-        if isinstance(found, bytes):
-            self._send(200, found, {"Content-Type": "application/json"})
-            return
-        file = state.folder / (found or "").lstrip("/")
-        if found is None or not file.is_file():
-            self._send(404, b"")
-            return
-        self._file(file, headers)
+        self.answer()
 
-    def _file(self, file: Path, headers: dict[str, str]) -> None:
-        content = file.read_bytes()
-        tag = f'"{hashlib.md5(content).hexdigest()}"'
-        start = 0
-        if (found := re.fullmatch(r"bytes=(\d+)-", headers.get("range", ""))) and headers.get("if-range") in (
-            None,
-            tag,
-        ):
-            start = int(found[1])
-        sent = {"ETag": tag} if self.state.tags else {}
-        if start and start >= len(content):
-            self._send(416, b"", sent | {"Content-Range": f"bytes */{len(content)}"})
-            return
-        if start:
-            sent["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206 if start else 200, content[start:], sent, self.state.cut(self.path))
+    def do_HEAD(self) -> None:
+        self.answer()
 
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None
+    def answer(self) -> None:
+        """Answer a request; `send` leaves the body out for HEAD."""
+        raise NotImplementedError
+
+    def send(
+        self, status: int, body: bytes, headers: Mapping[str, str] | None = None, cut: int | None = None
     ) -> None:
+        """Send a response, its body at the rate of the server.
+
+        cut: the bytes of the body after which the connection breaks.
+        """
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -115,10 +108,58 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _FileHandler(Handler[FileServer]):
+    def answer(self) -> None:
+        state = self.state
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        state.asked.append((self.path, headers))
+        if state.authorization and headers.get("authorization") != state.authorization:
+            self.send(401, b"")
+            return
+        if state.redirect:
+            self.send(302, b"", {"Location": state.redirect})
+            return
+        found = state.route(unquote(urlsplit(self.path).path))
+        if isinstance(found, bytes):
+            self.send(200, found, {"Content-Type": "application/json"})
+            return
+        file = state.folder / (found or "").lstrip("/")
+        if found is None or not file.is_file():
+            self.send(404, b"")
+            return
+        self._file(file, headers)
+
+    def _file(self, file: Path, headers: dict[str, str]) -> None:
+        content = file.read_bytes()
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        start = 0
+        if (found := re.fullmatch(r"bytes=(\d+)-", headers.get("range", ""))) and headers.get("if-range") in (
+            None,
+            tag,
+        ):
+            start = int(found[1])
+        sent = {"ETag": tag} if self.state.tags else {}
+        if start and start >= len(content):
+            self.send(416, b"", sent | {"Content-Range": f"bytes */{len(content)}"})
+            return
+        if start:
+            sent["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.send(206 if start else 200, content[start:], sent, self.state.cut(self.path))
+
+
 @contextmanager
 def serving(state: FileServer, tls: ssl.SSLContext | None = None) -> Iterator[FileServer]:
-    """Serve on a free port of this machine; `state.url` is the address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, state)) as server:
+    """Serve the files on a free port of this machine; `state.url` is the address."""
+    with answering(state, _FileHandler, tls):
+        yield state
+
+
+@contextmanager
+def answering(
+    state: State, handler: type[Handler[State]], tls: ssl.SSLContext | None = None
+) -> Iterator[State]:
+    """Answer requests on a free port of this machine; `state.url` is the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, state)) as server:
         server.daemon_threads = True
         if tls:
             server.socket = tls.wrap_socket(server.socket, server_side=True)

@@ -1,6 +1,7 @@
 """fetched: a model from a web server, whole and checked, or not at all; and never twice without need."""
 
 import hashlib
+import os
 import random
 import shutil
 import threading
@@ -185,7 +186,7 @@ def test_a_damaged_record_is_as_none(record: bytes, server: FileServer, options:
 
 
 def test_without_tls_another_machine_needs_a_digest(options: ModelOptions) -> None:
-    with pytest.raises(WeightsError, match="without TLS anybody on the way can change the file"):
+    with pytest.raises(WeightsError, match="without TLS, the file can be changed in transit"):
         fetched("http://models.example/a.pth", options)
 
 
@@ -205,6 +206,13 @@ def test_the_authorization_comes_from_the_environment(
         fetched(f"{server.url}/a.pth", options)
     monkeypatch.setenv("PTHSERVE_FETCH_AUTHORIZATION", "Bearer secret")
     assert fetched(f"{server.url}/a.pth", options).read_bytes() == CONTENT
+
+
+def test_a_copy_is_made_of_regular_files_only(options: ModelOptions, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pth")
+    signed = options.model_copy(update={"require_signature": tmp_path / "key.pub"})
+    with pytest.raises(WeightsError, match="is not a regular file"):
+        fetched(str(tmp_path / "model.pth"), signed)
 
 
 def test_a_folder_that_cannot_be_written_is_told(server: FileServer, tmp_path: Path) -> None:

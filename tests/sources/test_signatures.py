@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pthserve.errors import SignatureError
+from pthserve.errors import SignatureError, WeightsError
 from pthserve.files import weights
 from pthserve.loading import packed
 from pthserve.loading.load import load
@@ -148,6 +148,20 @@ def test_what_was_verified_is_what_is_loaded(pack: Path, options: ModelOptions) 
     found = fetched(str(pack), options)
     _byte(pack / "model.bin")
     verify(found, options.require_signature)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [0, 1], ids=["downloads", "the model's folder"])
+def test_a_folder_that_others_may_write_to_holds_no_signed_model(
+    depth: int, pack: Path, options: ModelOptions
+) -> None:
+    found = fetched(str(pack), options)
+    assert options.cache_dir is not None
+    folder = options.cache_dir / Path(*found.relative_to(options.cache_dir).parts[: depth + 1])
+    folder.chmod(0o770)
+    with pytest.raises(WeightsError, match=r"its signature would not protect it in .* set its mode to 700"):
+        fetched(str(pack), options)
+    folder.chmod(0o750)
+    assert fetched(str(pack), options) == found
 
 
 def test_a_download_brings_the_signature_with_it(

@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,6 @@ SMALL = (
 )
 QUICK = ("resnet18", "squeezenet1_1")
 WRAPPINGS = ("", "module.", "_orig_mod.module.", "model.net.backbone.resnet18.")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take long where others use the processor too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def paced(names: Iterable[str]) -> list[Any]:

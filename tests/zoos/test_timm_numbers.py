@@ -2,7 +2,6 @@
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +15,14 @@ from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
 
-from .timm_modules import PHOTOS, answers, draw, made
+from .timm_modules import LARGE, PHOTOS, SMALL, answers, draw, made
 
-FEW, ALL = 12, 80
+FEW, ALL = 6, 80
 """How many architectures are drawn for the slow test, and for the long one."""
 WITHIN = 1e-4
 """Most by which an output may differ, as a share of the largest one, and a probability."""
 COUNT = 2
 """Photos."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take long where others use the processor too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def difference(model: Model, expected: Tensor) -> float:
@@ -62,10 +52,10 @@ def compared(name: str, folder: Path) -> tuple[float, float]:
         return bare, difference(model, expected)
 
 
-def check(count: int, folder: Path, part: int = 1, parts: int = 1) -> None:
+def check(count: int, most: float, folder: Path, part: int = 1, parts: int = 1) -> None:
     """Draw architectures, and compare those of a part of them, the one after the other."""
     seed = int(os.environ.get("PTHSERVE_TIMM_SEED", random.randrange(10**6)))
-    drawn = draw(seed, count)[part - 1 :: parts]
+    drawn = draw(seed, count, most)[part - 1 :: parts]
     print(f"PTHSERVE_TIMM_SEED={seed}: {len(drawn)} architectures")
     wrong, largest = {}, [0.0, 0.0]
     for name in drawn:
@@ -86,7 +76,7 @@ def check(count: int, folder: Path, part: int = 1, parts: int = 1) -> None:
 @pytest.mark.slow
 def test_architectures_that_are_drawn_answer_as_timms_own_bare_and_packed(tmp_path: Path) -> None:
     """PTHSERVE_TIMM_SEED draws the same again."""
-    check(FEW, tmp_path)
+    check(FEW, SMALL, tmp_path)
 
 
 @pytest.mark.slow
@@ -94,7 +84,7 @@ def test_architectures_that_are_drawn_answer_as_timms_own_bare_and_packed(tmp_pa
 def test_architectures_of_all_families_answer_as_timms_own_bare_and_packed(tmp_path: Path) -> None:
     """PTHSERVE_TIMM_PART=1/8 runs a part of them."""
     part, parts = map(int, os.environ.get("PTHSERVE_TIMM_PART", "1/1").split("/"))
-    check(ALL, tmp_path, part, parts)
+    check(ALL, LARGE, tmp_path, part, parts)
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ PHOTOS = [
 ]
 """Real photos, as they come with scikit-image."""
 CLASSES = 7
-LARGE, WIDE = 3e7, 260
-"""Most parameters, and pixels a side, of an architecture that is drawn, unless its family has none such."""
+SMALL, LARGE = 1e7, 3e7
+"""Most parameters of an architecture that is drawn: for a quick test, and for the sweep of all families."""
+WIDE = 260
+"""Most pixels a side of one that is drawn."""
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -84,8 +86,12 @@ def answers(module: nn.Module, count: int) -> Tensor:
     return logits
 
 
-def draw(seed: int, count: int) -> list[str]:
-    """So many architectures, one of each family before any of these gives a second one."""
+def draw(seed: int, count: int, largest: float) -> list[str]:
+    """So many architectures, one of each family before any of these gives a second one.
+
+    largest: the most parameters. The sweep, with `LARGE`, draws the smallest of a family that has only larger
+    ones; else the family is left out.
+    """
     chance = random.Random(seed)
     families: dict[str, list[str]] = {}
     for name in TIMM.names():
@@ -98,23 +104,27 @@ def draw(seed: int, count: int) -> list[str]:
     while len(drawn) < count:
         before = len(drawn)
         for family in turns:
-            following = _next(families[family], first=before == 0) if len(drawn) < count else None
+            following = (
+                _next(families[family], largest, alone=largest == LARGE and before == 0)
+                if len(drawn) < count
+                else None
+            )
             if following:
                 drawn.append(following)
         assert len(drawn) > before, "there are not so many"
     return drawn
 
 
-def _next(names: list[str], *, first: bool) -> str | None:
-    """The next that is not large, taken from `names`; else the smallest, for the `first` of a family."""
+def _next(names: list[str], largest: float, *, alone: bool) -> str | None:
+    """The next that is not larger, taken from `names`; else the smallest, if `alone`."""
     sizes: dict[str, int] = {}
     for name in list(names):
         if TIMM.size(name) <= WIDE:
             sizes[name] = parameters(name)
-            if sizes[name] <= LARGE:
+            if sizes[name] <= largest:
                 names.remove(name)
                 return name
-    if not first:
+    if not alone:
         return None
     smallest = min(names, key=lambda name: sizes.get(name) or parameters(name))
     names.remove(smallest)

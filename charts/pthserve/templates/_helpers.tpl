@@ -61,8 +61,12 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{- /* The service's image. A tag or a digest that is given is taken as it is; else `full` with a GPU is `cuda`. */ -}}
 {{- define "pthserve.image" -}}
-{{- include "pthserve.imageOf" (list . .Values.image.variant) -}}
+{{- with .Values.image -}}
+{{- $cuda := and $.Values.gpu.enabled (eq .variant "full") (not .tag) (not .digest) -}}
+{{- include "pthserve.imageOf" (list $ (ternary "cuda" .variant $cuda)) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "pthserve.httpPort" -}}

@@ -1,1 +1,1 @@
-"""What both transports share: keys, rate limits, the request log."""
+"""Access control and the request log, shared by HTTP and gRPC."""

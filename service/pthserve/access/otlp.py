@@ -1,6 +1,6 @@
 """OTLP: send the spans of requests to an OpenTelemetry collector. No request waits for the collector.
 
-The OTEL_ variables of the SDK configure what has no setting: sampling, headers, names of the service.
+The environment variables OTEL_* of the SDK configure sampling, headers and service name.
 """
 
 import logging
@@ -58,7 +58,7 @@ class Otlp:
         self._tracer = self._provider.get_tracer("pthserve", pthserve.__version__)
 
     def begin(self, caller: Caller | None) -> "Request":
-        """The span of a request that begins now."""
+        """Start the span of a request."""
         return Request(self._tracer, _context(caller))
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Otlp:
 
 
 class Request:
-    """The span of one request, and below it those of its stages."""
+    """The span of one request, with a child span for each stage."""
 
     def __init__(self, tracer: Tracer, context: Context) -> None:
         self._tracer = tracer
@@ -80,7 +80,12 @@ class Request:
         self.trace_id = f"{trace.trace_id:032x}" if trace.is_valid else ""
 
     def stage(self, name: str, began: float, seconds: float, **attributes: str | float) -> None:
-        """A span below this one; began: on time.perf_counter()'s clock."""
+        """Add a child span.
+
+        Args:
+            began: Its start, on the clock of time.perf_counter().
+            seconds: Its duration.
+        """
         if self._span.is_recording():
             start = self._epoch + int(began * 1e9)
             stage = self._tracer.start_span(
@@ -92,7 +97,11 @@ class Request:
             stage.end(start + int(seconds * 1e9))
 
     def end(self, name: str, attributes: dict[str, str | int], fault: str = "") -> None:
-        """End now. fault: what went wrong, where the service is at fault."""
+        """End the span.
+
+        Args:
+            fault: The error, if the service caused it; "" otherwise.
+        """
         self._span.update_name(name)
         self._span.set_attributes(attributes)
         if fault:

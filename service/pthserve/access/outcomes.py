@@ -1,4 +1,4 @@
-"""Outcomes: the HTTP status that each error has, in responses, in the log and in the metrics."""
+"""Outcomes: the HTTP status of each error, in responses, in the log and in the metrics."""
 
 from pthserve import errors
 
@@ -9,7 +9,7 @@ STATUS: dict[type[errors.PthserveError], int] = {
     errors.CrossOrigin: 403,
     errors.NotFound: 404,
     errors.TooSlow: 408,
-    errors.ModelError: 409,  # a client asked for a reload, and the model it asked for cannot be loaded
+    errors.ModelError: 409,  # a client requested a reload, and the new model is refused
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,
     errors.WrongHost: 421,
@@ -19,12 +19,12 @@ STATUS: dict[type[errors.PthserveError], int] = {
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
 }
-"""An error that is not listed has the status of its nearest ancestor that is."""
+"""An error that is not listed has the status of its nearest base class that is."""
 
 GONE = 499
-"""What is logged and counted where the client left before its answer; nginx's number for it."""
+"""The status that is logged and counted if the client left before the response; nginx uses the same."""
 
 
 def status(error: errors.PthserveError) -> int:
-    """The HTTP status that says what `error` is."""
+    """Return the HTTP status of `error`."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)

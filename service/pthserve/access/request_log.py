@@ -1,6 +1,6 @@
-"""One line a request, and the writer of the log.
+"""Request log: one line per request, and the thread that writes the log.
 
-A line never holds image bytes, keys, query strings or raw paths.
+A line never contains image bytes, keys, query strings or raw paths.
 """
 
 import logging
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 QUIET = frozenset(
     {"/livez", "/readyz", "/healthz", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"}
 )
-"""Routes whose lines are at level debug: a cluster asks them every few seconds."""
+"""Routes whose lines have the level debug: a cluster calls them every few seconds."""
 _BACKLOG = 10_000
-"""Lines that may wait to be written."""
+"""Maximum number of lines that wait to be written."""
 _PAUSE = 0.05
 """Seconds between two writes."""
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Logged:
-    """ASGI middleware: gives each request its id and its span, counts it, times it, and logs its line."""
+    """ASGI middleware that assigns each request an id and a span, and counts, times and logs it."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
         self._app = app
@@ -49,22 +49,22 @@ class Logged:
             return
 
         began = time.perf_counter()
-        its_id = request_id(scope["headers"])
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where it is mounted
+        own_id = request_id(scope["headers"])
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # the app may be mounted in another
         span, trace = begin(None if path in QUIET else self._tracer, scope["headers"])
-        code = GONE  # until an answer begins
+        code = GONE  # unless a response starts
 
         async def send_with_id(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", its_id)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id)]
             await send(message)
 
-        note(scope, request_id=its_id.decode(), **trace)
+        note(scope, request_id=own_id.decode(), **trace)
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:  # it has been answered with 500; the server has nothing to add
+        except Exception:  # the response 500 has been sent, so the server need not handle it
             log.exception("internal error", extra={"fields": _notes(scope)})
         finally:
             method, template = scope["method"], route(scope)
@@ -79,30 +79,33 @@ class Logged:
 
 
 def note(scope: Scope, **fields: object) -> None:
-    """Add `fields` to the line of the request that `scope` is of."""
+    """Add `fields` to the log line of the request with this `scope`."""
     _notes(scope).update(fields)
 
 
 def route(scope: Scope) -> str:
-    """The template of the route that was taken, such as `/v2/models/{name}`; never the raw path."""
+    """Return the template of the matched route, such as `/v2/models/{name}`; never the raw path."""
     return getattr(scope.get("route"), "path", "unmatched")
 
 
 @contextmanager
 def written(form: Literal["json", "text"], level: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Write what is logged to `stream` (default: standard error) until the block is left.
+    """Write log records to a stream until the block ends.
 
-    form: one JSON object a line, or lines for a person; level: the least severe that is written.
+    Args:
+        form: `json` for one JSON object per line, `text` for lines that people read.
+        level: The lowest level that is written.
+        stream: Where to write; default: standard error.
     """
     lines = _Lines(_Json() if form == "json" else _Text(), stream or sys.stderr)
     root = logging.getLogger()
     before = root.level
     levels = {
         "pthserve": level.upper(),
-        # Their warnings are of what clients send, which is counted and answered.
+        # Their warnings are about bad requests, which are answered and counted anyway.
         "uvicorn.error": "ERROR",
         "PIL": "CRITICAL",
-        "opentelemetry": "CRITICAL",  # it would complain of every batch of spans; `otlp` says it once
+        "opentelemetry": "CRITICAL",  # it would log an error per batch of spans; `otlp` logs one in total
     }
     for name, least in levels.items():
         logging.getLogger(name).setLevel(least)
@@ -117,7 +120,7 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The client's X-Request-Id where it is one, or a new one."""
+    """Return the client's X-Request-Id if it is valid, otherwise a new id."""
     for name, value in headers:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return bytes(value)
@@ -130,9 +133,13 @@ def _notes(scope: Scope) -> dict[str, object]:
 
 
 def record(method: str, template: str, code: int, seconds: float, notes: Mapping[str, object]) -> None:
-    """Count and time a request that has been answered, and log its line.
+    """Count and time a request that has ended, and log its line.
 
-    template: of its route; code: HTTP's; notes: what else its line says.
+    Args:
+        template: The template of its route.
+        code: The HTTP status.
+        seconds: The duration.
+        notes: Further fields of its line.
     """
     REQUESTS.labels(template, code).inc()
     REQUEST_DURATION.labels(template).observe(seconds)
@@ -141,15 +148,15 @@ def record(method: str, template: str, code: int, seconds: float, notes: Mapping
     level = logging.DEBUG if template in QUIET else logging.INFO
     if log.isEnabledFor(level):
         fields = {"method": method, "route": template, "code": code, "duration": round(seconds, 6), **notes}
-        # As `log.log` does, but without a walk up the stack for a line number that no line has.
+        # Like `log.log`, but without searching the stack for a line number, which is not logged.
         message, values = "%s %s %d", (method, template, code)
         log.handle(log.makeRecord(log.name, level, "", 0, message, values, None, extra={"fields": fields}))
 
 
 class _Lines(logging.Handler):
-    """Has a thread write the lines, many at a time: waking it for each costs as much as an answer's JSON.
+    """Writes lines in a thread, many at a time: waking it for each costs as much as the JSON of a response.
 
-    Where the stream cannot keep up, lines are dropped and counted, and a line says so once it can again.
+    If the stream is too slow, lines are dropped and counted, and a line reports that once it can be written.
     """
 
     def __init__(self, form: logging.Formatter, stream: TextIO) -> None:
@@ -158,7 +165,7 @@ class _Lines(logging.Handler):
         self._stream = stream
         self._backlog: deque[logging.LogRecord | str] = deque()
         self._dropped = 0
-        """Lines that were dropped since the log last said how many."""
+        """Number of dropped lines that the log has not reported yet."""
         self._counting = threading.Lock()
         self._some = threading.Event()
         self._ending = threading.Event()
@@ -170,13 +177,13 @@ class _Lines(logging.Handler):
             self._count_dropped(1)
         elif record.levelno < logging.WARNING:
             self._backlog.append(record)
-        else:  # what it refers to may be an exception, and so a whole request
+        else:  # formatted now, as it may refer to an exception and so keep a whole request in memory
             self._backlog.append(self.format(record))
         if not self._some.is_set():
             self._some.set()
 
     def close(self) -> None:
-        """Write what there is; a stream that is stuck by now is left behind."""
+        """Write the remaining lines, for at most one second."""
         self._ending.set()
         self._some.set()
         self._writer.join(1)
@@ -196,7 +203,7 @@ class _Lines(logging.Handler):
             try:
                 self._stream.write("".join(f"{line}\n" for line in lines))
                 self._stream.flush()
-            except (OSError, ValueError):  # nobody reads it any more, or it is on a full disk
+            except (OSError, ValueError):  # the reader has closed it, or the disk is full
                 self._count_dropped(len(waiting))
             else:
                 with self._counting:
@@ -208,7 +215,7 @@ class _Lines(logging.Handler):
             self._dropped += lines
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line; where that fails, a line that says so: what waits behind it is still written."""
+        """Return the line of `record`, or a line with the error if formatting fails; never raises."""
         try:
             return super().format(record)
         except Exception as error:
@@ -239,7 +246,7 @@ class _Json(logging.Formatter):
 
 
 def _plain(value: object) -> object:
-    """`value`, with what is no text in it escaped: orjson takes no half of a surrogate pair."""
+    """Return `value` with lone surrogates escaped, which orjson refuses."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -255,7 +262,7 @@ class _Text(logging.Formatter):
         line = f"{clock} {record.levelname.lower():7} {message} {fields}".rstrip()
         if not record.exc_info:
             return line
-        # Indented, so that no line of an exception's message can pass for a line of the log.
+        # Indented, so that no line of an exception's message looks like a line of the log.
         traceback = self.formatException(record.exc_info).splitlines()
         return "\n".join((line, *(f"  {quoted(text, MESSAGE)}" for text in traceback)))
 

@@ -1,4 +1,4 @@
-"""`pthserve bench`: what a service does under load."""
+"""`pthserve bench`: measure the latency and throughput of a service under load."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from pthserve.cli.headers import HEADERS, Header
 from pthserve.errors import PthserveError
 
 SWEEP = "1,2,4,8,16,32"
-"""Clients, where a report is asked for and no load."""
+"""Numbers of clients for a report if neither --clients nor --rate is given."""
 
 
 @click.command("bench")
@@ -121,7 +121,7 @@ def command(
 
 
 async def _once(target: Target, requests: Sequence[bytes], timeout: float) -> None:  # noqa: ASYNC109
-    """One request before all others, so that a wrong address or image is said at once."""
+    """Send each image once before the measurements, to report a wrong address or image at once."""
     pool = Pool(target, requests, 1)
     try:
         statuses = {await pool.ask(timeout) for _ in requests}
@@ -153,7 +153,7 @@ def _points(clients: str, rate: str) -> list[Point]:
 
 @contextmanager
 def _display() -> Iterator[Callable[[Sequence[Round]], None]]:
-    """A table that is alive on a terminal, and nothing elsewhere."""
+    """Show a live table if standard error is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None

@@ -1,4 +1,4 @@
-"""`pthserve compare`: a user's own preprocessing and results beside those of pthserve, stage by stage."""
+"""`pthserve compare`: compare a user's preprocessing and results with those of pthserve, stage by stage."""
 
 import json
 from collections.abc import Iterator

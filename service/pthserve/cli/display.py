@@ -1,4 +1,4 @@
-"""Display: what commands show on a terminal while they work, and what they print of a prediction."""
+"""Display: progress on a terminal, and tables of results."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence

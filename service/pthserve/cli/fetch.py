@@ -1,6 +1,5 @@
 """`pthserve fetch`: download a model and verify it."""
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pthserve.addresses import shown
 from pthserve.cli.headers import HEADERS, Header, has, header_value
 from pthserve.cli.options import takes_settings
 from pthserve.errors import WeightsError
+from pthserve.files import regular_files
 from pthserve.options import ModelOptions
 from pthserve.settings import Settings
 from pthserve.sources.fetched import fetched
@@ -50,7 +50,8 @@ def fetch(
     incoming = output.with_name(f".{output.name}.fetch")
     try:
         signed = options.require_signature is not None
-        if options.sha256 and not signed and output.is_file() and _digest(output) == options.sha256:
+        expected = options.sha256 if output.is_file() and not signed else None
+        if expected and regular_files.sha256(output) == expected:
             return
         try:
             found = fetched(source, options.model_copy(update={"cache_dir": incoming}), progress, headers)
@@ -72,7 +73,7 @@ def _check_folder(source: str, folder: Path, sha256: str) -> None:
     if packed.is_packed(folder):
         digests = {packed.read(folder, graphs=False).digest}
     else:
-        digests = {_digest(file) for file in folder.rglob("*") if file.is_file()}
+        digests = {regular_files.sha256(file) for file in folder.rglob("*") if file.is_file()}
     if sha256 not in digests:
         raise WeightsError(
             f"{shown(source)} is not the expected model: no weights with SHA-256 {sha256} are in it"
@@ -93,11 +94,6 @@ def _put(found: Path, output: Path) -> None:
         shutil.rmtree(old)
     else:
         found.replace(output)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @click.command("fetch")

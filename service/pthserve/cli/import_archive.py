@@ -1,4 +1,4 @@
-"""`pthserve import`: a folder that pthserve serves, out of a model archive of TorchServe."""
+"""`pthserve import`: import a model archive of TorchServe into a folder that pthserve can serve."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`pthserve init`: a `model.yaml` with all that was inferred about a model."""
+"""`pthserve init`: write a `model.yaml` with everything that was inferred about a model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`pthserve inspect`: what is in this file, and how that was found out."""
+"""`pthserve inspect`: show the content of a weights file or packed model, and what was inferred about it."""
 
 import json
 from dataclasses import asdict
@@ -10,10 +10,7 @@ import rich_click as click
 
 from pthserve.certainty import Inferred
 from pthserve.cli.options import MODEL, takes_settings
-from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import AmbiguousArchitecture
-from pthserve.images.spec import Spec
-from pthserve.planning.agreement import Evidence
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
@@ -65,7 +62,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
     from pthserve.loading.load import build, with_architecture
     from pthserve.zoos import own
 
-    # What is looked at is not trusted yet: no code of a card's runs, whatever the environment allows.
+    # The model is not trusted yet: code that its card names never runs, even if the environment allows it.
     described = with_architecture(card.read(Path(settings.model)), settings.architecture)
     with reading(settings.model) as progress:
         if described.architecture and own.is_code(described.architecture):
@@ -101,7 +98,7 @@ def _inspect(settings: Settings) -> dict[str, Any]:
 
 
 def _told(card: "Card", weights: "Weights") -> dict[str, Any]:
-    """What the card and the weights tell without an architecture; None where only that tells."""
+    """Return the values that do not depend on the architecture; None for the others."""
     return {
         "name": card.name,
         "version": card.version,
@@ -154,6 +151,10 @@ def _packed(folder: Path) -> dict[str, Any]:
 
 
 def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
+    from pthserve.engines.quantized_graph import Quantization
+    from pthserve.images.spec import Spec
+    from pthserve.planning.agreement import Evidence
+
     plan = found["plan"]
     return {
         "model": f"{quoted(found['name'])}, version {found['version']}",
@@ -175,6 +176,8 @@ def _packed_in_words(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _in_words(found: dict[str, Any]) -> dict[str, str]:
+    from pthserve.images.spec import Spec
+
     rows = {
         "model": f"{quoted(found['name'])}, version {found['version']}",
         "file": f"{quoted(found['weights'])}, {found['bytes']:,} bytes, {found['format']}"
@@ -216,7 +219,7 @@ def _in_words(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _choices(candidates: list[list[str]]) -> dict[str, str]:
-    """The rows for a file that fits several architectures which compute differently."""
+    """Return the rows for a file that fits several architectures that compute differently."""
     first = candidates[0][0]
     return {
         "architecture": "one of several that have these names and shapes, and compute differently; state it "
@@ -226,7 +229,7 @@ def _choices(candidates: list[list[str]]) -> dict[str, str]:
 
 
 def _metadata(values: dict[str, Any]) -> str:
-    """What lies beside the weights, a line for each key, cut where it is long."""
+    """Return the metadata with one line per key, shortened if it is long."""
     shown = [f"{quoted(key)}: {quoted(_short(value))}" for key, value in islice(values.items(), _METADATA)]
     more = len(values) - len(shown)
     return "\n".join(shown + ([f"and {more} more, which --json prints"] if more else []))
@@ -237,7 +240,7 @@ def _short(value: Any) -> str:
 
 
 def _inferred(values: list[dict[str, Any]]) -> dict[str, str]:
-    """A row for each subject: what was found, and what that rests on."""
+    """Return a row for each subject: the inferred value with its origin."""
     rows: dict[str, str] = {}
     for value in values:
         inferred = Inferred(**value)

@@ -1,4 +1,4 @@
-"""Options: the settings as options of commands. They are made from `Settings`; there is no second list."""
+"""Options: the options of commands, made from the fields of `Settings`."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""`pthserve push`: a model into an OCI registry."""
+"""`pthserve push`: push a model to an OCI registry."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`pthserve verify`: whether a model is as the owner of a key has signed it."""
+"""`pthserve verify`: verify the signature of a model."""
 
 from pathlib import Path
 

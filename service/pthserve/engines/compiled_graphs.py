@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pthserve.files.private_folder import private
+from pthserve.files.regular_files import sha256
 
 if TYPE_CHECKING:
     import openvino
@@ -58,7 +59,7 @@ def checked(folder: Path, graph: "openvino.Model", config: Mapping[str, Any]) ->
         yield {} if whole is None else {"CACHE_DIR": str(own)}
         with suppress(OSError):  # what has no SHA-256 is removed by the next
             for blob in set() if whole is None else set(own.glob("*.blob")) - whole:
-                _sum(blob).write_text(_sha256(blob), "ascii")
+                _sum(blob).write_text(sha256(blob), "ascii")
 
 
 def _lock(folder: Path) -> int:
@@ -78,7 +79,7 @@ def _without_damaged(folder: Path) -> set[Path]:
     """The compiled graphs in `folder`, once those that are not as they were written are removed."""
     whole = set()
     for blob in folder.glob("*.blob"):
-        if not blob.is_symlink() and _written(blob) == _sha256(blob):
+        if not blob.is_symlink() and _written(blob) == sha256(blob):
             whole.add(blob)
             continue
         _log.warning("%s: is damaged, or was not written to its end; the model is compiled again", blob)
@@ -96,11 +97,6 @@ def _written(blob: Path) -> str | None:
 
 def _sum(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.sha256")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _key(graph: "openvino.Model", config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Card: what `model.yaml` says about the weights beside it, with a default for all that it leaves out."""
+"""Card: the model card `model.yaml`, which describes the weights in its folder."""
 
 import difflib
 import os
@@ -29,23 +29,23 @@ from pthserve.text import QUOTED, of_path, quoted
 
 FILE = "model.yaml"
 SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".bin", ".pt2", ".onnx")
-"""What the name of a weights file ends in, where a folder does not say which it is."""
+"""Suffixes of weights files, by which they are found in a folder whose card does not name one."""
 FOREIGN = (".pkl", ".pb", ".h5", ".keras", ".tflite", ".mar")
-"""Of other tools' files: where a folder has nothing else, one is read so far that it can be named."""
+"""Suffixes of other tools' files. If a folder has no others, one is read to name its format in the error."""
 USUAL = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""The weights files of transformers. A folder may have several of them, with the same weights, and the shards
-that an index lists; the first is read."""
+"""The weights files of transformers, in order of preference. A folder may contain several with the same
+weights, and the shards that an index lists."""
 BYTES = 4 * 2**20
-"""Most bytes of a card, and of a file of labels."""
+"""Maximum size of a card, and of a file of labels."""
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 _NO_WEIGHTS = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth")
-"""What trainers put beside the weights."""
+"""Files that training tools write beside the weights."""
 
 _PARTS: dict[str, type[BaseModel]] = {
     "first_layer": FirstLayer,
@@ -66,14 +66,19 @@ _EMPTY = Fields.model_validate({})
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is known about a model before its weights are read.
+    """The content of a model card, with defaults for the fields that it leaves out.
 
-    folder: where the card lies, or would.
-    sha256: what the weights must hash to, in lower case. container: the key under which the state dict lies
-    in them; None where it is to be found. architecture: a name, or `package.module:callable`; kwargs: for it.
-    first_layer, head: what the card states of them, by field. labels: one a class.
-    spec: None where the card says nothing of preprocessing; `assumed` where it leaves out the sizes.
-    stated: the fields of `spec` that the card states.
+    Attributes:
+        folder: The folder of the card, even if there is no card.
+        sha256: The expected SHA-256 of the weights, in lower case.
+        container: The key of the state dict in the weights; None to find it.
+        architecture: A name, or `package.module:callable`.
+        kwargs: Keyword arguments for the architecture.
+        first_layer: The fields that the card states about the first layer.
+        head: The fields that the card states about the head.
+        labels: One label per class.
+        spec: The preprocessing; None if the card does not state it. `assumed` if it leaves out the sizes.
+        stated: The fields of `spec` that the card states.
     """
 
     folder: Path
@@ -94,30 +99,34 @@ class Card:
 
     @property
     def file(self) -> Path:
-        """Where the card is, or would be."""
+        """The path of the card, even if there is none."""
         return self.folder / FILE
 
 
 def read(path: Path) -> Card:
-    """The card of the weights file or the folder at `path`.
+    """Return the card for the weights file or the folder at `path`.
 
-    A card beside a weights file is its own unless it names other weights. What a card names lies in its
-    folder. Symbolic links stay in the paths, so that what Kubernetes swaps is found again.
-    Raises CardError, or WeightsError where a file is missing.
+    A card in the folder of a weights file describes it unless it names other weights. All files that a card
+    names must be in its folder. Symbolic links in paths are not resolved, since Kubernetes changes their
+    targets when it updates a volume.
+
+    Raises:
+        CardError: The card is not valid.
+        WeightsError: A file is missing.
     """
     if not path.exists():
         raise WeightsError(f"{quoted(path)}: no such file or folder")
-    folder, given = (path, None) if path.is_dir() else (path.parent, path)
+    folder, named = (path, None) if path.is_dir() else (path.parent, path)
     file = folder / FILE
     fields = _parse(file) if file.is_symlink() or file.exists() else _EMPTY
-    if given and fields.weights and not _same(given, folder / fields.weights):
+    if named and fields.weights and not _same(named, folder / fields.weights):
         fields = _EMPTY
-    weights = given or (_named_weights(fields.weights, file) if fields.weights else _only_weights(folder))
+    weights = named or (_named_weights(fields.weights, file) if fields.weights else _only_weights(folder))
     names = _labels(fields.labels, file)
     task = fields.stated_task()
     return Card(
         folder=folder,
-        name=fields.name or of_path(given.name.split(".")[0] if given else folder.resolve().name),
+        name=fields.name or of_path(named.name.split(".")[0] if named else folder.resolve().name),
         weights=weights,
         version=fields.version,
         sha256=fields.sha256,
@@ -138,9 +147,9 @@ def read(path: Path) -> Card:
 
 
 def write_golden(folder: Path, golden: Iterable[Golden]) -> Path:
-    """Put `golden` into the card of `folder`, which is made if there is none; the rest of it stays as it is.
+    """Write golden images into the card of `folder`, and return the path of the card.
 
-    Returns the card's file, which is replaced in one step.
+    The card is created if there is none. Its other content stays as it is. The file is replaced atomically.
     """
     file = folder / FILE
     text = ""
@@ -154,7 +163,7 @@ def write_golden(folder: Path, golden: Iterable[Golden]) -> Path:
 
 
 def dump(card: Card) -> str:
-    """`card` as the text of a `model.yaml` that, in the card's folder, reads back as the same card."""
+    """Return the text of a `model.yaml` that, in the same folder, is read as an equal card."""
     values: dict[str, Any] = {
         "name": card.name,
         "version": card.version,
@@ -204,7 +213,7 @@ def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
 
 
 def _span(text: str, key: str) -> tuple[int, int]:
-    """From where to where `key` and its value stand in the YAML mapping `text`, in whole lines."""
+    """Return start and end of the lines of `key` and its value in the YAML mapping `text`."""
     root = yaml.compose(text, documents.Loader)
     for name, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if name.value == key:
@@ -221,8 +230,11 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _named_weights(name: str, card: Path) -> Path:
-    """The weights file that a card names. Links may lead out of the folder, as those of download caches do:
-    what is no weights file is not read, and what is one is the model."""
+    """Return the weights file that a card names.
+
+    It may be a symbolic link to a file outside the folder, as in download caches: that is harmless, since
+    only the content of a valid weights file is used.
+    """
     weights = card.parent / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise CardError(
@@ -234,8 +246,8 @@ def _named_weights(name: str, card: Path) -> Path:
 
 
 def _only_weights(folder: Path) -> Path:
-    """The one weights file in `folder`. Hidden names do not count, such as a mounted ConfigMap's `..data`."""
-    found = sorted(
+    """Return the only weights file in `folder`, ignoring hidden names such as `..data` of a ConfigMap."""
+    files = sorted(
         entry
         for entry in folder.iterdir()
         if (entry.name.endswith(SUFFIXES) or entry.name in USUAL)
@@ -243,21 +255,21 @@ def _only_weights(folder: Path) -> Path:
         and not _NO_WEIGHTS.fullmatch(entry.name)
         and entry.is_file()
     )
-    usual = [folder / name for name in USUAL if folder / name in found]
-    if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in found):
+    usual = [folder / name for name in USUAL if folder / name in files]
+    if usual and all(entry in usual or _SHARD.fullmatch(entry.name) for entry in files):
         return usual[0]
-    if not found and (
+    if not files and (
         foreign := [one for one in folder.iterdir() if one.suffix in FOREIGN and one.is_file()]
     ):
         return max(foreign, key=lambda one: one.stat().st_size)
-    if not found:
+    if not files:
         raise WeightsError(f"{folder}: contains no weights file ({', '.join(SUFFIXES)})")
-    if len(found) > 1:
-        names = ", ".join(entry.name for entry in found)
+    if len(files) > 1:
+        names = ", ".join(entry.name for entry in files)
         raise CardError(
             f"{folder}: there are several weights files ({names}); {FILE} must name its `weights`"
         )
-    return found[0]
+    return files[0]
 
 
 def _parse(file: Path) -> Fields:
@@ -271,7 +283,7 @@ def _parse(file: Path) -> Fields:
 
 
 def _text(file: Path, within: Path | None) -> str:
-    """The text in `file`, which must lie in the folder `within` where that is given."""
+    """Return the text of `file`, which must be in the folder `within` unless that is None."""
     try:
         return regular_files.read(file, BYTES, within).decode("utf-8-sig")
     except OSError as error:
@@ -288,11 +300,11 @@ def _parsed(file: Path, text: str, parse: Callable[[str], Any]) -> Any:
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint: the field, what is wrong, what is allowed."""
+    """Return the first error as text: the field, what is wrong, what is allowed."""
     details = error.errors(include_url=False)[0]
     reason = _WRONG_TYPE.get(details["type"]) or details.get("ctx", {}).get("error")
     reason = quoted(reason or details["msg"].removeprefix("Input "), 2 * QUOTED)
-    if not details["loc"]:  # of several fields
+    if not details["loc"]:  # an error about several fields
         return reason
     *parents, last = details["loc"]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
@@ -301,7 +313,7 @@ def _first(error: ValidationError) -> str:
         known = (_PARTS[str(parents[0])] if parents else Fields).model_fields
         close = difflib.get_close_matches(str(last)[:100], known, 1, cutoff=0.5)
         hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
-        return f"{place}: is no field; {hint}"
+        return f"{place}: is not a field; {hint}"
     return f"{place}: {reason}"
 
 
@@ -309,10 +321,10 @@ def _labels(given: labels.LabelFile | tuple[str, ...] | None, card: Path) -> tup
     if not isinstance(given, labels.LabelFile):
         return given
     file = card.parent / given.file
-    found: tuple[str, ...] = _parsed(
+    names: tuple[str, ...] = _parsed(
         file, _text(file, card.parent), lambda text: labels.read(file.name, text, given.kind)
     )
-    return found
+    return names
 
 
 def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, place: str) -> Golden:
@@ -335,9 +347,7 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
             else tuple(
                 _box(one, names, card, f"{place}.boxes[{number}]") for number, one in enumerate(fields.boxes)
             ),
-            class_map=None
-            if fields.class_map is None
-            else _file(fields.class_map, card, f"{place}.class_map"),
+            class_map=_file(fields.class_map, card, f"{place}.class_map") if fields.class_map else None,
             agreement=fields.agreement,
         )
     index = fields.class_index
@@ -362,7 +372,7 @@ def _file(name: str, card: Path, place: str) -> Path:
 def _box(given: GoldenObject, names: tuple[str, ...] | None, card: Path, place: str) -> GoldenBox:
     if given.label is not None and names is not None:
         _index(given.label, names, card, f"{place}.label", "; give class_index instead")
-    # The label stays one: the card's labels may leave out the background's, which the model's have.
+    # The label is not converted to an index: the model's labels may include a background class.
     return GoldenBox(given.class_index, given.box, given.score, given.iou, given.label)
 
 
@@ -381,7 +391,7 @@ def _numbers(
     card: Path,
     place: str,
 ) -> tuple[float | None, ...] | None:
-    """Numbers in the order of `names`, of which `given` may have some by name."""
+    """Return numbers in the order of `names`; if `given` has only some by name, None for the others."""
     if not isinstance(given, dict):
         return given
     known = {

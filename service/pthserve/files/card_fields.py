@@ -1,4 +1,4 @@
-"""The fields of `model.yaml`, and what each means. The table is docs/card.md."""
+"""Card fields: the fields of `model.yaml` with their meaning; docs/card.md has the table."""
 
 from typing import Annotated, Any, Self
 
@@ -38,7 +38,7 @@ class Preprocessing(_Fields):
         256, description="the shorter side after resizing, in pixels; or `[height, width]`; or `null`"
     )
     longest: Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)] | None = Field(
-        None, description="the most pixels of the longer side after resizing to a shorter one"
+        None, description="maximum length of the longer side in pixels after resizing the shorter one"
     )
     crop: Sides | None = Field(
         224,
@@ -46,26 +46,28 @@ class Preprocessing(_Fields):
     )
     interpolation: Interpolation = Field("bilinear", description="Pillow's name of the resizing filter")
     antialias: bool = Field(
-        True, description="`false`: resize as torchvision does a tensor without it; bilinear and bicubic only"
+        True,
+        description="`false`: resize as torchvision does with a tensor without antialiasing; "
+        "bilinear and bicubic only",
     )
     rounded: bool = Field(
         True,
         description="`false`: keep fractions, as torchvision's detectors do; bilinear without antialias only",
     )
-    exif: bool = Field(False, description="`true`: turn an image upright as its EXIF orientation says")
+    exif: bool = Field(False, description="`true`: turn an image upright according to its EXIF orientation")
     channel_order: ChannelOrder = Field(
         "rgb", description="`bgr`: blue first, as OpenCV reads images; `mean` and `std` are in the same order"
     )
     crop_rounding: CropRounding = Field(
         "even",
-        description="where a crop starts whose middle lies between two pixels: at the `even` number, as "
-        "torchvision's; `down`, as Hugging Face's",
+        description="where a crop starts if its middle is between two pixels: at the `even` number, "
+        "as in torchvision; `down`, as in Hugging Face's libraries",
     )
     mean: Annotated[tuple[Share, ...], Channels] = Field(
         (0.485, 0.456, 0.406), description="subtracted from values in 0 to 1; three numbers, or one for grey"
     )
     std: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Channels] = Field(
-        (0.229, 0.224, 0.225), description="what they are then divided by; as many numbers"
+        (0.229, 0.224, 0.225), description="divisor of the values after that; as many numbers"
     )
 
     @model_validator(mode="after")
@@ -87,7 +89,7 @@ class Preprocessing(_Fields):
         return self
 
     def spec(self) -> Spec:
-        """The same as a Spec; `assumed` where the sizes are left out."""
+        """Return the same as a Spec; `assumed` if the sizes are left out."""
         values = self.model_dump()
         if isinstance(self.crop, int):
             values["crop"] = (self.crop, self.crop)
@@ -107,7 +109,7 @@ class FirstLayer(_Fields):
         None, description="its padding; default: the architecture's"
     )
     pool: Annotated[bool, Field(strict=True)] | None = Field(
-        None, description="`false`: without the max pooling right behind it; default: the architecture's"
+        None, description="`false`: no max pooling after it; default: the architecture's"
     )
 
 
@@ -115,7 +117,7 @@ class Head(_Fields):
     """What no file tells of a head that was replaced."""
 
     activation: Activation = Field(
-        "relu", description="what stands between its linear layers; `none`: nothing"
+        "relu", description="the activation between its linear layers; `none` for no activation"
     )
     slope: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="the negative slope of `leaky_relu`")
 
@@ -126,8 +128,8 @@ class GoldenObject(_Fields):
     box: tuple[Finite, Finite, Finite, Finite] = Field(description="left, top, right, bottom, in pixels")
     class_index: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, description="its class;")
     label: Text | None = Field(None, description="or the label of that class")
-    score: Share | None = Field(None, description="with what score; unchecked where left out")
-    iou: Share = Field(IOU, description="the least intersection over union with the detection's box")
+    score: Share | None = Field(None, description="its expected score; not checked if left out")
+    iou: Share = Field(IOU, description="minimum intersection over union with the box of the detection")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -143,12 +145,12 @@ class GoldenImage(_Fields):
 
     image: Text = Field(description="the image file")
     class_index: Annotated[int, Field(ge=0, strict=True)] | None = Field(
-        None, description="the class that it must be given;"
+        None, description="the expected class;"
     )
     label: Text | None = Field(None, description="or the label of that class")
-    probability: Share | None = Field(None, description="with what probability; unchecked where left out")
+    probability: Share | None = Field(None, description="its expected probability; not checked if left out")
     labels: GoldenLabels | None = Field(
-        None, max_length=MAX_STATED, description="multilabel: all labels that apply, or their numbers"
+        None, max_length=MAX_STATED, description="multilabel: all labels that apply, or their indices"
     )
     probabilities: Numbers | None = Field(
         None, description="multilabel: probabilities, in the order of the labels, or by label"
@@ -174,7 +176,8 @@ class GoldenImage(_Fields):
     )
 
     recorded: Annotated[bool, Field(strict=True)] = Field(
-        False, description="`true`: `pthserve golden` recorded the answer; it settles nothing that is assumed"
+        False,
+        description="`true`: `pthserve golden` recorded the answer; it is then not evidence for assumptions",
     )
 
     @model_validator(mode="after")
@@ -221,8 +224,8 @@ class OutputFields(_Fields):
     unit: Word | None = Field(None, description="its unit, such as `years`")
     range: Annotated[tuple[Finite, Finite], Field()] | None = Field(
         None,
-        description="the minimum and the maximum: differences are measured as shares of the range "
-        "between; default: of the largest value that is known",
+        description="minimum and maximum; differences are measured as shares of the range; default: "
+        "of the largest known value",
     )
 
     @model_validator(mode="after")
@@ -240,34 +243,34 @@ class Fields(_Fields):
     )
     version: Word = Field("1", description="the model's version")
     weights: Text | None = Field(
-        None, description="the weights file; may be left out where the folder has only one"
+        None, description="the weights file; may be left out if the folder has only one"
     )
-    sha256: Sha256 | None = Field(None, description="what the weights file must hash to")
+    sha256: Sha256 | None = Field(None, description="expected SHA-256 of the weights file")
     container: Text | None = Field(
         None,
-        description="the key under which the state dict lies in the weights file, dotted where nested; "
-        "default: found",
+        description="the key of the state dict in the weights file, dotted if nested; default: inferred",
     )
     architecture: Text | None = Field(
         None,
         description="a name such as `resnet50` or `timm/vit_tiny_patch16_224`, or "
-        "`package.module:callable`; default: found from the weights",
+        "`package.module:callable`; default: inferred from the weights",
     )
     kwargs: dict[str, Any] = Field({}, description="keyword arguments of the architecture")
     labels: Labels | None = Field(
         None,
-        description="one a class: a list, a mapping of index to label or label to index, or the name of a "
+        description="one per class: a list, a mapping of index to label or label to index, or the name of a "
         "file; see below; default: those in the weights file, or the indices",
     )
     task: TaskName | None = Field(
         None,
-        description="what the model answers: `classification`, `multilabel`, `binary`, `regression`, "
-        "`embedding`, `detection` or `segmentation`; default: told by the file, else classification",
+        description="kind of answer: `classification`, `multilabel`, `binary`, `regression`, "
+        "`embedding`, `detection` or `segmentation`; default: inferred from the file, otherwise "
+        "classification",
     )
     threshold: Share | None = Field(
         None,
-        description="multilabel, binary and detection: the probability or score from which on a label "
-        "applies, the class is the positive one, or an object is listed; default: 0.5",
+        description="multilabel, binary and detection: the minimum probability or score for a label, "
+        "the positive class or an object; default: 0.5",
     )
     outputs: tuple[OutputFields, ...] | None = Field(
         None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
@@ -276,12 +279,13 @@ class Fields(_Fields):
         None, description="embedding: whether vectors are scaled to a length of 1; default: `false`"
     )
     first_layer: FirstLayer | None = Field(
-        None, description="the architecture's first convolution, where it was replaced"
+        None, description="the architecture's first convolution, if it was replaced"
     )
-    head: Head | None = Field(None, description="the architecture's head, where it was replaced")
+    head: Head | None = Field(None, description="the architecture's head, if it was replaced")
     preprocessing: Preprocessing | None = Field(
         None,
-        description="how an image is preprocessed; default: as the library's own weights of the architecture",
+        description="how an image is preprocessed; default: that of the library's own weights of the "
+        "architecture",
     )
     golden: tuple[GoldenImage, ...] = Field(
         (), max_length=MAX_GOLDEN, description="images with known answers"
@@ -305,19 +309,19 @@ class Fields(_Fields):
         if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
             raise ValueError(f"`outputs` has the name {quoted(repr(twice))} twice")
         if len(self._implied()) > 1 and self.task is None:
-            told = " and ".join(f"`{field}`" for field in self._implied().values())
-            raise ValueError(f"{told} are of different tasks; state the `task`")
+            fields = " and ".join(f"`{field}`" for field in self._implied().values())
+            raise ValueError(f"{fields} are of different tasks; state the `task`")
         return self
 
     def _implied(self) -> dict[TaskName, str]:
-        """The tasks that parameters and golden images tell, and by which field."""
-        told = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
+        """Return the tasks that parameters and golden images imply, each with the field that implies it."""
+        implied = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
         for number, image in enumerate(self.golden):
-            told.setdefault(KINDS[image.kind], f"golden[{number}]")
-        return told
+            implied.setdefault(KINDS[image.kind], f"golden[{number}]")
+        return implied
 
     def stated_task(self) -> StatedTask:
-        """What is stated about the task."""
+        """Return what the card states about the task."""
         return StatedTask(
             name=self.task,
             implied=next(iter(self._implied()), None),
@@ -330,7 +334,7 @@ class Fields(_Fields):
 
 
 def preprocessing_fields(spec: Spec) -> dict[str, Any]:
-    """`spec` as the fields of `preprocessing`, all of them, ready for YAML."""
+    """Return `spec` as the fields of `preprocessing`, as plain values for YAML."""
     values = {name: value for name, value in spec.to_dict().items() if name in Preprocessing.model_fields}
     height, width = spec.crop
     values["crop"] = None if spec.whole else height if height == width else spec.crop

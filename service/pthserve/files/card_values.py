@@ -1,4 +1,4 @@
-"""The values of `model.yaml`: text, numbers and sizes, each with what is allowed of it."""
+"""Card values: the types of values in `model.yaml`, such as text, numbers and sizes, with their limits."""
 
 import re
 from typing import Annotated, Literal
@@ -9,16 +9,17 @@ from pthserve.files.labels import LabelFile, of_card, short
 from pthserve.text import whole
 
 MAX_SIDE = 4096
+"""Maximum width or height in pixels."""
 MAX_WORD = 200
-"""Characters of a name or a version."""
+"""Maximum number of characters of a name or a version."""
 MAX_GOLDEN = 1000
-"""Golden images of a card: all of them are in memory at once."""
+"""Maximum number of golden images of a card: all of them are in memory at the same time."""
 MAX_STATED = 10_000
-"""Numbers that a golden image states, and outputs that a card names."""
+"""Maximum number of values that a golden image states, and of outputs that a card names."""
 
 
 def _text(value: object) -> str:
-    """Text, or an integer taken for it; whatever else YAML makes of unquoted text has lost letters."""
+    """Return text, or an integer as text; other values that YAML makes of unquoted text are not exact."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -29,7 +30,7 @@ def _text(value: object) -> str:
 
 
 def _word(value: object) -> str:
-    """Text that stands in URLs, metrics and the log."""
+    """Return text that may be used in URLs, metrics and the log."""
     text = _text(value)
     if not text.isprintable() or len(text) > MAX_WORD:
         raise ValueError(f"must have at most {MAX_WORD} characters, all of them printable")
@@ -64,7 +65,7 @@ def _is_side(value: int) -> bool:
 
 
 def _numbers(value: object) -> object:
-    """Numbers in a list, `null` where one is not known, or by name; a number alone is a list of one."""
+    """Return a list of numbers, with `null` for unknown ones, or numbers by name; one number is a list."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, list | tuple | dict) and 0 < len(value) <= MAX_STATED:

@@ -1,4 +1,4 @@
-"""Checkpoint: what a training script saved, and the state dict in it."""
+"""Checkpoint: find the state dict in the file that a training script saved."""
 
 import json
 import re
@@ -16,40 +16,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
-"""Keys under which training scripts put the state dict, the surest first."""
+"""Keys under which training scripts save the state dict, the most reliable first."""
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)")
-"""In the name of a moving average. Of several state dicts it is the one that its author evaluates; timm's
-`load_state_dict` chooses the same."""
+"""Matches the key of an exponential moving average. If there are several state dicts, this is the one that
+its author evaluates; timm's `load_state_dict` chooses the same."""
 
 TENSORS = 10_000
-"""Most tensors of a state dict; the largest of torchvision's has 1,548."""
+"""Maximum number of tensors in a state dict; the largest one of torchvision has 1,548."""
 NODES = 60_000
-"""Most parts of all names together."""
+"""Maximum number of dot-separated parts of all names together."""
 NAME = 1000
-"""Most characters of a tensor's name."""
+"""Maximum number of characters of a tensor's name."""
 PARTS = 32
-"""Most parts of a tensor's name, with dots between them."""
+"""Maximum number of dot-separated parts of a tensor's name."""
 VISITS = 2_000_000
-"""Most values that are looked at for a state dict."""
+"""Maximum number of values that are visited in search of a state dict."""
 
 _DEPTH = 4
 _PLAIN = re.compile(r"torch\.(float(16|32|64|8_\w+)|bfloat16|u?int(8|16|32|64)|bool)")
-"""The types that PyTorch converts to float32 on a CPU; it has others that hold parts of a byte."""
+"""The types that PyTorch converts to float32 on a CPU; others have values smaller than a byte."""
 _QUANTISED = re.compile(
     r"(^|\.)(_packed_params|qweight|qzeros|SCB|quant_state|quant_map|weight_format)(\.|$)"
 )
 """Names in the state dicts of torch.ao.quantization, GPTQ and bitsandbytes."""
 _ADAPTER = re.compile(r"(^|\.)lora_(A|B|down|up|embedding_[AB])(\.|$)")
 EXPORT = 'torch.export.save(torch.export.export(model.eval(), (example,)), "model.pt2")'
-"""The call that saves any model so that it needs no class; `example` is a batch of images."""
+"""The call that exports any model, so that its class is not needed; `example` is a batch of images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The state dict that a checkpoint holds.
+    """The state dict in a checkpoint.
 
-    container: the key under which it lies, dotted where nested; "" for the whole. tensors: by name. others:
-    the containers of the other state dicts. ids: the `id` of each state dict.
+    Attributes:
+        container: Its key, dotted if nested; "" if the whole file is the state dict.
+        tensors: The tensors by name.
+        others: The containers of the other state dicts.
+        ids: The `id` of each state dict.
     """
 
     container: str
@@ -59,14 +62,14 @@ class Found:
 
 
 def unwrap(root: Any, name: str, container: str | None = None) -> Found:
-    """The state dict in `root`, an inert value or a dict of tensors.
+    """Return the state dict in `root`, an inert value or a dict of tensors.
 
     Args:
-        name: of the file, for the line that saves a part of it.
-        container: the one that is wanted; None where it is to be found.
+        name: The name of the file, for the command in an error message that saves a part of it.
+        container: The key of the state dict; None to find it.
 
     Raises:
-        WeightsError: there is none, none can be chosen, or it is one that no architecture here can take.
+        WeightsError: There is none, none can be chosen, or it is of a kind that is not supported.
     """
     search = _Search()
     search.visit(root, "", 0)
@@ -86,11 +89,11 @@ def _shown(found: Iterable[str]) -> list[str]:
 
 
 def _choose(found: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """Under which of these keys the state dict lies that its author would serve."""
+    """Return the key of the state dict that its author would serve."""
     if len(found) == 1:
         return next(iter(found))
     named = [key for wrapper in WRAPPERS for key in found if key.split(".")[-1] == wrapper]
-    # An average of the parameters alone lacks the buffers, and could not be loaded.
+    # A moving average without the buffers could not be loaded.
     complete = max((len(found[key]) for key in named), default=0)
     averaged = [key for key in found if AVERAGED.search(key) and len(found[key]) >= complete]
     chosen = next(iter(averaged + named), None)
@@ -106,7 +109,7 @@ def _choose(found: Mapping[str, Mapping[str, Any]], name: str) -> str:
 
 
 class _Search:
-    """Every mapping that names, under dotted keys, tensors of two or more dimensions."""
+    """Finds every mapping with dotted keys and a tensor of two or more dimensions."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, Any]] = {}
@@ -142,7 +145,7 @@ class _Search:
 
 
 def _refuse_special(names: Iterable[str], found: Mapping[str, Any]) -> None:
-    """Raise WeightsError for a state dict that is not of a plain model."""
+    """Raise WeightsError for the state dict of a quantised model or an adapter."""
     quantised = next((name for name in names if _QUANTISED.search(name)), None) or next(
         (name for name, tensor in found.items() if getattr(tensor, "oddity", "") == "quantised"), None
     )
@@ -162,7 +165,7 @@ def _refuse_special(names: Iterable[str], found: Mapping[str, Any]) -> None:
 
 
 def _nothing(root: Any, name: str) -> str:
-    """Why `root` has no state dict, and what to do."""
+    """Return the message for a file without a state dict: what it contains, and what to do."""
     pairs = metadata.mapping(root)
     held = {key: value for key, value in islice(pairs or (), TENSORS) if isinstance(key, str)}
     if module := _module(root):
@@ -191,7 +194,7 @@ def _nothing(root: Any, name: str) -> str:
 
 
 def _module(root: Any) -> tuple[inert.Object, str] | None:
-    """The whole module in a checkpoint that would be served, with the Python that takes it out."""
+    """Return the module in a checkpoint that its author would serve, and the Python expression for it."""
     level: list[tuple[Any, str, int]] = [(root, "", 0)]
     left = VISITS // 100
     for _ in range(_DEPTH):
@@ -213,14 +216,14 @@ def _module(root: Any) -> tuple[inert.Object, str] | None:
 
 
 def _rank(key: str) -> int:
-    """How likely the value under `key` is the one to serve; 0 is the surest."""
+    """Return a rank of how likely the value under `key` is the one to serve; 0 is the most likely."""
     if AVERAGED.search(key):
         return 0
     return 1 + (WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS))
 
 
 def _whole_module(module: inert.Object, part: str, name: str, owner: str) -> str:
-    """What to do about a file that holds a module; owner: the class of what it holds in all."""
+    """Return the message for a file with a module; `owner` is the class of the whole content."""
     kind = metadata.class_of(module)
     where = f" under `{quoted(part)}`" if part else ""
     if kind.startswith("ultralytics."):
@@ -240,7 +243,7 @@ def _whole_module(module: inert.Object, part: str, name: str, owner: str) -> str
 
 
 def _learner(kind: str, name: str) -> str:
-    """What to do about a Learner of fastai."""
+    """Return the message for a Learner of fastai."""
     held = '{"state_dict": learn.model.state_dict(), "classes": list(learn.dls.vocab)}'
     code = (
         "import torch; from fastai.learner import load_learner; "
@@ -255,7 +258,7 @@ def _learner(kind: str, name: str) -> str:
 
 
 def plain_pickle(root: Any, name: str) -> str:
-    """What to say of a pickle that `torch.save` did not write."""
+    """Return the message for a pickle that `torch.save` did not write."""
     kind = f" (an object of `{quoted(metadata.class_of(root))}`)" if isinstance(root, inert.Object) else ""
     pairs = metadata.mapping(root)
     held = {key: value for key, value in islice(pairs or (), TENSORS) if isinstance(key, str)}
@@ -278,10 +281,12 @@ def _subscripts(container: str) -> str:
 
 
 def resave(name: str, part: str, *, weights_only: bool = False, loader: str = "") -> str:
-    """The shell line that saves one part of the file `name` beside it.
+    """Return a shell command that saves a part of the file `name` in a new file beside it.
 
-    part: Python in which `LOADED` stands for what the file holds. loader: Python that loads it; by default
-    `torch.load`, which runs the file's code unless `weights_only`.
+    Args:
+        part: A Python expression in which `LOADED` stands for the content of the file.
+        weights_only: Passed to `torch.load`; without it, the code in the file is run.
+        loader: A Python expression that loads the file; default: `torch.load`.
     """
     loader = loader or f'torch.load({json.dumps(name)}, map_location="cpu", weights_only={weights_only})'
     code = f"import pickle, torch; torch.save({part.replace('LOADED', loader)}, {_beside(name)})"
@@ -289,15 +294,15 @@ def resave(name: str, part: str, *, weights_only: bool = False, loader: str = ""
 
 
 def _beside(name: str) -> str:
-    """Python for the name of a file of weights beside the file `name`."""
+    """Return a Python expression for the name of a new weights file beside the file `name`."""
     return json.dumps(f"{name.rpartition('.')[0] or name}-weights.pth")
 
 
-# --- what a state dict may hold
+# --- limits of a state dict
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise WeightsError unless the tensors' names are of a number and length that can be worked with."""
+    """Raise WeightsError if there are too many tensors, or if their names are too long."""
     names = list(names)
     if len(names) > TENSORS:
         raise WeightsError(f"holds {len(names)} tensors; the limit is {TENSORS}")
@@ -315,7 +320,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_values(state_dict: "Mapping[str, Tensor]") -> None:
-    """Raise WeightsError unless every tensor is of a plain type, and finite."""
+    """Raise WeightsError unless every tensor has a supported type and only finite values."""
     for name, tensor in state_dict.items():
         if tensor.is_complex():
             raise WeightsError(f"{quoted(name)} is complex; {_PLAIN_MODEL}")
@@ -341,7 +346,7 @@ def _finite(tensor: "Tensor") -> bool:
 
 
 def some(names: Iterable[str], count: int = 4) -> str:
-    """The first few of `names`, in words."""
+    """Return the first few of `names` as text."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return (", ".join(map(quoted, names[:count])) or "none") + more

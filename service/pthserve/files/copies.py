@@ -1,7 +1,7 @@
-"""Copies: files read once and hashed on the way, and kept where nobody else can change them.
+"""Copies: private copies of files, which are hashed while they are copied.
 
-What is mapped, or read a second time, may be another file by then: written over, or cut short, which ends a
-process that has it mapped. So what was hashed is copied, and the copy is what is used.
+A file that is mapped into memory, or read twice, may change meanwhile; if it is truncated, a process that has
+mapped it is ended. So the bytes that were hashed are copied, and only the copy is used.
 """
 
 import errno
@@ -18,12 +18,14 @@ from pthserve.files import regular_files
 
 
 class Copy:
-    """A file without a name, for as long as this object or a mapping of the file exists.
+    """A file without a name, which exists as long as this object or a mapping of the file.
 
-    It lies in the folder for temporary files, so that its pages need not stay in memory; in memory where that
-    folder cannot hold it. Its mappings are called `*.bin (deleted)`; see `engine.pages`.
+    It is in the folder for temporary files, so that its pages need not stay in memory, or in memory if that
+    folder has too little space. Its mappings are called `*.bin (deleted)`, by which
+    `engines.openvino_engine` recognises them.
 
-    size: bytes that it is to hold.
+    Args:
+        size: Maximum number of bytes that it will contain.
     """
 
     def __init__(self, size: int) -> None:
@@ -41,7 +43,7 @@ class Copy:
 
     @property
     def path(self) -> Path:
-        """By which this process opens it."""
+        """The path by which this process can open it."""
         return Path(f"/proc/self/fd/{self._descriptor}")
 
     def write(self, data: memoryview) -> None:
@@ -50,12 +52,12 @@ class Copy:
             data = data[os.write(self._descriptor, data) :]
 
     def end(self) -> None:
-        """Cut off what was asked for and not written."""
+        """Truncate the file to the bytes that were written."""
         os.ftruncate(self._descriptor, os.lseek(self._descriptor, 0, os.SEEK_CUR))
 
 
 def copy(path: Path) -> tuple[str, Copy]:
-    """SHA-256 of the file at `path`, and its copy; raises as `opened` does."""
+    """Return the SHA-256 of the file at `path`, and a copy of it; raises as `opened`."""
     with opened(path) as file:
         made = Copy(os.fstat(file.fileno()).st_size)
         digest, _ = regular_files.hash_rest(file, made.write)
@@ -64,18 +66,22 @@ def copy(path: Path) -> tuple[str, Copy]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of the file at `path`; raises as `opened` does."""
+    """Return the SHA-256 of the file at `path`; raises as `opened`."""
     with opened(path) as file:
         digest, _ = regular_files.hash_rest(file)
     return digest
 
 
 def content(path: Path, digest: str | None, most: int) -> bytes:
-    """The bytes of the file at `path`.
+    """Return the content of the file at `path`.
 
-    digest: the SHA-256 that they must have, where it is known. most: bytes that are allowed.
+    Args:
+        digest: Its expected SHA-256, or None.
+        most: Maximum number of bytes.
+
     Raises:
-        PackError: there are more, or others; else as `opened` does.
+        PackError: It is larger, or has another SHA-256.
+        OSError: As `opened`.
     """
     with opened(path) as file:
         data = file.read(most + 1)
@@ -88,10 +94,11 @@ def content(path: Path, digest: str | None, most: int) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The regular file at `path`, open for reading.
+    """Open the regular file at `path` for reading.
 
     Raises:
-        PackError: it is a pipe, a device or a socket, which may never end. OSError: it cannot be read.
+        PackError: It is a pipe, a device or a socket, which may never end.
+        OSError: It cannot be read.
     """
     try:
         file = regular_files.open_regular(path)

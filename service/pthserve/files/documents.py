@@ -1,6 +1,6 @@
-"""Documents: YAML and JSON that others wrote, parsed within bounds on nodes, depth and length.
+"""Documents: parse YAML and JSON from untrusted files, with limits on nodes, depth and length.
 
-A few hundred bytes of YAML can stand for billions of values, by aliases of aliases; so there are none.
+YAML aliases are refused: with aliases of aliases, a few hundred bytes can stand for billions of values.
 """
 
 import json
@@ -11,26 +11,26 @@ import yaml
 from pthserve.text import quoted, whole
 
 NODES = 50_000
-"""Most values in a document, keys among them: twice the labels of ImageNet-21k with their indices."""
+"""Maximum number of values in a document, including keys: twice the labels of ImageNet-21k with indices."""
 DEPTH = 20
-"""Most mappings and lists inside each other."""
+"""Maximum nesting depth of mappings and lists."""
 LENGTH = 10_000
-"""Most characters of one value."""
+"""Maximum number of characters of one value."""
 
 
 def parse_yaml(text: str) -> Any:
-    """What `text` says; raises ValueError, whose message names the line."""
+    """Return the value of YAML `text`; raises ValueError with the line."""
     try:
         return yaml.load(text, Loader)  # noqa: S506, a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{line}{quoted(error.problem or error.context)}") from error
-    except Exception as error:  # PyYAML fails on odd values of `!!timestamp` and others as it may
+    except Exception as error:  # PyYAML raises various types for invalid values, such as of `!!timestamp`
         raise ValueError(f"cannot be parsed: {quoted(' '.join(str(error).split()))}") from error
 
 
 def parse_json(text: str) -> Any:
-    """What `text` says; raises ValueError."""
+    """Return the value of JSON `text`; raises ValueError."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -40,14 +40,14 @@ def parse_json(text: str) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up before a document becomes large."""
+    """PyYAML's safe loader with limits, checked before memory is allocated for the values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._nodes = self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The next node; raises MarkedYAMLError where a bound is reached."""
+        """Return the next node; raises MarkedYAMLError if a limit is exceeded."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         self._nodes += 1
         if isinstance(event, yaml.AliasEvent):
@@ -65,7 +65,7 @@ class Loader(yaml.SafeLoader):
             self._depth -= 1
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        """A string, with the surrogate pairs of JSON's escapes joined."""
+        """Return a string, with the surrogate pairs of JSON escapes joined."""
         try:
             return whole(str(self.construct_scalar(node)))
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Fingerprint: what changes when a model's files do, without a look into them."""
+"""Fingerprint: detect changes of a model's files without reading them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,24 +6,24 @@ from contextlib import suppress
 from pathlib import Path
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
-"""A model's files by name, with inode, size and time of change."""
+"""The names of a model's files, each with inode, size and modification time in nanoseconds."""
 
 DEPTH = 3
-"""How many folders below a model's folder are looked into."""
+"""Maximum depth of folders below the model's folder that are searched."""
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """What changes when a file of the model at `path` does: of a folder all files, of a file it and its card.
+    """Return the fingerprint of the model at `path`: of all files in a folder, or of a file and its card.
 
-    Nothing is read. Symbolic links are followed, so that what Kubernetes swaps shows; hidden names, among
-    which it keeps old and new, do not count.
+    No file is read. Symbolic links are followed, so that updates of a Kubernetes volume are noticed. Hidden
+    names are ignored: there Kubernetes keeps the old and the new version.
     """
     files = _files(path, DEPTH) if path.is_dir() else _with_card(path)
     return frozenset(seen for file in files for seen in _stat(file))
 
 
 def _with_card(path: Path) -> Sequence[Path]:
-    from pthserve.files.card import FILE  # which a folder has in it, and a packed model none
+    from pthserve.files.card import FILE  # imported only here: folders and packed models do not need it
 
     return (path, path.parent / FILE)
 
@@ -41,5 +41,5 @@ def _files(folder: str | os.PathLike[str], depth: int) -> Iterator[str]:
 
 def _stat(file: str | os.PathLike[str]) -> Iterator[tuple[str, int, int, int]]:
     with suppress(OSError):
-        found = os.stat(file)  # noqa: PTH116
-        yield os.fspath(file), found.st_ino, found.st_size, found.st_mtime_ns
+        status = os.stat(file)  # noqa: PTH116
+        yield os.fspath(file), status.st_ino, status.st_size, status.st_mtime_ns

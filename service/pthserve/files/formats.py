@@ -1,6 +1,6 @@
-"""Formats: what a file is, by its bytes, and for what cannot be served how to go on.
+"""Formats: detect the format of a file from its bytes, and explain what to do if it cannot be served.
 
-A name proves nothing: downloads, error pages and renamed files all end in `.pth`. So only the bytes count.
+The name is not used: error pages and renamed files may end in `.pth`, too.
 """
 
 import os
@@ -16,16 +16,16 @@ from pthserve.files import checkpoint, inert, regular_files
 from pthserve.text import quoted
 
 ZIP, LEGACY, SAFETENSORS, PT2, ONNX = "zip", "legacy", "safetensors", "pt2", "onnx"
-"""The two formats of `torch.save`, safetensors, what `torch.export.save` writes, and ONNX."""
+"""The two formats of `torch.save`, safetensors, the format of `torch.export.save`, and ONNX."""
 EXPORTED = (PT2, ONNX)
-"""Those that hold a computation beside its weights."""
+"""Formats that contain the computation in addition to the weights."""
 
 _NODE = 4096
-"""Bytes of a file that a node's name and operator lie in."""
+"""Number of bytes that are read for the name and operator of a graph's first node."""
 _OPERATOR = re.compile(rb"[A-Za-z_]\w*")
 
 FIELDS = 20_000
-"""Most fields of an ONNX file's outermost message: its functions and metadata are among them."""
+"""Maximum number of fields of the outermost message of an ONNX file, including functions and metadata."""
 
 _EXPORT = f"export the model where it was made: `{checkpoint.EXPORT}`"
 _SCRIPTED = 'torch.save(torch.jit.load("model.pt", "cpu").state_dict(), "weights.pth")'
@@ -56,7 +56,7 @@ _FOREIGN = (
 )
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _MAGIC_NUMBER = bytes.fromhex("6cfc9c46f9206aa85019")
-"""The number that the first pickle of torch.save's legacy format holds."""
+"""The number in the first pickle of torch.save's legacy format."""
 
 # Fields of the outermost messages, by number: their wire type in protocol buffers.
 _VARINT, _BYTES = 0, 2
@@ -64,16 +64,16 @@ _ONNX_FIELDS = {1: _VARINT, 5: _VARINT, **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 2
 _ONNX_GRAPH = 7
 _SAVED_MODEL_FIELDS = {1: _VARINT, 2: _BYTES}
 _GRAPH_DEF_FIELDS = {1: _BYTES, 2: _BYTES, 3: _VARINT, 4: _BYTES, 5: _BYTES}
-"""Of TensorFlow's graph; 1 are its nodes, which begin with a name and an operator."""
+"""Fields of TensorFlow's GraphDef; 1 is a node, which starts with a name and an operator."""
 
 
 def detect(path: Path) -> str:
-    """The format of the file at `path`: ZIP, LEGACY, SAFETENSORS, PT2 or ONNX.
+    """Return the format of the file at `path`: ZIP, LEGACY, SAFETENSORS, PT2 or ONNX.
 
-    Little is read: the file's head, a directory of its parts, or the pickles that list its tensors.
+    Only a small part is read: the start of the file, the directory of an archive, or a pickle.
 
     Raises:
-        WeightsError: it is something else, and the message says what and how to go on; or it cannot be read.
+        WeightsError: It has another format, which the message names with what to do; or it cannot be read.
     """
     try:
         with regular_files.open_regular(path) as file:
@@ -85,9 +85,10 @@ def detect(path: Path) -> str:
 
 
 def of(file: IO[bytes], name: str) -> str:
-    """The format of `file`, which is open for reading; see `detect`. Its messages have no path.
+    """Return the format of an open file; see `detect`. Error messages do not contain its path.
 
-    name: of the file, for the line that saves it in another format.
+    Args:
+        name: The name of the file, for the command in an error message that saves it in another format.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -98,7 +99,7 @@ def of(file: IO[bytes], name: str) -> str:
         return _of_archive(file)
     if head[8:9] == b"{" and 0 in head[4:8]:
         length = int.from_bytes(head[:8], "little")
-        if length <= size:  # else it is cut short, or no header at all
+        if length <= size:  # otherwise it is truncated, or this is not a header
             inert.check_length(length)
         return SAFETENSORS
     _refuse_foreign(head)
@@ -111,7 +112,7 @@ def of(file: IO[bytes], name: str) -> str:
 
 
 def _refuse_foreign(head: bytes) -> None:
-    """Raise WeightsError where the first bytes are those of a format that is known and not read."""
+    """Raise WeightsError if the first bytes are those of a known format that is not supported."""
     for offset, magic, what, advice in _FOREIGN:
         if head[offset:].startswith(magic):
             raise WeightsError(f"is {what}; {advice}")
@@ -127,7 +128,7 @@ def _refuse_pickle(file: IO[bytes], name: str) -> None:
     """Raise WeightsError for a pickle that torch.save did not write."""
     file.seek(0)
     data = file.read(inert.BYTES)
-    # Protocols from 2 on begin with this byte, older ones with anything.
+    # Protocols from 2 on start with this byte; older ones may start with any byte.
     surely = data.startswith(b"\x80")
     try:
         pickle = inert.read(data)
@@ -140,12 +141,12 @@ def _refuse_pickle(file: IO[bytes], name: str) -> None:
 
 
 def _of_archive(file: IO[bytes]) -> str:
-    """The format of a zip archive; refused before anybody allocates what it claims to hold."""
+    """Return the format of a zip archive, without allocating memory for sizes that it only declares."""
     inert.check_length(directory_size(file))
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except Exception as error:  # zipfile raises whatever broken bytes provoke
+    except Exception as error:  # zipfile raises many types for damaged archives
         raise WeightsError(f"is truncated or damaged ({error}); save or download it again") from error
     names = {entry.filename for entry in entries}
     last = {name.rpartition("/")[2] for name in names}
@@ -155,9 +156,9 @@ def _of_archive(file: IO[bytes]) -> str:
             f"its weights alone: `{_SCRIPTED}`"
         )
     if "serialized_exported_program.json" in last or "archive_format" in last:
-        found = PT2
+        form = PT2
     elif "data.pkl" in last:
-        found = ZIP
+        form = ZIP
         inert.check_length(max(entry.file_size for entry in entries if entry.filename.endswith("data.pkl")))
     else:
         raise WeightsError(_other_archive(names, last))
@@ -167,13 +168,13 @@ def _of_archive(file: IO[bytes]) -> str:
             f"its zip entries are compressed or overlap ({held} bytes unpacked), which PyTorch never writes; "
             "save it again"
         )
-    if found == PT2 and not any(name.endswith(".json") and "aotinductor" not in name for name in names):
+    if form == PT2 and not any(name.endswith(".json") and "aotinductor" not in name for name in names):
         raise WeightsError(f"holds compiled code of AOTInductor, which is not run; {_EXPORT}")
-    return found
+    return form
 
 
 def _other_archive(names: set[str], last: set[str]) -> str:
-    """What to say of a zip archive that PyTorch did not write."""
+    """Return the message for a zip archive that PyTorch did not write."""
     if "model.weights.h5" in last:
         return f"is a Keras model; {_FROM_TENSORFLOW}"
     if "MAR-INF/MANIFEST.json" in names:
@@ -187,9 +188,9 @@ def _other_archive(names: set[str], last: set[str]) -> str:
 
 
 def directory_size(file: IO[bytes]) -> int:
-    """How many bytes the directory of a zip archive claims to take; 0 where none is found.
+    """Return the size in bytes that a zip archive declares for its directory; 0 if there is none.
 
-    zipfile makes an object of each of its entries, however many there are.
+    It must be limited, since zipfile creates an object for each entry.
     """
     start = max(0, file.seek(0, os.SEEK_END) - 22 - 2**16)
     file.seek(start)
@@ -206,9 +207,10 @@ def directory_size(file: IO[bytes]) -> int:
 
 
 def _is_onnx(file: IO[bytes], size: int) -> bool:
-    """Whether `file` is an ONNX model; refuses one that is cut short, and what TensorFlow writes.
+    """Return whether `file` is an ONNX model, as far as numbers and wire types of its fields show it.
 
-    Of protocol buffers the bytes say no more than the numbers and types of their fields.
+    Raises:
+        WeightsError: It is a truncated ONNX model, or a model of TensorFlow.
     """
     fields, end = _fields(file, size)
     if _is_graph_def(file, fields, end, size):
@@ -226,7 +228,7 @@ def _is_onnx(file: IO[bytes], size: int) -> bool:
 
 
 def _is_graph_def(file: IO[bytes], fields: Mapping[int, int], end: int, size: int) -> bool:
-    """Whether the message is a graph of TensorFlow: nothing else begins with a node's name and operator."""
+    """Return whether the message is a TensorFlow graph, which starts with the name and operator of a node."""
     if any(_GRAPH_DEF_FIELDS.get(number) != wire for number, wire in fields.items()) or 1 not in fields:
         return False
     file.seek(0)
@@ -242,7 +244,7 @@ def _is_graph_def(file: IO[bytes], fields: Mapping[int, int], end: int, size: in
 
 
 def _fields(file: IO[bytes], size: int) -> tuple[dict[int, int], int]:
-    """The wire type of each field of the message in `file`, and where the last that could be read ends."""
+    """Return the wire type of each field of the message in `file`, and the end of the last valid field."""
     fields: dict[int, int] = {}
     position = 0
     for _ in range(FIELDS):
@@ -261,7 +263,7 @@ def _fields(file: IO[bytes], size: int) -> tuple[dict[int, int], int]:
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """The number at `start` and how many bytes it takes; none where it does not end."""
+    """Return the number at `start` and its length in bytes; (0, 0) if it is incomplete."""
     value = 0
     for place, byte in enumerate(data[start : start + 10]):
         value |= (byte & 0x7F) << 7 * place

@@ -1,4 +1,4 @@
-"""Golden images: images whose right answers are known."""
+"""Golden images: images with known correct answers."""
 
 import hashlib
 import os
@@ -10,15 +10,19 @@ from pthserve.errors import PackError
 from pthserve.files import regular_files
 
 IOU = 0.5
-"""The least intersection over union at which COCO counts two boxes as one."""
+"""The minimum intersection over union at which COCO counts two boxes as the same object."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenBox:
-    """An object that must be found.
+    """An object that the model must detect.
 
-    class_index, label: its class, by one of these. box: left, top, right and bottom in pixels. score: None
-    where it is not known. iou: the least intersection over union that its box must have with a detection's.
+    Attributes:
+        class_index: Its class, or None if `label` states it.
+        box: Left, top, right and bottom in pixels.
+        score: The expected score, 0 to 1, or None.
+        iou: Minimum intersection over union with the box of the detection.
+        label: The label of its class, or None if `class_index` states it.
     """
 
     class_index: int | None
@@ -28,9 +32,9 @@ class GoldenBox:
     label: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known of it, as plain values."""
-        known = {"class_index": self.class_index, "label": self.label}
-        values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+        """Return the fields that are set, as plain values."""
+        stated = {"class_index": self.class_index, "label": self.label}
+        values: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
         values["box"] = list(self.box)
         if self.score is not None:
             values["score"] = self.score
@@ -43,13 +47,18 @@ class GoldenBox:
 class Golden:
     """A golden image: its file, and the answer that a model must give for it; see `kind`.
 
-    class_index, probability: the class, and its probability where that is known.
-    labels: the indices of all labels that apply. probabilities: one a label, None where it is not known.
-    values: one an output, None where it is not known. vector: the embedding. boxes: all objects.
-    class_map: a PNG whose pixels are class indices. agreement: the least share of its pixels that must agree;
-    None leaves that to the tolerance.
-    sha256: of the file, where a packed model says so; None where any content counts.
-    recorded: whether the answer is one that pthserve gave, and no evidence of what is right.
+    Attributes:
+        class_index: The class.
+        probability: The probability of the class, or None.
+        sha256: The expected SHA-256 of the file, which a packed model states; None to accept any content.
+        labels: The indices of all labels that apply.
+        probabilities: One per label, None for unknown ones.
+        values: One per output, None for unknown ones.
+        vector: The embedding.
+        boxes: All objects.
+        class_map: A PNG file whose pixels are class indices.
+        agreement: The minimum share of its pixels that must agree; None to use the tolerance.
+        recorded: Whether pthserve recorded the answer, so that it is not evidence of being correct.
     """
 
     image: Path
@@ -67,7 +76,7 @@ class Golden:
 
     @property
     def kind(self) -> str:
-        """What it states: `class`, `labels`, `values`, `vector`, `boxes` or `class_map`."""
+        """The kind of answer: `class`, `labels`, `values`, `vector`, `boxes` or `class_map`."""
         if self.class_index is not None:
             return "class"
         if self.values is not None:
@@ -79,7 +88,7 @@ class Golden:
         return "vector" if self.vector is not None else "labels"
 
     def answer(self, folder: Path | None = None) -> dict[str, Any]:
-        """What it states, by field, as plain values; the path of a file relative to `folder`."""
+        """Return the answer as plain values, by field; paths of files are relative to `folder`."""
         fields = {
             "class_index": self.class_index,
             "probability": self.probability,
@@ -94,14 +103,16 @@ class Golden:
         return {name: value for name, value in fields.items() if value is not None}
 
     def of_labels(self, count: int) -> "Golden":
-        """The class's probability as that of one of `count` labels, each of which has its own."""
+        """Convert the answer from a class to one of `count` independent labels with the same probability."""
         stated = [self.probability if number == self.class_index else None for number in range(count)]
         return replace(self, class_index=None, probability=None, probabilities=tuple(stated))
 
     def read(self) -> bytes:
-        """The file's bytes, within the bounds of `regular_files`.
+        """Return the content of the file, of at most `regular_files.IMAGE` bytes.
 
-        Raises OSError, and PackError where they are not those that were packed.
+        Raises:
+            OSError: It cannot be read.
+            PackError: It has another SHA-256 than stated.
         """
         data = regular_files.read(self.image, regular_files.IMAGE)
         if self.sha256 is not None and hashlib.sha256(data).hexdigest() != self.sha256:

@@ -1,12 +1,11 @@
-"""Inert: the structure of a pickle, read without running it.
+"""Inert: read the structure of a pickle without running it.
 
-A pickle is a program: it names functions and classes, and has the unpickler call them. This reader imports
-nothing and calls nothing. What the pickle names becomes a `Global`, a call an `Object` that holds the
-arguments, a persistent id a `Reference`. What they mean is for others to say: `tensors` and `metadata` know
-some by name.
+A pickle is a program: it names functions and classes, which an unpickler calls. This reader imports and calls
+nothing. A name becomes a `Global`, a call becomes an `Object` with the arguments, and a persistent id becomes
+a `Reference`. The modules `tensors` and `metadata` interpret some of them by name.
 
-A reader's time and memory grow with the pickle's length alone: it takes STEPS opcodes at most, copies nothing
-that it has read, and hashes only what hashes at once.
+Time and memory are proportional to the length of the pickle: the reader runs at most STEPS opcodes, does not
+copy values that it has read, and hashes only values whose hash takes constant time.
 """
 
 import struct
@@ -18,16 +17,16 @@ from typing import Any
 from pthserve.errors import WeightsError
 
 BYTES = 8 * 2**20
-"""Most bytes of what lists a file's tensors: thousands of tensors take a hundredth of it."""
+"""Maximum size of the part of a file that lists its tensors: thousands of tensors need a hundredth of it."""
 STEPS = 2_000_000
-"""Most opcodes of a pickle. A tensor takes about 30, and an optimizer keeps two more for each."""
+"""Maximum number of opcodes of a pickle. A tensor needs about 30; an optimizer adds two tensors for each."""
 NAME = 500
-"""Most characters of a global's name."""
+"""Maximum number of characters of a global's name."""
 KEY_BITS = 64
-"""Most bits of an integer that is the key of a dict: of larger ones many can be made to hash alike."""
+"""Maximum number of bits of an integer as the key of a dict: many larger ones could have the same hash."""
 
 _PYTHON2 = 3
-"""Protocols below this write the standard library's names as Python 2 had them."""
+"""Protocols below this number use the names of the standard library of Python 2."""
 
 
 class BrokenPickle(Exception):
@@ -47,17 +46,19 @@ class Global:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Reference:
-    """What the pickle says lies elsewhere, such as a storage. id: what it calls it."""
+    """A value outside the pickle, such as a storage; `id` is its persistent id."""
 
     id: Any
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Object:
-    """What a class or a function would have made.
+    """A call of a class or a function that was not made.
 
-    name: its dotted name. args: what it would have been called with. state: what would have been set as the
-    object's attributes. items, elements: what would have been put into it as into a dict or a list.
+    Attributes:
+        name: The dotted name of the class or function.
+        state: The state of the object, usually its attributes.
+        items, elements: The items or elements that would have been added, as in a dict or a list.
     """
 
     name: str
@@ -69,11 +70,12 @@ class Object:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Pickle:
-    """What a pickle holds.
+    """The content of a pickle.
 
-    value: made of None, bool, int, float, str, bytes, list, tuple and dict, besides Global, Reference and
-    Object; a set is a list. Lists, dicts and objects may hold themselves, and be nested as deeply as the
-    pickle is long. end: where the pickle ends. references: all of them, in order.
+    Attributes:
+        value: Made of None, bool, int, float, str, bytes, list, tuple, dict, Global, Reference and Object; a
+            set is a list. Lists, dicts and objects may contain themselves, and may be nested very deeply.
+        end: The index after the pickle.
     """
 
     value: Any
@@ -82,7 +84,7 @@ class Pickle:
 
 
 def check_length(size: int) -> None:
-    """Raise WeightsError where the part of a file that lists its tensors has more than BYTES."""
+    """Raise WeightsError if the part of a file that lists its tensors has more than BYTES bytes."""
     if size > BYTES:
         raise WeightsError(
             f"lists its tensors in {size} bytes, and at most {BYTES} are read; save the state dict alone"
@@ -90,10 +92,10 @@ def check_length(size: int) -> None:
 
 
 def read(data: bytes, start: int = 0) -> Pickle:
-    """The pickle that begins at `start`.
+    """Return the pickle in `data` that begins at `start`.
 
     Raises:
-        BrokenPickle: it is none, or takes more than STEPS opcodes.
+        BrokenPickle: It is not a pickle, or has more than STEPS opcodes.
     """
     reader = _Reader(data, start)
     try:
@@ -134,7 +136,7 @@ class _Reader:
     # --- pieces of the data
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes."""
+        """Return the next `size` bytes."""
         end = self.at + size
         if end > len(self._data):
             raise TruncatedPickle("it ends too early")
@@ -143,11 +145,11 @@ class _Reader:
         return piece
 
     def number(self, width: int) -> int:
-        """The next `width` bytes as an unsigned number."""
+        """Return the next `width` bytes as an unsigned number."""
         return int.from_bytes(self.take(width), "little")
 
     def line(self) -> bytes:
-        """Up to the end of the line, which is left out."""
+        """Return the rest of the line without its newline."""
         end = self._data.find(b"\n", self.at)
         if end < 0:
             raise TruncatedPickle("it ends too early")
@@ -168,7 +170,7 @@ class _Reader:
         self.push(struct.unpack(">d", self.take(8))[0])
 
     def byte_string(self, width: int) -> None:
-        """Text of Python 2, or bytes."""
+        """Push a string of Python 2 as text, or as bytes if it is not UTF-8."""
         piece = self.take(self.number(width))
         try:
             self.push(piece.decode())
@@ -188,7 +190,7 @@ class _Reader:
         self._stack = []
 
     def since_mark(self) -> list[Any]:
-        """What was pushed since the last mark, which is taken off the stack."""
+        """Remove the values since the last mark from the stack and return them."""
         values = self._stack
         self._stack = self._marked.pop()
         return values
@@ -234,10 +236,10 @@ class _Reader:
             raise BrokenPickle("values are put into what is not a dict")
         target.update(_pairs(values))
 
-    # --- globals, and what would be done with them
+    # --- globals and calls
 
     def named(self, module: Any, name: Any) -> None:
-        """A global; its name is that of Python 3."""
+        """Push a global with the name that it has in Python 3."""
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > NAME:
             raise BrokenPickle("a global without a name")
         if self._protocol < _PYTHON2:
@@ -252,7 +254,7 @@ class _Reader:
         self.named(self._stack.pop(), name)
 
     def call(self, function: Any, args: Any) -> None:
-        """An object in place of the call."""
+        """Push an object instead of calling the function."""
         if not isinstance(args, tuple):
             raise BrokenPickle("arguments that are not a tuple")
         match function:
@@ -299,7 +301,7 @@ def _pairs(values: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _key(value: Any) -> Any:
-    """`value` as the key of a dict; in an object where its hash could take long, or not end."""
+    """Return `value` as the key of a dict, or an object for it if hashing it could be slow or endless."""
     if value is None or isinstance(value, str | bytes | float | Global | Object | Reference):
         return value
     if isinstance(value, int) and value.bit_length() <= KEY_BITS:
@@ -332,7 +334,7 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
     code[0]: opcode
     for code, opcode in {
         b"\x80": _Reader.protocol,
-        b"\x95": lambda reader: reader.take(8),  # the length of a frame, which only helps those who stream
+        b"\x95": lambda reader: reader.take(8),  # the length of a frame, which is needed only for streams
         b"(": _Reader.mark,
         b"0": _Reader.pop,
         b"1": _Reader.since_mark,
@@ -395,4 +397,4 @@ _OPCODES: dict[int, Callable[[_Reader], object]] = {
         b"Q": lambda reader: reader.refer(reader._stack.pop()),
     }.items()
 }
-"""By code. Those of copyreg's extensions and of buffers outside the pickle are left out, and so refused."""
+"""Opcodes by code. Those for copyreg's extensions and for external buffers are missing, and so refused."""

@@ -1,9 +1,9 @@
-"""Labels: the names of a model's classes in the order of its outputs, out of the forms that they are kept in.
+"""Labels: read the names of a model's classes, in the order of its outputs, from various formats.
 
-A list or lines of text are in that order. A mapping may be of index to label, as in `id2label` of Hugging
-Face's config.json, Keras' `imagenet_class_index.json` and TorchServe's `index_to_name.json`; or of label to
-index, as in `class_to_idx` of torchvision's ImageFolder. Where the labels are numbers too, it may be either,
-and is not guessed.
+A list, or lines of text, must be in that order. A mapping may be from index to label, as in `id2label` of
+Hugging Face's config.json, Keras' `imagenet_class_index.json` and TorchServe's `index_to_name.json`; or from
+label to index, as in `class_to_idx` of torchvision's ImageFolder. If the labels are numbers, too, it could be
+either, and is refused.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pthserve.text import quoted, whole
 
 CLASS_TO_IDX, IDX_TO_CLASS = "class_to_idx", "idx_to_class"
 KINDS = (CLASS_TO_IDX, IDX_TO_CLASS)
-"""What a mapping may be of: label to index, and index to label."""
+"""The two kinds of mapping: label to index, and index to label."""
 
 _BY_NAME = {
     **dict.fromkeys(
@@ -26,12 +26,12 @@ _BY_NAME = {
     ),
     **dict.fromkeys((IDX_TO_CLASS, "index_to_class", "idx2class", "id2label", "index_to_name"), IDX_TO_CLASS),
 }
-"""Names of files and keys that say of what a mapping is."""
+"""Names of files and keys that imply the kind of a mapping."""
 _LISTS = ("classes", "CLASSES", "names", "class_names", "labels", "label_names", "categories")
 _KEYS = ("id2label", IDX_TO_CLASS, "index_to_name", CLASS_TO_IDX, "label2id", *_LISTS)
-"""Keys under which labels lie in documents and checkpoints, the surest first."""
+"""Keys of labels in documents and checkpoints, the most reliable first."""
 _INSIDE = ("", "meta", "hparams", "hyper_parameters", "config", "args", "train_args", "model_args", "cfg")
-"""Keys of a checkpoint under which such keys lie."""
+"""Keys of a checkpoint whose values may contain such keys; "" is the checkpoint itself."""
 _INDEX_COLUMNS = (
     "id",
     "index",
@@ -46,7 +46,7 @@ _INDEX_COLUMNS = (
 _LABEL_COLUMNS = ("name", "label", "class", "class_name", "label_name", "category", "labels")
 _NUMBERED = re.compile(r"(\d{1,9})\s*[\s:,;.)=-]\s*(\S.*)")
 _DIGITS = 9
-"""Most digits of a class's number."""
+"""Maximum number of digits of a class index."""
 _FORMS = (
     "a list of labels, or a mapping of index to label or label to index, by itself or under one of the keys "
     f"{', '.join(_KEYS)}"
@@ -55,14 +55,14 @@ _FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:
-    """The file that a card names, and of what kind the mapping in it is, where the card says so."""
+    """The file of labels that a card names, and the kind of mapping in it if the card states it."""
 
     file: str
     kind: str | None = None
 
 
 def of_card(value: object) -> tuple[str, ...] | LabelFile:
-    """What `labels` says in a card; raises ValueError."""
+    """Return the field `labels` of a card; raises ValueError."""
     match value:
         case str() as file:
             return LabelFile(file)
@@ -75,10 +75,15 @@ def of_card(value: object) -> tuple[str, ...] | LabelFile:
 
 
 def parse(value: object, language: str, kind: str | None = None, depth: int = 2) -> tuple[str, ...]:
-    """Labels in the order of the classes.
+    """Return the labels in `value`, in the order of the classes.
 
-    language: in which the value was written, for messages. kind: of what a mapping is, where it is known.
-    depth: mappings that they may lie within. Raises ValueError.
+    Args:
+        language: The format of the file, for error messages.
+        kind: The kind of a mapping, one of KINDS, if it is known.
+        depth: Maximum number of mappings that may enclose the labels.
+
+    Raises:
+        ValueError: There are no labels, or their order is not clear.
     """
     match value:
         case [dict(), *_]:
@@ -95,7 +100,7 @@ def parse(value: object, language: str, kind: str | None = None, depth: int = 2)
 
 
 def _row(value: object) -> tuple[Any, Any]:
-    """Index and label of a category, as COCO writes one."""
+    """Return index and label of a category in the form of COCO."""
     if isinstance(value, dict):
         index = next((value[key] for key in _INDEX_COLUMNS if key in value), None)
         label = next((value[key] for key in _LABEL_COLUMNS if key in value), None)
@@ -105,7 +110,7 @@ def _row(value: object) -> tuple[Any, Any]:
 
 
 def _of_rows(rows: list[tuple[Any, Any]], language: str) -> tuple[str, ...]:
-    """Labels of rows of index and label; the index may be missing in all of them."""
+    """Return the labels of rows of index and label; the index may be None in all rows."""
     if all(index is None for index, _ in rows):
         return tuple(_label(label, language) for _, label in rows)
     return _numbered(rows, language)
@@ -124,34 +129,34 @@ def _of_mapping(value: Mapping[Any, Any], language: str, kind: str | None) -> tu
 
 
 def _possible_kinds(value: Mapping[Any, Any]) -> tuple[str, ...]:
-    """Of what a mapping can be: of both where its keys and its values number the classes, each otherwise."""
+    """Return the possible kinds of a mapping: both, if keys and values number the classes differently."""
     by_key, by_value = _numbers(value), _numbers(value.values())
     if by_key is None or by_value is None:
         return (CLASS_TO_IDX,) if by_key is None else (IDX_TO_CLASS,)
     every = list(range(len(value)))
     if sorted(by_key) != every:
         return (CLASS_TO_IDX,)
-    # JSON has text for labels, and numbers for indices.
+    # In JSON, labels are text and indices are numbers.
     if sorted(by_value) != every or by_key == by_value or all(isinstance(one, str) for one in value.values()):
         return (IDX_TO_CLASS,)
     return KINDS
 
 
 def _numbers(values: Iterable[object]) -> list[int] | None:
-    """`values` as the numbers of classes; None where one is something else."""
+    """Return `values` as class indices; None if one of them is not an index."""
     values = list(values)
     return [int(value) for value in values] if all(map(_is_number, values)) else None  # type: ignore[call-overload]
 
 
 def _is_number(value: object) -> bool:
-    """Whether `value`, or the text of it, is the number of a class."""
-    if isinstance(value, int):  # not `str` at once, which refuses a number of many digits
+    """Return whether `value` is a class index, as a number or as text."""
+    if isinstance(value, int):  # not converted to text first, which fails for a number with many digits
         return not isinstance(value, bool) and 0 <= value < 10**_DIGITS
     return isinstance(value, str) and len(value) <= _DIGITS and value.isdecimal()
 
 
 def _numbered(pairs: Iterable[tuple[Any, Any]], language: str) -> tuple[str, ...]:
-    """The labels of pairs of index and label, in the order of the indices."""
+    """Return the labels of pairs of index and label, in the order of the indices."""
     pairs = list(pairs)
     by_index = {int(index): _label(label, language) for index, label in pairs if _is_number(index)}
     if sorted(by_index) != list(range(len(pairs))):
@@ -160,7 +165,7 @@ def _numbered(pairs: Iterable[tuple[Any, Any]], language: str) -> tuple[str, ...
 
 
 def _label(value: object, language: str) -> str:
-    """One label; Keras has a pair of WordNet's number and the label."""
+    """Return one label; Keras writes it as a pair of WordNet id and label."""
     match value:
         case [str(), str() as label]:
             value = label
@@ -176,7 +181,7 @@ def _label(value: object, language: str) -> str:
 
 
 def short(value: object) -> str:
-    """`value` as a message names it."""
+    """Return a short text for `value`, for an error message."""
     match value:
         case dict():
             return "a mapping"
@@ -189,10 +194,15 @@ def short(value: object) -> str:
 
 
 def read(name: str, text: str, kind: str | None = None) -> tuple[str, ...]:
-    """The labels in a file of this name and text.
+    """Return the labels in a file.
 
-    kind: of what a mapping in it is; None: as its name says, or its content.
-    Raises ValueError.
+    Args:
+        name: The name of the file; its suffix determines the format.
+        text: The content of the file.
+        kind: The kind of a mapping in it, one of KINDS; None to infer it from the name or the content.
+
+    Raises:
+        ValueError: There are no labels, or their order is not clear.
     """
     path = PurePath(name)
     kind = kind or _BY_NAME.get(path.stem)
@@ -206,13 +216,13 @@ def _json(text: str, kind: str | None) -> tuple[str, ...]:
 
 
 def _yaml(text: str, kind: str | None) -> tuple[str, ...]:
-    from pthserve.files import documents  # with PyYAML, which a packed model needs nothing of
+    from pthserve.files import documents  # imported only here: a packed model does not need PyYAML
 
     return parse(documents.parse_yaml(text), "YAML", kind)
 
 
 def _lines(text: str, _kind: str | None) -> tuple[str, ...]:
-    """A label a line; the numbers before them are left out where they count the lines from 0 or 1."""
+    """Return one label per line, without the line numbers if the labels are numbered from 0 or 1."""
     lines = [line.strip() for line in text.rstrip().splitlines()]
     matches = [_NUMBERED.fullmatch(line) for line in lines]
     numbers = [int(match[1]) for match in matches if match]
@@ -225,7 +235,7 @@ def _lines(text: str, _kind: str | None) -> tuple[str, ...]:
 
 
 def _csv(text: str, _kind: str | None) -> tuple[str, ...]:
-    """Columns of labels and perhaps of their indices, named in the first row or told by their values."""
+    """Return the labels in a table, whose columns are found by name in the first row, or by their values."""
     delimiter = max(",;\t", key=text[:4096].count)
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
@@ -241,7 +251,7 @@ def _csv(text: str, _kind: str | None) -> tuple[str, ...]:
 
 
 def _columns(rows: list[list[str]]) -> tuple[int, int | None, int]:
-    """Where the label and its index stand, and the first row of them."""
+    """Return the column of the labels, that of the indices or None, and the first row with a label."""
     head = [cell.lower() for cell in rows[0]] if rows else []
     label = next((head.index(name) for name in _LABEL_COLUMNS if name in head), None)
     if label is not None:
@@ -269,14 +279,14 @@ _READERS: dict[str, Callable[[str, str | None], tuple[str, ...]]] = {
     ".csv": _csv,
     ".tsv": _csv,
 }
-"""By the ending of the file's name; of any other there is a label a line."""
+"""By the suffix of the file's name; all other files have one label per line."""
 
 
 # --- checkpoints
 
 
 def of_metadata(metadata: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], str] | None:
-    """The labels of `count` classes that a checkpoint holds beside its tensors, and their key; or None."""
+    """Return the labels of `count` classes in the metadata of a checkpoint, and their key; or None."""
     for place in _INSIDE:
         held = metadata.get(place) if place else metadata
         if not isinstance(held, Mapping):
@@ -285,14 +295,14 @@ def of_metadata(metadata: Mapping[str, Any], count: int) -> tuple[tuple[str, ...
             if not isinstance(value := held.get(key), dict | list):
                 continue
             try:
-                found = parse(value, "the checkpoint", _BY_NAME.get(key))
+                labels = parse(value, "the checkpoint", _BY_NAME.get(key))
             except ValueError:
                 continue
-            if len(found) == count:
-                return found, f"{place}.{key}".lstrip(".")
+            if len(labels) == count:
+                return labels, f"{place}.{key}".lstrip(".")
     return None
 
 
 def are_placeholders(labels: Sequence[str]) -> bool:
-    """Whether they are those that transformers makes up where nobody named the classes."""
+    """Return whether `labels` are the default ones of transformers, such as LABEL_0."""
     return all(label == f"LABEL_{number}" for number, label in enumerate(labels))

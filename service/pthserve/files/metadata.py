@@ -1,8 +1,8 @@
-"""Metadata: what lies beside the tensors in a checkpoint, as plain values.
+"""Metadata: the other content of a checkpoint besides its tensors, as plain values.
 
-Training scripts save arguments, scores, class names and paths. An inert pickle holds them as objects that
-were never made; this module knows the usual ones by name and makes text, numbers, lists and dicts of them. Of
-all others it shows the attributes, or the name.
+Training scripts save arguments, scores, class names and paths. In an inert pickle these are calls that were
+not made. This module converts those of well-known classes to text, numbers, lists and dicts. For all others
+it returns the attributes, or the name of the class.
 """
 
 import datetime
@@ -18,16 +18,16 @@ from pthserve.files import inert, tensors
 from pthserve.text import quoted
 
 NODES = 50_000
-"""Most values, those that lie least deep first: twice the labels of ImageNet-21k with their indices."""
+"""Maximum number of values, the least nested first: twice the labels of ImageNet-21k with their indices."""
 DEPTH = 10
-"""Most containers inside each other."""
+"""Maximum nesting depth of containers."""
 LENGTH = 500
-"""Most characters of a text."""
+"""Maximum number of characters of a text."""
 ELEMENTS = 25_000
-"""Most numbers of an array that is shown as a list."""
+"""Maximum number of elements of an array that is converted to a list."""
 
 _TURN = 1000
-"""Values that a container has shown before others have their turn."""
+"""Number of values of a container after which the other containers follow."""
 _LEFT_OUT = "..."
 _INTEGER_BITS = 64
 _NUMPY = re.compile(r"numpy\.(core|_core)\.")
@@ -48,7 +48,7 @@ _LISTS = (
 
 
 def mapping(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """Keys and values of what is, or would have become, a dict; None where it is something else."""
+    """Return the items of a dict, or of an object that would be one; None for other values."""
     if isinstance(value, dict):
         return value.items()
     if not isinstance(value, inert.Object):
@@ -56,7 +56,7 @@ def mapping(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if value.items is not None:
         return value.items.items()
     match value:
-        # As Python 2 has it, and for a Counter.
+        # An OrderedDict of Python 2, or a Counter.
         case inert.Object(name="collections.OrderedDict" | "collections.Counter", args=(dict() as inner,)):
             return inner.items()
         case inert.Object(name="collections.OrderedDict", args=(list() as pairs,)):
@@ -76,7 +76,7 @@ def _pairs(pairs: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def attributes(value: Any) -> dict[Any, Any]:
-    """The attributes that an object would have had; none for what is not an object."""
+    """Return the attributes that an object would have; empty for other values."""
     match value:
         case inert.Object(state=dict() as state):
             return state
@@ -86,7 +86,7 @@ def attributes(value: Any) -> dict[Any, Any]:
 
 
 def class_of(value: inert.Object) -> str:
-    """The dotted name of the class that an object would have been of."""
+    """Return the dotted name of the class that an object would have."""
     match value:
         case inert.Object(name="copyreg._reconstructor", args=(inert.Global() as kind, *_)):
             return kind.name  # as protocols below 2 write it
@@ -94,21 +94,24 @@ def class_of(value: inert.Object) -> str:
 
 
 def is_module(value: Any) -> bool:
-    """Whether an object would have been an `nn.Module`."""
+    """Return whether an object would be an `nn.Module`."""
     return {"_modules", "_parameters"} <= attributes(value).keys()
 
 
 def is_array(value: Any) -> bool:
-    """Whether an object would have been an array of numpy's."""
+    """Return whether an object would be a numpy array."""
     return isinstance(value, inert.Object) and value.name in _ARRAYS
 
 
 def plain(root: Any, state_dicts: Collection[int] = ()) -> dict[str, Any]:
-    """What `root`, an inert value, holds beside its tensors.
+    """Return the content of `root`, an inert value, without its tensors.
 
-    state_dicts: the `id` of what is not shown, as it is a state dict; of `root` the other values are.
-    Returns: a dict of text, numbers, booleans, None, lists and dicts, within the bounds of this module; "..."
-    stands for what is left out.
+    Args:
+        state_dicts: The `id` of each state dict, which is left out. If `root` is one, only its tensors are.
+
+    Returns:
+        A dict of text, numbers, booleans, None, lists and dicts, within the limits of this module; "..."
+        stands for values that are left out.
     """
     pairs = mapping(root)
     if pairs is None:
@@ -119,7 +122,7 @@ def plain(root: Any, state_dicts: Collection[int] = ()) -> dict[str, Any]:
 
 
 class _Plain:
-    """Goes through values level by level and in turns, so that a large one leaves room for the others."""
+    """Converts values level by level and in turns, so that a large container does not use up the limit."""
 
     def __init__(self, state_dicts: Collection[int]) -> None:
         self._state_dicts = state_dicts
@@ -151,7 +154,7 @@ class _Plain:
             target.append(self._one(value, depth))
 
     def _one(self, value: Any, depth: int) -> Any:
-        """The plain value; one that holds others is filled later."""
+        """Return the plain value; a container is filled later."""
         if id(value) in self._state_dicts:
             return "a state dict"
         value = self._known(value)
@@ -173,7 +176,7 @@ class _Plain:
         return made
 
     def _known(self, value: Any) -> Any:
-        """What an object of a well-known class stands for; else `value` itself."""
+        """Convert an object of a well-known class; return other values unchanged."""
         if not isinstance(value, inert.Object):
             return value
         with suppress(ValueError, TypeError, LookupError, OverflowError, AttributeError):
@@ -189,7 +192,7 @@ class _Plain:
         return value
 
     def _numpy(self, value: inert.Object) -> Any:
-        """A scalar or an array of numpy's."""
+        """Convert a numpy scalar or array."""
         match value.name.rpartition(".")[2], value.args, value.state:
             case "scalar", (dtype, data), _:
                 return self._numbers(dtype, data, ())
@@ -220,7 +223,7 @@ class _Plain:
 
 
 def _bytes(value: Any, size: int) -> bytes:
-    """So many bytes, which protocol 2 writes as text that is to be encoded; TypeError where it is not."""
+    """Return `size` bytes, which pickle protocol 2 stores as text in Latin-1; raises TypeError."""
     match value:
         case bytes() if len(value) == size:
             return value
@@ -232,7 +235,7 @@ def _bytes(value: Any, size: int) -> bytes:
 
 
 def _leaf(value: Any) -> Any:
-    """A value that holds no others, as JSON can have it."""
+    """Convert a value that is not a container to one that JSON can represent."""
     match value:
         case None | bool():
             return value
@@ -246,7 +249,7 @@ def _leaf(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     match value:
         case str():
             text = value if len(value) <= LENGTH else value[:LENGTH] + _LEFT_OUT
@@ -260,7 +263,7 @@ def _text(value: Any) -> str:
         case inert.Reference():
             return "a reference"
         case inert.Object(name="builtins.getattr", args=(inert.Global() as owner, str() as name)):
-            return f"{owner.name}.{name[:LENGTH]}"  # as an enumeration's member is written
+            return f"{owner.name}.{name[:LENGTH]}"  # the member of an enumeration
         case inert.Object():
             tensor = tensors.stored(value)
             if tensor is not None:
@@ -279,7 +282,7 @@ def _key(value: Any) -> str:
 
 
 def _omegaconf(value: inert.Object) -> Any:
-    """What a node of OmegaConf holds: other nodes, or a value."""
+    """Return the content of a node of OmegaConf: other nodes, or a value."""
     held = attributes(value)
     return held.get("_content", held.get("_val", value))
 
@@ -316,4 +319,4 @@ _KNOWN: Mapping[str, Callable[..., Any]] = {
     "decimal.Decimal": _text,
     "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
 }
-"""By the name of a class: the value that its arguments stand for."""
+"""By the name of a class: a function from its arguments to a plain value."""

@@ -1,7 +1,7 @@
-"""ONNX files: what a model needs beside itself, read from its bytes without a parser of protocol buffers.
+"""ONNX files: find the external weights and the operators of a model without a protobuf parser.
 
-A parser would make objects of all that a file claims; this walks over it within bounds. It reads where the
-weights lie and which operators are asked for. The computation itself is read by OpenVINO.
+A parser would create objects for everything that a file declares; this module only walks over its fields,
+within limits. OpenVINO reads the computation itself.
 """
 
 import mmap
@@ -14,15 +14,15 @@ from pthserve.files import formats
 from pthserve.text import quoted
 
 FIELDS = 2_000_000
-"""Most fields that are walked over; a vision transformer of 24 layers has some 50,000."""
+"""Maximum number of fields to walk over; a vision transformer with 24 layers has about 50,000."""
 DEPTH = 16
-"""Most graphs inside each other."""
+"""Maximum nesting depth of graphs."""
 EXTERNAL = 100
-"""Most files beside the model."""
+"""Maximum number of files with external weights."""
 _LENGTH = 1000
-"""Most bytes of a name."""
+"""Maximum number of bytes of a name."""
 
-# Fields of ONNX's messages by number: onnx.proto of version 1.23.
+# Field numbers of ONNX messages: onnx.proto of version 1.23.
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _FUNCTION_NAME, _FUNCTION_NODE, _FUNCTION_DOMAIN = 1, 7, 10
@@ -37,16 +37,20 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def may_be(path: Path) -> bool:
-    """Whether the file at `path` is called an ONNX model; `formats.of` says whether it is one."""
+    """Return whether the name of the file ends in .onnx; `formats.of` detects whether it is an ONNX model."""
     return path.suffix.lower() == ".onnx"
 
 
 def external(file: IO[bytes], name: str) -> list[str]:
-    """The files that the ONNX model in `file` keeps weights in, relative to its folder, in order of name.
+    """Return the files with external weights of the ONNX model in `file`, sorted, relative to its folder.
 
-    A file that is no ONNX model has none. name: of the file, for messages.
-    Raises WeightsError: a path leads out of the folder, or the model
-    is damaged, or beyond the bounds.
+    A file that is not an ONNX model has none.
+
+    Args:
+        name: The name of the file, for error messages.
+
+    Raises:
+        WeightsError: A path leads out of the folder, or the model is damaged or exceeds the limits.
     """
     if formats.of(file, name) != formats.ONNX:
         return []
@@ -63,7 +67,7 @@ def external(file: IO[bytes], name: str) -> list[str]:
 
 
 def operators(file: IO[bytes]) -> set[str]:
-    """The operators that the model in `file` asks for and does not define itself: `Conv`, `domain::Name`."""
+    """Return the operators that the model uses and does not define itself: `Conv`, `domain::Name`."""
     walk = _walked(file)
     return walk.operators - walk.functions
 
@@ -79,7 +83,7 @@ def _walked(file: IO[bytes]) -> "_Walk":
 
 
 class _Walk:
-    """locations: of external data. operators: of all nodes. functions: what the model defines itself."""
+    """Collects the files with external weights, the operators of all nodes, and the model's own functions."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -96,7 +100,7 @@ class _Walk:
                 self._function(start, end)
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Number, start and end of each field between `start` and `end` that holds bytes."""
+        """Yield number, start and end of each length-delimited field between `start` and `end`."""
         while start < end:
             self._left -= 1
             if self._left < 0:

@@ -1,8 +1,8 @@
-"""Archives of `torch.export.save` (.pt2), read as data: a program in JSON, and tensors as plain bytes.
+"""PT2: read archives of `torch.export.save` (.pt2) as data: a program in JSON, and tensors as plain bytes.
 
-`torch.export.load` unpickles what an archive says is pickled, evaluates its symbolic expressions as Python
-and looks its operators up by attribute. None of that is done here: pickles are refused, expressions are not
-read, and what the program may call is a list in `zoos.operators`.
+`torch.export.load` unpickles the entries that an archive declares as pickles, evaluates its symbolic
+expressions as Python, and looks up its operators by attribute. None of that is done here: pickles are
+refused, expressions are not read, and `zoos.operators` lists the operators that a program may call.
 """
 
 import zipfile
@@ -15,24 +15,29 @@ from pthserve.files import documents
 from pthserve.text import quoted
 
 PROGRAM = 64 * 2**20
-"""Most bytes of the program; that of a vision transformer with 24 layers has 2 million."""
+"""Maximum size of the program in bytes; that of a vision transformer with 24 layers has 2 million."""
 TENSORS = 10_000
-"""Most tensors."""
+"""Maximum number of tensors."""
 DIMENSIONS = 16
-"""Most dimensions of a tensor."""
+"""Maximum number of dimensions of a tensor."""
 MAJOR = 8
-"""Version of the schema; PyTorch 2.4 and later write it."""
+"""The supported major version of the schema, which PyTorch 2.4 and later write."""
 _AGAIN = "export it again with PyTorch 2.9 or later: `torch.export.save(program, 'model.pt2')`"
 
-# ScalarType of torch._export.serde.schema: bytes of a value.
+# Bytes per value, by the ScalarType of torch._export.serde.schema.
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor as it is stored: the bytes of all that share them, and where in these its values are.
+    """A tensor as it is stored.
 
-    dtype: a number of SIZES. sizes, strides, offset: in values.
+    Attributes:
+        data: The bytes of its storage, which several tensors may share.
+        dtype: A key of SIZES.
+        sizes: The size of each dimension.
+        strides: The stride of each dimension, in values.
+        offset: The first value of the tensor in `data`, in values.
     """
 
     data: bytearray
@@ -44,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The program, as JSON has it, and its tensors by name: weights and buffers, and constants."""
+    """The program as parsed JSON, and its tensors by name: `weights` with the buffers, and `constants`."""
 
     program: Mapping[str, Any]
     weights: Mapping[str, Stored]
@@ -52,17 +57,19 @@ class Archive:
 
 
 def read(file: IO[bytes]) -> Archive:
-    """The archive in `file`, whose entries `formats.of` has found to be neither compressed nor overlapping.
+    """Return the archive in `file`.
+
+    `formats.of` must have checked before that its entries are neither compressed nor overlapping.
 
     Raises:
-        WeightsError: it holds what is not data, or several programs, or it is damaged.
+        WeightsError: It contains a pickle or several programs, has another version, or is damaged.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             return _read(archive)
     except WeightsError:
         raise
-    except Exception as error:  # zipfile and broken JSON raise whatever they may
+    except Exception as error:  # damaged archives and JSON cause many types of errors
         raise WeightsError(
             f"is truncated or damaged ({quoted(error, 200)}); save or download it again"
         ) from error
@@ -132,7 +139,7 @@ def _stored(name: str, meta: Mapping[str, Any], data: bytearray) -> Stored:
 
 
 def _number(value: Mapping[str, Any]) -> int:
-    """A size that is a number; the file may have expressions in its place, which are not evaluated."""
+    """Return a size; raises ValueError or KeyError for an expression, which is not evaluated."""
     number = value["as_int"]
     if type(number) is not int or not 0 <= number < 2**40:
         raise ValueError(f"{number!r} is not a size")

@@ -1,4 +1,4 @@
-"""Files that others wrote: only regular ones are read, up to a size, and within a folder if one is given."""
+"""Regular files: read untrusted paths safely, with limits on file type, size and optionally folder."""
 
 import errno
 import hashlib
@@ -9,27 +9,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 IMAGE = 64 * 2**20
-"""Most bytes of an image file."""
+"""Maximum size of an image file in bytes."""
 PIECE = 2**26
-"""Bytes of a file that are in memory at once while it is hashed."""
+"""Bytes of a file that are in memory at the same time while it is hashed."""
 
 
 def read(path: Path, most: int, within: Path | None = None) -> bytes:
-    """The content of the regular file at `path`, of at most `most` bytes.
+    """Return the content of the regular file at `path`. It never waits for a pipe or a device.
 
-    within: the folder that the file must lie in, once every symbolic link is followed. So the links that
-    Kubernetes makes inside a mounted folder are followed, and those that lead out of it are not.
-    Raises OSError, whose `strerror` says what is wrong with the file. It never waits for a pipe or a device.
+    Args:
+        most: Maximum number of bytes.
+        within: The folder that must contain the file after all symbolic links are resolved. So links that
+            Kubernetes creates inside a mounted folder are allowed, and links out of it are not.
+
+    Raises:
+        OSError: Its `strerror` states what is wrong with the file.
     """
     with _allowed(path, most, within) as file:
-        data = file.read(most + 1)  # one byte more, as a file may grow
+        data = file.read(most + 1)  # one more byte, since the file may have grown
     if len(data) > most:
         raise _too_large(most)
     return data
 
 
 def check(path: Path, most: int, within: Path | None = None) -> None:
-    """Raise the OSError that `read` would, but for what shows only while the content is read."""
+    """Raise the same OSError as `read`, without reading the content."""
     _allowed(path, most, within).close()
 
 
@@ -51,9 +55,9 @@ def _too_large(most: int) -> OSError:
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """The regular file at `path`, open for reading; raises OSError for anything else."""
-    _check(os.stat(path), path)  # before it is opened, as to open a device may set it going  # noqa: PTH116
-    # Without O_NONBLOCK the opening of a pipe, put there meanwhile, waits for its writer, perhaps for ever.
+    """Open the regular file at `path` for reading; raises OSError for anything else."""
+    _check(os.stat(path), path)  # before it is opened: opening a device may start it  # noqa: PTH116
+    # If the file is replaced by a pipe meanwhile, opening it without O_NONBLOCK could wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         _check(os.fstat(descriptor), path)
@@ -63,6 +67,12 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
         raise
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of the regular file at `path`, as 64 hexadecimal digits; raises OSError."""
+    with open_regular(path) as file:
+        return hash_rest(file)[0]
+
+
 def hash_rest(
     file: io.BufferedReader,
     use: Callable[[memoryview], object] | None = None,
@@ -70,15 +80,15 @@ def hash_rest(
     piece: int = PIECE,
     limit: int | None = None,
 ) -> tuple[str, int]:
-    """Read `file` to its end; the SHA-256 of what was read, as 64 hexadecimal digits, and its bytes.
+    """Read `file` to its end, and return the SHA-256 as 64 hexadecimal digits and the number of bytes read.
 
-    The file is not mapped: if it were cut short meanwhile, the process would end.
+    The file is not mapped: if it were truncated meanwhile, the process would end.
 
     Args:
-        use: called with each piece; the piece is overwritten afterwards.
-        piece: bytes to read at once. After each, Python's lock must be had again, and the imports of a
-            service that starts hold it: large pieces wait less often.
-        limit: stop once more than so many bytes were read, as from a file that grows without end.
+        use: Called with each piece, which is overwritten afterwards.
+        piece: Number of bytes to read at once. Large pieces wait less often for Python's lock, which imports
+            hold while a service starts.
+        limit: Stop after more than this number of bytes, for files that keep growing.
     """
     digest, done = hashlib.sha256(), 0
     buffer = memoryview(bytearray(max(1, min(piece, os.fstat(file.fileno()).st_size))))
@@ -90,8 +100,8 @@ def hash_rest(
     return digest.hexdigest(), done
 
 
-def _check(found: os.stat_result, path: str | os.PathLike[str]) -> None:
-    if stat.S_ISDIR(found.st_mode):
+def _check(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", os.fspath(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))

@@ -1,4 +1,4 @@
-"""What a model card states about the task: its name, its parameters, and what its golden images tell."""
+"""Stated task: what a model card states about the task, directly or by its parameters and golden images."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -6,15 +6,15 @@ from typing import Any, Literal, NamedTuple
 TaskName = Literal[
     "classification", "multilabel", "binary", "regression", "embedding", "detection", "segmentation"
 ]
-"""The tasks, as a card, an option and `/info` call them."""
+"""The names of the tasks in a card, an option and `/info`."""
 
 PARAMETERS: dict[str, tuple[TaskName, ...]] = {
     "threshold": ("multilabel", "binary", "detection"),
     "outputs": ("regression",),
     "normalize": ("embedding",),
 }
-"""The fields of a card that are a task's parameters, and the tasks; the first is the one that it tells, where
-the model has not only one."""
+"""The fields of a card that are parameters of a task, with the tasks that have them. The field implies the
+first of these if the card states no task."""
 
 KINDS: dict[str, TaskName] = {
     "class": "classification",
@@ -24,13 +24,16 @@ KINDS: dict[str, TaskName] = {
     "boxes": "detection",
     "class_map": "segmentation",
 }
-"""What a golden image states, and the task that it tells."""
+"""The task that a golden image implies, by the kind of its answer."""
 
 
 class Hint(NamedTuple):
-    """What a file tells about the task. reason: how, in words, such as "its head ends in a Sigmoid".
+    """Evidence in a weights file about the task.
 
-    A network without a head tells `embedding`, which is served only where the user asks for it.
+    A network without a head implies `embedding`, which is served only if the user states it.
+
+    Attributes:
+        reason: The evidence in words, such as "its head ends in a Sigmoid".
     """
 
     task: TaskName
@@ -39,14 +42,18 @@ class Hint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NamedOutput:
-    """An output of a regression. range: between which values it lies; differences are shares of its width."""
+    """An output of a regression.
+
+    Attributes:
+        range: Minimum and maximum of its values; differences are measured as shares of the range.
+    """
 
     name: str
     unit: str = ""
     range: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known of it, as plain values."""
+        """Return the fields that are set, as plain values."""
         values = asdict(self)
         if self.range is not None:
             values["range"] = list(self.range)
@@ -55,9 +62,11 @@ class NamedOutput:
 
 @dataclass(frozen=True, slots=True)
 class StatedTask:
-    """What a card, or an option in its place, states about the task.
+    """What a card, or an option that overrides it, states about the task.
 
-    name: None where neither names one. implied: the task that the card's parameters and golden images tell.
+    Attributes:
+        name: The name of the task; None if it is not stated.
+        implied: The task that the card's parameters and golden images imply.
     """
 
     name: TaskName | None = None

@@ -1,8 +1,8 @@
-"""Tensors: what `torch.save` writes of them, found in an inert pickle and made views of the file.
+"""Tensors: read the tensors in a file of `torch.save`, from an inert pickle, as views of the file.
 
-Two containers hold them. A zip archive has the pickle in `data.pkl` and each storage in a record of its own.
-The legacy format has five pickles in a row, and then the storages. No length that the file declares is
-believed: a storage is what lies between two places of the file, and a tensor what lies within its storage.
+There are two formats. A zip archive has the pickle in `data.pkl` and each storage in its own record. The
+legacy format has five pickles in a row, followed by the storages. Declared lengths are not trusted: each
+storage must be inside the file, and each tensor inside its storage.
 """
 
 import mmap
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage
 
 TIMES = 8
-"""Tensors may share storages, and together have so many times the bytes of the file."""
+"""Maximum size of all tensors together, as a multiple of the file's size: tensors may share storages."""
 
 _DIMENSIONS = 64
 _NUMBER = 2**62
-"""No size, stride or offset is larger: torch computes with 64 bits."""
+"""Maximum of a size, stride or offset: torch computes with 64 bits."""
 _OTHER_BYTE_ORDER = (
     "was saved on a machine with a different byte order; save it again on a little-endian machine"
 )
 _WRAPPERS = 8
-"""Most calls around a tensor; a parameter of a subclass of Tensor has three."""
+"""Maximum number of nested calls around a tensor; a parameter of a subclass of Tensor has three."""
 
 _DTYPES = {
     "BFloat16": "bfloat16",
@@ -47,7 +47,7 @@ _DTYPES = {
     "Untyped": "uint8",
     "_Untyped": "uint8",
 }
-"""By the name of a storage's class, less `Storage`."""
+"""Types by the name of a storage's class without `Storage`."""
 _ITEMS = {
     **dict.fromkeys(("complex128",), 16),
     **dict.fromkeys(("complex64", "float64", "int64", "uint64"), 8),
@@ -58,7 +58,7 @@ _ITEMS = {
         ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1
     ),
 }
-"""Bytes of a number of each type; of those that are not here, no tensor is made."""
+"""Bytes per value of each supported type."""
 _ODD = {
     "torch._utils._rebuild_qtensor": "quantised",
     "torch._utils._rebuild_sparse_tensor": "sparse",
@@ -75,18 +75,25 @@ _OUTER = {
 }
 """Calls whose first argument is a tensor."""
 _REBUILD = ("torch._utils._rebuild_", "torch._tensor._rebuild_")
-"""With what the names of all such calls begin."""
+"""Prefixes of the names of all functions that create tensors."""
 _SUBCLASS = "torch._tensor._rebuild_from_type_v2"
-"""A call of the function, for the class, with the arguments."""
+"""A call with a function, a class and the arguments of the function."""
 _WITH_TYPE = "torch._utils._rebuild_tensor_v3"
 _PLAIN = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", _WITH_TYPE}
-"""Calls that make a tensor: of a storage, an offset, a shape and strides. The last has the type too, two
-arguments later, as its storage counts bytes."""
+"""Calls that create a tensor from a storage, an offset, a shape and strides. The last one also has the type,
+two arguments later, since its storage is counted in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of numbers, as a pickle describes it. first: where it begins in the one that the file has."""
+    """A storage as a pickle describes it.
+
+    Attributes:
+        key: The key of the stored bytes in the file.
+        dtype: The type of its values, without `torch.`.
+        count: Number of values.
+        first: The first value of this storage in the stored bytes, of which it may be a part.
+    """
 
     key: str
     dtype: str
@@ -96,10 +103,13 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as a pickle describes it; nothing of it is checked against the file yet.
+    """A tensor as a pickle describes it, before it is checked against the file.
 
-    dtype: without `torch.`. offset and stride: in numbers. oddity: what keeps it from being read, such as
-    "sparse"; "" for a plain tensor.
+    Attributes:
+        dtype: The type without `torch.`.
+        offset: The first value in the storage, in values.
+        stride: The stride of each dimension, in values.
+        oddity: Why it cannot be read, such as "sparse"; "" for a plain tensor.
     """
 
     storage: Storage | None = None
@@ -111,12 +121,12 @@ class StoredTensor:
 
     @property
     def ndim(self) -> int:
-        """Number of dimensions; two for an odd tensor, which may have any."""
+        """Number of dimensions; 2 for a tensor that cannot be read, whose number is unknown."""
         return 2 if self.oddity else len(self.shape)
 
 
 def stored(value: Any) -> StoredTensor | None:
-    """The tensor that the call `value` would have made; None where it would have made something else."""
+    """Return the tensor that the call `value` would create; None if it would not create one."""
     for _ in range(_WRAPPERS):
         match value:
             case inert.Object(name=name, args=(inner, *_)) if name in _OUTER:
@@ -137,7 +147,7 @@ def stored(value: Any) -> StoredTensor | None:
 
 
 def _described(args: tuple[Any, ...], with_type: bool) -> StoredTensor:
-    """The tensor that these arguments describe."""
+    """Return the tensor with these arguments."""
     match args:
         case (inert.Reference() as reference, offset, shape, stride, *more):
             storage = _storage(reference)
@@ -157,7 +167,7 @@ def _described(args: tuple[Any, ...], with_type: bool) -> StoredTensor:
 
 
 def _items(sizes: Any) -> tuple[Any, ...]:
-    """Sizes as a pickle writes them: a tuple, or a torch.Size of one."""
+    """Return sizes, which a pickle writes as a tuple or as a torch.Size of one."""
     match sizes:
         case inert.Object(name="torch.Size", args=(tuple() as inner,)):
             return inner
@@ -171,7 +181,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _storage(reference: inert.Reference) -> Storage | None:
-    """The storage that a persistent id names; None where it names something else."""
+    """Return the storage that a persistent id describes; None if it describes something else."""
     match reference.id:
         case ("storage", inert.Global() as kind, str(key) | int(key), _, int(count), *more) if _is_size(
             count
@@ -187,7 +197,13 @@ def _storage(reference: inert.Reference) -> Storage | None:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A file of `torch.save`. root: what was saved, inert. places: first and last byte of each storage."""
+    """A file of `torch.save`.
+
+    Attributes:
+        root: The saved object, inert.
+        places: Start and end of each storage in the file, by its key.
+        memory: The mapped file.
+    """
 
     root: Any
     places: Mapping[str, tuple[int, int]]
@@ -195,9 +211,10 @@ class Saved:
 
 
 def read(file: IO[bytes], *, legacy: bool) -> Saved:
-    """What `torch.save` wrote into `file`, a zip archive unless `legacy`.
+    """Return the content of a file of `torch.save`, a zip archive unless `legacy`.
 
-    Raises WeightsError, which does not name the file.
+    Raises:
+        WeightsError: It is damaged or too large; the message does not name the file.
     """
     memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # tensors may be written to
     try:
@@ -207,7 +224,7 @@ def read(file: IO[bytes], *, legacy: bool) -> Saved:
 
 
 def damaged(reason: str) -> WeightsError:
-    """The error for a file that is not whole."""
+    """Return the error for a file that is damaged."""
     return WeightsError(f"is truncated or damaged ({reason}); save or download it again")
 
 
@@ -231,7 +248,7 @@ def _zip(file: IO[bytes], memory: mmap.mmap) -> Saved:
 
 
 def _place(entry: zipfile.ZipInfo, memory: mmap.mmap) -> tuple[int, int]:
-    """Where the bytes of an entry lie, which stands in the header before them."""
+    """Return start and end of the bytes of an entry, which follow its local header."""
     header = memory[entry.header_offset : entry.header_offset + 30]
     if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
         raise damaged("an entry of the archive has no header")
@@ -273,7 +290,11 @@ def _legacy(memory: mmap.mmap) -> Saved:
 
 
 def load(tensors: Mapping[str, StoredTensor], saved: Saved) -> "dict[str, Tensor]":
-    """`tensors` as views of the file; raises WeightsError where one is not in it, or not plain."""
+    """Return `tensors` as views of the file.
+
+    Raises:
+        WeightsError: A tensor is of an unsupported kind, or exceeds the file.
+    """
     import torch
 
     storages: dict[str, UntypedStorage] = {}
@@ -297,7 +318,7 @@ def load(tensors: Mapping[str, StoredTensor], saved: Saved) -> "dict[str, Tensor
 
 
 def _size(name: str, tensor: StoredTensor, storage: Storage, saved: Saved) -> int:
-    """Bytes of the tensor's numbers; raises WeightsError unless all of them lie in its storage."""
+    """Return the size of the tensor in bytes; raises WeightsError unless it is inside its storage."""
     start, end = saved.places.get(storage.key, (0, 0))
     item = _ITEMS[tensor.dtype]
     unit = _ITEMS[storage.dtype]
@@ -318,7 +339,7 @@ def _size(name: str, tensor: StoredTensor, storage: Storage, saved: Saved) -> in
 
 
 def _memory(saved: Saved, key: str, item: int) -> "UntypedStorage":
-    """The storage `key`: where the file has it, or copied where it is not aligned there."""
+    """Return the storage `key` as a view of the file, or as a copy if it is not aligned there."""
     import torch
 
     start, end = saved.places.get(key, (0, 0))

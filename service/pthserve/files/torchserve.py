@@ -1,7 +1,7 @@
-"""TorchServe: what is in a model archive that `torch-model-archiver` made. Nothing of it is run.
+"""TorchServe: read model archives of `torch-model-archiver`, without running any code in them.
 
-Its three formats hold the same files: `.mar` (zip), `.tar.gz` (with the format `tgz`) and a folder (with
-`no-archive`). `MAR-INF/MANIFEST.json` names the weights, the handler and the model's code.
+An archive is a `.mar` file (zip), a `.tar.gz` file (format `tgz`) or a folder (format `no-archive`), with the
+same files in each. `MAR-INF/MANIFEST.json` names the weights, the handler and the model's code.
 """
 
 import gzip
@@ -24,26 +24,29 @@ from pthserve.text import quoted, whole
 MANIFEST = "MAR-INF/MANIFEST.json"
 LABELS = "index_to_name.json"
 ENTRIES = 10_000
-"""Most files in an archive."""
+"""Maximum number of files in an archive."""
 DIRECTORY = 8 * 2**20
-"""Most bytes of the list of files in a zip archive, which zipfile holds in memory."""
+"""Maximum size of the directory of a zip archive, which zipfile keeps in memory."""
 SMALL = 4 * 2**20
-"""Most bytes of a manifest, of labels, and of a script that is searched for a class."""
+"""Maximum size of a manifest, of labels, and of a script that is searched for a class."""
 RATIO = 50
-"""An archive may unpack to so many times its bytes. Trained weights hardly compress, to a tenth at most."""
+"""Maximum ratio of unpacked to packed size. Trained weights hardly compress, to a tenth at most."""
 SLACK = 64 * 2**20
-"""Bytes that it may unpack to beside these."""
+"""Unpacked bytes that are allowed in addition to RATIO."""
 PIECE = 2**20
 """Bytes that are copied at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What MANIFEST.json says of the model.
+    """The description of the model in MANIFEST.json.
 
-    weights: the name of the file with the state dict. code: of the Python file with the model's class, for
-    an eager model. handler: the name of one of TorchServe's own, or of a Python file. requirements, config:
-    names of files that TorchServe reads at its start.
+    Attributes:
+        weights: The name of the file with the state dict.
+        handler: The name of a built-in handler of TorchServe, or of a Python file.
+        code: The name of the Python file with the model's class, for an eager model.
+        requirements: The name of a file that TorchServe reads when it starts.
+        config: The name of another such file.
     """
 
     name: str
@@ -56,9 +59,11 @@ class Manifest:
 
 
 class Archive:
-    """The files of an archive, by their names in it.
+    """The files of an archive.
 
-    sizes: bytes of each file once it is unpacked. root: what stands before each name in `sizes`.
+    Attributes:
+        sizes: The unpacked size of each file in bytes, by its name.
+        root: The prefix of each name in `sizes`.
     """
 
     def __init__(
@@ -73,25 +78,25 @@ class Archive:
                 "weights do not compress that well, so nothing was unpacked"
             )
         # The format `tgz` puts all files into a folder.
-        found = [
+        manifests = [
             name
             for name in sizes
             if name == MANIFEST or (name.count("/") == 2 and name.endswith(f"/{MANIFEST}"))
         ]
-        if len(found) != 1:
+        if len(manifests) != 1:
             raise WeightsError(
                 f"{path}: is not an archive of torch-model-archiver: it has no {MANIFEST}"
-                if not found
+                if not manifests
                 else f"{path}: has several files {MANIFEST}"
             )
-        self.root = found[0].removesuffix(MANIFEST)
+        self.root = manifests[0].removesuffix(MANIFEST)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file `name`."""
+        """Return whether there is a file `name`."""
         return self.root + name in self.sizes
 
     def read(self, name: str) -> bytes:
-        """The content of the file `name`, of at most SMALL bytes; raises WeightsError."""
+        """Return the content of the file `name`, of at most SMALL bytes; raises WeightsError."""
         if self.sizes[self.root + name] > SMALL:
             raise WeightsError(f"{self._path}: {quoted(name)} has more than {SMALL:,} bytes")
         target = io.BytesIO()
@@ -116,17 +121,17 @@ class Archive:
                     yield piece
         except WeightsError:
             raise
-        except Exception as error:  # zipfile, zlib and others raise whatever broken bytes provoke
+        except Exception as error:  # zipfile, zlib and others raise many types for damaged archives
             raise WeightsError(
                 f"{self._path}: is truncated or damaged ({quoted(error)}); download it again"
             ) from error
 
     def manifest(self) -> Manifest:
-        """What the manifest says; raises WeightsError where it cannot be."""
+        """Return the manifest; raises WeightsError if it is not valid."""
         where = f"{self._path}: {MANIFEST}"
         try:
             values = documents.parse_json(self.read(MANIFEST).decode("utf-8-sig"))
-        except ValueError as error:  # also what is no UTF-8
+        except ValueError as error:  # also for text that is not UTF-8
             raise WeightsError(f"{where}: {error}") from error
         model = values.get("model") if isinstance(values, dict) else None
         if not isinstance(model, dict):
@@ -165,10 +170,13 @@ class Archive:
         )
 
     def labels(self) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-        """One label a class of `index_to_name.json`, and the classes that have none; None without the file.
+        """Return one label per class from `index_to_name.json`, and the classes without a label in it.
 
-        A class without a label has its index. Of several names for a class, the last counts, as for
-        TorchServe. Raises WeightsError.
+        A class without a label gets its index as text. If a class has several names, the last one is used, as
+        in TorchServe. None if there is no such file.
+
+        Raises:
+            WeightsError: The file is not valid.
         """
         if not self.has(LABELS):
             return None
@@ -179,13 +187,13 @@ class Archive:
             raise WeightsError(f"{self._path}: {LABELS}: {error}") from error
         count = max(names) + 1
         if count > 2 * len(names):
-            raise WeightsError(f"{self._path}: {LABELS}: names less than half of the classes")
+            raise WeightsError(f"{self._path}: {LABELS}: names fewer than half of the classes")
         missing = tuple(index for index in range(count) if index not in names)
         return tuple(names.get(index, str(index)) for index in range(count)), missing
 
 
 def _labels(values: Any) -> Iterator[tuple[int, str]]:
-    """Index and label of each class; raises ValueError."""
+    """Yield index and label of each class; raises ValueError."""
     if isinstance(values, dict) and isinstance(values.get("object_type_names"), list):
         values = dict(enumerate(values["object_type_names"]))
     if not isinstance(values, dict) or not values:
@@ -201,10 +209,11 @@ def _labels(values: Any) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
-    """The archive at `path`: a .mar, a .tar.gz, or a folder.
+    """Open the archive at `path`: a .mar file, a .tar.gz file, or a folder.
 
     Raises:
-        WeightsError: it is none, is damaged, unpacks to too much, or holds links or names that lead outside.
+        WeightsError: It is not an archive, is damaged, is too large when unpacked, or contains links or names
+            that lead outside.
     """
     if path.is_dir():
         yield _folder(path)
@@ -229,7 +238,7 @@ def opened(path: Path) -> Iterator[Archive]:
 
 
 def _checked(path: Path, name: str) -> str:
-    """A file's name in an archive, without `./` before it; raises WeightsError where it leads out of it."""
+    """Return a file name without `./` before it; raises WeightsError if it leads out of the archive."""
     parts = PurePosixPath(name).parts
     if not name or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise WeightsError(
@@ -243,7 +252,7 @@ def _zip(path: Path, file: IO[bytes], most: float) -> Archive:
         raise WeightsError(f"{path}: has more than {ENTRIES} files")
     try:
         archive = zipfile.ZipFile(file)
-    except Exception as error:  # zipfile raises whatever broken bytes provoke
+    except Exception as error:  # zipfile raises many types for damaged archives
         raise WeightsError(f"{path}: is truncated or damaged ({quoted(error)}); download it again") from error
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
@@ -259,25 +268,25 @@ def _zip(path: Path, file: IO[bytes], most: float) -> Archive:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream of which only so much is read, in pieces of a bounded size."""
+    """A stream with a limit on its length and on the size of one read."""
 
     def __init__(self, path: Path, stream: IO[bytes], most: float) -> None:
         self._path, self._stream, self._most = path, stream, most
 
     def read(self, size: int = -1, /) -> bytes:
-        """The next `size` bytes; raises WeightsError where that is more than a piece, or too far."""
-        if not 0 <= size <= 2 * PIECE:  # a header that claims to be long would be read at once
+        """Return the next `size` bytes; raises WeightsError if a limit is exceeded."""
+        if not 0 <= size <= 2 * PIECE:  # tarfile reads a header at once, however long it claims to be
             raise WeightsError(f"{self._path}: has a header that is too long; nothing was unpacked")
         self._check(self._stream.tell() + size)
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to `offset`; raises WeightsError where that is too far."""
+        """Move to `offset`; raises WeightsError if that exceeds the limit."""
         self._check(offset)
         return self._stream.seek(offset, whence)
 
     def tell(self) -> int:
-        """Where the next byte is read."""
+        """Return the position of the next byte."""
         return self._stream.tell()
 
     def _check(self, position: int) -> None:
@@ -293,13 +302,13 @@ def _tar(path: Path, stream: IO[bytes], most: float) -> Archive:
         entries = _entries(path, archive)
     except WeightsError:
         raise
-    except Exception as error:  # gzip, zlib and tarfile raise whatever broken bytes provoke
+    except Exception as error:  # gzip, zlib and tarfile raise many types for damaged archives
         raise WeightsError(f"{path}: is truncated or damaged ({quoted(error)}); download it again") from error
 
     def read(name: str) -> IO[bytes]:
-        found = archive.extractfile(entries[name])
-        assert found is not None
-        return found
+        file = archive.extractfile(entries[name])
+        assert file is not None
+        return file
 
     return Archive(path, {name: entry.size for name, entry in entries.items()}, read, most)
 

@@ -1,10 +1,10 @@
-"""Weights: a file to its state dict and SHA-256, safely.
+"""Weights: read the state dict and the SHA-256 of a weights file safely.
 
-The file is copied once into memory of our own, hashed on the way, and everything after that reads the copy:
-what was hashed is what is parsed, whoever writes to the file meanwhile. Tensors are views of the copy where
-the format allows it (zip, safetensors), so that a large file is in memory once.
-Pickles are read by `inert`, which runs nothing, whatever the file's name says; there is no other way in.
-An exported model (.pt2, .onnx) is copied and hashed here, and read by `zoos.exported`.
+The file is copied into private memory once and hashed meanwhile; only the copy is read afterwards. So the
+bytes that are parsed are the bytes that were hashed, even if the file changes. Tensors are views of the copy
+if the format allows it (zip, safetensors), so that a large file is in memory only once. Pickles are always
+read by `inert`, which runs nothing. An exported model (.pt2, .onnx) is copied and hashed here, and read by
+`zoos.exported`.
 """
 
 import hashlib
@@ -28,32 +28,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all."""
+"""Called with the number of bytes read so far and the total number."""
 
 INDEX = ".index.json"
-"""What the name of an index ends in: the file of transformers that lists the shards of a state dict."""
+"""The suffix of an index: the file of transformers that lists the shards of a state dict."""
 SHARDS = 1000
-"""Most shards of a state dict."""
+"""Maximum number of shards of a state dict."""
 
 _CHUNK = 4 * 2**20
 _CONFIG = 2**20
-"""Most bytes of an adapter's configuration."""
+"""Maximum size of an adapter's configuration in bytes."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A state dict, and the file it came from.
+    """A state dict, and the file that contains it.
 
-    state_dict: name to CPU tensor, dtypes as in the file; names are as in the file too, prefixes and all.
-    digest: SHA-256 of the file, 64 hexadecimal digits; of an index, that of what `sha256sum` prints for it
-    and its shards, in the order of their names. size: of the files, in bytes.
-    container: the key under which the state dict lay, dotted where nested; "" if it was the whole file.
-    format: `zip` or `legacy` (two of `torch.save`), `safetensors`, `pt2` or `onnx`.
-    metadata: what else the file holds, as plain values; see `metadata.plain`.
-    inferred: which of several state dicts was taken, where nobody said which.
-    content: the copy of an exported model, which has no state dict. beside: copies of the files in which an
-    ONNX model keeps its weights, by the path that it names. They count in `digest` and `size`.
+    Attributes:
+        state_dict: CPU tensors by name, with names (prefixes included) and dtypes as in the file.
+        digest: SHA-256 of the file, 64 hexadecimal digits; if there are several files, the SHA-256 of the
+            output of `sha256sum` for them in the order of their names.
+        size: Size of all files in bytes.
+        container: The key of the state dict, dotted if nested; "" if it is the whole file.
+        format: `zip` or `legacy` (both of `torch.save`), `safetensors`, `pt2` or `onnx`.
+        metadata: The other content of the file as plain values; see `metadata.plain`.
+        inferred: Which one of several state dicts was chosen, if the user did not state it.
+        content: The copy of an exported model, which has no state dict.
+        beside: Copies of an ONNX model's files with external weights, by path; included in `digest` and
+            `size`.
     """
 
     state_dict: "dict[str, Tensor]"
@@ -70,15 +73,15 @@ class Weights:
 def read(
     path: Path, sha256: str | None = None, progress: Progress | None = None, container: str | None = None
 ) -> Weights:
-    """The state dict in the file at `path`, or in the shards that the index at `path` lists.
+    """Read the state dict in the file at `path`, or in the shards that the index at `path` lists.
 
     Args:
-        sha256: what the file's must be; compared before anything is parsed.
-        progress: called as the file is read.
-        container: the key under which the state dict lies, dotted where nested; None where it is to be found.
+        sha256: The expected SHA-256 (`Weights.digest`), compared before anything is parsed.
+        progress: Called while the file is read.
+        container: The key of the state dict, dotted if nested; None to find it.
 
     Raises:
-        WeightsError: the message says what is wrong with the file and what to do.
+        WeightsError: The message states what is wrong with the file and what to do.
     """
     _refuse_adapter(path)
     is_index = path.name.endswith(INDEX)
@@ -121,16 +124,16 @@ def read(
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that the weights at `path` are read from: itself, and the shards where it is an index.
+    """Return the files that contain the weights at `path`: itself, and its shards if it is an index.
 
     Raises:
-        WeightsError: it is one shard of several, or an index that cannot be read.
+        WeightsError: It is one shard of several, or an index that cannot be read.
     """
     return _shards(path) if path.name.endswith(INDEX) else [_whole(path)]
 
 
 def _refuse_adapter(path: Path) -> None:
-    """Raise WeightsError for the weights of an adapter beside the configuration that PEFT writes."""
+    """Raise WeightsError for the weights of an adapter, with the configuration of PEFT beside it."""
     file = path.with_name("adapter_config.json")
     if not path.name.startswith("adapter_model.") or not file.is_file():
         return
@@ -146,7 +149,7 @@ def _refuse_adapter(path: Path) -> None:
 
 
 def _read(path: Path, copy: "_Copy", container: str | None) -> Weights:
-    """The state dict in the copy of the file at `path`, without digest and size."""
+    """Return the state dict in the copy of the file at `path`, without digest and size."""
     try:
         form = formats.of(copy.file, path.name)
         _check_readable(form)
@@ -164,7 +167,7 @@ def _format(path: Path, copy: "_Copy") -> str:
 
 
 def _external(path: Path, copy: "_Copy") -> list[str]:
-    """The files that an ONNX model keeps its weights in, relative to its folder."""
+    """Return the files with external weights of an ONNX model, relative to its folder."""
     try:
         return onnx_files.external(copy.file, path.name)
     except WeightsError as error:
@@ -188,16 +191,16 @@ def _safetensors(path: Path, copy: "_Copy", form: str, container: str | None) ->
 
     try:
         with safe_open(copy.path, framework="pt") as file:
-            root = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            root = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
             words = file.metadata() or {}
-    except Exception as error:  # the library raises errors of its own, which have no common class
+    except Exception as error:  # the library's own errors have no common base class
         raise tensors.damaged(quoted(error, 200)) from error
     found = checkpoint.unwrap(root, path.name, container)
     return Weights(dict(found.tensors), "", 0, found.container, form, metadata.plain(words))
 
 
 def _saved(path: Path, copy: "_Copy", form: str, container: str | None) -> Weights:
-    """What torch.save wrote."""
+    """Return the state dict in a file of torch.save."""
     saved = tensors.read(copy.file, legacy=form == formats.LEGACY)
     found = checkpoint.unwrap(saved.root, path.name, container)
     checkpoint.check_names(found.tensors)
@@ -207,7 +210,7 @@ def _saved(path: Path, copy: "_Copy", form: str, container: str | None) -> Weigh
 
 
 def _inferred(found: checkpoint.Found, container: str | None) -> tuple[Inferred, ...]:
-    """Which of several state dicts was taken, where nobody said which."""
+    """Return which one of several state dicts was chosen, if the user did not state it."""
     if container is not None or not found.others:
         return ()
     averaged = ", a moving average" if checkpoint.AVERAGED.search(found.container) else ""
@@ -225,7 +228,7 @@ def _inferred(found: checkpoint.Found, container: str | None) -> tuple[Inferred,
 
 
 def _whole(path: Path) -> Path:
-    """`path`; raises WeightsError where its name is that of one shard of several."""
+    """Return `path`; raises WeightsError if it is one shard of several, by its name."""
     match = _SHARD.fullmatch(path.name)
     if match and int(match[3]) > 1:
         index = f"{match[1]}{match[4]}{INDEX}"
@@ -239,7 +242,7 @@ def _whole(path: Path) -> Path:
 
 
 def _shards(path: Path) -> list[Path]:
-    """The index at `path` and the shards that it lists, in the order of their names."""
+    """Return the index at `path` and the shards that it lists, in the order of their names."""
     try:
         index = json.loads(regular_files.read(path, inert.BYTES))
         names = set(index["weight_map"].values())
@@ -265,7 +268,7 @@ def _is_beside(name: str) -> bool:
 
 
 def _digest(files: list[Path], held: list[tuple[str, int]], folder: Path) -> str:
-    """The SHA-256 of what `sha256sum` prints for `files` in `folder`, in the order of their names."""
+    """Return the SHA-256 of what `sha256sum` prints for `files` in `folder`, in the order of their names."""
     lines = sorted(
         (file.relative_to(folder).as_posix(), digest) for file, (digest, _) in zip(files, held, strict=True)
     )
@@ -280,7 +283,7 @@ def _file_size(path: Path) -> int:
 
 
 def _part(progress: Progress, before: int, after: int) -> Progress:
-    """Reports the bytes of one file among those of all."""
+    """Return a progress function for one file that reports the bytes of all files."""
     return lambda done, total: progress(before + done, before + total + after)
 
 
@@ -288,7 +291,7 @@ def _part(progress: Progress, before: int, after: int) -> Progress:
 
 
 class _Copy:
-    """Memory that reads as a file and has a path; gone when the last mapping of it is."""
+    """A private file in memory with a path; it is freed together with its last mapping."""
 
     def __enter__(self) -> "_Copy":
         if hasattr(os, "memfd_create"):
@@ -303,19 +306,19 @@ class _Copy:
         self.file.close()
 
     def kept(self) -> IO[bytes]:
-        """The file, which stays when this copy is left."""
+        """Return the file, which stays open after this copy is closed."""
         return _Kept(os.dup(self.file.fileno()))
 
 
 class _Kept(io.FileIO):
-    """A file that is closed when nobody refers to it any more."""
+    """A file that is closed after its last reference."""
 
     def __del__(self) -> None:
         self.close()
 
 
 def _fill(copy: _Copy, path: Path, progress: Progress | None) -> tuple[str, int]:
-    """Copy the file at `path`; its SHA-256 and size."""
+    """Copy the file at `path`, and return its SHA-256 and size."""
     try:
         with regular_files.open_regular(path) as source:
             before = os.fstat(source.fileno())

@@ -80,7 +80,7 @@ class Arrivals:
             raise
 
     def _pass_on(self) -> None:
-        """Give the turn of a call that has its message, or has ended, to the newest call that waits."""
+        """Pass the turn of a call that has its message, or has ended, to the newest waiting call."""
         while self._waiting:
             turn = self._waiting.pop()
             if not turn.done():
@@ -89,7 +89,7 @@ class Arrivals:
         self._free += 1
 
     def _hurry(self) -> None:
-        """While calls wait, end the messages that take longer than PATIENCE, and check again for the next."""
+        """While calls wait, stop receiving messages that take longer than PATIENCE, and schedule a check."""
         if self._hurrying is not None:
             self._hurrying.cancel()
             self._hurrying = None

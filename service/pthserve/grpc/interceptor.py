@@ -86,9 +86,9 @@ class Handlers:
     def of(self, calls: Mapping[str, Call]) -> dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]:
         """Return one handler per call.
 
-        Each is declared as one of a stream of requests, which looks the same on the wire for a client that
-        sends one. So the message is read and parsed here: after the key was checked, with a time limit, and
-        with an error of ours where it is malformed.
+        Each handler is declared as one for a stream of requests; for a client that sends one request, the
+        bytes on the wire are the same. So the message is read and parsed here: after the key was checked,
+        with a time limit, and with a clear error if it is malformed.
         """
         return {name: self._handler(name, call) for name, call in calls.items()}
 

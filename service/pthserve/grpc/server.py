@@ -20,8 +20,9 @@ from pthserve.tracing import Tracer
 CONNECTIONS = 1024
 """Maximum number of open connections."""
 AGE_SECONDS = 300
-"""Maximum age of a connection, after which its last calls have their deadline to end. Clients reconnect by
-themselves. A call whose client does not read the response lasts until then, as gRPC cannot end it alone."""
+"""Maximum age of a connection; calls that are running then may still use their deadline. Clients reconnect by
+themselves. A call whose client does not read the response lasts until then, since gRPC cannot end a single
+call."""
 
 
 @dataclass
@@ -63,7 +64,10 @@ class Server:
         await self._server.start()
 
     async def stop(self, grace: float) -> None:
-        """Accept no new calls, and give those in flight `grace` seconds; a second call can shorten that."""
+        """Accept no new calls, and let running calls continue for `grace` seconds.
+
+        Another call of this method can shorten that.
+        """
         if self._health is not None:
             self._health.end()
         await self._server.stop(grace)

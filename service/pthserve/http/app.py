@@ -1,4 +1,4 @@
-"""App: the service's FastAPI application, put together of its routers and of what stands before them."""
+"""App: the service's FastAPI application, assembled from its routers and middleware."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -38,13 +38,13 @@ def create_app(
     tracer: Tracer | None = None,
     bodies: Bodies | None = None,
 ) -> "Application":
-    """The application that answers for `predictor`; it may be mounted in another.
+    """Return the application that serves `predictor`; it can be mounted in another application.
 
     Args:
-        load: reads the model's file again.
-        guard: says who is let in; without one everybody is.
-        tracer: makes a span of each request, except for probes and scrapes.
-        bodies: counts the bytes that requests hold, with those of other servers.
+        load: Reloads the model, for the repository extension; without it, a request to reload is refused.
+        guard: Checks API key and rate limit; without one, all requests are admitted.
+        tracer: Makes a span of each request, except for probes and scrapes.
+        bodies: Counts the bytes that requests hold, together with those of other servers.
     """
     bodies = bodies or Bodies(settings.max_body, settings.cpus)
 
@@ -73,26 +73,26 @@ def create_app(
 
 
 def create_metrics_app(settings: Settings) -> FastAPI:
-    """The application for a port of its own that answers GET /metrics and nothing else."""
+    """Return the application for a separate metrics port; its only route is GET /metrics."""
     app = Application(lambda app: protected(app, settings))
     app.add(status.metrics())
     return app
 
 
 class Admit:
-    """A dependency: lets a request in if `guard` does."""
+    """A dependency that admits a request if `guard` does."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
     async def __call__(self, request: Request) -> None:
-        """Raises Unauthorized or RateLimited."""
+        """Raise Unauthorized or RateLimited if the request is not admitted."""
         client = request.scope["client"]
         self._guard.admit(request.scope["headers"], client[0] if client else "")
 
 
 class AdmitWithKey(Admit, SecurityBase):
-    """The same, of a guard that wants an API key: the schema says so."""
+    """The same for a guard that requires an API key, which the OpenAPI schema then describes."""
 
     scheme_name = "API key"
     model = APIKey.model_validate(
@@ -101,11 +101,12 @@ class AdmitWithKey(Admit, SecurityBase):
 
 
 class Application(FastAPI):
-    """FastAPI's application behind middleware of ours.
+    """A FastAPI application behind the service's own middleware.
 
-    behind: puts what every request passes first before the rest.
-    admit: the dependency of all routes that are not public, if there is one.
-    predictor: its model's task is in the schema; without one there is no schema.
+    Args:
+        behind: Wraps an ASGI app in the middleware that every request passes first.
+        admit: The dependency of all routes that are not public, if there is one.
+        predictor: The schema describes the task of its model; without a predictor there is no schema.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Application(FastAPI):
             openapi_url=None,
             redirect_slashes=False,
             exception_handlers={**problems.HANDLERS, HTTPException: self._no_route},
-            telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in `access`
+            telemetry={"tracing": False, "metrics": False, "logs": False},  # see `access` for ours
         )
         self._behind = behind
         self._admit = admit
@@ -137,17 +138,20 @@ class Application(FastAPI):
             )
 
     def add(self, router: APIRouter) -> None:
-        """Serve the routes of `router`, and describe them in the schema."""
+        """Serve the routes of `router` and include them in the schema."""
         self.include_router(router)
         self._routers.append(router)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """FastAPI's own, which answers what is raised, behind ours, which count and log every response."""
+        """Return FastAPI's stack, which turns exceptions into responses, behind the service's middleware.
+
+        The middleware counts and logs every response, so it must be outermost.
+        """
         return self._behind(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
-        """The schema: answers are those of the served model's task, or of all tasks before there is one."""
-        with self._describing:  # threads that ask at once wait for one of them
+        """Return the schema: with the answers of the model's task, or of all tasks if no model is loaded."""
+        with self._describing:  # threads that need it at the same time wait for the first one
             if self._document is None:
                 self._document = schema.document(self, self._routers)
         document = deepcopy(self._document)
@@ -161,18 +165,21 @@ class Application(FastAPI):
         return document
 
     async def _schema(self, request: Request) -> Response:
-        """The schema as JSON, written when it is first requested."""
+        """Return the schema as JSON, which is made when it is first requested."""
         assert self._predictor is not None
         model, root_path = self._predictor.current, request.scope.get("root_path", "")
-        known = (model and model.task.name, root_path)
-        if known not in self._schemas:
+        variant = (model and model.task.name, root_path)
+        if variant not in self._schemas:
             document = await run_in_threadpool(self.openapi)
             servers = {"servers": [{"url": root_path}]} if root_path else {}
-            self._schemas[known] = orjson.dumps({**document, **servers})
-        return Response(self._schemas[known], media_type=problems.JSON)
+            self._schemas[variant] = orjson.dumps({**document, **servers})
+        return Response(self._schemas[variant], media_type=problems.JSON)
 
     async def _no_route(self, request: Request, error: HTTPException) -> Response:
-        """The response if no route matches: a key is needed for it, unless the path is a public one's."""
+        """Return the response for a request that no route matches.
+
+        It needs a key, like the routes that are not public, unless the path belongs to a public route.
+        """
         path, root_path = request.scope["path"], request.scope.get("root_path", "")
         if error.status_code == 404 and root_path and path == root_path:
             return RedirectResponse(f"{root_path}/")  # the pages' links are relative to it

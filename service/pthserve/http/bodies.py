@@ -1,4 +1,4 @@
-"""Bodies: an inference as REST carries it, a JSON object and behind it the tensors that are binary."""
+"""Bodies: inference requests and responses over REST, a JSON object followed by the binary tensors."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -22,16 +22,16 @@ from pthserve.inference_protocol.infer import (
 from pthserve.inference_protocol.tensors import Content, Input
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The header that says how long the JSON is, where binary tensors follow it; 0: the body is one image."""
+"""The header with the length of the JSON if binary tensors follow it; 0: the body is one image."""
 
 MAX_OBJECT = 2**16
-"""Most bytes of a JSON object that carries no tensors."""
+"""Maximum size in bytes of a JSON object that carries no tensors."""
 _MAX_DEPTH = 8
-"""How deep the elements of an array are looked for; no shape is as long."""
+"""Maximum nesting depth at which array elements are processed; no valid shape has as many dimensions."""
 
 
 class Part(BaseModel):
-    """Whatever has parameters; those that nobody knows, like fields that nobody knows, are passed over."""
+    """A part of a request that can have parameters. Unknown parameters and fields are ignored."""
 
     model_config = ConfigDict(strict=True, defer_build=True)
 
@@ -47,24 +47,24 @@ class InferInput(Part):
 
     name: str
     datatype: str = Field(description="BYTES: encoded images; UINT8: pixels; FP32: preprocessed tensors")
-    shape: list[int] = Field(description="the first number is how many images there are", fail_fast=True)
+    shape: list[int] = Field(description="the first number is the number of images", fail_fast=True)
     data: list[Any] | None = Field(
         None,
-        description="the elements, flat or nested, an image as base64; none where binary data follows",
+        description="the elements, flat or nested, an image as base64; left out if binary data follows",
     )
     cut: Annotated[int | None, SkipJsonSchema()] = Field(None, validation_alias=CUT)
 
 
 class InferOutput(Part):
-    """An output to be answered; the model's metadata names them, such as probabilities or logits."""
+    """A requested output; the model's metadata lists their names, such as probabilities or logits."""
 
     name: str
 
 
 class InferRequest(Part):
-    """What is to be inferred, and which outputs are asked for; all of them where none is named."""
+    """The inputs, and the outputs to return; all outputs if none is named."""
 
-    id: str | None = Field(None, description="comes back in the answer")
+    id: str | None = Field(None, description="repeated in the response")
     inputs: list[InferInput] = Field(fail_fast=True)
     outputs: list[InferOutput] | None = Field(None, max_length=MAX_OUTPUTS, fail_fast=True)
 
@@ -73,9 +73,11 @@ AnyPart = TypeVar("AnyPart", bound=BaseModel)
 
 
 def parsed(kind: type[AnyPart], text: bytes | memoryview) -> AnyPart:
-    """The JSON object in `text`, none being an empty one.
+    """Return the JSON object in `text`; empty text counts as an empty object.
 
-    Raises MalformedRequest where it is no `kind`, and TooLarge before what is no request is parsed.
+    Raises:
+        MalformedRequest: It is not a `kind`.
+        TooLarge: It has more than MAX_OBJECT bytes. It is then not parsed.
     """
     if len(text) > MAX_OBJECT:
         raise TooLarge(f"the JSON has more than {MAX_OBJECT} bytes")
@@ -86,7 +88,7 @@ def parsed(kind: type[AnyPart], text: bytes | memoryview) -> AnyPart:
 
 
 def validated(kind: type[AnyPart], text: bytes) -> AnyPart:
-    """The JSON object in `text`, nothing being an empty one; raises MalformedRequest."""
+    """Return the JSON object in `text`, an empty one if that is empty; raises MalformedRequest."""
     try:
         return kind.model_validate(orjson.loads(text) if text else {})
     except orjson.JSONDecodeError as error:
@@ -98,11 +100,15 @@ def validated(kind: type[AnyPart], text: bytes) -> AnyPart:
 
 
 def split(body: bytes, header_length: str | None) -> tuple[memoryview, memoryview]:
-    """JSON and binary data of `body`, as the header of that name says; raises MalformedRequest."""
+    """Return the JSON and the binary data of `body`; raises MalformedRequest.
+
+    Args:
+        header_length: The value of the header HEADER_LENGTH; None if the request does not have it.
+    """
     view = memoryview(body)
     if header_length is None:
         return view, view[:0]
-    # str.isdecimal would let other scripts' digits in, and int() spaces and underscores.
+    # str.isdecimal would accept the digits of other scripts, and int() spaces and underscores.
     if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 19:
         raise MalformedRequest(f"{HEADER_LENGTH} must be a number of bytes")
     length = int(header_length)
@@ -112,7 +118,7 @@ def split(body: bytes, header_length: str | None) -> tuple[memoryview, memoryvie
 
 
 def compressed(encoding: str) -> bool:
-    """Whether a body of that Content-Encoding has to be inflated; MalformedRequest for unknown ones."""
+    """Return whether a body with this Content-Encoding is compressed; raises MalformedRequest if unknown."""
     if encoding in ("", "identity"):
         return False
     if encoding not in ENCODINGS:
@@ -121,53 +127,53 @@ def compressed(encoding: str) -> bool:
 
 
 def one_image(image: memoryview, model: str, version: str, *, binary: bool) -> Request:
-    """The request that a body makes which is nothing but an image."""
+    """Return the request for a body that is a single encoded image."""
     return Request(model, version, "", (Input("BYTES", (1,), [bytes(image)]),), (), binary=binary)
 
 
 def read(text: memoryview, data: memoryview, model: str, version: str) -> Request:
-    """The request that the JSON `text` and the binary tensors in `data` make; raises as `parsed`."""
+    """Return the request in the JSON `text` and the binary tensors `data`; raises as `parsed`."""
     whole = text.obj
     skeleton = Skeleton(whole if isinstance(whole, bytes) and len(whole) == len(text) else bytes(text))
-    asked = validated(InferRequest, skeleton.text)
-    given = asked.parameters or {}
-    check_parameters(given)
-    binary = flag(given, "binary_data_output")
-    inputs = _inputs(asked, skeleton, data)
+    message = validated(InferRequest, skeleton.text)
+    parameters = message.parameters or {}
+    check_parameters(parameters)
+    binary = flag(parameters, "binary_data_output")
+    inputs = _inputs(message, skeleton, data)
     skeleton.check()
     return Request(
         model=model,
         version=version,
-        id=asked.id or "",
+        id=message.id or "",
         inputs=inputs,
-        wanted=tuple(wanted(put.name, put.parameters or {}, binary=binary) for put in asked.outputs or ()),
+        wanted=tuple(wanted(one.name, one.parameters or {}, binary=binary) for one in message.outputs or ()),
         binary=binary,
-        timeout=timeout(given),
+        timeout=timeout(parameters),
     )
 
 
-def _inputs(asked: InferRequest, skeleton: Skeleton, data: memoryview) -> tuple[Input, ...]:
+def _inputs(message: InferRequest, skeleton: Skeleton, data: memoryview) -> tuple[Input, ...]:
     inputs = []
-    for put in asked.inputs:
-        given = put.parameters or {}
-        check_parameters(given)
-        size = given.get("binary_data_size")
-        if [size, put.data, put.cut].count(None) != 2:
+    for tensor in message.inputs:
+        parameters = tensor.parameters or {}
+        check_parameters(parameters)
+        size = parameters.get("binary_data_size")
+        if [size, tensor.data, tensor.cut].count(None) != 2:
             raise MalformedRequest(
                 "an input must have either `data` or the parameter `binary_data_size`, not both"
             )
         content: Content
-        if put.data is not None:
-            content = _put_back(put.data, skeleton)
-        elif put.cut is not None:
-            content = skeleton.numbers[put.cut]
+        if tensor.data is not None:
+            content = _restored(tensor.data, skeleton)
+        elif tensor.cut is not None:
+            content = skeleton.numbers[tensor.cut]
         elif not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(data):
             raise MalformedRequest(
                 f"binary_data_size is {size!r:.30}, but only {len(data)} bytes of data remain"
             )
         else:
             content, data = data[:size], data[size:]
-        inputs.append(Input(put.datatype, tuple(put.shape), content))
+        inputs.append(Input(tensor.datatype, tuple(tensor.shape), content))
     if data:
         raise MalformedRequest(
             f"the body has {len(data)} bytes after the last input; check the header {HEADER_LENGTH}"
@@ -175,12 +181,12 @@ def _inputs(asked: InferRequest, skeleton: Skeleton, data: memoryview) -> tuple[
     return tuple(inputs)
 
 
-def _put_back(elements: list[Any], skeleton: Skeleton, depth: int = _MAX_DEPTH) -> list[Any]:
-    """`elements` with the long strings that were cut out of them, flat or nested."""
+def _restored(elements: list[Any], skeleton: Skeleton, depth: int = _MAX_DEPTH) -> list[Any]:
+    """Return `elements`, flat or nested, with the long strings that `skeleton` had cut out."""
     if not skeleton.strings or not depth:
         return elements
     return [
-        _put_back(element, skeleton, depth - 1)
+        _restored(element, skeleton, depth - 1)
         if isinstance(element, list)
         else skeleton.string(element)
         if isinstance(element, str)
@@ -190,7 +196,7 @@ def _put_back(elements: list[Any], skeleton: Skeleton, depth: int = _MAX_DEPTH) 
 
 
 def written(answered: Response) -> tuple[bytes, Mapping[str, str]]:
-    """Body and headers of an answer."""
+    """Return the body and the headers of a response."""
     blobs = []
     tensors = []
     for output in answered.outputs:

@@ -1,8 +1,9 @@
-"""Connection: HTTP/1.1 over a socket, within bounds on what a client may send, hold and leave unread.
+"""Connection: HTTP/1.1 over a socket, with limits on what a client may send, hold and leave unread.
 
-A request is parsed when the one before it is answered and the kernel has taken the answer. Until then reading
-stops, so that a connection holds one request, one answer and one read, however much a client sends.
-uvicorn accepts the connections and shuts them down; it is known here by its `Config` and `ServerState`.
+A request is parsed only after the response to the previous one is complete and the kernel has accepted it.
+Until then nothing is read, so a connection holds one request, one response and one read buffer, however much
+a client sends. uvicorn accepts the connections and shuts them down; only its `Config` and `ServerState` are
+used here.
 """
 
 import asyncio
@@ -20,28 +21,34 @@ from pthserve.http.parsing import Head, Parser, Refused
 from pthserve.metrics import REQUESTS
 
 HEAD_SECONDS = 10.0
-"""From a connection's first moment, or from a request's first byte, to the end of its headers."""
+"""Maximum time from the start of a connection, or the first byte of a request, to the end of its headers."""
 ANSWER_SECONDS = 30.0
-"""For a client to take an answer, from when the kernel's buffers are full until they have all of it."""
+"""Maximum time for a client to read a response, once the kernel's send buffer is full."""
 LINGER_SECONDS = 2.0
-"""For a client that still sends to read its last answer: to close at once would reset the connection."""
+"""Time for a client that is still sending to read its last response: closing at once would reset the
+connection."""
 DISCARD_BYTES = 64 * 2**20
-"""Of a body that nobody reads because its request is answered; after more of it the connection is ended."""
+"""Maximum size of the rest of a body that is discarded after the response; beyond it the connection is
+aborted."""
 READ_BYTES = 64 * 2**10
-"""Read at once."""
+"""Size of the read buffer."""
 BODY_BYTES = 64 * 2**10
-"""Of a body that the app has not received yet, before reading stops."""
+"""Size of the body that waits for the app, from which reading stops."""
 PROBE_SECONDS = 0.25
-"""For an answer to a client that sends no more, before it is probed whether it still reads."""
+"""Time after a client has shut down its side until the first check whether it still reads."""
 _TCP_CLOSE = 7
 """The state of a connection that was reset, in the first byte of TCP_INFO."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A client's connection.
+    """The connection of a client.
 
-    buffer: what is read into; the connections of one event loop may share it.
-    root_path: a prefix of paths, which a proxy may have left in them.
+    Args:
+        buffer: The read buffer; all connections of one event loop may share it.
+        root_path: The prefix that a proxy adds to paths, as in ASGI.
+        config: uvicorn's configuration, with the app and the keep-alive timeout.
+        server_state: uvicorn's open connections, running tasks and default headers.
+        app_state: The state that each request starts with.
     """
 
     def __init__(
@@ -77,23 +84,23 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """What each answer says, such as its date."""
+        """The headers of every response, such as its date."""
         return self._server.default_headers
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give the client its time for the first request."""
+        """Start the time limit of the first request."""
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)  # so that it is known when the kernel's buffers are full
+        transport.set_write_buffer_limits(high=0)  # report when the kernel's send buffer is full
         self.writable.set()
         self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         self._address = (transport.get_extra_info("sockname") or ("", 0))[:2]
         self._start_timer(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Forget the client."""
+        """Stop the timers, and end the request that is in progress."""
         self._server.connections.discard(self)
         for timer in (self._timer, self._write_timer, self._probe_timer):
             if timer is not None:
@@ -104,11 +111,11 @@ class Connection(asyncio.BufferedProtocol):
         self._unparsed = b""
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
-        """Where to read into."""
+        """Return the read buffer."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read."""
+        """Process the `nbytes` that were read."""
         if self._lingering:
             self._discard(nbytes)
             return
@@ -117,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
         self.proceed()
 
     def eof_received(self) -> bool:
-        """The client sends no more. Whether it still reads is seen when something is written to it."""
+        """Handle that the client has shut down its side. Only a write shows whether it still reads."""
         self._input_ended = True
         exchange = self._exchange
         if self._lingering or (exchange is None and not self.parser.begun):
@@ -125,43 +132,43 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None or not self.parser.complete:
             self._refuse(Refused(400, "the connection was shut down before the request was complete"))
             return False
-        if exchange.head.version == "1.0":  # which knows no interim answer to probe with
+        if exchange.head.version == "1.0":  # it has no interim response, which the probe needs
             return False
         exchange.keep_alive = False
         self._probe(exchange, PROBE_SECONDS)
         return True
 
     def pause_writing(self) -> None:
-        """The kernel's buffers are full."""
+        """Start the time limit for reading the response: the kernel's send buffer is full."""
         self.writable.clear()
         self._write_timer = self._loop.call_later(ANSWER_SECONDS, self._transport.abort)
 
     def resume_writing(self) -> None:
-        """All is taken."""
+        """Continue: the kernel has accepted everything."""
         self.writable.set()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
         self.proceed()
 
-    # What uvicorn calls.
+    # Called by uvicorn.
 
     def shutdown(self) -> None:
-        """Close when the request that is being answered is answered."""
+        """Close the connection: at once, or after the response that is in progress."""
         if self._exchange is None or self._exchange.answered:
             self._transport.close()
         else:
             self._exchange.keep_alive = False
 
-    # What an exchange calls.
+    # Called by an exchange.
 
     def write(self, *pieces: bytes) -> None:
-        """Write to the client, unless the connection is ended."""
+        """Write to the client, unless the connection has ended."""
         if not self._lingering and not self._transport.is_closing():
             self._transport.writelines(pieces)
 
     def on_answered(self, exchange: Exchange) -> None:
-        """The answer is written; the next request may be parsed."""
+        """Handle that the response is complete: the next request may be parsed."""
         self._server.total_requests += 1
         if self._transport.is_closing():
             return
@@ -176,13 +183,13 @@ class Connection(asyncio.BufferedProtocol):
         self.proceed()
 
     def fail(self, exchange: Exchange) -> None:
-        """The app ended without an answer."""
+        """Handle that the app ended without a complete response."""
         if not exchange.started:
             self._write_problem(500, "internal error")
         self._hang_up()
 
     def proceed(self) -> None:
-        """Parse what was read, as far as that is allowed now; read on if nothing is left of it."""
+        """Parse as much of the unparsed bytes as is allowed now, then start or stop reading as needed."""
         while self._parsed_to < len(self._unparsed) and self._may_parse():
             if self._idle:
                 self._idle = False
@@ -201,7 +208,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._begin_exchange(self.parser.head)
         self._read_on()
 
-    # What a connection does.
+    # Internal.
 
     def _may_parse(self) -> bool:
         if self._lingering or self._transport.is_closing():
@@ -215,7 +222,10 @@ class Connection(asyncio.BufferedProtocol):
         return exchange is not None and not exchange.answered and len(self.parser.body) >= BODY_BYTES
 
     def _read_on(self) -> None:
-        """Read where what comes can be parsed; or where nothing waits, to see whether the client leaves."""
+        """Start or stop reading.
+
+        It reads if new bytes could be parsed, and also if no bytes wait, to notice when the client leaves.
+        """
         if self._input_ended or self._transport.is_closing():
             return
         waiting = self._parsed_to < len(self._unparsed)
@@ -249,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         task.add_done_callback(self._server.tasks.discard)
 
     def _take_body(self, exchange: Exchange, size: int) -> None:
-        """A piece of the request, of `size` bytes, was parsed after its head."""
+        """Process `size` bytes of the request that were parsed after its head."""
         if not exchange.answered:
             exchange.notify()
             return
@@ -273,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _refuse(self, refused: Refused) -> None:
-        """Answer without the app, which never saw the request or does not see its end, and hang up."""
+        """Send an error response without the app, which has not received the whole request, and hang up."""
         exchange = self._exchange
         if exchange is None:
             REQUESTS.labels("unparsed", refused.code).inc()
@@ -289,7 +299,7 @@ class Connection(asyncio.BufferedProtocol):
         self.write(STATUS_LINES[code], head % len(body), body)
 
     def _hang_up(self) -> None:
-        """Write no more, and close when the client has closed, or after a short time."""
+        """Write nothing more, and close after the client has closed or LINGER_SECONDS have passed."""
         if self._transport.is_closing() or self._lingering:
             return
         clean = self._exchange is None and self._parsed_to == len(self._unparsed) and not self.parser.begun
@@ -304,9 +314,12 @@ class Connection(asyncio.BufferedProtocol):
         self._read_on()
 
     def _probe(self, exchange: Exchange, seconds: float) -> None:
-        """See whether a client that sends no more has left, too: then an interim answer brings a reset."""
+        """Check again and again whether a client that has shut down its side has left.
 
-        def look() -> None:
+        If it has, an interim response makes its kernel reset the connection.
+        """
+
+        def check() -> None:
             info = self._transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
             if info[0] == _TCP_CLOSE:
                 self._transport.abort()
@@ -315,7 +328,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._probe(exchange, 2 * seconds)
 
-        self._probe_timer = self._loop.call_later(seconds, look)
+        self._probe_timer = self._loop.call_later(seconds, check)
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
@@ -338,7 +351,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def factory(root_path: str = "") -> Callable[..., Connection]:
-    """What makes the connections of one server, which read into one buffer; see `Connection`."""
+    """Return a factory of the connections of one server, which share a read buffer; see `Connection`."""
     buffer = bytearray(READ_BYTES)
 
     def make(**arguments: Any) -> Connection:

@@ -1,4 +1,4 @@
-"""Exchange: one request and its answer, as an ASGI app receives and sends them."""
+"""Exchange: one request and its response, as an ASGI app receives and sends them."""
 
 import asyncio
 import logging
@@ -17,40 +17,44 @@ _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 STATUS_LINES = {
     status: f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii") for status in range(200, 600)
 }
-_NO_HEADER = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
-_NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-"""What would end a header, or a proxy might take for its end."""
+_NOT_IN_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+_NOT_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""Bytes that end a header, or that a proxy might interpret as its end."""
 
 
 class Client(Protocol):
-    """What an exchange needs of its connection."""
+    """The part of a connection that an exchange uses."""
 
     parser: Parser
     writable: asyncio.Event
-    """Set while the client takes what is written to it."""
+    """Set while the kernel accepts what is written."""
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Those of every answer."""
+        """The headers of every response."""
 
     def write(self, *pieces: bytes) -> None:
-        """Write to the client, if it is still there."""
+        """Write to the client, if it is still connected."""
 
     def proceed(self) -> None:
-        """Go on: some of the body was taken."""
+        """Parse more: the app has received some of the body."""
 
     def on_answered(self, exchange: "Exchange") -> None:
-        """The answer is written."""
+        """Handle that the response is complete."""
 
     def fail(self, exchange: "Exchange") -> None:
-        """The app ended without an answer."""
+        """Handle that the app ended without a complete response."""
 
 
 class Exchange:
-    """A request that has begun on `connection`, and its answer.
+    """A request on a connection and its response.
 
-    keep_alive: whether the connection is kept after it. started: whether the answer has begun to be written.
-    answered: whether all of it is written. disconnected: whether nobody waits for it any more.
+    Attributes:
+        head: The request without its body.
+        keep_alive: Whether the connection stays open after the response.
+        started: Whether the head of the response is written.
+        answered: Whether all of the response is written.
+        disconnected: Whether the client no longer waits for the response.
     """
 
     def __init__(self, connection: Client, head: Head, scope: Scope) -> None:
@@ -61,7 +65,7 @@ class Exchange:
         self.started = False
         self.answered = False
         self.disconnected = False
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._ended = False  # the app has received the end of the body
         self._continue = any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers
@@ -69,10 +73,10 @@ class Exchange:
         self._start: Message | None = None
         self._chunked = False
         self._left: int | None = None
-        """Bytes of the answer's body that are still to come, where that is known."""
+        """Bytes of the response body that the app must still send, if that is known."""
 
     async def run(self, app: ASGIApp) -> None:
-        """Have `app` answer."""
+        """Run `app` for this request."""
         try:
             await app(self._scope, self.receive, self.send)
         except Exception:
@@ -82,16 +86,16 @@ class Exchange:
                 self._connection.fail(self)
 
     def notify(self) -> None:
-        """Wake whoever receives: there is more of the body, or the client has left."""
-        self._news.set()
+        """Wake `receive`: there is more of the body, or the client has left."""
+        self._changed.set()
 
     def disconnect(self) -> None:
-        """The client waits no more."""
+        """Record that the client no longer waits."""
         self.disconnected = True
         self.notify()
 
     async def receive(self) -> Message:
-        """The next piece of the body; after its end, that the client has left or has its answer."""
+        """Return the next piece of the body, or a disconnect after the response or if the client has left."""
         if self._continue and not self.started and not self.disconnected:
             self._continue = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -102,12 +106,12 @@ class Exchange:
                 parser.body.clear()
                 self._connection.proceed()
                 return {"type": "http.request", "body": body, "more_body": not self._ended}
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Write a piece of the answer; its head together with the first piece of its body."""
+        """Write a piece of the response; the head is written together with the first piece of the body."""
         await self._connection.writable.wait()
         if self.disconnected:
             return
@@ -135,7 +139,7 @@ class Exchange:
         if self._left is not None:
             self._left -= len(body)
             if self._left < 0 or (last and self._left):
-                raise RuntimeError("the answer's body is not of the length that its head says")
+                raise RuntimeError("the length of the response body differs from its Content-Length")
         return (body,)
 
     def _answer_head(self, start: Message) -> bytes:
@@ -144,15 +148,15 @@ class Exchange:
         length: int | None = None
         closes = False
         for name, value in (*self._connection.default_headers, *start.get("headers", ())):
-            if _NO_HEADER.search(name) or _NO_VALUE.search(value):
-                raise RuntimeError(f"the answer has a header that is none: {name!r}")
+            if _NOT_IN_NAME.search(name) or _NOT_IN_VALUE.search(value):
+                raise RuntimeError(f"the response has an invalid header: {name!r}")
             if name == b"content-length":
                 length = int(value)
             elif name == b"connection" and value.lower() == b"close":
                 closes, self.keep_alive = True, False
             lines.append(b"%s: %s\r\n" % (name, value))
         if self._continue and not self._connection.parser.complete:
-            self.keep_alive = False  # a client that was not told to go on does not send the body
+            self.keep_alive = False  # without the interim response, the client does not send the body
         lines.extend(self._framing(status, length))
         if not self.keep_alive and not closes:
             lines.append(b"connection: close\r\n")
@@ -162,10 +166,10 @@ class Exchange:
         return b"".join(lines)
 
     def _framing(self, status: int, length: int | None) -> Iterator[bytes]:
-        """Decide how the end of the answer is told, and yield what its head says of that."""
+        """Choose how the end of the body is marked, and yield the header for it, if it needs one."""
         self._left = 0 if status in (204, 304) else length
         if self._left is None and self.head.version == "1.0":
-            self.keep_alive = False  # the end of the connection is the end of the answer
+            self.keep_alive = False  # the end of the connection marks the end of the body
         elif self._left is None:
             self._chunked = True
             yield b"transfer-encoding: chunked\r\n"

@@ -1,4 +1,4 @@
-"""Explain: `POST /explain`, the heat map of an image, as a picture or as numbers."""
+"""Explain: `POST /explain`, the heat map of an image, as a PNG or as numbers."""
 
 import io
 from collections.abc import Sequence
@@ -26,30 +26,35 @@ from pthserve.serving.explainer import Explained, Explainer
 from pthserve.serving.predictor import Predictor
 
 COLOURS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32)
-"""Viridis at five places (Smith and van der Walt, 2015), which the colour-blind read like everybody."""
+"""Five colours (RGB) of Viridis (Smith and van der Walt, 2015), which colour-blind people can read, too."""
 OPACITY, COLD = 0.85, 0.3
-"""Of the heat over the image where it is warmest; and where it is coldest, as a share of that."""
+"""Opacity of the heat map where it is 1; and where it is 0, as a share of that."""
 
 
 class HeatMap(BaseModel):
-    """What in an image spoke for a class."""
+    """How much each part of an image speaks for a class."""
 
     class_index: int
     label: str
     method: str = Field(description="Grad-CAM, class activation map, or occlusion")
     map: list[list[float]] = Field(
-        description="rows of numbers, spread evenly over the crop: 0 did not speak for the class, 1 did most"
+        description="rows of numbers, spread evenly over the crop: 0 speaks least for the class, 1 most"
     )
 
 
 def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
-    """The route of heat maps of what `predictor` says. bodies: reads images out of JSON."""
+    """Return the route that explains the answers of `predictor`.
+
+    Args:
+        bodies: Parses large JSON outside the event loop.
+        dependencies: Dependencies of the route, such as the check of the API key.
+    """
     routes = new_router(tags=["Predict"], dependencies=dependencies)
     explainer = Explainer(predictor)
 
     @routes.post(
         "/explain",
-        summary="Show what in an image spoke for a class",
+        summary="Show which parts of an image speak for a class",
         responses={
             200: {
                 "description": "the crop with the heat map over it; the map alone if `Accept` is JSON",
@@ -63,7 +68,7 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
         openapi_extra={"parameters": [_CLASS, TIMEOUT_HEADER], "requestBody": BODY},
     )
     async def explain(request: Request) -> Response:
-        """Show what in an image spoke for a class: the most probable one, or the one in `class`."""
+        """Show which parts of an image speak for a class: the most probable one, or the one in `class`."""
         class_index = _class(request)
         explainer.check(class_index)  # before the body is read
         image = await read_image(request, bodies)
@@ -81,15 +86,22 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
 
 
 def draw(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
-    """A PNG of `image`, uint8 (height, width, 1 or 3), under `heat`, float32 (rows, columns)."""
+    """Return a PNG of an image under a heat map.
+
+    Args:
+        image: uint8 (height, width, 1 or 3), RGB or grey.
+        heat: float32 (rows, columns), 0 to 1.
+    """
     height, width, channels = image.shape
     smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
     warmth = np.asarray(smooth)
-    place = warmth * (len(COLOURS) - 1)
-    colour = np.stack([np.interp(place, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
+    position = warmth * (len(COLOURS) - 1)
+    colour = np.stack(
+        [np.interp(position, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1
+    )
     rgb = np.repeat(image, 3, axis=2) if channels == 1 else image
-    over = OPACITY * (COLD + (1 - COLD) * warmth[..., None])
-    mixed = np.rint((1 - over) * rgb + over * colour).astype(np.uint8)
+    opacity = OPACITY * (COLD + (1 - COLD) * warmth[..., None])
+    mixed = np.rint((1 - opacity) * rgb + opacity * colour).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(mixed).save(file, "PNG")
     return file.getvalue()

@@ -19,9 +19,9 @@ from pthserve.http.problems import JSON
 
 FIELD, LIST = "image", "images"
 MAX_IMAGES = 256
-"""In one request."""
+"""Maximum number of images in one request."""
 RAW = ("application/octet-stream", "")
-"""Content types, beside image/*, with which the body is the image; the last is of a request without one."""
+"""Content types, besides image/*, for which the body is the image; "" stands for a missing header."""
 
 
 class ImagesInJson(BaseModel):
@@ -37,17 +37,22 @@ class ImagesInJson(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What a request carries: image files, and whether their answers are to come as a list."""
+    """The image files in a request, and whether the response must be a list."""
 
     files: Sequence[bytes]
     is_list: bool = False
 
 
 async def read_images(request: Request, bodies: Bodies, field: str = FIELD) -> Sent:
-    """The image files that `request` carries.
+    """Return the image files in `request`.
 
-    bodies: reads large JSON beside the event loop. field: the name of a form's part that is an image.
-    Raises MalformedRequest if there is none or the body cannot be parsed, and TooLarge for too many.
+    Args:
+        bodies: Parses large JSON outside the event loop.
+        field: The name of a part of a form that is an image.
+
+    Raises:
+        MalformedRequest: There is no image, or the body cannot be parsed.
+        TooLarge: There are too many images.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise MalformedRequest("an image must be sent without Content-Encoding: its format is compressed")
@@ -61,7 +66,7 @@ async def read_images(request: Request, bodies: Bodies, field: str = FIELD) -> S
     elif kind == JSON:
         body = await request.body()
         held = holding(request.scope)
-        held.grow(len(body) * 3 // 4)  # what base64 decodes to
+        held.grow(len(body) * 3 // 4)  # the size after base64 is decoded
         sent = await bodies.read(held, body, until(request.scope), _in_json)
     elif kind.startswith("image/") or kind in RAW:
         body = await request.body()
@@ -77,7 +82,7 @@ async def read_images(request: Request, bodies: Bodies, field: str = FIELD) -> S
 
 
 async def read_image(request: Request, bodies: Bodies, field: str = FIELD) -> bytes:
-    """The one image file that `request` carries; see `read_images`."""
+    """Return the only image file in `request`; raises as `read_images`, and if there are several."""
     sent = await read_images(request, bodies, field)
     if len(sent.files) != 1:
         raise MalformedRequest(f"the request has {len(sent.files)} images; send one image per request")
@@ -85,26 +90,26 @@ async def read_image(request: Request, bodies: Bodies, field: str = FIELD) -> by
 
 
 def _in_form(body: bytes, boundary: bytes, field: str) -> Sent:
-    found = list(parts_named((field.encode(), LIST.encode()), body, boundary))
-    if not found:
+    parts = list(parts_named((field.encode(), LIST.encode()), body, boundary))
+    if not parts:
         raise MalformedRequest(f"the request has no part named `{field}`: {_how(field)}")
-    names = {name for name, _ in found}
+    names = {name for name, _ in parts}
     if len(names) > 1:
         raise MalformedRequest(f"the request has parts named `{field}` and `{LIST}`; use one of these names")
-    return Sent(_bounded([file for _, file in found]), is_list=len(found) > 1 or names == {LIST.encode()})
+    return Sent(_bounded([file for _, file in parts]), is_list=len(parts) > 1 or names == {LIST.encode()})
 
 
 def _in_json(body: bytes) -> Sent:
     skeleton = Skeleton(body)
-    given = validated(ImagesInJson, skeleton.text)
-    if given.image is not None and given.images is not None:
+    sent = validated(ImagesInJson, skeleton.text)
+    if sent.image is not None and sent.images is not None:
         raise MalformedRequest("the JSON has `image` and `images`; use one of them")
-    texts = given.images if given.images is not None else [given.image] if given.image is not None else []
+    texts = sent.images if sent.images is not None else [sent.image] if sent.image is not None else []
     if not texts:
         raise _missing(FIELD, "; its JSON has no `image`")
     files = [_decoded(skeleton.string(text), _named(number, len(texts))) for number, text in enumerate(texts)]
     skeleton.check()
-    return Sent(files, is_list=given.images is not None)
+    return Sent(files, is_list=sent.images is not None)
 
 
 def _decoded(text: str, name: str) -> bytes:
@@ -155,4 +160,4 @@ BODY: dict[str, Any] = {
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
-"""The request body in OpenAPI's words: no parameter of a handler describes it, for `read_images` reads it."""
+"""The OpenAPI description of the body: FastAPI cannot derive it, since `read_images` parses the body."""

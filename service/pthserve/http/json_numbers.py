@@ -1,6 +1,7 @@
-"""An inference's JSON without its numbers, of which a parser would make millions of objects.
+"""JSON numbers: cut long lists of numbers and long strings out of the JSON of a request before it is parsed.
 
-It would also hold up every other thread while it copies a string of many megabytes.
+A parser would make millions of Python objects of the numbers, and would block all other threads while it
+copies a string of many megabytes.
 """
 
 from collections.abc import Iterator
@@ -14,32 +15,40 @@ from pthserve.inference_protocol.bounds import MAX_TEXT
 from pthserve.inference_protocol.numbers import Text
 
 CUT = token_hex(16)
-"""The name that stands for `data` where numbers were cut out; its value is their place in `numbers`. A string
-that was cut out is this name and its place in `strings`. It is another in each process, so that nobody can
-name what is not there."""
+"""The placeholder for what was cut out. A field `data` with numbers becomes a field of this name with their
+index in `numbers`; a long string becomes this name followed by its index in `strings`. It is random in each
+process, so that no client can send a placeholder of its own."""
 
 MAX_BYTES = 2**16
-"""Most bytes outside of strings and numbers: each may come to be an object of a hundred bytes and more."""
+"""Maximum number of bytes outside strings and numbers: each may become an object of 100 bytes or more."""
 MAX_QUOTES = 2**16
-"""Most quotation marks, escaped ones included."""
+"""Maximum number of quotation marks, including escaped ones."""
 _RUN = 2**10
-"""More backslashes than end any string."""
+"""Number of backslashes before a quotation mark from which the JSON is refused."""
 
 
 @dataclass(slots=True)
 class Skeleton:
-    """`json`, and of it `text`: what is left when `numbers` are cut out, the arrays that are called `data`.
+    """JSON with its arrays named `data` and its long strings cut out.
 
-    `strings` that are longer than MAX_TEXT are cut out, too: where each begins and ends, quotes included.
-    Only where these lie is found here. What they are, and whether the rest is JSON at all, is for those who
-    read them. Raises TooLarge where more is left than should be parsed, and MalformedRequest.
+    This class only locates them. Whether they and the rest are valid JSON is checked when they are parsed.
+
+    Attributes:
+        json: The JSON as received.
+        text: The rest of the JSON, with a placeholder for each part that was cut out; see CUT.
+        numbers: The arrays named `data`.
+        strings: Start and end in `json`, quotes included, of each string longer than MAX_TEXT bytes.
+
+    Raises:
+        TooLarge: The rest is too large to be parsed.
+        MalformedRequest: A string ends in too many backslashes.
     """
 
     json: bytes
     text: bytes = field(init=False)
     numbers: list[Text] = field(default_factory=list, init=False)
     strings: list[tuple[int, int]] = field(default_factory=list, init=False)
-    _put_back: int = field(default=0, init=False)
+    _restored: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         parts = [b""]
@@ -57,15 +66,15 @@ class Skeleton:
         self.text = b"".join(parts)
 
     def string(self, text: str) -> str:
-        """The string that `text` stands for, or `text` itself. Raises MalformedRequest where it is none."""
+        """Return the string for which `text` is the placeholder, or `text`; raises MalformedRequest."""
         if not text.startswith(CUT):
             return text
         start, end = self.strings[int(text[len(CUT) :])]
-        self._put_back += 1
+        self._restored += 1
         quoted = memoryview(self.json)[start:end]
         if self.json.find(b"\\", start, end) < 0:
             try:
-                return str(quoted[1:-1], "ascii")  # as base64 is; many times as fast as the parser
+                return str(quoted[1:-1], "ascii")  # such as base64; many times as fast as the parser
             except UnicodeDecodeError:
                 pass
         try:
@@ -74,8 +83,8 @@ class Skeleton:
             raise MalformedRequest(f"the JSON cannot be parsed: {error}") from error
 
     def check(self) -> None:
-        """Raise MalformedRequest if a string that was cut out was not put back: nobody asked for it."""
-        if self._put_back != len(self.strings):
+        """Raise MalformedRequest if a long string was not read with `string`: no field may hold it."""
+        if self._restored != len(self.strings):
             raise MalformedRequest(
                 f"the JSON has a string of more than {MAX_TEXT} bytes that is neither an image nor in `data`;"
                 " no id, name or parameter is that long"
@@ -88,7 +97,7 @@ class Skeleton:
         return b'"%b%d"' % (CUT.encode(), len(self.strings) - 1)
 
     def _strings(self) -> Iterator[tuple[int, int]]:
-        """Where each string begins and ends, and behind the last an empty one where the text ends."""
+        """Yield start and end of each string, then an empty one at the end of the JSON."""
         opened, at = -1, 0
         for _ in range(MAX_QUOTES):
             quote = self.json.find(b'"', at)
@@ -111,14 +120,16 @@ class Skeleton:
         return run % 2 == 1
 
     def _array(self, start: int, end: int) -> Text | None:
-        """The array between `start`, where a name has ended, and `end`, where the next string begins."""
+        """Return the array between `start`, the end of a name, and `end`, the start of the next string.
+
+        None if there is no complete array between them.
+        """
         opening = self.json.find(b"[", start, end)
         if opening < 0 or self.json[start:opening].strip() != b":":
             return None
         brace = self.json.find(b"}", opening, end)
         closing = self.json.rfind(b"]", opening, end if brace < 0 else brace) + 1
         brackets = [self.json.count(bracket, opening, closing) for bracket in (b"[", b"]")]
-        whole = (
-            brackets[0] == brackets[1] > 0
-        )  # or it ends behind the next string, which is one of its elements
-        return Text(self.json, opening, closing) if whole else None
+        # An array with a string among its elements is not complete here.
+        complete = brackets[0] == brackets[1] > 0
+        return Text(self.json, opening, closing) if complete else None

@@ -1,6 +1,6 @@
-"""Limits: bytes, deadline and disconnect, before a route is reached.
+"""Limits: body size, deadline and disconnects of each request, checked before its route is called.
 
-Nothing here takes a permit: a client that is slow to send holds a connection, and nothing else.
+No permit is needed up to here: a client that sends slowly occupies only its connection.
 """
 
 import asyncio
@@ -21,31 +21,34 @@ TIMEOUT_HEADER: dict[str, Any] = {
     "description": "the client's deadline in seconds; it can only shorten that of the service",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
-"""The header in OpenAPI's words: it is read here, and is no parameter of a handler."""
+"""The OpenAPI description of the header: FastAPI cannot derive it, since this module reads the header."""
 
 
 def remaining(scope: Scope) -> float:
-    """Seconds left of the deadline of the request that `scope` is of; negative when it has passed."""
+    """Return the seconds until the deadline of the request with this `scope`; negative after it."""
     return until(scope) - asyncio.get_running_loop().time()
 
 
 def until(scope: Scope) -> float:
-    """The deadline of the request that `scope` is of, on the event loop's clock."""
+    """Return the deadline of the request with this `scope`, on the event loop's clock."""
     moment: float = scope["state"]["until"]
     return moment
 
 
 def holding(scope: Scope) -> Holding:
-    """What the request that `scope` is of holds in memory."""
+    """Return the memory accounting of the request with this `scope`."""
     held: Holding = scope["state"]["holding"]
     return held
 
 
 class Limits:
-    """ASGI middleware: bounds what a request may send, how long it may take, and what it holds.
+    """ASGI middleware that limits the size of a request body, its memory and the duration of the request.
 
-    deadline: seconds; `X-Request-Timeout` can only shorten it. bodies: counts the bytes that are held.
-    draining: whether connections are to be closed with their next answer.
+    Args:
+        app: The application behind it.
+        deadline: Seconds for a request; `X-Request-Timeout` can only shorten it.
+        bodies: Counts the bytes that requests hold.
+        draining: Returns whether to close each connection after its next response.
     """
 
     def __init__(self, app: ASGIApp, deadline: float, bodies: Bodies, draining: Callable[[], bool]) -> None:
@@ -69,7 +72,7 @@ class Limits:
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, limits: Limits, receive: Receive, send: Send) -> None:
         self._limits = limits
@@ -84,7 +87,7 @@ class _Exchange:
         self._watcher: asyncio.Task[None] | None = None
 
     def admit(self, scope: Scope) -> None:
-        """Read what the headers say; raise MalformedRequest or TooLarge before the body is read."""
+        """Read deadline and size from the headers; raises MalformedRequest or TooLarge."""
         seconds = self._limits.deadline
         for name, value in scope["headers"]:
             if name == b"x-request-timeout":
@@ -95,7 +98,7 @@ class _Exchange:
         scope.setdefault("state", {})["until"] = self._until
 
     def refuse(self) -> None:
-        """End the request, whose body is arriving: others need the bytes that it holds."""
+        """End the request while its body is arriving: other requests need its memory."""
         self._refused = True
         if self._task is not None:
             self._task.cancel()
@@ -113,7 +116,7 @@ class _Exchange:
         finally:
             if self._watcher is not None:
                 self._watcher.cancel()
-            self._task = self._watcher = None  # both lead back to this, and to the body
+            self._task = self._watcher = None  # both refer to this object, and so to the body
 
     async def receive(self) -> Message:
         try:
@@ -145,12 +148,12 @@ class _Exchange:
 
     def _hold(self, size: int) -> None:
         if self._holding.size + size > self._limits.bodies.max_body:
-            self._holding.arriving = False  # it is answered now, which nothing may cut short
+            self._holding.arriving = False  # the error response that follows must not be interrupted
             raise self._too_large()
         self._holding.grow(size)
 
     async def _watch(self) -> None:
-        """After the body, all that can come is that the client leaves: then nobody needs the answer."""
+        """Cancel the request if the client leaves, the only message that can arrive after the body."""
         await self._receive()
         if not self._answered:
             self._gone = True

@@ -1,7 +1,7 @@
-"""Multipart: the parts of a form with certain names, out of a body in memory.
+"""Multipart: the parts of a form with certain names, from a body in memory.
 
-The body is bounded before it comes here, and its images are kept anyway. So it is searched as a whole, which
-takes a few calls, where a parser that is fed in pieces takes a few dozen for each part.
+The size of the body is already limited, and its images stay in memory anyway. So it is searched as a whole,
+with a few calls per part; a parser that is fed piece by piece needs a few dozen.
 """
 
 import re
@@ -11,11 +11,11 @@ from pthserve.errors import MalformedRequest, TooLarge
 
 MAX_PARTS = 256
 MAX_HEADERS = 16
-"""Of a part."""
+"""Maximum number of headers of a part."""
 HEADER_BYTES = 4096
-"""All headers of a part."""
+"""Maximum size of all headers of a part."""
 BOUNDARY_BYTES = 70
-"""RFC 2046, 5.1.1."""
+"""Maximum size of the boundary: RFC 2046, 5.1.1."""
 _HEADER = re.compile(rb"([!#-'*+.^-z|~A-Z0-9-]+):[ \t]*([^\r\n]*)")
 """A field line of RFC 9110, 5: its name is a token."""
 _PARAMETER = re.compile(rb';[ \t]*([^ \t=;]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^; \t]*))')
@@ -23,9 +23,11 @@ _PARAMETER = re.compile(rb';[ \t]*([^ \t=;]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"
 
 
 def parts_named(names: Collection[bytes], body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The name and the content of each part of the form `body` that has one of these `names`.
+    """Yield name and content of each part of the form `body` that has one of these `names`.
 
-    Raises MalformedRequest if the form cannot be parsed, and TooLarge for too many parts.
+    Raises:
+        MalformedRequest: The form cannot be parsed.
+        TooLarge: It has too many parts.
     """
     for disposition, start, end in _parts(body, boundary):
         name = parameter(disposition, b"name")
@@ -34,11 +36,11 @@ def parts_named(names: Collection[bytes], body: bytes, boundary: bytes) -> Itera
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The Content-Disposition of each part, and from where to where in `body` its content is."""
+    """Yield the Content-Disposition of each part, and start and end of its content in `body`."""
     if len(boundary) > BOUNDARY_BYTES:
         raise _unparsable(f"its boundary has more than {BOUNDARY_BYTES} bytes")
     delimiter = b"\r\n--" + boundary
-    # Text may stand before the first boundary (RFC 2046, 5.1.1), which then begins a line.
+    # Text may precede the first boundary, which then must start a line (RFC 2046, 5.1.1).
     if body.startswith(delimiter[2:]):
         at = len(delimiter) - 2
     elif (preamble := body.find(delimiter)) >= 0:
@@ -50,7 +52,7 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
         line_end = body.find(b"\r\n", at)
         if line_end < 0:
             raise _cut_off()
-        if body[at:line_end].strip(b" \t"):  # which a boundary's line may have at its end
+        if body[at:line_end].strip(b" \t"):  # spaces and tabs may follow a boundary
             raise _unparsable("something follows a boundary")
         parts += 1
         if parts > MAX_PARTS:
@@ -71,8 +73,8 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _disposition(headers: bytes) -> bytes:
-    """The value of the header Content-Disposition among a part's `headers`."""
-    found = b""
+    """Return the value of Content-Disposition in the `headers` of a part; empty if it is missing."""
+    disposition = b""
     lines = headers.split(b"\r\n") if headers else []
     if len(lines) > MAX_HEADERS:
         raise _unparsable("a part has too many headers")
@@ -81,12 +83,12 @@ def _disposition(headers: bytes) -> bytes:
         if header is None:
             raise _unparsable("a part has a line that is not a header")
         if header[1].lower() == b"content-disposition":
-            found = header[2]
-    return found
+            disposition = header[2]
+    return disposition
 
 
 def parameter(header: bytes, name: bytes) -> bytes:
-    """The value of the parameter `name` in the value of a header; empty if it has none."""
+    """Return the parameter `name` of the value `header` of a header field; empty if it is missing."""
     for parameter in _PARAMETER.finditer(header):
         if parameter[1].lower() == name:
             plain, quoted = parameter[3], parameter[2]

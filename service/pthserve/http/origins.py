@@ -1,8 +1,8 @@
-"""Origins: which names the service answers to, and what a page of another site may have a browser send it.
+"""Origins: the allowed values of the Host header, and protection from web pages of other sites.
 
-A browser on the same machine or network reaches the service for any page that it shows. Two things stand
-against that page: it must not read answers by giving its own name the service's address (DNS rebinding), and
-it must not change anything by sending what needs no permission (cross-site request forgery).
+A browser on the same machine or network can send requests to the service for any page that it shows. Such a
+page must not read responses by making its own host name resolve to the service's address (DNS rebinding), and
+must not change anything with requests that a browser sends without asking (cross-site request forgery).
 """
 
 from functools import lru_cache
@@ -16,9 +16,9 @@ from pthserve.http.problems import answer
 from pthserve.settings import Settings, listed
 
 LONGEST = 255
-"""Characters of a host's name with its port, about."""
+"""Maximum number of characters of a Host header: a name has up to 253."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
-"""Methods that change nothing: what a browser may send for any page, which cannot read the answer."""
+"""Methods that change nothing. A browser may send them for any page: the page cannot read the response."""
 _METHODS = ("GET", "HEAD", "POST")
 _SENT = (
     "Authorization",
@@ -29,13 +29,13 @@ _SENT = (
     "X-Request-Id",
     "X-Request-Timeout",
 )
-"""Request headers that a page of an allowed origin may set, beside those that any page may."""
+"""Request headers that a page of an allowed origin may set, in addition to those that CORS always allows."""
 _READ = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
-"""Response headers that it may read, beside those that any page may."""
+"""Response headers that it may read, in addition to those that CORS always allows."""
 
 
 def protected(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """`app` as `settings` let browsers reach it, preflight requests included."""
+    """Wrap `app` in the checks of Host and origin that `settings` state, and in CORS, preflight included."""
     allowed = listed(settings.cors_origins)
     if allowed:
         app = CORSMiddleware(app, allowed, _METHODS, _SENT, expose_headers=_READ)
@@ -43,14 +43,15 @@ def protected(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 class Origins:
-    """ASGI middleware: refuses requests to other hosts, and from other sites' pages.
+    """ASGI middleware that refuses requests to unknown hosts, and from pages of other sites.
 
-    names: that may stand in `Host` beside addresses and localhost, `*.` before a name for all below it; any
-    where it is None. origins: whose pages may send what changes something; `*` for all.
+    The rules for pages are those of Go's http.CrossOriginProtection: `Sec-Fetch-Site` decides; if it is
+    missing, `Origin` must match `Host`; a request without either header does not come from a browser.
 
-    The rules for pages are those of Go's http.CrossOriginProtection: what a browser says in `Sec-Fetch-Site`
-    counts; where it says nothing, `Origin` must be the host that is asked; and a request with neither is not
-    a browser's.
+    Args:
+        names: Host names that are allowed in addition to IP addresses and localhost, `*.` before a name for
+            all its subdomains; None allows every host.
+        origins: Origins whose pages may send requests that change something; `*` for all.
     """
 
     def __init__(
@@ -97,14 +98,14 @@ class Origins:
         text = host.decode("latin-1").lower()
         name = (text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]).rstrip(".")
         if name == "localhost" or name.endswith(".localhost") or _is_address(name):
-            return True  # no name server can give these the address of something else
+            return True  # DNS cannot make these resolve to another address
         return any(
             name.endswith(ours[1:]) if ours.startswith("*.") else name == ours for ours in self._names or ()
         )
 
 
 def _names(settings: Settings) -> tuple[str, ...] | None:
-    """What `allowed_hosts` says; None for any host."""
+    """Return the host names in `allowed_hosts`; None if every host is allowed."""
     names = listed(settings.allowed_hosts)
     if not names:
         return () if _is_loopback(settings.host) else None

@@ -1,7 +1,7 @@
-"""Parsing: bytes to requests of HTTP/1.1, one request at a time.
+"""Parsing: parse bytes as HTTP/1.1 requests, one request at a time.
 
-The parser is httptools. It cannot be stopped between two requests of one piece. So it gets pieces that end
-where a request may end: after an empty line, or after as many bytes as Content-Length says.
+The parser is httptools. It cannot stop between two requests in one piece of input. So each piece ends where a
+request may end: after an empty line, or after as many bytes as Content-Length states.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,17 @@ from urllib.parse import unquote
 import httptools
 
 HEAD_BYTES = 64 * 2**10
-"""Of a request line and its headers."""
+"""Maximum size of a request line with its headers."""
 MAX_HEADERS = 128
-"""Of a request."""
+"""Maximum number of headers of a request."""
 CHUNK_OVERHEAD = 8
-"""Bytes of chunk sizes, extensions and trailers for each byte of a chunked body, beside HEAD_BYTES."""
+"""Bytes of chunk sizes, extensions and trailers that a chunked body may have for each of its own bytes, in
+addition to HEAD_BYTES."""
 _EMPTY_LINE = b"\r\n\r\n"
 
 
 class Refused(Exception):
-    """A request that is answered with `code` and `message` before the app sees it, or instead of its rest."""
+    """A request that must be answered with the status `code` and `message`, without the app."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -29,9 +30,12 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Head:
-    """A request without its body. Names of headers are in lower case.
+    """A request without its body.
 
-    keep_alive: whether the client wants the connection kept. length: Content-Length; 0 without one.
+    Attributes:
+        headers: The headers, with names in lower case.
+        keep_alive: Whether the client wants to keep the connection open.
+        length: The value of Content-Length; 0 if it is missing.
     """
 
     method: str
@@ -47,9 +51,11 @@ class Head:
 class Parser:
     """Parses the requests of one connection.
 
-    begun: whether anything of the current request has come; empty lines before it do not count.
-    head: of the current request, once it is whole. body: what came of its body and was not taken yet.
-    complete: whether the request has come to its end; then `next` must be called before `feed`.
+    Attributes:
+        begun: Whether anything of the current request has arrived; empty lines before it do not count.
+        head: The head of the current request, once it is complete.
+        body: The bytes of the body that have arrived and that the app has not received yet.
+        complete: Whether all of the request has arrived; `next` must then be called before `feed`.
     """
 
     def __init__(self) -> None:
@@ -58,7 +64,7 @@ class Parser:
         self.next()
 
     def next(self) -> None:
-        """Get ready for the next request."""
+        """Reset for the next request."""
         self.begun = False
         self.head: Head | None = None
         self.complete = False
@@ -71,9 +77,12 @@ class Parser:
         self._overhead = 0  # of a chunked body
 
     def feed(self, data: bytes, start: int) -> int:
-        """Parse `data` from `start` to the next place where a request may end; returns that place.
+        """Parse `data` from `start` to the next place where a request may end, and return that index.
 
-        Bytes that may be the beginning of an empty line are left for the next call. Raises Refused.
+        Bytes that may be the start of an empty line are left for the next call.
+
+        Raises:
+            Refused: The request is malformed or too large.
         """
         end = self._piece(data, start)
         if end == start:
@@ -107,51 +116,51 @@ class Parser:
     def _piece(self, data: bytes, start: int) -> int:
         if self._rest:
             return min(start + self._rest, len(data))
-        found = data.find(_EMPTY_LINE, start)
-        if found >= 0:
-            return found + len(_EMPTY_LINE)
+        empty_line = data.find(_EMPTY_LINE, start)
+        if empty_line >= 0:
+            return empty_line + len(_EMPTY_LINE)
         for size in (3, 2, 1):
             if data.endswith(_EMPTY_LINE[:size], start):
                 return len(data) - size
         return len(data)
 
     def _ignore_upgrade(self) -> None:
-        """Parse the head again, without the offer to speak another protocol: its body follows in this one."""
+        """Parse the head again without its Upgrade header, so that the body is parsed as HTTP/1.1."""
         head = self._parsed
         assert head is not None
         if head.method == "CONNECT":
-            raise Refused(400, "CONNECT is for proxies, and this service is none")
+            raise Refused(400, "CONNECT is for proxies, and this service is not a proxy")
         lines = [b"%s %s HTTP/%s" % (head.method.encode(), self._url, head.version.encode())]
         lines += [b"%s: %s" % header for header in self._headers if header[0] != b"upgrade"]
         self._parser = httptools.HttpRequestParser(self)
         self._url, self._headers, self._parsed, self.complete = b"", [], None, False
         self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
-    # What httptools calls.
+    # Called by httptools.
 
     def on_message_begin(self) -> None:
-        """The first byte of a request. Only HTTP/0.9, without empty lines, has a second one in a piece."""
+        """Start a request. A second one in a piece can only be HTTP/0.9, which has no empty line."""
         if self.complete:
             raise ValueError
         self.begun = True
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the request's target."""
+        """Add a piece of the request target."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; those of a trailer are dropped, for nobody checked them when the request was let in."""
+        """Add a header. Those in a trailer are dropped: they arrive after the request was checked."""
         if self._parsed is None:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The empty line after the headers."""
+        """Keep the head, at the empty line after the headers."""
         parser = self._parser
         method, version = parser.get_method().decode("ascii"), parser.get_http_version()
         self._parsed = Head(method, version, self._headers, parser.should_keep_alive())
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Add a piece of the body."""
         self.body += body
         if self._rest:
             self._rest -= len(body)
@@ -159,12 +168,12 @@ class Parser:
             self._overhead -= len(body) * (1 + CHUNK_OVERHEAD)
 
     def on_message_complete(self) -> None:
-        """The end of the request."""
+        """Record the end of the request."""
         self.complete = True
 
 
 def _checked(head: Head, target: bytes) -> Head:
-    """`head` with what its target and its headers say; raises Refused where they say it in no certain way."""
+    """Return `head` with the path and length from its target and headers; raises Refused if ambiguous."""
     if head.version not in ("1.0", "1.1"):
         raise Refused(505, "the service speaks HTTP/1.1 and HTTP/1.0")
     values: dict[bytes, list[bytes]] = {}
@@ -179,12 +188,12 @@ def _checked(head: Head, target: bytes) -> Head:
         if [value.strip().lower() for value in coding] != [b"chunked"]:
             raise Refused(501, "the only Transfer-Encoding that the service reads is `chunked`")
     if lengths := values.get(b"content-length"):
-        head.length = int(lengths[0])  # the parser refused what is no number, and a second one
+        head.length = int(lengths[0])  # the parser has refused anything but one number
     try:
         url = httptools.parse_url(target)
         head.raw_path = url.path or b"/"
         head.path = unquote(head.raw_path.decode("ascii"))
     except (httptools.HttpParserError, UnicodeDecodeError):
-        raise Refused(400, "the request's target is no path such as /predict") from None
+        raise Refused(400, "the request target is not a path such as /predict") from None
     head.query = url.query or b""
     return head

@@ -1,4 +1,4 @@
-"""Predict: `POST /predict`, what the model says of one image or of several."""
+"""Predict: `POST /predict`, the model's answers for one image or several."""
 
 import asyncio
 import io
@@ -30,12 +30,12 @@ from pthserve.tasks.base import Answer as TaskAnswer
 from pthserve.tasks.base import Deferred, Drawn, Encoded, Selects, Task, Work
 
 TOP = 5
-"""How many of the best classes are listed if the request does not say."""
+"""Number of most probable classes in an answer by default."""
 MANY = 2**14
-"""Scores in one response from which on it is written in a thread: that many numbers take milliseconds."""
+"""Number of scores from which a response is written in a thread: it takes milliseconds."""
 PNG = "image/png"
 DRAWN = 2048
-"""Most pixels of a side of a picture that an answer is drawn over."""
+"""Maximum width and height, in pixels, of an image with the answer drawn over it."""
 Selection = Callable[[Any], TaskAnswer]
 _STAGES = ("decode", "queue", "infer", "batch")
 
@@ -49,7 +49,7 @@ class ServedModel(BaseModel):
 
 
 class Timing(BaseModel):
-    """Where the time went, in seconds."""
+    """Duration of each stage in seconds."""
 
     decode: float
     queue: float
@@ -58,20 +58,26 @@ class Timing(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model says of one image: the fields of its task, and these."""
+    """The answer for one image: the fields of the model's task, and these."""
 
     model: ServedModel
     timing: Timing
 
 
 class Answers(BaseModel):
-    """What the model says of several images."""
+    """The answers for several images."""
 
     predictions: list[Answer] = Field(description="one per image, in the order of the request")
 
 
 def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends] = ()) -> APIRouter:
-    """The route of `predictor`'s answers. bodies: reads images out of JSON."""
+    """Return the route for predictions.
+
+    Args:
+        predictor: Answers the images.
+        bodies: Parses large JSON outside the event loop.
+        dependencies: Dependencies of the route, such as the check of the API key.
+    """
     routes = new_router(tags=["Predict"], dependencies=dependencies)
 
     @routes.post(
@@ -84,7 +90,7 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
         openapi_extra={"parameters": [_TOP, TIMEOUT_HEADER], "requestBody": BODY},
     )
     async def predict(request: Request) -> Response:
-        """Send one image or several; `predictions` has the answers of several, and of a list of one."""
+        """Send one image or several; for several, or a list of one, the answers are in `predictions`."""
         top, draws = _top(request), _wants_picture(request)
         predictor.check(1, remaining(request.scope))  # before the body is read
         selection = _selection(request, predictor.model().task)
@@ -109,12 +115,14 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
 async def _picture(
     request: Request, predictor: Predictor, sent: Sent, prediction: Prediction, selection: Selection | None
 ) -> Response:
-    """The answer as PNG: itself, where it is a picture; else drawn over its image, which is reduced to DRAWN
-    pixels a side."""
+    """Return the answer as PNG: a class map, or the image with the answer drawn over it.
+
+    An image is scaled down to at most DRAWN pixels a side; a class map has the size of the image as sent.
+    """
     answer = prediction.answer if selection is None else selection(prediction.answer)
     if len(sent.files) != 1 or not isinstance(answer, Drawn):
         raise MalformedRequest(
-            "a picture is given of one image, and of answers with a place in it; accept application/json"
+            "a PNG response needs exactly one image and a model that detects objects; accept application/json"
         )
     if isinstance(answer, Encoded) and not answer.overlaid:
         (png,) = await predictor.computed([Work(answer.writing, answer.png)], remaining(request.scope))
@@ -135,13 +143,13 @@ def _drawn(answer: Drawn, pixels: NDArray[Any]) -> bytes:
 
 
 def _wants_picture(request: Request) -> bool:
-    """Whether PNG is accepted by its name, and JSON is not."""
+    """Return whether `Accept` names PNG and does not name JSON."""
     accepted = {one.partition(";")[0].strip() for one in request.headers.get("accept", "").lower().split(",")}
     return PNG in accepted and JSON not in accepted
 
 
 def _selection(request: Request, task: Task) -> Selection | None:
-    """What the request's parameters make of an answer, where the task has such parameters."""
+    """Return the selection that the request's parameters make from an answer, if the task has parameters."""
     if not isinstance(task, Selects):
         return None
     try:
@@ -151,7 +159,7 @@ def _selection(request: Request, task: Task) -> Selection | None:
 
 
 def note_predictions(request: Request, predictions: Sequence[Prediction]) -> None:
-    """Add to the request's line in the log how long its images took: of each stage, the longest."""
+    """Add the duration of each stage to the request's log line: the longest of its images."""
     timings = [_timing(prediction) for prediction in predictions]
     several = {"images": len(predictions)} if len(predictions) > 1 else {}
     note(
@@ -163,7 +171,7 @@ def note_predictions(request: Request, predictions: Sequence[Prediction]) -> Non
 
 
 def describe_answers(document: dict[str, Any], answer_models: Sequence[type[BaseModel]]) -> None:
-    """Put into the OpenAPI `document` that an answer has the fields of one of `answer_models`."""
+    """Describe in the OpenAPI `document` that an answer has the fields of one of `answer_models`."""
     described = [
         create_model(
             "Answer" if len(answer_models) == 1 else model.__name__,
@@ -183,7 +191,7 @@ def describe_answers(document: dict[str, Any], answer_models: Sequence[type[Base
 
 
 def describe_parameters(document: dict[str, Any], task: Task) -> None:
-    """Put into the OpenAPI `document` the parameters that requests to a model of this task may have."""
+    """Describe in the OpenAPI `document` the query parameters that this task accepts."""
     if not isinstance(task, Selects):
         return
     predict = document["paths"]["/predict"]["post"]
@@ -198,7 +206,7 @@ def describe_parameters(document: dict[str, Any], task: Task) -> None:
 
 
 def _examples(answer_model: type[BaseModel]) -> Mapping[str, Any]:
-    """The example in `answer_model`'s schema."""
+    """Return the example in the schema of `answer_model`."""
     (example,) = answer_model.model_json_schema().get("examples", [{}])
     return dict(example)
 
@@ -223,7 +231,7 @@ def _json_list(predictions: Sequence[Prediction], top: int, selection: Selection
 
 
 def _timing(prediction: Prediction) -> dict[str, float]:
-    """Seconds, to the microsecond, and the images in the same forward pass."""
+    """Return seconds per stage, to the microsecond, and the number of images in the same forward pass."""
     return {
         "decode": round(prediction.decode, 6),
         "queue": round(prediction.queue, 6),
@@ -271,4 +279,4 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     ),
     504: described("the deadline passed", "the deadline passed before the answer was ready"),
 }
-"""Of every route that receives an image."""
+"""The error responses of every route that receives an image."""

@@ -1,4 +1,4 @@
-"""Problems: the JSON that says what went wrong, with the status of `access.outcomes`."""
+"""Problems: error responses in JSON, with the status of `access.outcomes`."""
 
 import math
 from collections.abc import Callable, Coroutine
@@ -23,23 +23,27 @@ class Problem(BaseModel):
 
 
 def described(description: str, error: str | None = None) -> dict[str, Any]:
-    """An error in a route's `responses`; `error` is an example, which a test compares with a response."""
+    """Return the description of an error for the `responses` of a route.
+
+    Args:
+        error: An example of the message; a test compares it with a real response.
+    """
     example = {} if error is None else {"content": {JSON: {"example": {"error": error}}}}
     return {"model": Problem, "description": description, **example}
 
 
 def problem(code: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """An error response: `{"error": message}`."""
+    """Return an error response: `{"error": message}`."""
     return Response(orjson.dumps({"error": message}), code, headers, media_type=JSON)
 
 
 def answer(error: errors.PthserveError) -> Response:
-    """The response to a request that `error` ended."""
+    """Return the response to a request that failed with `error`."""
     return problem(status(error), str(error), headers_of(error))
 
 
 def headers_of(error: errors.PthserveError) -> dict[str, str]:
-    """The headers of a response to `error`, beside those of every response."""
+    """Return the additional headers of the response to a request that failed with `error`."""
     headers = {}
     if isinstance(error, errors.Unavailable | errors.RateLimited):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
@@ -55,12 +59,12 @@ async def _pthserve_error(_: Request, error: errors.PthserveError) -> Response:
 
 
 async def http_exception(request: Request, error: HTTPException) -> Response:
-    """The response to an exception of the framework, above all where no route matches."""
+    """Return the response to an exception of Starlette, usually because no route matches."""
     messages = {
         404: f"there is nothing at {request.url.path}; /docs lists the routes",
         405: f"{request.url.path} does not accept {request.method}; /docs lists its methods",
     }
-    # A handler that raises its own HTTPException has its own text.
+    # The text of an HTTPException that a handler raises is kept.
     has_own_text = error.detail not in ("Not Found", "Method Not Allowed")
     message = error.detail if has_own_text else messages.get(error.status_code, error.detail)
     return problem(error.status_code, message, dict(error.headers or {}))

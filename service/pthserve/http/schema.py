@@ -1,4 +1,4 @@
-"""Schema: the OpenAPI document, and routes whose descriptions nothing is built of until it is requested."""
+"""Schema: the OpenAPI document, and routes that build their part of it only when it is requested."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 
 
 class Route(APIRoute):
-    """A route that answers without its response models, which only the schema needs.
+    """A route that is created without its response models, which only the schema needs.
 
-    FastAPI builds a validator for each of them when a route is made: 30 ms in all, at each start.
+    FastAPI would build a validator for each of them at every start, which takes 30 ms in total.
     """
 
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
@@ -21,17 +21,17 @@ class Route(APIRoute):
         super().__init__(path, endpoint, **{**options, "responses": None, "response_model": None})
 
     def described(self) -> APIRoute:
-        """The same route with its response models."""
+        """Return the same route with its response models."""
         return APIRoute(self.path, self.endpoint, **self._options)
 
 
 def new_router(**options: Any) -> APIRouter:
-    """An APIRouter of `Route`s. options: as for APIRouter."""
+    """Return an APIRouter whose routes are `Route`s; it accepts the options of APIRouter."""
     return APIRouter(**{"route_class": Route, **options})
 
 
 def document(app: FastAPI, routers: Iterable[APIRouter]) -> dict[str, Any]:
-    """The OpenAPI document of `app`, to which `routers` belong."""
+    """Return the OpenAPI document of `app` with the routes of `routers`."""
     return get_openapi(
         title=app.title,
         version=app.version,
@@ -44,9 +44,10 @@ def document(app: FastAPI, routers: Iterable[APIRouter]) -> dict[str, Any]:
 
 
 def add_models(document: dict[str, Any], models: Iterable[type[BaseModel]], mode: Any) -> None:
-    """Add the schemas of `models` to the components of `document`, over those of the same names.
+    """Add the schemas of `models` to the components of `document`; they replace those of the same names.
 
-    mode: "validation" for what clients send, "serialization" for what they receive.
+    Args:
+        mode: "validation" for data that clients send, "serialization" for data that they receive.
     """
     _, schemas = models_json_schema(
         [(model, mode) for model in models], ref_template="#/components/schemas/{model}"
@@ -55,5 +56,5 @@ def add_models(document: dict[str, Any], models: Iterable[type[BaseModel]], mode
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """What stands for `model`, added by `add_models`, elsewhere in the document."""
+    """Return a JSON reference to the schema of `model`, which `add_models` has added."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}

@@ -1,4 +1,4 @@
-"""The web pages for people, and their files. They ask this service alone, and need nothing else."""
+"""Site: the web pages for people and their files. They load nothing from other servers."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ TYPES = {
     "svg": "image/svg+xml",
 }
 HEADERS = {
-    # Of this service alone; blob: are the images that a person has just chosen.
+    # Only files of this service; `blob:` is for the images that a person selects on the page.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -27,7 +27,7 @@ PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 
 class Page:
-    """The files in memory. The pages name the others under a version that changes with any of them."""
+    """The files, in memory. The pages refer to the others by a path with a version that changes with them."""
 
     def __init__(self) -> None:
         folder = resources.files("pthserve.http") / "site_files"
@@ -39,14 +39,14 @@ class Page:
         self._packed = {name: gzip.compress(data, mtime=0) for name, data in self.files.items()}
 
     def page(self, name: str, request: Request) -> Response:
-        """The page in the file `name`: requested each time, sent when it has changed."""
+        """Return the page in the file `name`, or 304 if the client has the current version."""
         headers = {"ETag": f'W/"{self.version}"', "Cache-Control": "no-cache"}
         if f'"{self.version}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=HEADERS | headers)
         return self._file(name, request, headers)
 
     def file(self, version: str, name: str, request: Request) -> Response:
-        """A file of the pages, which never changes under its version."""
+        """Return a file of the pages, which may be cached forever; raises NotFound."""
         if version != self.version or name not in self.files:
             raise NotFound("this file does not exist; reload the page")
         return self._file(name, request, {"Cache-Control": "public, max-age=31536000, immutable"})
@@ -59,7 +59,7 @@ class Page:
 
 
 def router() -> APIRouter:
-    """The pages' routes, which are for people and not in the schema."""
+    """Return the routes of the pages; they are not in the schema."""
     routes = APIRouter(include_in_schema=False)
     pages = Page()
 

@@ -23,13 +23,13 @@ from pthserve.tasks.choice import task_fields
 
 
 class State(BaseModel):
-    """The response of a probe that succeeds."""
+    """The response of a successful probe."""
 
     status: str
 
 
 class Golden(BaseModel):
-    """How the model did on its golden images."""
+    """The result of the model's golden images."""
 
     images: int
     result: str = Field(description="agreed, disagreed, or unchecked")
@@ -58,7 +58,7 @@ class Agreement(BaseModel):
 
 
 class Fact(BaseModel):
-    """One thing that was found out about the model; see docs/card.md."""
+    """A property of the model that the service inferred; see docs/card.md."""
 
     subject: str
     value: str
@@ -67,7 +67,7 @@ class Fact(BaseModel):
 
 
 class Int8(BaseModel):
-    """What of the model is at int8; see docs/precision.md."""
+    """Which part of the model is at int8; see docs/precision.md."""
 
     weight_bits: int
     layers: int = Field(description="number of layers that can be at int8")
@@ -79,7 +79,7 @@ class Int8(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served, and how."""
+    """The served model, and how it is run."""
 
     name: str
     version: str
@@ -87,18 +87,20 @@ class Info(BaseModel):
     parameters: int
     num_classes: int
     labels: list[str]
-    task: dict[str, Any] = Field(description="what it answers: `name`, and the parameters of that task")
+    task: dict[str, Any] = Field(description="the task: `name`, and its parameters")
     digest: str = Field(description="SHA-256 of the weights file")
     engine: str
     precision: str
     cpus: int = Field(description="number of CPUs that the service uses; see the setting `threads`")
-    preprocess: dict[str, Any] = Field(description="of an image; `assumed` if nobody said")
-    inferred: list[Fact] = Field(description="what was found out about the model, and what that rests on")
-    plan: dict[str, Any] = Field(description="how the model is run here, and what was tried")
+    preprocess: dict[str, Any] = Field(
+        description="how images are preprocessed; `assumed` if the model's files do not state it"
+    )
+    inferred: list[Fact] = Field(description="properties that the service inferred, each with its origin")
+    plan: dict[str, Any] = Field(description="how the model is run on this machine, and what was measured")
     agreement: Agreement | None = Field(
         description="how the answers compare with those of fp32 PyTorch; null if that was not measured"
     )
-    int8: Int8 | None = Field(description="what of the model is at int8; null at another precision")
+    int8: Int8 | None = Field(description="which part of the model is at int8; null at another precision")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="the result of the latest reload")
     files_changed: bool = Field(description="whether the model's files have changed since they were loaded")
@@ -106,34 +108,34 @@ class Info(BaseModel):
 
 
 def probes(predictor: Predictor) -> APIRouter:
-    """The probes of the service that `predictor` answers for."""
+    """Return the routes of the probes; `predictor` knows the state of the service."""
     routes = new_router(tags=["Probes"])
 
     @routes.get("/livez", summary="Is the process alive?", responses=_responses("restart it", _DEAD))
     async def livez() -> Response:
-        """Whether the process should be left alone: its engine's thread runs and makes progress."""
+        """Whether the engine's threads run and make progress; otherwise the process should be restarted."""
         return _probe(predictor.live())
 
     @routes.get("/readyz", summary="Is it ready for traffic?", responses=_responses("send nothing yet"))
     async def readyz() -> Response:
-        """Whether traffic should come here: a model is loaded and warm. A full queue does not matter."""
+        """Whether traffic should be sent: a model is loaded and warm. A full queue does not matter."""
         return _probe(predictor.unready)
 
     @routes.get("/healthz", summary="Is all well?", responses=_responses("not live, or not ready"))
     async def healthz() -> Response:
-        """Whether all is well: live and ready."""
+        """Whether the service is live and ready."""
         return _probe(predictor.live() or predictor.unready)
 
     return routes
 
 
 def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depends] = ()) -> APIRouter:
-    """The route that describes the model of `predictor`."""
+    """Return the route that describes the model of `predictor`."""
     routes = new_router(tags=["Model"], dependencies=dependencies)
 
     @routes.get("/info", summary="What is served?", responses={503: _NOT_READY})
     async def info() -> Info:
-        """What is served, how it is run on this machine, and what was tried before that was chosen."""
+        """The served model, how it is run on this machine, and what was measured to choose that."""
         model = predictor.model()
         return Info(
             name=model.name,
@@ -162,7 +164,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
 
 
 def metrics() -> APIRouter:
-    """The route of the metrics."""
+    """Return the route of the metrics."""
     routes = new_router(tags=["Probes"])
 
     @routes.api_route(
@@ -173,7 +175,7 @@ def metrics() -> APIRouter:
         responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
     )
     async def metrics(request: Request) -> Response:
-        """The metrics of docs/metrics.md, as Prometheus text, or as OpenMetrics if `Accept` asks for it."""
+        """The metrics of docs/metrics.md, as Prometheus text, or as OpenMetrics if `Accept` names it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         content = await run_in_threadpool(encode, REGISTRY)
         return Response(content, headers={"content-type": content_type})
@@ -186,18 +188,18 @@ def _golden(predictor: Predictor, model: Model) -> Golden | None:
 
 
 def _agreement(model: Model) -> Agreement | None:
-    found = model.plan.agreement
-    return None if found is None else Agreement.model_validate(found.to_dict())
+    evidence = model.plan.agreement
+    return None if evidence is None else Agreement.model_validate(evidence.to_dict())
 
 
-def _probe(trouble: str | None) -> Response:
-    return Response(b'{"status":"ok"}', media_type=JSON) if trouble is None else problem(503, trouble)
+def _probe(reason: str | None) -> Response:
+    return Response(b'{"status":"ok"}', media_type=JSON) if reason is None else problem(503, reason)
 
 
-def _responses(description: str, trouble: str = "the model is loading") -> dict[int | str, dict[str, Any]]:
-    """The responses of a probe, with the example `trouble`."""
-    well = {"model": State, "description": "it is", "content": {JSON: {"example": {"status": "ok"}}}}
-    return {200: well, 503: described(description, trouble)}
+def _responses(description: str, reason: str = "the model is loading") -> dict[int | str, dict[str, Any]]:
+    """Return the responses of a probe; `reason` is the example of an error."""
+    ok = {"model": State, "description": "it is", "content": {JSON: {"example": {"status": "ok"}}}}
+    return {200: ok, 503: described(description, reason)}
 
 
 _DEAD = "the engine's thread has died"

@@ -1,6 +1,7 @@
-"""TorchServe: the routes and answers of its `image_classifier`, for clients that were written for it.
+"""TorchServe: the routes and responses of its `image_classifier`, for existing clients.
 
-`/ping`, `/predictions/NAME` and `/predictions/NAME/VERSION`. Errors have TorchServe's form and our statuses.
+`/ping`, `/predictions/NAME` and `/predictions/NAME/VERSION`. Errors have TorchServe's form and the status
+codes of pthserve.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -26,9 +27,9 @@ from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
 
 FIELD = "data"
-"""The part of a form that is the image."""
+"""The name of the part of a form that is the image."""
 TOP = 5
-"""Classes in an answer."""
+"""Number of classes in a response."""
 _TYPES = {
     404: "ModelNotFoundException",
     408: "RequestTimeoutException",
@@ -36,7 +37,7 @@ _TYPES = {
     503: "ServiceUnavailableException",
     504: "RequestTimeoutException",
 }
-"""The names that TorchServe has for errors, by status; for others it is a bad request."""
+"""TorchServe's name of an error by status; all others are BadRequestException."""
 
 
 class Health(BaseModel):
@@ -61,7 +62,7 @@ class Route(schema.Route):
     """A route whose errors have TorchServe's form."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, with the errors that end a request as responses."""
+        """Return FastAPI's handler, with a response for each PthserveError that it raises."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -76,15 +77,15 @@ class Route(schema.Route):
 
 
 def ping(predictor: Predictor) -> APIRouter:
-    """TorchServe's probe."""
+    """Return the route of TorchServe's probe."""
     routes = schema.new_router(tags=["TorchServe"])
 
     @routes.get("/ping", summary="Is it healthy?", responses={200: {"model": Health}, 500: {"model": Health}})
     async def ping() -> Response:
-        """Healthy with 200, or Unhealthy with 500 while no model is served."""
-        trouble = predictor.live() or predictor.unready
-        health = Health(status="Unhealthy" if trouble else "Healthy")
-        return Response(_pretty(health.model_dump()), 500 if trouble else 200, media_type=JSON)
+        """Healthy with status 200, or Unhealthy with 500 while no model is served."""
+        reason = predictor.live() or predictor.unready
+        health = Health(status="Unhealthy" if reason else "Healthy")
+        return Response(_pretty(health.model_dump()), 500 if reason else 200, media_type=JSON)
 
     return routes
 
@@ -92,7 +93,7 @@ def ping(predictor: Predictor) -> APIRouter:
 def router(
     predictor: Predictor, settings: Settings, bodies: Bodies, dependencies: Sequence[Depends] = ()
 ) -> APIRouter:
-    """TorchServe's predictions."""
+    """Return the routes of TorchServe's predictions."""
     routes = schema.new_router(tags=["TorchServe"], route_class=Route, dependencies=dependencies)
     service = Service(predictor, settings)
 
@@ -101,7 +102,7 @@ def router(
     @routes.post("/predictions/{model}/{version}", **_described("predictions_of_version"))
     @routes.put("/predictions/{model}/{version}", include_in_schema=False)
     async def predictions(request: Request) -> Response:
-        """Send the image as the form's field `data`, or as the body, for its five most probable labels."""
+        """Send an image as the form field `data`, or as the body, to get its five most probable labels."""
         name, version = request.path_params["model"], request.path_params.get("version", "")
         service.check(name, version, remaining(request.scope))  # before the body is read
         image = await read_image(request, bodies, FIELD)

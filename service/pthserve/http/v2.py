@@ -1,4 +1,4 @@
-"""V2: the Open Inference Protocol over REST, and its extensions."""
+"""V2: the Open Inference Protocol and its extensions over REST."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class IndexRequest(BaseModel):
 
 
 class V2:
-    """The calls of `service`, one a route. bodies: counts the bytes of requests, and reads the large ones."""
+    """The handlers of the routes, one for each call of `service`; `bodies` parses large requests."""
 
     def __init__(self, service: Service, bodies: Bodies) -> None:
         self._service = service
@@ -67,20 +67,20 @@ class V2:
         return _json(self._service.server_metadata())
 
     async def live(self, _: Request) -> Response:
-        """Whether the process answers, and its engine moves."""
+        """Whether the process answers, and its engine makes progress."""
         return _state(self._service.live(), {"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Whether an inference would be taken in now."""
+        """Whether inference requests should be sent now."""
         return _state(self._service.unready(), {"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
-        """Whether an inference would be taken in now, by the model of that name."""
+        """Whether inference requests for this model should be sent now."""
         name, version = _model(request)
         return _state(self._service.model_unready(name, version), {"name": name, "ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
-        """The inputs, of which a request carries one, and the outputs; -1 is for the request to choose."""
+        """The inputs, of which a request must have one, and the outputs; -1 means any size."""
         return _json(self._service.model_metadata(*_model(request)))
 
     async def model_statistics(self, request: Request) -> Response:
@@ -88,22 +88,22 @@ class V2:
         return _json(self._service.statistics(*_model(request)))
 
     async def statistics(self, _: Request) -> Response:
-        """Counts and durations since the process started, of every model; there is one."""
+        """Counts and durations since the process started, for every model; a service has one."""
         return _json(self._service.statistics())
 
     async def infer(self, request: Request) -> Response:
         """Classify a batch: encoded images, their pixels, or preprocessed tensors; JSON or binary data."""
         name, version = _model(request)
-        self._service.check(name, version, remaining(request.scope))  # before the body is worth reading
+        self._service.check(name, version, remaining(request.scope))  # before the body is read
         inflate = partial(inflated, limit=self._bodies.max_body) if _is_compressed(request) else None
-        asked = await self._bodies.read(
+        inference = await self._bodies.read(
             holding(request.scope),
             await request.body(),
             until(request.scope),
             partial(_inference, request=request, name=name, version=version),
             inflate,
         )
-        answered = await self._service.infer(asked, remaining(request.scope))
+        answered = await self._service.infer(inference, remaining(request.scope))
         note(request.scope, **answered.notes)
         if answered.is_large:
             content, headers = await asyncio.to_thread(written, answered)
@@ -113,17 +113,17 @@ class V2:
 
     async def index(self, request: Request) -> Response:
         """The one model, and whether it is ready."""
-        asked = parsed(IndexRequest, await _object(request))
-        return _json(self._service.index(ready=asked.ready))
+        query = parsed(IndexRequest, await _object(request))
+        return _json(self._service.index(ready=query.ready))
 
     async def load(self, request: Request) -> Response:
-        """Read the model's file again; the old model keeps serving where the new one fails its checks."""
-        asked = parsed(Part, await _object(request))
-        await self._service.load(request.path_params["model"], asked.parameters or {})
+        """Load the model's file again; if the new model fails its checks, the old one stays in use."""
+        query = parsed(Part, await _object(request))
+        await self._service.load(request.path_params["model"], query.parameters or {})
         return Response()
 
     async def unload(self, request: Request) -> Response:
-        """Always refused: a service has one model."""
+        """Always refused: a service has one model, which cannot be unloaded."""
         self._service.unload(request.path_params["model"])
         return Response()
 
@@ -169,7 +169,7 @@ _ANSWERS: Mapping[str, Any] = {
     "infer": Inferred,
     "index": list[State],
 }
-"""What each call answers with; the others answer without a body."""
+"""The response model of each call; the other calls have no response body."""
 
 
 def routers(
@@ -179,9 +179,12 @@ def routers(
     load: Load | None = None,
     dependencies: Sequence[Depends] = (),
 ) -> tuple[APIRouter, APIRouter]:
-    """The routes below /v2: the health of the server, which is public, and the others.
+    """Return the routes below /v2: those of the server's health, which are public, and the others.
 
-    load: reads the model's file again, for the repository. dependencies: of the routes that are not public.
+    Args:
+        bodies: Counts the bytes of requests, and parses large ones outside the event loop.
+        load: Reloads the model, for the repository extension.
+        dependencies: Dependencies of the routes that are not public.
     """
     v2 = V2(Service(predictor, settings, load), bodies)
     tags: list[str | Enum] = ["Open Inference Protocol"]
@@ -201,7 +204,7 @@ def routers(
 
 
 def _described(path: str, name: str) -> Mapping[str, Any]:
-    """What no signature shows: the calls read path and body for themselves."""
+    """Return the part of a route's description that FastAPI cannot derive from its handler."""
     parameters = [
         {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
         for part in ("model", "version")
@@ -219,7 +222,7 @@ def _described(path: str, name: str) -> Mapping[str, Any]:
 
 
 def describe_bodies(document: dict[str, Any]) -> None:
-    """Put into the OpenAPI `document` what the calls read from the bodies of requests."""
+    """Describe in the OpenAPI `document` the request bodies of the calls."""
     add_models(document, _BODIES.values(), "validation")
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -232,8 +235,8 @@ def _inference(body: bytes, request: Request, name: str, version: str) -> Infere
     length = request.headers.get(HEADER_LENGTH)
     text, data = split(body, length)
     if length is not None and not text:
-        # The extension would have every output come as binary data; a person with curl is better off with
-        # JSON, and whoever goes by the header reads that as well.
+        # By the extension, every output would be binary data. JSON is more useful to a person with curl, and
+        # a client that reads the response's header can parse it, too.
         binary = "application/octet-stream" in request.headers.get("accept", "")
         return one_image(data, name, version, binary=binary)
     return read(text, data, name, version)
@@ -244,9 +247,11 @@ def _is_compressed(request: Request) -> bool:
 
 
 async def _object(request: Request) -> bytes:
-    """The body of a request that carries no tensors, and that nobody compresses."""
+    """Return the body of a request without tensors, which must not be compressed."""
     if _is_compressed(request):
-        raise MalformedRequest("only the body of an inference may be compressed; send it as it is")
+        raise MalformedRequest(
+            "only the body of an inference request may be compressed; send it uncompressed"
+        )
     return await request.body()
 
 

@@ -1,6 +1,6 @@
-"""V2 answers: the JSON that the calls of the Open Inference Protocol answer with, as the schema describes it.
+"""V2 answers: the response models of the Open Inference Protocol, for the schema.
 
-No answer is made of these models; tests hold the answers to them.
+Responses are not made from these models; tests check the responses against them.
 """
 
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class ModelReady(_Answer):
 
 
 class ServerMetadata(_Answer):
-    """The server, and the extensions of the protocol that it has."""
+    """The server, and the extensions of the protocol that it supports."""
 
     name: str
     version: str
@@ -48,10 +48,10 @@ class TensorMetadata(_Answer):
 
 
 class ModelMetadata(_Answer):
-    """The model's inputs, of which a request has one, and its outputs."""
+    """The model's inputs, of which a request must have one, and its outputs."""
 
     name: str
-    versions: list[str] | None = Field(None, description="left out where the model has no version")
+    versions: list[str] | None = Field(None, description="left out if the model has no version")
     platform: str = Field(description="the library that runs the model")
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
@@ -63,7 +63,7 @@ class Tensor(_Answer):
     name: str
     datatype: str
     shape: list[int]
-    data: list[Any] | None = Field(None, description="the elements, flat; left out where they are binary")
+    data: list[Any] | None = Field(None, description="the elements, flat; left out if they are binary")
     parameters: dict[str, Any] | None = Field(
         None, description="`binary_data_size`: the bytes of this tensor after the JSON"
     )
@@ -73,7 +73,7 @@ class Inferred(_Answer):
     """The outputs of an inference."""
 
     model_name: str
-    model_version: str | None = Field(None, description="left out where the model has no version")
+    model_version: str | None = Field(None, description="left out if the model has no version")
     id: str | None = Field(None, description="as in the request")
     outputs: list[Tensor]
 
@@ -99,7 +99,7 @@ class InferenceDurations(_Answer):
 
 
 class BatchDurations(_Answer):
-    """Durations of the forward passes with one size of batch."""
+    """Durations of the forward passes with one batch size."""
 
     batch_size: int
     compute_input: Duration
@@ -108,10 +108,10 @@ class BatchDurations(_Answer):
 
 
 class OneModelStatistics(_Answer):
-    """What the service has done since it started, warm-up included."""
+    """Counts and durations since the service started, warm-up included."""
 
     name: str
-    version: str | None = Field(None, description="left out where the model has no version")
+    version: str | None = Field(None, description="left out if the model has no version")
     last_inference: int = Field(description="milliseconds since 1970")
     inference_count: int = Field(description="images")
     execution_count: int = Field(description="forward passes")
@@ -129,6 +129,6 @@ class State(_Answer):
     """A model and its state."""
 
     name: str
-    version: str | None = Field(None, description="left out where the model has no version")
+    version: str | None = Field(None, description="left out if the model has no version")
     state: Literal["READY", "UNAVAILABLE"]
-    reason: str = Field(description="why it is unavailable; empty where it is ready")
+    reason: str = Field(description="why it is unavailable; empty if it is ready")

@@ -1,6 +1,6 @@
-"""Cost: what decoding an image takes at most, in memory and CPU, as its header says.
+"""Cost: upper bounds of memory and CPU time to decode an image, from its header.
 
-The bounds are measured: `tests/images/test_decode_cost.py` holds them against files that are dear to decode.
+The bounds are measured: `tests/images/test_decode_cost.py` checks them with files that are costly to decode.
 """
 
 import math
@@ -21,33 +21,35 @@ NANOSECONDS = {
     "GIF": 12,
     "TIFF": 32,
 }
-"""CPU that a pixel takes at most, from bytes to RGB, on one core of a server of 2023."""
+"""Maximum CPU time per pixel in nanoseconds, from bytes to RGB, on one core of a server of 2023."""
 WEBP_BYTES = 13
-"""Bytes that a pixel of a WebP takes: libwebp's two canvases, and what its lossless decoder works on."""
+"""Bytes per pixel of a WebP: for libwebp's two canvases and its lossless decoder."""
 FIXED = 16 * 2**20
-"""Bytes that any image may take beside its pixels: the blocks that Pillow allocates in, tables, metadata."""
+"""Bytes that any image may need in addition to its pixels: Pillow's memory blocks, tables, metadata."""
 
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _OTHERS = 4
-"""Bytes that Pillow stores a pixel in; the first table's modes take fewer."""
+"""Bytes per pixel in Pillow for the modes that are not in _STORED."""
 _COEFFICIENT = 2
-"""Bytes that libjpeg holds a coefficient in, where an image comes in several scans."""
+"""Bytes per coefficient in libjpeg, which keeps all coefficients of an image with several scans."""
 _DEEPEST = 8
-"""Bytes of a pixel of the deepest PNG, 16-bit RGBA."""
+"""Bytes per pixel of the deepest PNG, 16-bit RGBA."""
 _TO_L_AT_ONCE = {"1", "L", "P", "LA", "RGB", "RGBA", "I", "I;16"}
-"""Modes that Pillow converts to L without a step between."""
+"""Modes that Pillow converts to L without an intermediate image."""
 
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 278, 322, 323
 _BITS, _SAMPLES, _PLANAR, _PHOTOMETRIC, _COMPRESSION = 258, 277, 284, 262, 259
 _YCBCR = 6
 _WINDOWED = {34925, 50000}
-"""LZMA and Zstandard, whose windows may be as large as what they decode to."""
+"""LZMA and Zstandard, whose windows may be as large as the decoded data."""
 
 
 class Cost(NamedTuple):
-    """What decoding takes at most.
+    """Upper bounds of the cost to decode an image.
 
-    memory: bytes at its peak, beside the file itself. seconds: of CPU, on the core that NANOSECONDS is for.
+    Attributes:
+        memory: Peak memory in bytes, without the file itself.
+        seconds: CPU time in seconds, on the core for which NANOSECONDS holds.
     """
 
     memory: int
@@ -55,7 +57,7 @@ class Cost(NamedTuple):
 
 
 FREE = Cost(0, 0.0)
-"""What an image costs that needs no decoding."""
+"""The cost of an image that need not be decoded."""
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -65,17 +67,23 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def webp(pixels: int, length: int) -> Cost:
-    """The cost of a WebP file of `length` bytes, from its first frame's bytes to an upright image."""
+    """Return the cost of a WebP file of `length` bytes, from its first frame to an upright image."""
     return Cost(pixels * WEBP_BYTES + 2 * length + FIXED, _seconds("WebP", pixels))
 
 
 def opened(
     picture: ImageFile, name: str, mode: str, length: int, full: int, *, turns: bool, several_scans: bool
 ) -> Cost:
-    """The cost of a file of `length` bytes that Pillow has opened as `picture`, in the format `name`.
+    """Return the cost of an image that Pillow has opened.
 
-    mode: RGB or L, to be converted to. full: pixels at full scale; `picture` may be of a reduced one.
-    turns: whether it may be turned upright. several_scans: whether libjpeg has to hold all coefficients.
+    Args:
+        picture: The image, not decoded yet.
+        name: Its format, a key of `decode.FORMATS`.
+        mode: RGB or L, to which it will be converted.
+        length: Size of the file in bytes.
+        full: Number of pixels at full scale; `picture` may have a reduced scale.
+        turns: Whether it may be turned upright.
+        several_scans: Whether libjpeg must keep all coefficients.
     """
     pixels = picture.width * picture.height
     stored, target = _stored(picture.mode), _stored(mode)
@@ -90,10 +98,10 @@ def opened(
     elif isinstance(picture, TiffImageFile):
         coded = max(full, coded_pixels(picture))
         decoding += _strip_bytes(picture)
-        turning = 2 * stored  # Pillow does it unasked
+        turning = 2 * stored  # Pillow always turns a TIFF
     elif name == "GIF":
         decoding += pixels
-        between += 1  # what the next frame would be laid over
+        between += 1  # the canvas for the next frame
     elif any(tile.codec_name == "bmp_rle" for tile in picture.tile):
         kind = "BMP RLE"
         decoding += 2 * pixels
@@ -103,7 +111,7 @@ def opened(
 
 
 def coded_pixels(picture: TiffImageFile) -> int:
-    """Pixels that the tiles or strips of a TIFF have, also those beyond its edges and those over others."""
+    """Return the number of pixels in all tiles or strips of a TIFF, including those outside the image."""
     width, rows = _piece(picture)
     down = -(-picture.height // rows)
     across = -(-picture.width // width)
@@ -112,7 +120,7 @@ def coded_pixels(picture: TiffImageFile) -> int:
 
 
 def piece_bytes(picture: TiffImageFile) -> int:
-    """Bytes of one tile or strip of a TIFF image, decoded, all its layers together."""
+    """Return the size of one decoded tile or strip of a TIFF in bytes, with all its layers."""
     return math.prod(_piece(picture)) * _bits(picture) // 8 + 1
 
 
@@ -125,18 +133,18 @@ def _stored(mode: str) -> int:
 
 
 def _samples(picture: JpegImageFile) -> float:
-    """Samples for each pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
+    """Return the number of samples per pixel: 3 at 4:4:4, 1.5 at 4:2:0."""
     areas = [max(1, across) * max(1, down) for _, down, across, _ in picture.layer]
     largest = max((max(1, v) for _, v, _, _ in picture.layer), default=1) * max(
         (max(1, h) for _, _, h, _ in picture.layer), default=1
     )
-    # Rows and columns are filled up to whole blocks.
+    # Width and height are padded to whole blocks.
     filled = (picture.width + 64) * (picture.height + 64) / max(1, picture.width * picture.height)
     return sum(areas) / largest * filled
 
 
 def _strip_bytes(picture: TiffImageFile) -> int:
-    """Bytes that libtiff and Pillow hold a strip or a tile in."""
+    """Return the bytes that libtiff and Pillow need for a strip or tile."""
     piece = piece_bytes(picture)
     size = piece
     if picture.tag_v2.get(_PHOTOMETRIC) == _YCBCR:
@@ -147,7 +155,7 @@ def _strip_bytes(picture: TiffImageFile) -> int:
 
 
 def _piece(picture: TiffImageFile) -> tuple[int, int]:
-    """Width and rows of a tile or strip."""
+    """Return width and number of rows of a tile or strip."""
     if _TILE_WIDTH in picture.tag_v2:
         return max(1, _number(picture, _TILE_WIDTH, 1)), max(1, _number(picture, _TILE_LENGTH, 1))
     rows = _number(picture, _ROWS_PER_STRIP, picture.height)

@@ -1,7 +1,7 @@
-"""Bytes from a client to a Pillow image, within bounds of memory and time.
+"""Decode: image bytes from a client to a Pillow image, within limits of memory and time.
 
-Pillow decides what the pixels are; this module decides what Pillow may see. No global state of Pillow's is
-changed, so that any number of threads may decode at once.
+Pillow decodes the pixels; this module checks beforehand which images Pillow gets. It does not change Pillow's
+global state, so any number of threads may decode at the same time.
 """
 
 import re
@@ -18,21 +18,21 @@ from pthserve._compat.pillow import FORMATS, Jpeg, MeteredFile, Tiff, load_pixel
 from pthserve.errors import BrokenImage, RequestError, TooLarge, UnsupportedImage
 from pthserve.images import cost
 
-# What Pillow has to say about a client's metadata is of use to nobody.
+# Pillow's warnings are about the metadata of clients' images.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 JPEG_SCANS = 30
-"""Scans that a JPEG may have. Encoders write about ten; each costs a pass over the image for a few bytes."""
+"""Maximum number of scans of a JPEG. Encoders write about ten; each needs a pass over the image."""
 SCANNED_PIXELS = 900_000_000
-"""Pixels times scans that a JPEG may have: 18 scans, as encoders write for CMYK, at 50 million pixels."""
+"""Maximum of pixels times scans of a JPEG: 18 scans, as encoders write for CMYK, with 50 million pixels."""
 CODED = 2
-"""The tiles or strips of a TIFF may have so many times the pixels that an image may have: those at its edges
-reach beyond it."""
+"""Maximum number of pixels in the tiles or strips of a TIFF, as a multiple of the limit for an image: tiles
+may extend beyond the edges of the image."""
 WEBP_PIXELS = 25_000_000
-"""Pixels that a WebP may have. Pillow copies what libwebp decoded under the interpreter's lock: nobody else
-is answered meanwhile, for 0.1 s at twice as many."""
+"""Maximum number of pixels of a WebP. While Pillow copies the decoded pixels, it keeps the interpreter's
+lock, so no request is answered; with twice as many pixels, for 0.1 s."""
 SLOW_PIXELS = 4_000_000
-"""Pixels that a run-length-coded BMP may have: Pillow decodes those in Python."""
+"""Maximum number of pixels of a run-length-encoded BMP, which Pillow decodes in Python."""
 
 _OTHERS = (
     # offset, first bytes there, format
@@ -45,7 +45,7 @@ _OTHERS = (
     (0, re.compile(rb"\s*(<\?xml[^>]{0,200}>\s*)?(<!--.{0,200}-->\s*)?<svg[\s>]", re.DOTALL), "SVG"),
     (0, re.compile(rb"%PDF-"), "PDF"),
 )
-"""Formats that people send, and that are not read; by their bytes."""
+"""Common formats that are not supported, with their first bytes."""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -57,7 +57,14 @@ _MAGIC = re.compile(
 
 
 class _Turn(NamedTuple):
-    """How to undo an EXIF orientation, and from which edges the picture then starts."""
+    """How to undo an EXIF orientation.
+
+    Attributes:
+        method: Pillow's operation.
+        swapped: Whether width and height are swapped.
+        from_right: Whether the left edge of the stored image is on the right afterwards.
+        from_bottom: Whether its top edge is at the bottom afterwards.
+    """
 
     method: Transpose
     swapped: bool
@@ -80,10 +87,11 @@ _TURNS = {
 class Decoded(NamedTuple):
     """A decoded image.
 
-    image: the pixels, of mode RGB or L.
-    box: (left, top, right, bottom) of the picture within `image`, in its pixels; a JPEG that was decoded at a
-    reduced scale may stand over at an edge by a part of a pixel.
-    size: (width, height) of the picture at full scale.
+    Attributes:
+        image: The pixels, of mode RGB or L.
+        box: (left, top, right, bottom) of the picture within `image`, in its pixels. They need not be
+            integers for a JPEG that was decoded at a reduced scale.
+        size: (width, height) of the picture at full scale.
     """
 
     image: Image
@@ -92,7 +100,7 @@ class Decoded(NamedTuple):
 
 
 def _named(data: bytes) -> str:
-    """What data is that is not an image of an allowed format."""
+    """Return a message about data that is not an image of a supported format."""
     for offset, magic, name in _OTHERS:
         if magic.match(data, offset):
             return f"the image is {name}, which is not supported"
@@ -102,8 +110,11 @@ def _named(data: bytes) -> str:
 class Picture:
     """An image whose header has been read, and whose pixels have not been decoded.
 
-    size: (width, height) at full scale, before it is turned upright. cost: what `decode` takes at most.
-    turned: whether `decode` has turned it so that width and height are swapped.
+    Attributes:
+        size: (width, height) at full scale, before it is turned upright.
+        box: As in `Decoded`, before it is turned upright.
+        cost: Upper bounds of the cost of `decode`.
+        turned: Whether `decode` has swapped width and height by turning the image.
     """
 
     turned = False
@@ -119,9 +130,17 @@ class Picture:
     ) -> None:
         """Read the header of the image in `data`.
 
-        exif: whether to turn the image upright as its EXIF orientation says.
-        shortest: a JPEG may be decoded at a reduced scale that leaves each side so many pixels; None: it may
-        not. Raises UnsupportedImage, BrokenImage, or TooLarge.
+        Args:
+            mode: The mode of the decoded image.
+            max_pixels: Maximum number of pixels.
+            exif: Whether to turn the image upright according to its EXIF orientation.
+            shortest: The minimum width and height to which a JPEG may be reduced while it is decoded; None to
+                decode at full scale.
+
+        Raises:
+            UnsupportedImage: The format is not supported.
+            BrokenImage: The header is damaged.
+            TooLarge: The image has too many pixels, scans or tiles.
         """
         magic = _MAGIC.match(data)
         if magic is None or magic.lastgroup is None:
@@ -133,7 +152,7 @@ class Picture:
         self._opened: ImageFile | None = None
         with _faults(self._name):
             if self._name == "WebP":
-                # Pillow's opening it would take half of the memory that its decoding takes.
+                # Opening it with Pillow would need half of the memory of decoding it.
                 self.size = _webp_size(data)
                 check_size(self.size, min(max_pixels, WEBP_PIXELS))
                 self.box = (0.0, 0.0, float(self.size[0]), float(self.size[1]))
@@ -142,7 +161,12 @@ class Picture:
                 self._open(max_pixels, shortest)
 
     def decode(self) -> Decoded:
-        """The first frame, as Pillow's `convert(mode)` has it; once. Raises BrokenImage or TooLarge."""
+        """Return the first frame, as Pillow's `convert(mode)`; can be called once.
+
+        Raises:
+            BrokenImage: The image is damaged.
+            TooLarge: There is not enough memory to decode it.
+        """
         with _faults(self._name):
             if self._opened is None:
                 self._opened = FORMATS[self._name](MeteredFile(self._data))
@@ -188,11 +212,11 @@ class Picture:
     def _decode(self) -> Decoded:
         picture, self._opened = self._opened, None
         assert picture is not None
-        # Each strip of a TIFF is read up to the size of a block.
+        # Pillow reads each strip of a TIFF in blocks of this size.
         block = cost.piece_bytes(picture) if isinstance(picture, Tiff) else len(self._data)
         load_pixels(picture, min(block, len(self._data)))
         turn = _TURNS.get(picture.getexif().get(_EXIF_ORIENTATION, 1)) if self._exif else None
-        picture.info.pop("transparency", None)  # of no use in either mode; Pillow would convert it, and warn
+        picture.info.pop("transparency", None)  # not needed in RGB or L; Pillow would convert it and warn
         image: Image = picture if picture.mode == self._mode else picture.convert(self._mode)
         del picture
         if turn is None:
@@ -208,7 +232,7 @@ class Picture:
 
 @contextmanager
 def _faults(name: str) -> Iterator[None]:
-    """Raise what Pillow raises as one of this service's errors."""
+    """Convert errors of Pillow to errors of this service."""
     try:
         yield
     except RequestError:
@@ -221,8 +245,16 @@ def _faults(name: str) -> Iterator[None]:
 
 
 def check_size(size: tuple[int, int], limit: int) -> None:
-    """Raise TooLarge where an image of `size`, (width, height), has more than `limit` pixels, and BrokenImage
-    where it has none."""
+    """Check the size of an image.
+
+    Args:
+        size: (width, height) in pixels.
+        limit: Maximum number of pixels.
+
+    Raises:
+        TooLarge: It has more pixels.
+        BrokenImage: It has no pixels.
+    """
     if 0 in size:
         raise BrokenImage(f"the image is broken: its header says {size[0]} x {size[1]} pixels")
     if size[0] * size[1] > limit:
@@ -230,7 +262,7 @@ def check_size(size: tuple[int, int], limit: int) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a WebP's canvas: RFC 9649, 2.5 to 2.7."""
+    """Return (width, height) of the canvas of a WebP: RFC 9649, 2.5 to 2.7."""
     kind, body = data[12:16], data[20:30]
     if len(body) == 10 and kind == b"VP8X":
         return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1

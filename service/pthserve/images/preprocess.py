@@ -1,7 +1,8 @@
-"""Preprocess: bytes and a Spec to pixels.
+"""Preprocess: decode, resize and crop an image as a Spec states.
 
-`exact` is torchvision's Resize and CenterCrop on a Pillow image, to the bit. `fast` folds the two into one
-call and decodes large JPEGs at a reduced scale: within 0.3 grey levels of `exact`, on average over a photo.
+The result of `exact` is identical to that of torchvision's Resize and CenterCrop on a Pillow image. `fast`
+does both in one call and decodes large JPEGs at a reduced scale; its result differs from `exact` by at most
+0.3 grey levels on average over a photo.
 """
 
 import math
@@ -21,35 +22,38 @@ Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 Prepared = NDArray[Any]
-"""An image as an engine takes it: uint8 (height, width, channels), still to be normalised; or, where the spec
-says that it is not `rounded`, float32 (channels, height, width), normalised."""
+"""The input of an engine: uint8 (height, width, channels), not normalised yet; or, if the spec is not
+`rounded`, float32 (channels, height, width), normalised."""
 
 OWN_MAX_PIXELS = 2**30
-"""Most pixels of an image that belongs to the model's owner: a golden, sample or calibration image."""
+"""Maximum number of pixels of an image from the model's owner: a golden, sample or calibration image."""
 
 REDUCED_TO = 2.9
-"""`fast` decodes a JPEG at no less than so many times the size that it is resized to. The difference from
-`exact` falls with it: 0.4 grey levels at 2, 0.3 at 2.9, 0.2 at 4. For 256, 3000 rows are quartered."""
+"""Minimum ratio of the size at which `fast` decodes a JPEG to the size after resizing. Larger ratios give
+smaller differences from `exact`: 0.4 grey levels at 2, 0.3 at 2.9, 0.2 at 4. For a resize to 256, an image
+with 3000 rows is decoded at a quarter."""
 LEAST_REDUCED = 500
-"""Nor to fewer pixels a side than these: small photos are sharper, differ more and gain little."""
+"""Minimum width and height in pixels at which `fast` decodes a JPEG: small photos are sharper, so the
+difference would be larger, and little time would be saved."""
 REDUCING_GAP = 4.0
-"""`fast` averages blocks of pixels as long as the image stays so many times too large, then filters."""
+"""`fast` first averages blocks of pixels while the image is larger than this multiple of the result, then
+filters."""
 _FRACTIONS = 24
-"""Bytes that a channel of a pixel takes at most in `fractional`: the result, and what it is made from."""
-WHOLE = 8
-"""An image that is not cropped may be resized to so many times the pixels of one of 4 x 3. They decide what a
-pass takes, and a narrow image, resized by its shorter side, would have any number of them."""
+"""Maximum number of bytes per channel of a pixel in `fractional`, for the result and intermediate values."""
 _ANY = 2**31
-"""As many pixels as there may be."""
+"""No limit of pixels."""
 _SMOOTH = {"bilinear", "bicubic", "lanczos", "hamming"}
-"""Filters without an edge, over which a pixel that is off by a millionth would fall."""
+"""Continuous filters, with which a tiny difference of position cannot change the result much."""
 
 
 class Pending(NamedTuple):
-    """An image that is still to be decoded, resized and cropped.
+    """An image that is not decoded, resized and cropped yet.
 
-    size: (width, height), as its header says. cost: what is to be done takes at most. pixels: does it, once;
-    raises BrokenImage or TooLarge. turned: whether it came out with its sides swapped, once `pixels` is done.
+    Attributes:
+        size: (width, height), according to its header.
+        cost: Upper bounds of the cost of `pixels`.
+        pixels: Decodes, resizes and crops the image; can be called once. Raises BrokenImage or TooLarge.
+        turned: Returns, after `pixels`, whether width and height were swapped by turning the image.
     """
 
     size: tuple[int, int]
@@ -59,28 +63,33 @@ class Pending(NamedTuple):
 
     @property
     def upright(self) -> tuple[int, int]:
-        """(width, height) of the image that the model was given, once `pixels` is done."""
+        """(width, height) of the image after it was turned upright; valid after `pixels`."""
         return self.size[::-1] if self.turned() else self.size
 
 
 def blank(spec: Spec, count: int) -> Prepared:
-    """So many images as an engine takes them, of the usual shape and without content."""
+    """Return `count` empty images as an engine's input, in the usual shape; see `Prepared`."""
     if spec.rounded:
         return np.zeros((count, *spec.image_shape), np.uint8)
     return np.zeros((count, *spec.tensor_shape), np.float32)
 
 
 def crop(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Prepared:
-    """The image in `data`, resized and cropped, as `Prepared` has it.
+    """Decode, resize and crop the image file `data`; see `Prepared`.
 
-    Raises UnsupportedImage, BrokenImage, or TooLarge where it has more than `max_pixels` pixels, before or
-    after it is resized.
+    Args:
+        max_pixels: Maximum number of pixels, before and after resizing.
+
+    Raises:
+        UnsupportedImage: The format is not supported, or nothing would remain after resizing.
+        BrokenImage: The image is damaged.
+        TooLarge: It has too many pixels.
     """
     return pending(data, spec, decode=decode, max_pixels=max_pixels).pixels()
 
 
 def pending(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: int) -> Pending:
-    """`crop`, of which only the header has been read. Raises what `crop` raises."""
+    """Read only the header of the image in `data`; arguments and errors are those of `crop`."""
     fast = decode == "fast" and spec.antialias and spec.rounded and spec.interpolation in _SMOOTH
     shortest = None
     if fast and spec.resize is not None:
@@ -95,7 +104,7 @@ def pending(data: bytes, spec: Spec, *, decode: Decode = "exact", max_pixels: in
 
 
 def pending_pixels(pixels: Pixels, spec: Spec) -> Pending:
-    """`crop_pixels`, before anything is done."""
+    """Return `pixels`, uint8 RGB (height, width, 3), to be resized and cropped; see `crop_pixels`."""
     height, width, _ = pixels.shape
     converting = width * height * 5 if spec.channels == 1 else 0
     memory = max(converting, _cutting((width, height), (width, height), spec, False, _ANY))
@@ -104,21 +113,24 @@ def pending_pixels(pixels: Pixels, spec: Spec) -> Pending:
 
 
 def crop_pixels(pixels: Pixels, spec: Spec) -> Prepared:
-    """`pixels`, uint8 RGB (height, width, 3), as `crop` has them, exact."""
+    """Resize and crop `pixels`, uint8 RGB (height, width, 3), as `crop` with `exact`."""
     return _cut_whole(Image.fromarray(pixels, "RGB").convert(_mode(spec)), spec, _ANY)
 
 
 def crop_image(image: Image.Image, spec: Spec, *, max_pixels: int) -> Prepared:
-    """A Pillow image as `crop` has it, exact; raises what `crop_sized` raises."""
+    """Resize and crop a Pillow image as `crop` with `exact`; raises as `crop_sized`."""
     return crop_sized(image, spec, max_pixels=max_pixels)[0]
 
 
 def crop_sized(image: Image.Image, spec: Spec, *, max_pixels: int) -> tuple[Prepared, tuple[int, int]]:
-    """A Pillow image as `crop` has it, exact; and its (width, height), upright where the spec says so.
+    """Resize and crop a Pillow image as `crop` with `exact`.
+
+    Returns:
+        The result; and (width, height) of the image, after it was turned upright if the spec states that.
 
     Raises:
-        BrokenImage: it is read from a file only now, and cannot be decoded.
-        TooLarge: it has more than `max_pixels` pixels, before or after it is resized.
+        BrokenImage: The image was not decoded yet, and is damaged.
+        TooLarge: It has more than `max_pixels` pixels, before or after resizing.
     """
     check_size(image.size, max_pixels)
     try:
@@ -135,15 +147,18 @@ def _cut_whole(image: Image.Image, spec: Spec, max_pixels: int) -> Prepared:
 
 
 def whole(data: bytes, spec: Spec, *, max_pixels: int) -> Image.Image:
-    """The image in `data` as it is before it is resized: grey or RGB, and upright if `spec` says so.
+    """Decode the image in `data` as grey or RGB, and turn it upright if `spec` states that; do not resize.
 
-    Raises UnsupportedImage, BrokenImage, or TooLarge where it has more than `max_pixels` pixels.
+    Raises:
+        UnsupportedImage: The format is not supported.
+        BrokenImage: The image is damaged.
+        TooLarge: It has more than `max_pixels` pixels.
     """
     return Picture(data, _mode(spec), max_pixels=max_pixels, exif=spec.exif).decode().image
 
 
 def normalise(images: Pixels, spec: Spec) -> NDArray[np.float32]:
-    """`images`, uint8 (n, height, width, channels), as torchvision's ToTensor and Normalize have them.
+    """Normalise `images`, uint8 (n, height, width, channels), as torchvision's ToTensor and Normalize.
 
     Returns float32 (n, channels, height, width).
     """
@@ -159,18 +174,17 @@ def _mode(spec: Spec) -> Literal["RGB", "L"]:
 
 
 def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Prepared:
-    """The image that is decoded, resized and cropped, with its channels as `spec` orders them."""
+    """Resize and crop a decoded image, and order its channels as `spec` states."""
     resized = spec.resized(*decoded.size)
     if 0 in resized:
         raise UnsupportedImage(
             f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, of which the model's preprocessing "
             f"would leave {resized[0]} x {resized[1]}; send one that is less narrow"
         )
-    if spec.whole and spec.resize is not None and math.prod(resized) > WHOLE * math.prod(spec.crop):
+    if math.prod(resized) > spec.most_resized:
         raise TooLarge(
-            f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, which the model's preprocessing "
-            f"would resize to {resized[0]} x {resized[1]}; the limit is {WHOLE * math.prod(spec.crop)} "
-            "pixels: send one that is less narrow"
+            f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, resized to {resized[0]} x "
+            f"{resized[1]}; the limit is {spec.most_resized} pixels: send one that is less narrow"
         )
     if not spec.rounded:
         return fractional(np.asarray(decoded.image).reshape(*decoded.size[::-1], spec.channels), spec)
@@ -207,9 +221,11 @@ def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixel
 
 
 def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: bool, max_pixels: int) -> int:
-    """Bytes that `_cut` takes at most, with the image that it is given.
+    """Return the maximum memory of `_cut` in bytes, including its input.
 
-    size: (width, height) at full scale; decoded: as it was decoded. It may be turned, where `spec` says so.
+    Args:
+        size: (width, height) at full scale.
+        decoded: (width, height) of the decoded image.
     """
     pixel = 1 if spec.channels == 1 else 4
     held = decoded[0] * decoded[1] * pixel
@@ -233,12 +249,12 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
         down = _axis(0.0, height, to[1], crop[0], rounding, cut[1] and to[1] != height)
         between = max(across.length * (down.end - down.start), (across.end - across.start) * down.length)
         most = max(most, math.ceil(between) + across.length * down.length)
-    # What has more than `max_pixels` is refused; so is it, once for each of two steps.
+    # The results of both passes are limited to `max_pixels`; larger images are refused.
     return held + held // 4 * fast + min(most, 2 * max_pixels) * pixel
 
 
 def _offset(resized: int, crop: int, rounding: CropRounding) -> int:
-    """Where a centre crop starts; negative where the crop is larger, and has a black border."""
+    """Return the start of a centre crop; negative if the crop is larger, which adds a black border."""
     if crop > resized:
         return -((crop - resized) // 2)
     return (resized - crop) // 2 if rounding == "down" else round((resized - crop) / 2)
@@ -247,8 +263,11 @@ def _offset(resized: int, crop: int, rounding: CropRounding) -> int:
 class _Axis(NamedTuple):
     """One direction of a resize and crop.
 
-    start, end: what of the decoded image is resized; length: to how many pixels; offset: where in these the
-    crop starts.
+    Attributes:
+        start: Start of the part of the decoded image that is resized, in pixels.
+        end: End of that part.
+        length: Number of pixels after resizing.
+        offset: Start of the crop in these.
     """
 
     start: float
@@ -258,9 +277,10 @@ class _Axis(NamedTuple):
 
 
 def _axis(start: float, end: float, resized: int, crop: int, rounding: CropRounding, cut: bool) -> _Axis:
-    """How to get `crop` of `resized` pixels out of what was decoded from `start` to `end`.
+    """Return how to resize the pixels from `start` to `end` to `resized` pixels and crop them to `crop`.
 
-    cut: whether to resize only what the crop needs.
+    Args:
+        cut: Whether to resize only the part that the crop needs.
     """
     offset = _offset(resized, crop, rounding)
     if cut and crop < resized:
@@ -270,11 +290,10 @@ def _axis(start: float, end: float, resized: int, crop: int, rounding: CropRound
 
 
 def _exact_cuts(size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int]) -> tuple[bool, bool]:
-    """Whether to resize only what the crop needs, (across, down), changes no bit of the result.
+    """Return whether resizing only the part for the crop gives the same result, (across, down).
 
-    Pillow takes the edges as float32: they must be exact, as they are along the shorter side for a resize
-    to 256.
-    And Pillow's two passes must keep their order: what the first one rounds shows in the second.
+    Pillow converts the edges to float32: they must be exact, as they are along the shorter side for a resize
+    to 256. And the order of Pillow's two passes must stay the same, since the first one rounds its result.
     """
     if _vertical_first(size, resized):
         return False, False
@@ -284,13 +303,13 @@ def _exact_cuts(size: tuple[int, int], resized: tuple[int, int], crop: tuple[int
 
 
 def _vertical_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
-    """Whether Pillow 13 starts with the vertical pass; older ones never do. Both are (width, height)."""
+    """Return whether Pillow 13, from (width, height) to another, starts vertically; older ones never do."""
     shrunk = size[1] - resized[1]
     return shrunk > 0 and shrunk > 2 * (size[0] - resized[0])
 
 
 def _is_binary_fraction(numerator: int, denominator: int) -> bool:
-    """Whether the fraction's multiples up to `numerator` are exact in float32."""
+    """Return whether the fraction's multiples up to `numerator` are exact in float32."""
     denominator //= math.gcd(numerator, denominator)
     return denominator & (denominator - 1) == 0 and numerator * denominator <= 2**24
 
@@ -307,13 +326,16 @@ def _cubic(distance: Floats) -> Floats:
 
 
 _KERNELS: dict[str, Callable[[Floats], Floats]] = {"bilinear": _linear, "bicubic": _cubic}
-"""What `antialias=False` is defined for: the weight of a pixel at a distance of 0 to 2."""
+"""Filters for `antialias=False`: functions from the distance of a pixel, 0 to 2, to its weight."""
 
 
 def _taps(
     length: int, resized: int, crop: int, rounding: CropRounding, kernel: Callable[[Floats], Floats]
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Which 4 of `length` pixels each of `crop` pixels is made of, and their weights: both (4, crop)."""
+    """Return the 4 of `length` pixels that each of `crop` pixels depends on, and their weights.
+
+    Both arrays have the shape (4, crop).
+    """
     target = np.arange(crop) + _offset(resized, crop, rounding)
     source = (target + 0.5) * (length / resized) - 0.5
     taps = np.floor(source) + np.arange(-1, 3)[:, None]
@@ -322,7 +344,7 @@ def _taps(
 
 
 def _sampled(pixels: Pixels, spec: Spec, resized: tuple[int, int], crop: tuple[int, int]) -> Pixels:
-    """The crop as torchvision has it on a tensor with `antialias=False`: from 4 x 4 pixels at each point."""
+    """Resize and crop as torchvision with a tensor and `antialias=False`: from 4 x 4 pixels per point."""
     height, width, _ = pixels.shape
     kernel = _KERNELS[spec.interpolation]
     rows = np.zeros((crop[0], *pixels.shape[1:]), np.float32)
@@ -335,10 +357,11 @@ def _sampled(pixels: Pixels, spec: Spec, resized: tuple[int, int], crop: tuple[i
 
 
 def fractional(pixels: Pixels, spec: Spec) -> NDArray[np.float32]:
-    """`pixels`, uint8 (height, width, channels), as torchvision's detectors have them; see `Spec.rounded`.
+    """Normalise, resize and crop as torchvision's detectors do; see `Spec.rounded`.
 
-    They normalise first and resize then, by `torch.nn.functional.interpolate(mode="bilinear")`: from 2 x 2
-    pixels at each point, with coordinates in float32. What a crop has beyond the image is 0.
+    They normalise first, and then resize with `torch.nn.functional.interpolate(mode="bilinear")`: from 2 x 2
+    pixels per point, with coordinates in float32. The part of a crop outside the image is 0.
+    `pixels` are uint8 (height, width, channels), the result float32 (channels, height, width).
     """
     height, width, channels = pixels.shape
     resized = spec.resized(width, height)
@@ -348,8 +371,8 @@ def fractional(pixels: Pixels, spec: Spec) -> NDArray[np.float32]:
     levels = normalise(np.arange(256, dtype=np.uint8).repeat(channels).reshape(1, 256, 1, channels), spec)
     values = np.zeros((channels, *crop), np.float32)
     order = range(channels)[::-1] if spec.channel_order == "bgr" else range(channels)
-    for channel, taken in enumerate(order):
-        plane, level = pixels[..., taken], levels[0, channel, :, 0]
+    for channel, source in enumerate(order):
+        plane, level = pixels[..., source], levels[0, channel, :, 0]
         upper, lower = (
             level[plane[line, left]] * (1 - across) + level[plane[line, right]] * across
             for line in (above[:, None], below[:, None])
@@ -361,8 +384,12 @@ def fractional(pixels: Pixels, spec: Spec) -> NDArray[np.float32]:
 def neighbours(
     length: int, resized: int, crop: int, rounding: CropRounding = "even"
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], slice]:
-    """Between which two of `length` pixels each of the crop's is, and how far from the first, 0 to 1; and
-    which of the crop's pixels these are."""
+    """Return, for each pixel of a crop that is inside the image, the two of `length` pixels around it.
+
+    Returns:
+        The indices of the first pixels; those of the second ones; the distance from the first ones, 0 to 1;
+        and the slice of the crop that is inside the image.
+    """
     offset = _offset(resized, crop, rounding)
     first, last = max(0, offset), min(resized, offset + crop)
     scale = np.float32(length) / np.float32(resized)

@@ -1,6 +1,7 @@
-"""Spec: how an image is preprocessed, as it was in training."""
+"""Spec: the preprocessing of images that a model was trained with."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -9,9 +10,12 @@ ChannelOrder = Literal["rgb", "bgr"]
 CropRounding = Literal["even", "down"]
 
 _PHOTO = (1024, 768)
-"""(width, height) of an ordinary photo."""
+"""(width, height) of a common photo."""
 _RARE = {"longest": None, "whole": False, "rounded": True}
-"""Fields that are left out of `to_dict` where they have these values, as before there were any others."""
+"""Fields that `to_dict` leaves out if they have these values, for compatibility with older versions."""
+_WHOLE = 8
+"""Pixels of an image that is not cropped, as multiples of those of a 4 x 3 image. Without a limit, a narrow
+image, resized by its shorter side, could have any number, and its forward pass any cost."""
 _ANY = object()
 
 
@@ -19,21 +23,28 @@ _ANY = object()
 class Spec:
     """Resize, crop, scale to 0..1, normalise: torchvision's Resize, CenterCrop, ToTensor and Normalize.
 
-    resize: length of the shorter side in pixels after resizing, or (height, width), or None to leave it.
-    longest: most pixels of the longer side after resizing to a shorter one; None for any number.
-    crop: (height, width) in pixels of the centre crop.
-    whole: True crops nothing: images keep their shapes, and `crop` is what one of 4 x 3 is resized to.
-    rounded: False keeps the fractions that resizing gives, as torchvision's detectors do; the image is then
-    normalised at once: float32 (channels, height, width). Only bilinear, without antialias.
-    antialias: False resizes as torchvision does a tensor with `antialias=False` (bilinear and bicubic only).
-    exif: True turns an image upright as its EXIF orientation says.
-    channel_order: `bgr` gives the model blue first, as OpenCV reads images. Grey images have no order.
-    crop_rounding: where a centre crop starts if its middle lies between two pixels: at the `even` number, as
-    torchvision's CenterCrop, or `down`, as the image processors of Hugging Face.
-    mean, std: one number a channel, of values in 0..1, in the order in which the model gets the channels;
-    their length (1 or 3) says grey or colour.
-    assumed: True when nobody said so and the common values were taken.
     The default values are those of torchvision's ImageNet reference training.
+
+    Attributes:
+        resize: Length of the shorter side in pixels after resizing, or (height, width), or None for no
+            resizing.
+        crop: (height, width) of the centre crop in pixels.
+        antialias: False resizes as torchvision does with a tensor and `antialias=False` (bilinear and bicubic
+            only).
+        exif: True turns an image upright according to its EXIF orientation.
+        channel_order: `bgr` puts blue first, as OpenCV reads images. Grey images have no order.
+        crop_rounding: Where a centre crop starts if its middle is between two pixels: at the `even` number,
+            as torchvision's CenterCrop, or `down`, as the image processors of Hugging Face.
+        mean: One number per channel, for values in 0..1, in the model's order of channels. The length (1 or
+            3) implies grey or colour.
+        std: As many numbers, by which the values are then divided.
+        assumed: True if the values are not stated anywhere, so that the usual ones are used.
+        longest: Maximum length of the longer side in pixels after resizing the shorter one; None for no
+            limit.
+        whole: True does not crop: images keep their shapes, and `crop` is the size of a photo of 4 x 3 after
+            resizing.
+        rounded: False keeps the fractions that resizing gives, as torchvision's detectors do. The image is
+            then normalised, too: float32 (channels, height, width). Only bilinear without antialias.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -57,24 +68,29 @@ class Spec:
 
     @classmethod
     def uncropped(cls, resize: int | tuple[int, int] | None, **rest: Any) -> "Spec":
-        """A spec that crops nothing. rest: the other fields."""
+        """Return a spec without a crop; `rest` has the other fields."""
         typical = Spec(resize, whole=True, **rest)
         width, height = typical.resized(*_PHOTO)
         return replace(typical, crop=(height, width))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that torchvision's Resize gives an image of `width` x `height` pixels."""
+        """Return (width, height) of an image of `width` x `height` pixels after torchvision's Resize."""
         if self.resize is None:
             return width, height
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         if self.longest is not None:
-            # torchvision's `_resize_image_and_masks`: both sides are cut to whole pixels.
+            # As torchvision's `_resize_image_and_masks`: both sides are rounded down.
             scale = min(self.resize / min(width, height), self.longest / max(width, height))
             return int(width * scale), int(height * scale)
         if width <= height:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
+
+    @property
+    def most_resized(self) -> float:
+        """Maximum number of pixels after resizing, where nothing is cropped; see `_WHOLE`."""
+        return _WHOLE * self.crop[0] * self.crop[1] if self.whole and self.resize is not None else math.inf
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -87,9 +103,9 @@ class Spec:
         return (self.channels, *self.crop)
 
     def takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether a normalised tensor of this shape may go to the model as it is.
+        """Return whether the model accepts a normalised tensor of this shape, (channels, height, width).
 
-        Where nothing is cropped, that is one no larger than what images are resized to.
+        Without a crop, it may be at most as large as a resized image.
         """
         if not self.whole:
             return shape == self.tensor_shape
@@ -97,12 +113,12 @@ class Spec:
         return len(shape) == 3 and shape[0] == self.channels and 0 < min(shape[1:]) <= max(shape[1:]) <= most
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as plain values, ready for JSON or YAML; see `_RARE`."""
+        """Return the spec as plain values for JSON or YAML; see `_RARE`."""
         values = asdict(self)
         return {name: value for name, value in values.items() if value != _RARE.get(name, _ANY)}
 
     def to_card(self) -> str:
-        """The spec as the value of `preprocessing` in a model card: YAML in one line, without defaults."""
+        """Return the value of `preprocessing` in a model card: YAML in one line, without defaults."""
         standard, fields = Spec(), ["resize", "crop"]
         fields += [
             name
@@ -122,7 +138,7 @@ class Spec:
         return "{" + ", ".join(f"{name}: {self._value(name)}" for name in fields) + "}"
 
     def words(self) -> str:
-        """All of it, for a log or a terminal."""
+        """Return the spec as text for a log or a terminal."""
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return (
             f"{self._resizing()}, {'no crop' if self.whole else f'crop {self.crop[0]}x{self.crop[1]}'}, "
@@ -156,7 +172,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
-        """The inverse of `to_dict`, also after JSON or YAML; raises TypeError on a field it does not know."""
+        """Return the spec for the result of `to_dict`; raises TypeError for an unknown field."""
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }

@@ -58,10 +58,10 @@ class Text:
                 f"the input's shape {list(shape)} needs {math.prod(shape)} elements, but {len(values)} were "
                 "sent"
             )
-        found = b",".join(brackets)
-        if found.translate(None, b"[,]"):
+        nesting = b",".join(brackets)
+        if nesting.translate(None, b"[,]"):
             raise MalformedRequest(_WRONG[kind])
-        if found not in (_brackets((len(values),)), _brackets(shape)):
+        if nesting not in (_brackets((len(values),)), _brackets(shape)):
             raise MalformedRequest(f"the input's data is nested differently than its shape {list(shape)}")
         return np.frombuffer(values, values.typecode)
 
@@ -94,7 +94,7 @@ def _parsed(piece: bytes, kind: Kind) -> list[Any]:
 
 
 def _extend(values: "array[Any]", elements: list[Any], kind: Kind) -> None:
-    time.sleep(0)  # a thread that waits for Python's lock has it now, and not in five milliseconds
+    time.sleep(0)  # let a thread that waits for Python's lock have it now, not after five milliseconds
     try:
         values.fromlist(elements)
     except (TypeError, OverflowError) as error:

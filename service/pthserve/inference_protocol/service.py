@@ -67,7 +67,7 @@ class Service:
         return {"name": "pthserve", "version": pthserve.__version__, "extensions": list(EXTENSIONS)}
 
     def model_metadata(self, name: str, version: str = "") -> dict[str, object]:
-        """Return the inputs and outputs of the model; a request has one of the inputs."""
+        """Return the inputs and outputs of the model; a request must have one of the inputs."""
         model = self.model(name, version)
         return {
             "name": model.name,

@@ -70,7 +70,7 @@ class Output:
 
 
 def input_forms(spec: Spec) -> tuple[TensorForm, ...]:
-    """Return the inputs of a model with the preprocessing `spec`; a request has one of them."""
+    """Return the inputs of a model with the preprocessing `spec`; a request must have one of them."""
     return (
         TensorForm("image", "BYTES", (-1,)),
         TensorForm("pixels", "UINT8", (-1, -1, -1, 3)),

@@ -109,7 +109,8 @@ def _watched(code: str, source: Path) -> Iterator[Callable[[], tuple[list[tuple[
     count by their version.
     """
     from pthserve.files import card
-    from pthserve.loading.cache_key import is_library, sha256
+    from pthserve.files.regular_files import sha256
+    from pthserve.loading.cache_key import is_library
 
     names: dict[str, None] = {}
     counted: set[str] = set()

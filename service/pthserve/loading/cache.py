@@ -26,7 +26,6 @@ from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.files import regular_files
 from pthserve.files.private_folder import private
-from pthserve.loading.cache_key import sha256
 from pthserve.options import ModelOptions
 from pthserve.planning import plan_files
 from pthserve.planning.plan import Plan
@@ -265,6 +264,6 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 def _changed(file: Path, digest: str) -> bool:
     try:
-        return sha256(file) != digest
+        return regular_files.sha256(file) != digest
     except OSError:
         return True

@@ -21,7 +21,7 @@ import pthserve
 from pthserve.engines.cpu import cpu_flags
 from pthserve.files import card, weights
 from pthserve.files.card import Card
-from pthserve.files.regular_files import open_regular
+from pthserve.files.regular_files import sha256
 from pthserve.options import ModelOptions
 
 FORMAT = 1
@@ -82,12 +82,6 @@ def key(source: Path, options: ModelOptions) -> Key:
     }
     text = json.dumps(content, sort_keys=True, default=str)
     return Key(hashlib.sha256(text.encode()).hexdigest(), described, files, code)
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a regular file; raises OSError."""
-    with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def is_library(file: str) -> bool:

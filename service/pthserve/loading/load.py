@@ -270,7 +270,10 @@ def unpacked(
     proof = examiner(engines, model.golden, model.labels, proof=model.proof(), known=model.plan.evidence)
     if known is None and not measure:
         known = model.plan
-    plan, engine = tune(proof, model.digest, known=known)
+    try:
+        plan, engine = tune(proof, model.digest, known=known)
+    except EngineError as error:
+        raise EngineError(f"{model.folder}: {error}") from error
     served = model.model(engine, plan)
     return replace(
         served,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pthserve.engines.cpu import library
 from pthserve.errors import EngineError, PackError
@@ -22,7 +22,6 @@ from pthserve.files import onnx_files
 from pthserve.loading import packed
 from pthserve.loading.build import BuildFailed, Result, Watch, build, log_again
 from pthserve.loading.cache import PACK, Cache, Entry, UnusableCache
-from pthserve.loading.cache_key import Key, key
 from pthserve.loading.load import load, unpacked
 from pthserve.loading.model import Model
 from pthserve.loading.packed import Packed
@@ -31,6 +30,9 @@ from pthserve.planning import plan_files
 from pthserve.planning.plan import Plan
 from pthserve.sources.fetched import fetched
 from pthserve.text import MESSAGE, quoted
+
+if TYPE_CHECKING:  # a packed model needs no key
+    from pthserve.loading.cache_key import Key
 
 NICE = 10
 """By how much the build for a reload gives way to the service; see nice(1)."""
@@ -79,7 +81,7 @@ class Loader:
         if packed.is_packed(path) or self._needs_torch():
             return self._here()
         try:
-            found = key(path, options)
+            found = _key(path, options)
         except OSError:
             return self._here()  # which says what is wrong with the file
         if onnx_files.may_be(found.card.weights):
@@ -112,7 +114,7 @@ class Loader:
         cpu_build = library("torch").endswith("+cpu")
         return anything and not hidden and not cpu_build and any(map(os.path.exists, _GPUS))
 
-    def _from(self, cache: Cache, found: Key) -> Model:
+    def _from(self, cache: Cache, found: "Key") -> Model:
         """The model, as its pack in `cache`, which is built where it is not there."""
         with cache.locked(found.digest, shared=True):
             if (model := self._found(cache, found)) is not None:
@@ -130,7 +132,7 @@ class Loader:
         cache.trim(keep=found.digest)
         return model
 
-    def _found(self, cache: Cache, found: Key) -> Model | None:
+    def _found(self, cache: Cache, found: "Key") -> Model | None:
         """The model, where its entry is there and whole."""
         entry = cache.find(found.digest)
         if entry is None:
@@ -145,7 +147,7 @@ class Loader:
         return model
 
     @contextmanager
-    def _built(self, cache: Cache, found: Key) -> Iterator[Entry]:
+    def _built(self, cache: Cache, found: "Key") -> Iterator[Entry]:
         """A new entry. Where a file changed meanwhile it is not kept, and gone at the end of the block."""
         began = time.perf_counter()
         source = quoted(self._source, MESSAGE)
@@ -158,7 +160,7 @@ class Loader:
                 result = build(str(self._path), options, part / PACK, self._watch, code=found.code, nice=nice)
                 if result.needs_torch:
                     shutil.rmtree(part / PACK)
-                kept = result.keep and key(self._path, self._options).digest == found.digest
+                kept = result.keep and _key(self._path, self._options).digest == found.digest
                 entry = cache.put(part, found.digest, _values(result, found)) if kept else None
                 if result.needs_torch:
                     _log.info("%s is not packed, and PyTorch runs it: %s", source, result.needs_torch)
@@ -182,7 +184,7 @@ class Loader:
         if self._watching is not None:
             self._watching(stage, done, total or 0)
 
-    def _served(self, entry: Entry, found: Key) -> Model:
+    def _served(self, entry: Entry, found: "Key") -> Model:
         """The model of an entry; raises PackError where it is damaged."""
         if entry.needs_torch:
             _log.debug("it needs PyTorch: %s", entry.needs_torch)
@@ -238,7 +240,13 @@ def _temporary(_: ModelOptions, size: int) -> Iterator[Cache]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _values(result: Result, found: Key) -> Mapping[str, Any]:
+def _key(path: Path, options: ModelOptions) -> "Key":
+    from pthserve.loading.cache_key import key  # with what reads a card, which a packed model does not have
+
+    return key(path, options)
+
+
+def _values(result: Result, found: "Key") -> Mapping[str, Any]:
     """What an entry says of the build."""
     counted = {os.path.realpath(file) for file in found.files}
     return {

@@ -19,6 +19,7 @@ from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import Built, build, examiner, proof_images
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
+from pthserve.planning.agreement import scores
 from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.examiner import Examiner
 from pthserve.planning.tune import pass_seconds, tune
@@ -67,9 +68,10 @@ def write(built: Built, folder: Path, settings: ModelOptions, *, check_golden: b
     images = proof_images(built.card.golden, spec)
     architecture = built.architecture
     engines = EngineFactory(architecture.module, spec, settings, built.task, graph=architecture.graph)
-    reference = engines.reference(images)
     int8 = settings.precision == "int8"
     proof = examiner(engines, built.card.golden, built.labels)
+    with proof.fp32() as engine:
+        reference = scores(built.task, engine, (image[None] for image in images))
     proof.prepare([Candidate("openvino", "int8" if int8 else "fp32", "cpu", settings.cpus)])
     packable = replace(engines, module=None)  # as the packed model is served
     auto = settings.model_copy(update={"precision": "auto"})

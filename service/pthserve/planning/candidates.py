@@ -4,13 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pthserve.engines.base import Engine
 from pthserve.engines.quantized_graph import Quantization, weight_bits
 from pthserve.errors import EngineError
-from pthserve.images.preprocess import Pixels
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
@@ -155,14 +151,6 @@ class EngineFactory:
         return OpenVINOEngine(
             graph, self.spec, precision=precision, threads=threads, cache_dir=cache, rest=rest
         )
-
-    def reference(self, images: Pixels) -> NDArray[np.float32]:
-        """Return the scores that candidates must agree with: of PyTorch at fp32, or of OpenVINO at fp32."""
-        name = "torch" if self.module is not None else "openvino"
-        engine = self.make(Candidate(name, "fp32", "cpu", self.options.cpus))
-        scores = np.concatenate([self.task.scores(engine(image[None])) for image in images])
-        engine.close()
-        return scores
 
     def device(self) -> str:
         """Return the device that runs the model: `cpu` or `cuda`."""

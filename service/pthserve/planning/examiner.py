@@ -126,7 +126,7 @@ class Examiner:
         if self._reference is None:
             _log.info("comparing with fp32 on %d crops of %s", len(self.crops), self.crops.source)
             name = "openvino" if self.engines.module is None or self._exact() else "torch"
-            with self._fp32(name) as engine:
+            with self.fp32(name) as engine:
                 if self.proof is not None:
                     self._check_pack(engine)
                 found = scores(self.engines.task, engine, self.crops)
@@ -140,7 +140,7 @@ class Examiner:
         if self._rounding is None:
             task, crops = self.engines.task, self.crops
             first = list(islice(crops, CHECKED // BATCH))
-            with self._fp32("torch") as torch, self._fp32("openvino") as openvino:
+            with self.fp32("torch") as torch, self.fp32("openvino") as openvino:
                 reference = Reference(scores(task, torch, first), crops.origin)
                 self._rounding = examine(task, openvino, first, reference)
         return self._rounding if self._rounding.largest <= ROUNDING else None
@@ -149,7 +149,9 @@ class Examiner:
         """Raise EngineError if OpenVINO at fp32 does not answer as PyTorch did."""
         proven = self._proven(openvino)
         if proven is not None and (refusal := proven.refusal(Rule(self.engines.options.tolerance))):
-            raise EngineError(f"openvino fp32: {refusal}")
+            raise EngineError(
+                f"OpenVINO at fp32 does not answer as PyTorch did when the model was packed: {refusal}"
+            )
 
     def _proven(self, engine: Engine) -> Evidence | None:
         """Return how an engine compares with PyTorch's answers in the pack."""
@@ -161,7 +163,9 @@ class Examiner:
         return compare(self.engines.task, engine, found, Reference(expected, origin))
 
     @contextmanager
-    def _fp32(self, name: str) -> Iterator[Engine]:
+    def fp32(self, name: str = "") -> Iterator[Engine]:
+        """Yield the engine called `name` at fp32, or PyTorch's where there is a module, else OpenVINO's."""
+        name = name or ("torch" if self.engines.module is not None else "openvino")
         engine = self.engines.make(Candidate(name, "fp32", "cpu", self.engines.options.cpus))
         try:
             yield engine
@@ -207,7 +211,7 @@ class Examiner:
             return ""
         wrong = self.golden(engine)
         if wrong and self._golden_reference is None:
-            with self._fp32("torch" if self.engines.module is not None else "openvino") as fp32:
+            with self.fp32() as fp32:
                 self._golden_reference = self.golden(fp32)
         images = {one.partition(": ")[0] for one in self._golden_reference or ()}
         new = [one for one in wrong if one.partition(": ")[0] not in images]

@@ -1,4 +1,4 @@
-"""Admission: who gets in. A permit must be free, and the wait that the measurements predict must fit."""
+"""Admission: accept a request only if it gets permits for its images and its predicted wait is short."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,14 +7,15 @@ from pthserve.errors import Overloaded, TooLarge
 from pthserve.metrics import Rejection, count_rejection
 
 SHARE_OF_DEADLINE = 0.8
-"""How much of its deadline a request may be predicted to wait; the rest is for what no prediction knows."""
+"""Maximum predicted wait as a share of the deadline; the rest is a margin for errors of the prediction."""
 
 
 class Admission:
-    """Counts the images that were admitted and are not yet answered. One event loop uses it.
+    """Counts the images that are admitted and not yet answered. Only one event loop may use it.
 
-    limit: most images at once.
-    seconds_for: how many images, to the seconds that the service takes for so many, as measured.
+    Args:
+        limit: Maximum number of images at the same time.
+        seconds_for: Returns the seconds that the service needs for a number of images, as measured.
     """
 
     def __init__(self, limit: int, seconds_for: Callable[[int], float]) -> None:
@@ -23,19 +24,23 @@ class Admission:
         self.inflight = 0
 
     def check(self, images: int, deadline: float) -> None:
-        """Raise what `admit` would raise now, and take nothing.
+        """Check whether `admit` would succeed now.
 
-        images: how many the request has; deadline: seconds it has left.
-        Raises Overloaded, or TooLarge where so many never get in.
+        Args:
+            images: Number of images of the request.
+            deadline: Seconds until its deadline.
+
+        Raises:
+            Overloaded: There are too few permits, or the predicted wait is too long.
+            TooLarge: The request has more images than there are permits in total.
         """
         if images > self._limit:
             raise TooLarge(f"the request has {images} images; the limit is {self._limit}")
         if self.inflight + images > self._limit:
             reason = Rejection.PERMITS
         elif self.inflight and self._seconds_for(self.inflight + images) > SHARE_OF_DEADLINE * deadline:
-            reason = (
-                Rejection.WAIT
-            )  # an idle service lets one in however long it takes: that is how it learns
+            # An idle service admits any request, or an estimate that is too high could never be corrected.
+            reason = Rejection.WAIT
         else:
             return
         count_rejection(reason)
@@ -48,7 +53,7 @@ class Admission:
 
     @contextmanager
     def admit(self, images: int, deadline: float) -> Iterator[None]:
-        """A permit an image, given back when the block is left. Raises what `check` raises."""
+        """Take one permit per image until the block ends; raises as `check`."""
         self.check(images, deadline)
         self.inflight += images
         try:

@@ -1,4 +1,4 @@
-"""Background: a thread beside the event loop, for work that takes long and may never end."""
+"""Background: run long work, which may never end, in a thread outside the event loop."""
 
 import asyncio
 import threading
@@ -10,20 +10,23 @@ Result = TypeVar("Result")
 
 
 async def in_background(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises; in a daemon's thread, so that it keeps no process from ending."""
+    """Return what `work` returns, or raise what it raises.
+
+    It runs in a daemon thread, which does not keep the process from ending.
+    """
     done: Future[Result] = Future()
     threading.Thread(target=run, args=(work, done), name="background", daemon=True).start()
     try:
         return await asyncio.wrap_future(done)
     finally:
-        del done  # an exception leads to this frame, and must not lead back to itself
+        del done  # an exception refers to this frame, and must not form a reference cycle
 
 
 def run(work: Callable[[], Result], done: "Future[Result]") -> None:
-    """Have `done` become what `work` returns or raises."""
+    """Run `work` and set the result or the exception of `done`."""
     try:
         done.set_result(work())
-    except BaseException as error:  # whoever awaits it gets it
+    except BaseException as error:  # raised again where `done` is awaited
         done.set_exception(error)
     finally:
         del work, done

@@ -1,4 +1,7 @@
-"""Batcher: a deque and the threads that run the engine. No timer: a batch is what came while it was busy."""
+"""Batcher: the queue of images and the threads that run the engine.
+
+There is no timer: a batch consists of the images that arrived while the engine was busy.
+"""
 
 import asyncio
 import logging
@@ -27,15 +30,21 @@ _INFER = STAGE_DURATION.labels("infer")
 
 
 LANES = 2
-"""Passes that may run at once, where an engine has as many lanes."""
+"""Number of threads: forward passes that run at the same time, if the engine has as many lanes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inference:
-    """What the engine said of one image, and when.
+    """The engine's outputs for one image, with durations.
 
-    logits: float32 (outputs,); decode, queue, infer: seconds; batch: images in the same forward pass.
-    since: when it was queued, on time.perf_counter()'s clock. size: (width, height) of the image as sent.
+    Attributes:
+        logits: float32 (outputs,).
+        decode: Seconds to decode and preprocess the image.
+        queue: Seconds in the queue.
+        infer: Seconds of the forward pass.
+        batch: Number of images in the same forward pass.
+        since: When the image was queued, on the clock of time.perf_counter().
+        size: (width, height) of the image as sent.
     """
 
     logits: NDArray[np.float32]
@@ -49,11 +58,15 @@ class Inference:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One image on its way through the engine of the model it was admitted for.
+    """One image in the queue.
 
-    future: whoever waits; once it is done, for whatever reason, nothing is spent on the entry any more.
-    image: uint8 (height, width, channels) or float32 (channels, height, width).
-    decode: seconds that it took to make `image` of what the client sent. size: (width, height) of that.
+    Attributes:
+        model: The model that must answer it.
+        future: Receives the result. Once it is done, even if cancelled, the entry is skipped.
+        image: uint8 (height, width, channels) or float32 (channels, height, width).
+        decode: Seconds that it took to decode and preprocess the image.
+        size: (width, height) of the image as sent.
+        since: When it was queued, on the clock of time.perf_counter().
     """
 
     model: Model
@@ -64,7 +77,7 @@ class Entry:
     since: float = field(default_factory=time.perf_counter)
 
     def joins(self, other: "Entry") -> bool:
-        """Whether both may be in one forward pass."""
+        """Return whether both may be in the same forward pass."""
         return (
             self.model is other.model
             and self.image.shape == other.image.shape
@@ -81,11 +94,13 @@ class _Pass:
 
 
 class Batcher:
-    """Runs the engines of the entries it is given, first come first served.
+    """Runs the forward passes for queued entries, in the order of arrival.
 
-    There are as many passes at once as the engine has lanes, and what is queued is shared out among them.
-    max_batch: most images in one forward pass; None leaves it to each model's plan.
-    All futures belong to one event loop; any thread may `put`.
+    As many passes run at the same time as the engine has lanes, and the queue is divided evenly among them.
+    All futures must belong to one event loop. Any thread may call `put`.
+
+    Args:
+        max_batch: Maximum number of images in one forward pass; None uses the plan of each model.
     """
 
     def __init__(self, max_batch: int | None = None) -> None:
@@ -98,7 +113,7 @@ class Batcher:
         self._seconds_per_image = Smoothed()
         self._seconds_per_batch = Smoothed()
         self.busy = Busy()
-        # Daemons: an engine that hangs must not keep the process from ending.
+        # Daemon threads: an engine that hangs must not keep the process from ending.
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
             for number in range(LANES)
@@ -107,13 +122,13 @@ class Batcher:
             thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Queue `entry`; its future gets an Inference, or EngineFailed."""
+        """Queue `entry`; its future receives an Inference, or EngineFailed."""
         with self._lock:
             self._queue.append(entry)
             self._wake()
 
     def close(self, timeout: float) -> None:
-        """Run what is queued, and end the threads; wait for them up to `timeout` seconds."""
+        """Answer all queued entries and end the threads; wait for them for at most `timeout` seconds."""
         with self._lock:
             self._closed = True
             while self._idle:
@@ -124,31 +139,34 @@ class Batcher:
 
     @property
     def depth(self) -> int:
-        """Images that wait for the engine."""
+        """Number of images that wait for the engine."""
         return len(self._queue)
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's threads are there to answer."""
+        """Whether all threads of the engine are running."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
     def seconds_per_image(self) -> float:
-        """What an image costs in batches, and beside other passes, as seen lately; 0 before the first."""
+        """Recent average of the seconds per image: a pass's duration by its images and by concurrent passes.
+
+        0 before the first pass.
+        """
         return self._seconds_per_image.value
 
     def restart_estimates(self) -> None:
-        """Measure again what an image costs; for when another engine takes over."""
+        """Start new averages of the durations, since another engine is used from now on."""
         self._seconds_per_image.restart()
         self._seconds_per_batch.restart()
 
     def stuck_for(self) -> float:
-        """Seconds that the oldest forward pass has been running; 0 when there is none."""
+        """Return the seconds since the oldest running forward pass began; 0 if none is running."""
         passes = tuple(self._passes)
         return time.perf_counter() - passes[0].began if passes else 0.0
 
     def overdue(self) -> float:
-        """Seconds that the oldest forward pass has been running beyond what such a pass takes."""
+        """Return by how many seconds the oldest running pass exceeds twice the average duration, or 0."""
         return max(0.0, self.stuck_for() - 2 * self._seconds_per_batch.value)
 
     def _work(self) -> None:
@@ -157,11 +175,11 @@ class Batcher:
             del taken  # an idle thread must not keep a model alive
 
     def _next(self) -> tuple[_Pass, list[Entry]] | None:
-        """A batch, and the pass that begins for it, as soon as both may be; None at the end."""
+        """Wait until a pass may begin, and return it with its batch; None if the batcher is closed."""
         woken = threading.Condition(self._lock)
         with self._lock:
             batch: list[Entry] = []
-            while not batch:  # whoever waited may leave at any moment
+            while not batch:  # the entries may have been cancelled meanwhile
                 while not self._may_begin():
                     if self._closed and not self._queue:
                         return None
@@ -175,12 +193,12 @@ class Batcher:
             return begun, batch
 
     def _wake(self) -> None:
-        """Wake the thread that was at work last: engines keep things for each thread that calls them."""
+        """Wake the thread that worked last, since engines keep memory for each thread that calls them."""
         if self._idle:
             self._idle.pop().notify()
 
     def _may_begin(self) -> bool:
-        """Whether somebody waits, and the engine for it has a lane that is free."""
+        """Return whether an entry waits and its model's engine has a free lane."""
         while self._queue and self._queue[0].future.done():
             self._queue.popleft()
         if not self._queue or not self._passes:
@@ -189,7 +207,10 @@ class Batcher:
         return len(self._passes) < model.forward.lanes and self._passes[0].model is model
 
     def _take(self) -> list[Entry]:
-        """A lane's share of the queue, as far as it can be one batch; those that nobody waits for go too."""
+        """Remove one lane's share of the queue and return it, as far as it fits one batch.
+
+        Entries whose future is done are removed, too.
+        """
         first = self._queue[0]
         share = math.ceil(len(self._queue) / first.model.forward.lanes)
         most = min(share, self._most(first.model))
@@ -210,12 +231,12 @@ class Batcher:
         answers: Sequence[Inference | EngineFailed]
         try:
             answers = self._infer(begun, batch)
-        except Exception as error:  # whatever an engine's library raises, running out of memory included
+        except Exception as error:  # any error of the engine's library, including a lack of memory
             log.exception("the forward pass of %d images failed", len(batch))
-            # The traceback would keep the batch's arrays alive for as long as the error is.
+            # A new error: the traceback of this one would keep the batch's arrays in memory.
             message = f"the model's forward pass failed: {type(error).__name__}; see the service's log"
             answers = [EngineFailed(message) for _ in batch]
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no client waits
             batch[0].future.get_loop().call_soon_threadsafe(_deliver, batch, answers)
 
     def _infer(self, begun: _Pass, batch: Sequence[Entry]) -> list[Inference]:
@@ -232,7 +253,7 @@ class Batcher:
             with self._lock:
                 self._passes.remove(begun)
                 if self._queue or self._closed:
-                    self._wake()  # who waits for another model, or for the end
+                    self._wake()  # a thread that waits for another model, or for the end
         outputs = model.outputs if model.outputs != ANY else logits.shape[-1]
         if logits.shape != (size, outputs):
             raise ValueError(f"the engine returned the shape {logits.shape}; expected {(size, outputs)}")

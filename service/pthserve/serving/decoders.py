@@ -1,5 +1,4 @@
-"""Decoders: the threads that make pixels of what clients send, and answers of what takes as long, within one
-bound of memory."""
+"""Decoders: the threads that decode images and compute class maps, within a common limit of memory."""
 
 import asyncio
 import threading
@@ -19,22 +18,27 @@ from pthserve.serving.admission import SHARE_OF_DEADLINE
 from pthserve.serving.estimators import Busy, Smoothed
 
 SLOW = 0.5
-"""Seconds of CPU, as the cost says, from which an image is slow: 50 million pixels of an ordinary JPEG, 14
-million of a WebP. Slow images leave a decoder's thread free for the others."""
+"""Estimated seconds of CPU from which an image counts as slow: 50 million pixels of a baseline JPEG, or 14
+million of a WebP. Slow images never occupy all threads."""
 SMALL = 16
-"""Images that take no more than a part in so many of the memory overtake those that wait for theirs."""
+"""Images that need at most this fraction (1/16) of the memory may overtake images that wait for memory."""
 
 _STAGES = {stage: STAGE_DURATION.labels(stage) for stage in ("decode", "answer")}
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One image to be decoded, or an answer to be computed.
+    """One image to decode, or one answer to compute.
 
-    future: whoever waits; it is given the error where there is one. Once it is done nothing more is begun.
-    open: reads the header. decoded: called in a decoder's thread with the pixels, the seconds they took, and
-    the (width, height) of the image.
-    until: the time, on time.monotonic()'s clock, after which nobody waits. stage: `decode` or `answer`.
+    Attributes:
+        future: Receives an error. Once it is done, even if cancelled, the job is skipped.
+        open: Reads the header of the image.
+        decoded: Called in a decoder's thread with the pixels, the seconds that they took, and the
+            (width, height) of the image.
+        until: The deadline, on the clock of time.monotonic().
+        stage: `decode` or `answer`, for the metrics.
+        pending: The image after its header was read.
+        spent: Seconds that reading the header took.
     """
 
     future: asyncio.Future[Any]
@@ -46,19 +50,21 @@ class Job:
     spent: float = field(default=0.0, init=False)
 
     def drop(self) -> None:
-        """Let go of the image; for when nobody waits any more."""
+        """Release the image, for when the result is no longer needed."""
         self.open = self.pending = None
 
 
 class Decoders:
-    """Decodes the jobs it is given, first come first served where memory allows. Any thread may use it.
+    """Decodes jobs in the order of arrival, as far as memory allows. Any thread may use it.
 
-    What an image takes is reserved before its pixels are decoded, and given back by the thread that decoded
-    it, whether anybody still waits or not. An image for which there is no room waits, and so does a slow one
-    while as many slow ones are decoded as may be; others overtake it.
+    The memory for an image is reserved before its pixels are decoded, and released by the thread that decoded
+    them, even if the request has ended. An image waits if there is too little memory, or if it is slow and
+    the maximum number of slow images is being decoded; other images overtake it.
 
-    cpus: how many images are decoded at once; one fewer where they are slow, but always one.
-    memory: bytes that all images may take while they are decoded.
+    Args:
+        cpus: Number of images that are decoded at the same time. Slow ones are limited to one fewer, but not
+            to fewer than one.
+        memory: Maximum number of bytes that all images may need while they are decoded.
     """
 
     def __init__(self, cpus: int, memory: int) -> None:
@@ -79,32 +85,32 @@ class Decoders:
         self.resize(cpus)
 
     def resize(self, cpus: int) -> None:
-        """Decode on so many CPUs from now on. What is being decoded goes on, on however many it is."""
+        """Use `cpus` CPUs for the images that are decoded from now on; see `Decoders`."""
         with self._changed:
             self._cpus = cpus
             self._slow_at_once = max(1, cpus - 1)
             self._wanted = max(2, cpus)
             self.busy.resize(cpus)
             while len(self._threads) < self._wanted:
-                # Daemons: an image that takes long must not keep the process from ending.
+                # Daemon threads: a slow image must not keep the process from ending.
                 thread = threading.Thread(target=self._work, name=f"decode-{len(self._threads)}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
             self._changed.notify_all()
 
     def submit(self, job: Job) -> None:
-        """Decode `job` when its turn comes."""
+        """Queue `job`."""
         with self._changed:
             self._new.append(job)
             self._changed.notify()
 
     def seconds_for(self, images: int) -> float:
-        """Seconds that so many images take that are not slow, with their answers, as measured."""
+        """Return the seconds that this number of images and their answers need, without slow ones."""
         at_once = min(self._cpus, max(1.0, self._memory / max(1.0, self._bytes.value)))
         return images * sum(stage.value for stage in self._seconds.values()) / at_once
 
     def close(self, timeout: float) -> None:
-        """Begin nothing more, and wait up to `timeout` seconds for what is being decoded."""
+        """Drop all queued jobs, and wait at most `timeout` seconds for the images that are being decoded."""
         with self._changed:
             self._closed = True
             self._new.clear()
@@ -122,18 +128,18 @@ class Decoders:
                 self._open(job)
             else:
                 self._decode(job, pending)
-            del job, pending  # an idle thread must not keep an image
+            del job, pending  # an idle thread must not keep an image in memory
 
     def _next(self) -> Job | None:
-        """A job to be decoded, for which its memory is reserved; or one to be opened; None to end the thread.
+        """Wait for a job: one to decode, whose memory is then reserved, or one whose header to read.
 
-        A thread ends when the decoders are closed, or where there are more threads than wanted.
+        None ends the thread: the decoders are closed, or there are more threads than needed.
         """
         with self._changed:
             while not self._closed:
                 if len(self._threads) > self._wanted:
                     self._threads.remove(threading.current_thread())
-                    self._changed.notify()  # this one may have been woken for a job
+                    self._changed.notify()  # the wake-up of this thread may have been for a job
                     return None
                 job = self._granted()
                 if job is None and self._new and self._quick < self._cpus:
@@ -146,7 +152,7 @@ class Decoders:
         return None
 
     def _granted(self) -> Job | None:
-        """The first of those that wait which may be decoded now."""
+        """Return the first waiting job that may be decoded now, and reserve its memory."""
         short = False
         self._waiting = [job for job in self._waiting if not job.future.done() and job.pending is not None]
         for job in self._waiting:
@@ -156,7 +162,7 @@ class Decoders:
             if len(self._slow) >= self._slow_at_once if slow else self._quick >= self._cpus:
                 continue
             if memory > self._free or (short and memory > self._memory // SMALL):
-                short = True  # what comes behind must not take, again and again, what this one waits for
+                short = True  # later images must not keep taking the memory that this one waits for
                 continue
             self._waiting.remove(job)
             self._free -= memory
@@ -185,7 +191,7 @@ class Decoders:
             self._waiting.append(job)
 
     def _check(self, job: Job, pending: Pending) -> None:
-        """Raise what keeps the image out: it never fits, or its turn would come too late."""
+        """Raise TooLarge if the image needs too much memory, Overloaded if its turn would come too late."""
         memory, seconds = pending.cost
         if memory > self._memory:
             raise TooLarge(
@@ -195,9 +201,9 @@ class Decoders:
         if seconds < SLOW:
             return
         with self._changed:
-            # Those that are being decoded count, whether anybody still waits for them or not.
-            ahead = [*self._slow, *(one for one in self._waiting if not one.future.done())]
-            costs = [one.pending.cost.seconds for one in ahead if one.pending is not None]
+            # Images that are being decoded count, even if their requests have ended.
+            earlier = [*self._slow, *(one for one in self._waiting if not one.future.done())]
+            costs = [one.pending.cost.seconds for one in earlier if one.pending is not None]
         slow = [cost for cost in costs if cost >= SLOW]
         if not slow:
             return
@@ -233,7 +239,7 @@ class Decoders:
                     self._quick -= 1
 
     def _count(self, job: Job, pending: Pending, decoding: float) -> float:
-        """Seconds that the image took; counted before its answer can be out."""
+        """Record the seconds that the image took, before it is answered, and return them."""
         seconds = job.spent + decoding
         _STAGES[job.stage].observe(seconds)
         if pending.cost.seconds >= SLOW:
@@ -244,7 +250,7 @@ class Decoders:
         return seconds
 
     def _fail(self, job: Job, error: Exception) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no client waits
             job.future.get_loop().call_soon_threadsafe(_set_exception, job.future, _bare(error))
 
 
@@ -254,10 +260,10 @@ def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 def _bare(error: Exception) -> Exception:
-    """`error`, and where the request is at fault not what led to it.
+    """Return `error`; if it is an error of the request, without cause and traceback.
 
-    That leads to the picture, and over the thread's frames to the future that is given the error: a circle,
-    which would keep each broken image until the garbage collector comes by.
+    Those refer to the picture and, through the frames of the thread, to the future that receives the error.
+    The reference cycle would keep each broken image in memory until the next garbage collection.
     """
     if isinstance(error, RequestError | Overloaded):
         error.__cause__ = error.__context__ = None

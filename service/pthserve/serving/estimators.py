@@ -1,4 +1,4 @@
-"""Averages over the recent past: the share of time that a resource was in use, and seconds an image."""
+"""Estimators: averages over the recent past, of the use of a resource and of durations."""
 
 import math
 import threading
@@ -7,14 +7,19 @@ from collections.abc import Callable
 from types import TracebackType
 
 WINDOW = 10.0
-"""Seconds after which a moment counts 1/e. An HPA looks every 15 s: it must see the load as it is by then."""
+"""Seconds after which a moment counts 1/e. A horizontal pod autoscaler reads the value every 15 s, which must
+then reflect the current load."""
 
 
 class Busy:
-    """An exponentially weighted average of how much of `capacity` is in use; `with busy:` uses one of it.
+    """An exponentially weighted average of the share of `capacity` in use; `with busy:` uses one unit.
 
-    Between two changes the level is constant, so the average is exact and needs no sampling. Any thread may
-    use it.
+    The share is constant between two changes, so the average is exact without sampling. Any thread may use
+    it.
+
+    Args:
+        capacity: Number of units.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, capacity: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,12 +39,12 @@ class Busy:
         self._change(-1)
 
     def share(self) -> float:
-        """The share in use, 0 to 1."""
+        """Return the average share in use, 0 to 1."""
         with self._lock:
             return self._average(self._clock())
 
     def resize(self, capacity: int) -> None:
-        """Have another capacity from now on; what was in use until now stays a share of the old one."""
+        """Change the capacity from now on; the past counts as a share of the old capacity."""
         with self._lock:
             now = self._clock()
             self._share, self._since = self._average(now), now
@@ -57,7 +62,7 @@ class Busy:
 
 
 class Smoothed:
-    """An exponentially weighted average over the last `count` observations, 0 before the first."""
+    """An exponentially weighted average over about the last `count` observations; 0 before the first."""
 
     def __init__(self, count: float = 16.0) -> None:
         self._count = count
@@ -65,10 +70,10 @@ class Smoothed:
         self.value = 0.0
 
     def restart(self) -> None:
-        """Let the next observation replace the average, which stands until then."""
+        """Let the next observation replace the average; until then it keeps its value."""
         self._seen = 0.0
 
     def observe(self, value: float, weight: float = 1.0) -> None:
-        """Take in `value`, which stands for `weight` observations."""
+        """Add `value`, which counts as `weight` observations."""
         self._seen = min(self._count, self._seen + weight)
         self.value += (value - self.value) * min(1.0, weight / self._seen)

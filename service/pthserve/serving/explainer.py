@@ -1,4 +1,4 @@
-"""Explainer: one request's heat map, made aside of the traffic."""
+"""Explainer: heat maps for single images, made without delaying other requests much."""
 
 import asyncio
 import threading
@@ -22,17 +22,19 @@ from pthserve.serving.estimators import Smoothed
 from pthserve.serving.predictor import Predictor
 
 PERMITS = 2
-"""Heat maps in the making at once."""
+"""Maximum number of heat maps that are made at the same time."""
 
 _TOO_LATE = "the deadline passed before the heat map was ready"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explained:
-    """The answer for one image.
+    """The explanation for one image.
 
-    image: what the model saw, uint8 (height, width, channels).
-    explanation: what in it spoke for the class; its map is 0 to 1.
+    Attributes:
+        image: The preprocessed image, uint8 (height, width, channels).
+        class_index: The class that is explained.
+        explanation: The heat map, with values from 0 to 1, and the method.
     """
 
     model: Model
@@ -42,10 +44,10 @@ class Explained:
 
 
 class Explainer:
-    """Explains what `predictor`'s current model says. One event loop uses it.
+    """Explains the answers of the current model of `predictor`. Only one event loop may use it.
 
-    It has threads of its own, and permits of its own. What it asks of the engine's threads queues there,
-    a few images at a time, between those of other requests.
+    It has its own threads and its own permits. Its forward passes go through the queue of the engine, a few
+    images at a time, together with those of other requests.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -54,7 +56,16 @@ class Explainer:
         self._seconds = Smoothed()
 
     def check(self, class_index: int | None) -> Model:
-        """The model that a request which comes now has explained; raises what keeps the request out."""
+        """Check whether a request can be answered now, and return the model.
+
+        Args:
+            class_index: The class to explain; None for the most probable one.
+
+        Raises:
+            MalformedRequest: The model has no classes, or not this one.
+            Overloaded: The limit of heat maps is reached.
+            Draining, NotReady: No model is served now.
+        """
         model = self._predictor.model()
         if not model.task.explains:
             raise MalformedRequest(
@@ -73,11 +84,18 @@ class Explainer:
         return model
 
     async def explain(self, data: bytes, class_index: int | None, *, deadline: float) -> Explained:
-        """What in the image file `data` spoke for a class, or for the most probable one where that is None.
+        """Return how much each part of an image speaks for a class.
 
-        deadline: seconds that are left.
-        Raises a RequestError where image or class are at fault, Unavailable where there is no room or no
-        model, DeadlineExceeded, or EngineFailed.
+        Args:
+            data: The image file.
+            class_index: The class; None for the most probable one.
+            deadline: Seconds until the request's deadline.
+
+        Raises:
+            RequestError: The image or the class is invalid.
+            Unavailable: A limit is reached, or no model is served now.
+            DeadlineExceeded: The deadline passed first.
+            EngineFailed: A forward pass failed.
         """
         model = self.check(class_index)
         loop = asyncio.get_running_loop()
@@ -89,7 +107,7 @@ class Explainer:
             work = _Work(model, image, class_index, self._predictor, loop, until)
             made: Future[Explained] = Future()
             made.set_running_or_notify_cancel()  # a client that leaves does not end the thread
-            # A daemon: a map that takes long must not keep the process from ending.
+            # A daemon thread: a slow heat map must not keep the process from ending.
             thread = threading.Thread(target=run, args=(work.run, made), name="explain", daemon=True)
             thread.start()
         except BaseException:
@@ -102,12 +120,12 @@ class Explainer:
             work.wanted = False
             raise
         finally:
-            del made  # what it raises leads to this frame, and must not lead back to it
+            del made  # its exception refers to this frame, and must not form a reference cycle
         self._seconds.observe(time.perf_counter() - began)
         return explained
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody comes any more
+        with suppress(RuntimeError):  # the loop is closed: there are no more requests
             loop.call_soon_threadsafe(self._ended)
 
     def _ended(self) -> None:
@@ -118,7 +136,9 @@ class Explainer:
 class _Work:
     """One heat map, made in a thread.
 
-    until: the loop's time after which nobody needs it; wanted: whether anybody still does.
+    Attributes:
+        until: The deadline, on the event loop's clock.
+        wanted: Whether the client still waits.
     """
 
     model: Model
@@ -140,7 +160,7 @@ class _Work:
         )
 
     def _forward(self, images: Pixels) -> Logits:
-        """Logits of `images`, which queue for the engine's threads like any others."""
+        """Return the logits, float32 (n, outputs), of `images`, which go through the engine's queue."""
         left = self.until - self.loop.time()
         if not self.wanted or left <= 0:
             raise DeadlineExceeded(_TOO_LATE)

@@ -1,4 +1,4 @@
-"""Predictor: one request from bytes to answer, and the current model."""
+"""Predictor: answers requests, from image bytes to predictions, with the current model."""
 
 import asyncio
 import io
@@ -46,11 +46,11 @@ CLOSING = 2.0
 LOADING = "the model is loading"
 
 Observer = Callable[[Sequence[Input], Sequence[Prediction]], None]
-"""Gets the images and the predictions of a request."""
+"""Called with the images and the predictions of a request."""
 
 
 class Predictor:
-    """Admits, decodes, queues and answers images. One event loop uses it.
+    """Admits, decodes, queues and answers images. Only one event loop may use it.
 
     Only its own methods change its attributes.
 
@@ -62,7 +62,7 @@ class Predictor:
         golden: Result of the golden images of the current model: agreed, disagreed or unchecked.
         last_reload: Result of the last attempt to replace the model, for /info.
         files_changed: Whether the files of the current model have changed since it was loaded.
-        observer: Gets the images and predictions of each request, or None; see `observed_by`.
+        observer: Called with the images and predictions of each request, or None; see `observed_by`.
         cpus: Number of CPUs that the service uses.
     """
 
@@ -86,17 +86,24 @@ class Predictor:
         SATURATION.set_function(self.saturation)
 
     async def predict(self, image: Input, *, deadline: float | None = None) -> Prediction:
-        """The answer for `image`; see `predict_many`."""
+        """Return the answer for `image`; see `predict_many`."""
         return (await self.predict_many((image,), deadline=deadline))[0]
 
     async def predict_many(
         self, images: Sequence[Input], *, deadline: float | None = None
     ) -> Sequence[Prediction]:
-        """One answer an image, all from the same model.
+        """Return one answer per image, all from the same model.
 
-        deadline: seconds that the client grants; it can only shorten the service's own.
-        Raises a RequestError where an image is at fault, Unavailable where there is no room or no model,
-        DeadlineExceeded, or EngineFailed. A cancelled call costs no forward pass that has not begun.
+        If the call is cancelled, its images that are still queued are skipped.
+
+        Args:
+            deadline: Seconds that the client allows; they can only shorten the service's deadline.
+
+        Raises:
+            RequestError: An image is invalid.
+            Unavailable: A limit is reached, or no model is served now.
+            DeadlineExceeded: The deadline passed first.
+            EngineFailed: The forward pass failed.
         """
         seconds = self._settings.deadline if deadline is None else min(deadline, self._settings.deadline)
         model = self.model()
@@ -111,12 +118,21 @@ class Predictor:
         return predictions
 
     def check(self, images: int, deadline: float) -> None:
-        """Raise what keeps a request of `images` images out now; before its body is worth reading."""
+        """Check whether a request would be admitted now, before its body is read.
+
+        Args:
+            images: Number of images of the request.
+            deadline: Seconds until its deadline.
+
+        Raises:
+            Unavailable: A limit is reached, or no model is served now.
+            TooLarge: The request has more images than the limit.
+        """
         self.model()
         self.admission.check(images, deadline)
 
     def model(self) -> Model:
-        """The model that a request which comes now is given; raises Draining or NotReady."""
+        """Return the model for a new request; raises Draining or NotReady."""
         if self._closed:
             count_rejection(Rejection.DRAINING)
             raise Draining("the service is shutting down; send the request to another replica")
@@ -166,22 +182,26 @@ class Predictor:
         _show(model.plan.agreement)
 
     def record_loading(self, stage: str) -> None:
-        """Say what the load of the first model is doing, in words, or ""."""
+        """Set the reason for not being ready while the first model is loading.
+
+        Args:
+            stage: The current step of loading, in words, or "".
+        """
         if self.current is None and not self.draining:
             self.unready = f"{LOADING}: {stage}" if stage else LOADING
 
     def resize(self, cpus: int) -> None:
-        """Use so many CPUs from now on; the engine is the model's, see `Resize`."""
+        """Decode on `cpus` CPUs from now on. This does not change the model's engine; see `Resize`."""
         self.cpus = cpus
         self._decoders.resize(cpus)
         CPUS.set(cpus)
 
     def record_reload(self, outcome: Mapping[str, object]) -> None:
-        """Keep the outcome of an attempt to replace the model."""
+        """Set the outcome of the last attempt to replace the model."""
         self.last_reload = outcome
 
     def record_files_changed(self, changed: bool) -> None:
-        """Keep whether the files of the current model differ from those it was loaded from."""
+        """Set whether the files of the current model differ from those that it was loaded from."""
         self.files_changed = changed
         MODEL_FILES_CHANGED.set(changed)
 
@@ -195,9 +215,12 @@ class Predictor:
             self.observer = None
 
     async def decoded(self, image: Input, spec: Spec, seconds: float) -> NDArray[Any]:
-        """`image` as an engine takes it, from the decoders' queue.
+        """Return `image` decoded and preprocessed as `spec` states; see `preprocess.Prepared`.
 
-        Raises a RequestError, Overloaded, or DeadlineExceeded after so many seconds.
+        Raises:
+            RequestError: The image is invalid.
+            Overloaded: Its turn to be decoded would come too late.
+            DeadlineExceeded: It is not decoded after `seconds`.
         """
         pixels: NDArray[Any] = (
             await self._done([_job(partial(self._pending, image, spec), seconds)], seconds)
@@ -205,17 +228,17 @@ class Predictor:
         return pixels
 
     async def computed(self, works: Sequence[Work], seconds: float) -> Sequence[Any]:
-        """What each of `works` gives, from the decoders' queue, which bounds their costs; see `decoded`."""
+        """Return the result of each of `works`, computed in the decoders' threads; raises as `decoded`."""
         return await self._done([_job(partial(_opened, work), seconds, "answer") for work in works], seconds)
 
     def saturation(self) -> float:
-        """How close the service is to what it can do, 0 to 1: how busy its engine is, or its decoders."""
+        """Return the load as a share of the capacity, 0 to 1: of the engine or the decoders, if higher."""
         return max(self.batcher.busy.share(), self._decoders.busy.share())
 
     def live(self) -> str | None:
-        """Why the process should be restarted, in words, or None.
+        """Return why the process should be restarted, or None.
 
-        A forward pass that takes twice the deadline answers nobody, nor does one that waits for it.
+        After twice the deadline, the clients of a forward pass, and those that wait for it, have left.
         """
         if not self.batcher.alive:
             return "the engine's thread has died"
@@ -225,12 +248,12 @@ class Predictor:
         return None
 
     def drain(self) -> None:
-        """Send new traffic elsewhere, and answer what comes nevertheless."""
+        """Report not ready, so that new traffic is sent elsewhere; requests are still answered."""
         self.draining = True
         self.unready = "the service is shutting down"
 
     def close(self) -> None:
-        """Let nobody in, and end the threads: those that take longer than CLOSING are left behind."""
+        """Refuse new requests and end the threads, but wait at most CLOSING seconds for them."""
         self.drain()
         self._closed = True
         end = time.monotonic() + CLOSING
@@ -240,12 +263,12 @@ class Predictor:
             gauge.set_function(lambda: 0.0)
 
     def _seconds_for(self, images: int) -> float:
-        """Seconds in which the slower of decoders and engine gets through `images` images, as measured."""
+        """Return the seconds for `images` images of the slower one of decoders and engine, as measured."""
         engine = images * self.batcher.seconds_per_image
         return max(engine, self._decoders.seconds_for(images)) + self.batcher.overdue()
 
     def _pending(self, image: Input, spec: Spec) -> Pending:
-        """`image`, to be made what an engine takes, within the limits of the settings."""
+        """Return `image`, not decoded yet, after checking it against the limits of the settings."""
         limit = self._settings.max_pixels
         if isinstance(image, bytes):
             return pending(image, spec, decode=self._settings.decode, max_pixels=limit)
@@ -295,7 +318,7 @@ class Predictor:
         finally:
             if timer is not None:
                 timer.cancel()
-            while futures:  # what one raises leads to this frame, and must not lead back to it
+            while futures:  # an exception refers to this frame, and must not form a reference cycle
                 futures.pop().cancel()
             while jobs:
                 jobs.pop().drop()
@@ -308,7 +331,7 @@ class Predictor:
         seconds: float,
         size: tuple[int, int],
     ) -> None:
-        """Goes straight from a decoder's thread to the engine's: the event loop has no part in it."""
+        """Queue decoded pixels for the engine; called in a decoder's thread, not in the event loop."""
         self.batcher.put(Entry(model, future, pixels, seconds, size))
 
 
@@ -342,7 +365,7 @@ def _opened(work: Work) -> Pending:
 
 
 def _deliver(future: asyncio.Future[Any], result: Any, _: float, __: tuple[int, int]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with suppress(RuntimeError):  # the loop is closed: no client waits
         future.get_loop().call_soon_threadsafe(_set_result, future, result)
 
 
@@ -352,7 +375,7 @@ def _set_result(future: asyncio.Future[Any], result: Any) -> None:
 
 
 def _photo(spec: Spec) -> bytes:
-    """A JPEG of the size of an ordinary photo."""
+    """Return a JPEG of noise with the size of a common photo, 500 x 375 pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).convert("L" if spec.channels == 1 else "RGB").save(file, "JPEG")
@@ -360,7 +383,7 @@ def _photo(spec: Spec) -> bytes:
 
 
 def _show(agreement: Evidence | None) -> None:
-    """Show in the metrics how the model compares with fp32 PyTorch."""
+    """Set the metrics that compare the model with fp32 PyTorch."""
     if agreement is None:
         show_agreement({}, None, None, None)
         return

@@ -1,4 +1,7 @@
-"""Reload: load beside, warm, prove, swap. The first model comes the same way, only that it replaces none."""
+"""Reload: load a model, warm it up, check it, and use it instead of the current one.
+
+The first model is loaded in the same way, except that it replaces none.
+"""
 
 import asyncio
 import gc
@@ -27,10 +30,10 @@ from pthserve.text import MESSAGE, quoted
 log = logging.getLogger(__name__)
 
 LOOK = 10.0
-"""Seconds between looks at the model's files where `reload_interval` is 0: to report a change, no more."""
+"""Seconds between two checks of the model's files if `reload_interval` is 0, only to report a change."""
 
 STAGE = 0.2
-"""Seconds between looks at what a load is doing."""
+"""Seconds between two updates of the current step of loading."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,15 +44,17 @@ class _Checked:
 
 
 class Reload:
-    """Loads the model of `predictor`, and loads it again. One event loop uses it.
+    """Loads and reloads the model of `predictor`. Only one event loop may use it.
 
-    load: makes the model; called in a thread of its own. stage: what it is doing just now, in words, or "".
+    A new model must have the same name, the same task, and as many classes or the same values as the current
+    one: clients use them in URLs and as indices. Labels, version, preprocessing and architecture may differ.
 
-    A model that replaces another must have its name and its task, and as many classes or the same values:
-    clients have them in their code, in URLs and as indices. Labels, version, preprocessing and
-    architecture may differ.
+    Args:
+        load: Loads and returns the model; called in its own thread.
+        stage: Returns the current step of loading, in words, or "".
 
-    turn: held by whoever brings a model; one at a time does.
+    Attributes:
+        turn: A lock, held while the model is being replaced.
     """
 
     def __init__(
@@ -72,11 +77,11 @@ class Reload:
         self._watching: asyncio.Task[None] | None = None
 
     async def first(self) -> None:
-        """Bring the first model, and from then on look for another; raises ModelError."""
+        """Load the first model, and start to watch its files; raises ModelError."""
         async with self.turn:
             with _attempt():
                 checked = await self._load_and_check()
-                # What is there now stays: the collector need not look at it again and again.
+                # The objects that exist now will stay, so later garbage collections need not visit them.
                 gc.collect()
                 gc.freeze()
                 self._adopt(checked)
@@ -84,38 +89,40 @@ class Reload:
         self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
-        """Look for no other model any more, and undo what `first` told the garbage collector.
+        """Stop watching the files, and undo `gc.freeze`.
 
-        What it leaves alone is not freed when the interpreter ends, and libraries then report leaks.
+        Frozen objects are not freed when the interpreter ends, and libraries would then report leaks.
         """
         if self._watching is not None:
             self._watching.cancel()
         gc.unfreeze()
 
     async def again(self) -> None:
-        """Load the model again, from the files as they are now or later; it goes on if nobody waits any more.
+        """Reload the model from its files. The reload continues if this call is cancelled.
 
-        Raises ModelError, and then the old model is still served.
+        Raises:
+            ModelError: The new model is refused; the old one stays in use.
         """
         await asyncio.shield(self.start())
 
     def start(self) -> "asyncio.Task[None]":
-        """Begin what `again` does. Whoever asks while a load that has not begun is due shares it."""
+        """Start a reload and return its task. Calls before the reload begins share the same task."""
         if self._next is None:
             self._next = asyncio.create_task(self._replace())
             self._next.add_done_callback(lambda done: done.cancelled() or done.exception())
         return self._next
 
     async def _tell_stage(self) -> None:
-        """Have the probes say what the first load is at."""
+        """Keep the reason for not being ready up to date while the model is loading."""
         while True:
             self._predictor.record_loading(self._stage())
             await asyncio.sleep(STAGE)
 
     async def _watch(self) -> None:
-        """Report that files have changed; with `reload_interval`, load what has changed.
+        """Report that files have changed; with `reload_interval`, reload the model then.
 
-        What is loaded has stayed as it is from one look to the next; what fails is tried only once.
+        It is reloaded once the files are the same in two checks in a row. If that fails, the same files are
+        not tried again.
         """
         interval, before = self._settings.reload_interval, self._tried
         while True:
@@ -123,12 +130,12 @@ class Reload:
             now = await in_background(self._look)
             self._report(now)
             if interval and now == before and now != self._tried:
-                with suppress(ModelError):  # it is logged where it happens
+                with suppress(ModelError):  # `_replace` has logged it
                     await self.again()
             before = now
 
     def _report(self, now: Fingerprint | None) -> None:
-        """Say whether the files, which are `now`, are still those that the served model was loaded from."""
+        """Record, and log, whether the files differ from those that the served model was loaded from."""
         changed = now != self._served
         if changed and not self._predictor.files_changed and not self._settings.reload_interval:
             log.warning(
@@ -164,7 +171,7 @@ class Reload:
             log.info("the model was replaced", extra={"fields": _fields(checked)})
 
     async def _load_and_check(self) -> _Checked:
-        """A model that is loaded, warm, and agrees with its golden images as far as the settings ask."""
+        """Load a model, warm it up, and check it with its golden images as the settings require."""
         began = time.perf_counter()
         self._tried = await in_background(self._look)
         telling = asyncio.create_task(self._tell_stage())
@@ -172,7 +179,7 @@ class Reload:
             model = await in_background(self._load)
         finally:
             telling.cancel()
-        # When the last request that holds the model is answered, or at once if it is not taken.
+        # Close the engine after the last request of the model, or at once if the model is refused.
         weakref.finalize(model, model.forward.close).atexit = False
         await self._predictor.warm_up(model)
         golden = await in_background(partial(apply_golden_policy, model, self._settings))
@@ -188,7 +195,7 @@ class Reload:
         self._report(self._served)
 
     async def _check_replaces(self, model: Model) -> None:
-        """Raise what keeps `model` from taking the place of the current one."""
+        """Raise ModelError if `model` cannot replace the current model; see `Reload`."""
         source, served = self._shown, self._predictor.model()
         if await in_background(self._look) != self._tried:
             raise ModelError(f"{source}: changed while it was being loaded")
@@ -210,7 +217,11 @@ class Reload:
             )
 
     async def _shadow(self, model: Model) -> dict[str, object]:
-        """How far `model` agrees with the current one on live traffic; raises ModelError if too little."""
+        """Compare `model` with the current one on live traffic.
+
+        Raises:
+            ModelError: They agree too rarely.
+        """
         shadow = Shadow(self._predictor, model, self._settings.shadow)
         await shadow.run()
         least = self._settings.shadow_agreement
@@ -224,7 +235,7 @@ class Reload:
 
 @contextmanager
 def _attempt() -> Iterator[None]:
-    """Count an attempt to bring a model, by what it comes to."""
+    """Count an attempt to load a model, by its result."""
     try:
         yield
     except Exception as error:

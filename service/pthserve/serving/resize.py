@@ -1,4 +1,4 @@
-"""Resize: follow the number of CPUs that the process may use, while requests are being answered."""
+"""Resize: adapt to changes in the number of CPUs that the process may use, without interrupting requests."""
 
 import asyncio
 import logging
@@ -17,16 +17,18 @@ from pthserve.text import MESSAGE, quoted
 log = logging.getLogger(__name__)
 
 EVERY = 1.0
-"""Seconds between looks at the limit. A look takes 0.2 ms."""
+"""Seconds between two checks of the limit. A check takes 0.2 ms."""
 
 
 class Resize:
-    """Keeps `predictor` at as many CPUs as the process may use. One event loop uses it.
+    """Makes `predictor` use as many CPUs as the process may use. Only one event loop may use it.
 
-    Whatever needs no engine follows at once. An engine on other threads is made and warmed beside the current
-    one, which answers until then; requests that it has are answered by it.
+    Everything but the engine changes at once. An engine with the new number of threads is built and warmed up
+    while the current one still answers; requests that have started on the current one finish there.
 
-    reload: with which it takes turns. on_change: called with the new number.
+    Args:
+        reload: Its lock prevents a reload at the same time.
+        on_change: Called with the new number of CPUs.
     """
 
     def __init__(self, predictor: Predictor, reload: Reload, on_change: Callable[[int], object]) -> None:
@@ -36,20 +38,20 @@ class Resize:
         self._failed: tuple[Callable[[], Model | None], int] | None = None
 
     async def watch(self) -> None:
-        """Look at the limit again and again; does not end."""
+        """Check the limit every EVERY seconds; never returns."""
         while True:
             await asyncio.sleep(EVERY)
             await self.look()
 
     async def look(self) -> None:
-        """Follow the limit as it is now."""
+        """Check the limit and adapt to it."""
         before, cpus = self._predictor.cpus, cpu_quota()
         if cpus != before:
             log.info("the limit changed from %d to %d CPUs", before, cpus)
             self._predictor.resize(cpus)
             self._on_change(cpus)
         if self._reload.turn.locked():
-            return  # the model is about to be replaced: the next look finds the one that comes
+            return  # the model is being replaced; the next check handles the new one
         async with self._reload.turn:
             model = self._predictor.current
             if model is None or model.threads_on(cpus) == model.forward.threads:
@@ -58,7 +60,7 @@ class Resize:
                 return
             try:
                 await self._rebuild(model, cpus)
-            except Exception as error:  # whatever an engine's library raises, running out of memory included
+            except Exception as error:  # any error of the engine's library, including a lack of memory
                 self._failed = weakref.ref(model), cpus
                 log.log(
                     logging.ERROR,
@@ -70,15 +72,15 @@ class Resize:
                 )
 
     async def _rebuild(self, model: Model, cpus: int) -> None:
-        """Replace `model` by the same one, on an engine for so many CPUs."""
+        """Replace `model` by the same model with an engine for `cpus` CPUs."""
         began = time.perf_counter()
         resized = await in_background(lambda: model.resized(cpus))
-        # When the last request that holds the model is answered.
+        # Close the engine after the last request of the model.
         weakref.finalize(resized, resized.forward.close).atexit = False
         await self._predictor.warm_up(resized)
         self._predictor.adopt(resized, self._predictor.golden)
         log.info(
-            "the engine was rebuilt: it had %d threads and has %d now",
+            "the engine was rebuilt: the number of threads was %d and is %d now",
             model.forward.threads,
             resized.forward.threads,
             extra={"fields": {"cpus": cpus, "seconds": time.perf_counter() - began}},

@@ -1,4 +1,4 @@
-"""Shadow: a model answers what another is asked, and nobody hears it: how often do both agree?"""
+"""Shadow: run a new model on live images beside the current one, and measure how often they agree."""
 
 import asyncio
 import random
@@ -19,17 +19,20 @@ from pthserve.serving.predictor import Predictor
 from pthserve.tasks.base import Drawn
 
 IMAGES = 100
-"""So many are enough to tell a model that agrees on 9 in 10 from one that agrees on all."""
+"""Number of images to compare: enough to distinguish a model that agrees on 9 in 10 from one that agrees on
+all."""
 SECONDS = 60.0
-"""How long traffic is waited for."""
+"""Maximum time in seconds to wait for traffic."""
 WAITING = 4
-"""Images that may wait for the shadow; where it is slower than the traffic, the others pass it by."""
+"""Maximum number of images that wait for the new model; further images are skipped."""
 
 
 class Shadow:
-    """Has `model` answer a `share`, 0 to 1, of the images that `predictor` answers with its own model.
+    """Runs `model` on a `share`, 0 to 1, of the images that `predictor` answers with the current model.
 
-    images: how many both have answered; agreed: how many of those they gave the same answer; see `Task.same`.
+    Attributes:
+        images: Number of images that both models have answered.
+        agreed: Number of those with the same answer; see `Task.same`.
     """
 
     def __init__(self, predictor: Predictor, model: Model, share: float) -> None:
@@ -42,7 +45,7 @@ class Shadow:
 
     @property
     def agreement(self) -> float | None:
-        """The share of agreement, 0 to 1; None where there was no traffic."""
+        """Share of images with the same answer, 0 to 1; None if there was no traffic."""
         return self.agreed / self.images if self.images else None
 
     async def run(self) -> None:
@@ -66,7 +69,7 @@ class Shadow:
                     self._waiting.put_nowait((image, prediction.answer))
 
     async def _agrees(self, image: Input, answer: Any) -> bool:
-        """Whether the model gives the same answer; one that cannot answer what the other can does not."""
+        """Return whether the new model gives the same answer; False if it fails."""
         try:
             pixels = await self._predictor.decoded(image, self._model.spec, SECONDS)
             outputs = (await in_background(partial(self._logits, pixels)))[0]

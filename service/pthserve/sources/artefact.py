@@ -1,8 +1,8 @@
-"""Artefact: a model in an OCI registry, as an image whose files are the model's.
+"""Artefact: a model in an OCI registry, as an image that contains the model's files.
 
-What `pthserve push` makes is an OCI image with one layer, an uncompressed tar of the model's folder: the
-form that a Kubernetes volume of type `image` can mount with every container runtime. What is read is that,
-artefacts of CNCF ModelPack, and those of `oras push`.
+`pthserve push` makes an OCI image with one layer, an uncompressed tar of the model's folder. Every container
+runtime can mount it as a Kubernetes volume of type `image`. These images, artefacts of CNCF ModelPack, and
+those of `oras push` can be read.
 """
 
 import gzip
@@ -139,7 +139,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, refere
         return
     if not member.isreg():
         raise WeightsError(
-            f"{reference}: {quoted(member.name)!a} is a link or a device, which a model has none of"
+            f"{reference}: {quoted(member.name)!a} is a link or a device, which a model must not contain"
         )
     target = folder / safe_name(member.name, reference)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Fetched: anything that a user may name as a model, as a file or a folder on this machine.
+"""Fetched: download a model that is named by an address, and keep it in the cache.
 
-A model from elsewhere lies in `downloads` of the cache folder, under a name made from its address:
+Downloaded models are in `downloads` of the cache folder, in a folder for each address:
 
-incoming/          what has arrived of a download that is not complete
+incoming/          the received part of a download that is not complete
 VERSION/NAME       a complete model, a file or a folder, in a folder named for its content; it does not change
-record.json        which of them the address named last, and the version of each file of it
+record.json        the last model of the address, and the version of each of its files
 
-The model that the address named before stays, as a service may hold it still; those before that go.
+The previous model of the address is kept, since a service may still use it; older ones are removed.
 """
 
 import contextlib
@@ -22,12 +22,13 @@ from pathlib import Path, PurePosixPath
 
 from pthserve.addresses import shown
 from pthserve.errors import WeightsError
+from pthserve.files import regular_files
+from pthserve.files.private_folder import private
 from pthserve.options import ModelOptions, user_cache
 from pthserve.sources import signatures
 from pthserve.sources.reference import STORES, Reference, parse, safe_name
 from pthserve.sources.signatures import SIGNATURE
 from pthserve.sources.transfer import (
-    BLOCK,
     MAX_FILES,
     Listing,
     Progress,
@@ -39,7 +40,7 @@ from pthserve.sources.transfer import (
 
 _RECORD = "record.json"
 _KEPT = 2
-"""Models of one address that are kept."""
+"""Number of models that are kept for one address."""
 
 
 def fetched(
@@ -48,23 +49,25 @@ def fetched(
     progress: Progress | None = None,
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Path:
-    """The model that `source` names, on this machine; a path is returned as it is.
+    """Return the path of a local copy of the model that `source` names; a path is returned unchanged.
 
-    Where a signature is required it has been verified, and what is returned is a private copy, which is what
-    was verified.
+    If a signature is required, it is verified, and the path of the verified private copy is returned.
 
     Args:
-        progress: Called with the bytes that have arrived, and their total where it is known.
-        headers: Sent to a server of `https://` beside the Authorization of the environment.
+        progress: Called with the number of bytes received and the total, if it is known.
+        headers: Sent to an `https://` server, in addition to the Authorization of the environment.
 
     Raises:
-        WeightsError: it cannot be downloaded, is too large, is not the expected one, or is not signed.
+        WeightsError: It cannot be downloaded, is too large, or is not the expected one.
+        SignatureError: A signature is required, and there is none that is accepted.
     """
     reference = parse(source)
     if reference is None and options.require_signature is None:
         return Path(source)
     folder = _folder(source, options)
     try:
+        if options.require_signature is not None:
+            _check_private(folder, source)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             store = _Store(folder, reference.name if reference else Path(source).resolve().name)
@@ -92,9 +95,19 @@ def _folder(source: str, options: ModelOptions) -> Path:
     return cache / "downloads" / hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
+def _check_private(folder: Path, source: str) -> None:
+    """Raise WeightsError if another user could change in `folder` what has been verified."""
+    for one in (folder.parent, folder):
+        if (trouble := private(one)) is not None:
+            raise WeightsError(
+                f"{shown(source)}: its signature would not protect it in {one}: {trouble}; or name another "
+                "folder with --cache-dir"
+            )
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else changes `folder`: pods may share it."""
+    """Lock `folder`, which several pods may share, until the block ends."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -219,7 +232,7 @@ def _pulled(
 
 
 def _settled(reference: Reference, last: _Record, options: ModelOptions) -> bool:
-    """Whether what is here is what is wanted, without a question to anybody."""
+    """Return whether the local model is current, without asking its source."""
     names = [PurePosixPath(name).name for name in last.files]
     if (
         options.require_signature is not None
@@ -338,12 +351,8 @@ def _copied(source: Path, store: _Store, options: ModelOptions) -> Path:
 
 def _copy(original: Path, target: Path, room: int) -> Received:
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with original.open("rb") as content, target.open("wb") as output:
-        while block := content.read(BLOCK):
-            size += len(block)
-            if size > room:
-                raise WeightsError(f"{original}: more bytes than --max-download")
-            digest.update(block)
-            output.write(block)
-    return Received(digest.hexdigest(), size, None)
+    with regular_files.open_regular(original) as content, target.open("wb") as output:
+        digest, size = regular_files.hash_rest(content, output.write, limit=room)
+    if size > room:
+        raise WeightsError(f"{original}: more bytes than --max-download")
+    return Received(digest, size, None)

@@ -83,8 +83,8 @@ def files(reference: Reference, *, plain: bool, signed: bool) -> Listing:
 def _check_mirror(reference: Reference, endpoint: str, *, plain: bool) -> None:
     if endpoint.startswith("http://") and not plain and not is_loopback(urlsplit(endpoint).hostname or ""):
         raise WeightsError(
-            f"{reference}: the mirror {printable(endpoint)} is without TLS, and anybody on the way can "
-            "change what it sends; use https://, or name one file and give its SHA-256 (--sha256)"
+            f"{reference}: the mirror {printable(endpoint)} is without TLS, so the data can be changed "
+            "in transit; use https://, or name one file and give its SHA-256 (--sha256)"
         )
 
 

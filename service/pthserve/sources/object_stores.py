@@ -67,8 +67,8 @@ def _is_insecure(endpoint: str) -> bool:
 
 def _without_tls(reference: Reference, endpoint: str | None) -> WeightsError:
     return WeightsError(
-        f"{reference}: the endpoint {printable(endpoint or '')} is without TLS, and anybody on the way can "
-        "change what it sends; use https://, or name one object and give its SHA-256 (--sha256)"
+        f"{reference}: the endpoint {printable(endpoint or '')} is without TLS, so the data can be changed "
+        "in transit; use https://, or name one object and give its SHA-256 (--sha256)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Reference: what a user may name as a model that is not on this machine, parsed.
+"""Reference: parse the address of a model that is not on this machine.
 
 https://host/path            a file; `http://` where nobody can change it on the way, or its SHA-256 is known
 s3://bucket/key              an object, or all objects below `key/`; likewise gs:// and az://container/key

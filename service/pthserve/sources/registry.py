@@ -1,4 +1,4 @@
-"""Registry: manifests and blobs of an OCI registry, by the distribution specification, and who may have them.
+"""Registry: a client for manifests and blobs of an OCI registry, by the distribution specification.
 
 Credentials are those of docker and podman: a `config.json` in $DOCKER_CONFIG or ~/.docker, or the file that
 $REGISTRY_AUTH_FILE names, with what `docker login` writes, or with the credential helpers that it names.
@@ -124,7 +124,7 @@ class Registry:
             web.check(reply)
 
     def _authorize(self, reply: httpx.Response) -> bool:
-        """Get what the registry asks for; False where there is nothing that was not sent already."""
+        """Get the requested credentials; return False if there are none, or they were sent already."""
         scheme, _, rest = reply.headers.get("WWW-Authenticate", "").partition(" ")
         known = credentials(self.reference.host)
         basic = f"Basic {base64.b64encode(':'.join(known).encode()).decode()}" if known else None

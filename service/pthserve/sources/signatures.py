@@ -1,4 +1,4 @@
-"""Signatures: who made a model, in the format of OpenSSF Model Signing, with a key of one's own.
+"""Signatures: sign and verify models with the user's own key, in the format of OpenSSF Model Signing.
 
 A folder is signed by `model.sig` in it, over all other files; a file by `FILE.sig` beside it. Any tool that
 knows the format verifies them, and so does `model_signing verify key`.

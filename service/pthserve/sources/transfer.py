@@ -1,6 +1,5 @@
-"""Transfer: one file from a source to the disk, resumed after a break, checked before it gets its name."""
+"""Transfer: download one file, resume it after interruptions, and check it before it gets its name."""
 
-import hashlib
 import os
 import random
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pthserve.errors import WeightsError
+from pthserve.files.regular_files import sha256
 
 T = TypeVar("T")
 
@@ -176,8 +176,7 @@ def retried(attempt: Callable[[], T], address: str, size: Callable[[], int] = la
 def _received(file: RemoteFile, part: _Part, most: int, progress: Progress | None) -> str:
     """Bring the rest of `part`, and return the SHA-256 of the whole."""
     retried(lambda: _continue(file, part, most, progress), file.address, lambda: part.size)
-    with part.path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256(part.path)
 
 
 def _continue(file: RemoteFile, part: _Part, most: int, progress: Progress | None) -> None:

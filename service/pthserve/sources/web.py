@@ -80,10 +80,10 @@ def same_host(url: httpx.URL, other: httpx.URL) -> bool:
 
 
 def _check_plain(plain: bool, request: httpx.Request) -> None:
-    """Refuse what anybody on the way could read or change."""
+    """Raise WeightsError for a request that could be read or changed in transit."""
     if request.url.scheme == "http" and not plain and not is_loopback(request.url.host):
         raise WeightsError(
-            f"{printable(str(request.url))}: without TLS anybody on the way can change the file; use "
+            f"{printable(str(request.url))}: without TLS, the file can be changed in transit; use "
             "https://, or give its SHA-256 (--sha256)"
         )
 
