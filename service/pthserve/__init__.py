@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pthserve.tasks.multilabel import MultiLabel
     from pthserve.tasks.objects import Detections
     from pthserve.tasks.regression import Regression
+    from pthserve.tasks.segments import Segmentation
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "PthserveError",
     "Regression",
     "RequestError",
+    "Segmentation",
     "Serving",
     "SignatureError",
     "TooLarge",
@@ -81,6 +83,7 @@ _MODULES = {
     "ModelOptions": "options",
     "MultiLabel": "tasks.multilabel",
     "Regression": "tasks.regression",
+    "Segmentation": "tasks.segments",
     "Serving": "api",
     "load": "api",
     "serve": "api",

@@ -38,7 +38,7 @@ REQUEST_DURATION = Histogram(
 )
 STAGE_DURATION = Histogram(
     "pthserve_stage_duration_seconds",
-    "Time of an image in one stage: decode, queue or infer.",
+    "Time of an image in one stage: decode, queue or infer; or answer, of what is computed afterwards.",
     ["stage"],
     buckets=_SECONDS,
     registry=REGISTRY,

@@ -52,7 +52,14 @@ class ModelOptions(BaseModel):
         "when unset",
     )
     task: Literal[
-        "auto", "classification", "multilabel", "binary", "regression", "embedding", "detection"
+        "auto",
+        "classification",
+        "multilabel",
+        "binary",
+        "regression",
+        "embedding",
+        "detection",
+        "segmentation",
     ] = Field(
         "auto",
         description="kind of answer; `auto` uses the task that the model card or the file states, else "

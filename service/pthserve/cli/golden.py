@@ -62,7 +62,12 @@ def _answers(model: "Model", images: Sequence[Path]) -> Iterator["Golden"]:
     from pthserve.files.golden import Golden
 
     for image in images:
-        yield Golden(image, recorded=True, **model.task.golden(model(image)))
+        answer = model.task.golden(model(image))
+        for name, value in answer.items():
+            if isinstance(value, bytes):
+                answer[name] = image.with_name(f"{image.stem}.recorded.png")
+                answer[name].write_bytes(value)
+        yield Golden(image, recorded=True, **answer)
 
 
 def _check(model: "Model", settings: Settings) -> None:

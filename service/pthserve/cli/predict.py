@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 @click.option(
     "--draw",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the result over the image, into this PNG file; for one image and a detector.",
+    help="Draw the result over the image, into this PNG file; for one image, and a model that detects "
+    "objects or segments images.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @HEADERS
@@ -142,7 +143,8 @@ def _predict_remotely(
                 picture = reply
                 if draw and reply.status_code == httpx.codes.OK:
                     files = {"image": image.read_bytes()}
-                    picture = client.post(address, params=query, files=files, headers={"Accept": "image/png"})
+                    drawn = {**query, "picture": "overlay"}
+                    picture = client.post(address, params=drawn, files=files, headers={"Accept": "image/png"})
             except httpx.TransportError as error:
                 raise PthserveError(f"{shown} does not respond: {error or type(error).__name__}") from error
             if reply.status_code == picture.status_code == httpx.codes.OK:
@@ -184,9 +186,14 @@ def _predict_locally(
     for inferred in model.inferred:
         if inferred.uncertain:
             click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
-    if (query or draw) and not isinstance(model.task, Selects):
+    if draw and not isinstance(model.task, Selects):
         raise click.UsageError(
-            f"--threshold, --max and --draw are for a model that detects objects; this one {model.does}."
+            f"--draw is for a model that detects objects or segments images; this one {model.does}."
+        )
+    known = {one.name for one in model.task.query} if isinstance(model.task, Selects) else set()
+    if not query.keys() <= known:
+        raise click.UsageError(
+            f"--threshold and --max are for a model that detects objects; this one {model.does}."
         )
     for image in images:
         try:

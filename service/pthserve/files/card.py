@@ -205,7 +205,7 @@ def _answers(golden: Iterable[Golden], folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "image": os.path.relpath(one.image, folder),
-            **one.answer(),
+            **one.answer(folder),
             **({"recorded": True} if one.recorded else {}),
         }
         for one in golden
@@ -328,11 +328,7 @@ def _labels(given: labels.LabelFile | tuple[str, ...] | None, card: Path) -> tup
 
 
 def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, place: str) -> Golden:
-    image = card.parent / fields.image
-    try:
-        regular_files.check(image, regular_files.IMAGE, card.parent)
-    except OSError as error:
-        raise CardError(f"{card}: {place}.image: {quoted(image)}: {error.strerror}") from error
+    image = _file(fields.image, card, f"{place}.image")
     if fields.kind != "class":
         return Golden(
             image,
@@ -351,6 +347,8 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
             else tuple(
                 _box(one, names, card, f"{place}.boxes[{number}]") for number, one in enumerate(fields.boxes)
             ),
+            class_map=_file(fields.class_map, card, f"{place}.class_map") if fields.class_map else None,
+            agreement=fields.agreement,
         )
     index = fields.class_index
     if index is None:
@@ -359,6 +357,16 @@ def _golden(fields: GoldenImage, names: tuple[str, ...] | None, card: Path, plac
     elif names is not None and index >= len(names):
         raise CardError(f"{card}: {place}.class_index: must be less than {len(names)}, the number of labels")
     return Golden(image, index, fields.probability, recorded=fields.recorded)
+
+
+def _file(name: str, card: Path, place: str) -> Path:
+    """The image file called `name`, in the card's folder."""
+    file = card.parent / name
+    try:
+        regular_files.check(file, regular_files.IMAGE, card.parent)
+    except OSError as error:
+        raise CardError(f"{card}: {place}: {quoted(file)}: {error.strerror}") from error
+    return file
 
 
 def _box(given: GoldenObject, names: tuple[str, ...] | None, card: Path, place: str) -> GoldenBox:

@@ -164,6 +164,16 @@ class GoldenImage(_Fields):
     boxes: tuple[GoldenObject, ...] | None = Field(
         None, max_length=MAX_STATED, description="detection: all objects in the image"
     )
+    class_map: Text | None = Field(
+        None,
+        description="segmentation: a PNG file of the size of the image, whose pixels are class indices; 255: "
+        "any class",
+    )
+    agreement: Share | None = Field(
+        None,
+        description="segmentation: the least share of pixels with the class of `class_map`; default: all but "
+        "the tolerance",
+    )
 
     recorded: Annotated[bool, Field(strict=True)] = Field(
         False,
@@ -202,6 +212,7 @@ _ANSWERS = {
     "values": ("values",),
     "vector": ("vector",),
     "boxes": ("boxes",),
+    "class_map": ("class_map", "agreement"),
 }
 """The fields of a golden image's answer, by `Golden.kind`."""
 
@@ -253,7 +264,8 @@ class Fields(_Fields):
     task: TaskName | None = Field(
         None,
         description="kind of answer: `classification`, `multilabel`, `binary`, `regression`, "
-        "`embedding` or `detection`; default: inferred from the file, otherwise classification",
+        "`embedding`, `detection` or `segmentation`; default: inferred from the file, otherwise "
+        "classification",
     )
     threshold: Share | None = Field(
         None,

@@ -1,6 +1,7 @@
 """Golden images: images with known correct answers."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class Golden:
         values: One per output, None for unknown ones.
         vector: The embedding.
         boxes: All objects.
+        class_map: A PNG file whose pixels are class indices.
+        agreement: The minimum share of its pixels that must agree; None to use the tolerance.
         recorded: Whether pthserve recorded the answer, so that it is not evidence of being correct.
     """
 
@@ -67,21 +70,25 @@ class Golden:
     values: tuple[float | None, ...] | None = None
     vector: tuple[float, ...] | None = None
     boxes: tuple[GoldenBox, ...] | None = None
+    class_map: Path | None = None
+    agreement: float | None = None
     recorded: bool = field(default=False, compare=False)
 
     @property
     def kind(self) -> str:
-        """The kind of answer: `class`, `labels`, `values`, `vector` or `boxes`."""
+        """The kind of answer: `class`, `labels`, `values`, `vector`, `boxes` or `class_map`."""
         if self.class_index is not None:
             return "class"
         if self.values is not None:
             return "values"
         if self.boxes is not None:
             return "boxes"
+        if self.class_map is not None:
+            return "class_map"
         return "vector" if self.vector is not None else "labels"
 
-    def answer(self) -> dict[str, Any]:
-        """Return the answer as plain values, by field."""
+    def answer(self, folder: Path | None = None) -> dict[str, Any]:
+        """Return the answer as plain values, by field; paths of files are relative to `folder`."""
         fields = {
             "class_index": self.class_index,
             "probability": self.probability,
@@ -90,6 +97,8 @@ class Golden:
                 for name in ("labels", "probabilities", "values", "vector")
             },
             "boxes": None if self.boxes is None else [box.to_dict() for box in self.boxes],
+            "class_map": self.class_map and os.path.relpath(self.class_map, folder),
+            "agreement": self.agreement,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-TaskName = Literal["classification", "multilabel", "binary", "regression", "embedding", "detection"]
+TaskName = Literal[
+    "classification", "multilabel", "binary", "regression", "embedding", "detection", "segmentation"
+]
 """The names of the tasks in a card, an option and `/info`."""
 
 PARAMETERS: dict[str, tuple[TaskName, ...]] = {
@@ -20,6 +22,7 @@ KINDS: dict[str, TaskName] = {
     "values": "regression",
     "vector": "embedding",
     "boxes": "detection",
+    "class_map": "segmentation",
 }
 """The task that a golden image implies, by the kind of its answer."""
 

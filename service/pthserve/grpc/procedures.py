@@ -1,5 +1,7 @@
 """The procedures of inference.GRPCInferenceService, by name."""
 
+import asyncio
+
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
@@ -32,6 +34,8 @@ async def _model_metadata(service: Service, request: pb.ModelMetadataRequest, _:
 async def _model_infer(service: Service, request: pb.ModelInferRequest, terms: Terms) -> Message:
     response = await service.infer(messages.request(request), terms.remaining())
     terms.notes.update(response.notes)
+    if response.is_large:
+        return await asyncio.to_thread(messages.response, response)
     return messages.response(response)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
@@ -22,11 +22,12 @@ from pthserve.http.images import BODY, Sent, read_images
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.problems import JSON, described
 from pthserve.http.schema import add_models, new_router, reference
+from pthserve.images.cost import total
 from pthserve.images.spec import Spec
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
 from pthserve.tasks.base import Answer as TaskAnswer
-from pthserve.tasks.base import Drawn, Selects, Task
+from pthserve.tasks.base import Deferred, Drawn, Encoded, Selects, Task, Work
 
 TOP = 5
 """Number of most probable classes in an answer by default."""
@@ -99,6 +100,10 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
         if draws:
             return await _picture(request, predictor, sent, predictions[0], selection)
         written = partial(_json_list, predictions) if sent.is_list else partial(_json, predictions[0])
+        if costs := [one.answer.writing for one in predictions if isinstance(one.answer, Deferred)]:
+            work = Work(total(costs), partial(written, top, selection))
+            (text,) = await predictor.computed([work], remaining(request.scope))
+            return Response(text, media_type=JSON)
         scores = len(predictions) * predictions[0].model.num_classes
         if selection is None and (scores < MANY or not sent.is_list):
             return Response(written(top), media_type=JSON)
@@ -110,20 +115,25 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
 async def _picture(
     request: Request, predictor: Predictor, sent: Sent, prediction: Prediction, selection: Selection | None
 ) -> Response:
-    """Return the image as PNG with the answer drawn over it, scaled down to at most DRAWN pixels a side."""
-    answer = prediction.answer
+    """Return the answer as PNG: a class map, or the image with the answer drawn over it.
+
+    An image is scaled down to at most DRAWN pixels a side; a class map has the size of the image as sent.
+    """
+    answer = prediction.answer if selection is None else selection(prediction.answer)
     if len(sent.files) != 1 or not isinstance(answer, Drawn):
         raise MalformedRequest(
             "a PNG response needs exactly one image and a model that detects objects; accept application/json"
         )
+    if isinstance(answer, Encoded) and not answer.overlaid:
+        (png,) = await predictor.computed([Work(answer.writing, answer.png)], remaining(request.scope))
+        return Response(png, media_type=PNG)
     width, height = answer.size
     scale = min(1.0, DRAWN / max(width, height))
     shape = (max(1, round(height * scale)), max(1, round(width * scale)))
     spec = Spec(resize=shape, crop=shape, exif=prediction.model.spec.exif)
     left = remaining(request.scope)
     pixels = await predictor.decoded(sent.files[0], spec, left)
-    shown = answer if selection is None else cast("Drawn", selection(answer))
-    return Response(await asyncio.to_thread(_drawn, shown, pixels), media_type=PNG)
+    return Response(await asyncio.to_thread(_drawn, answer, pixels), media_type=PNG)
 
 
 def _drawn(answer: Drawn, pixels: NDArray[Any]) -> bytes:

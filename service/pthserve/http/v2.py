@@ -1,5 +1,6 @@
 """V2: the Open Inference Protocol and its extensions over REST."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
@@ -104,7 +105,10 @@ class V2:
         )
         answered = await self._service.infer(inference, remaining(request.scope))
         note(request.scope, **answered.notes)
-        content, headers = written(answered)
+        if answered.is_large:
+            content, headers = await asyncio.to_thread(written, answered)
+        else:
+            content, headers = written(answered)
         return Response(content, headers=headers)
 
     async def index(self, request: Request) -> Response:

@@ -4,6 +4,7 @@ The bounds are measured: `tests/images/test_decode_cost.py` checks them with fil
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from PIL.ImageFile import ImageFile
@@ -57,6 +58,12 @@ class Cost(NamedTuple):
 
 FREE = Cost(0, 0.0)
 """The cost of an image that need not be decoded."""
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """What all of it takes at most, held at the same time."""
+    memory, seconds = zip(*costs, strict=True)
+    return Cost(sum(memory), sum(seconds))
 
 
 def webp(pixels: int, length: int) -> Cost:

@@ -181,6 +181,11 @@ def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Prepared:
             f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, of which the model's preprocessing "
             f"would leave {resized[0]} x {resized[1]}; send one that is less narrow"
         )
+    if math.prod(resized) > spec.most_resized:
+        raise TooLarge(
+            f"the image has {decoded.size[0]} x {decoded.size[1]} pixels, resized to {resized[0]} x "
+            f"{resized[1]}; the limit is {spec.most_resized} pixels: send one that is less narrow"
+        )
     if not spec.rounded:
         return fractional(np.asarray(decoded.image).reshape(*decoded.size[::-1], spec.channels), spec)
     pixels = _cut_rgb(decoded, spec, fast, max_pixels)

@@ -1,6 +1,7 @@
 """Spec: the preprocessing of images that a model was trained with."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +13,9 @@ _PHOTO = (1024, 768)
 """(width, height) of a common photo."""
 _RARE = {"longest": None, "whole": False, "rounded": True}
 """Fields that `to_dict` leaves out if they have these values, for compatibility with older versions."""
+_WHOLE = 8
+"""Pixels of an image that is not cropped, as multiples of those of a 4 x 3 image. Without a limit, a narrow
+image, resized by its shorter side, could have any number, and its forward pass any cost."""
 _ANY = object()
 
 
@@ -82,6 +86,11 @@ class Spec:
         if width <= height:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
+
+    @property
+    def most_resized(self) -> float:
+        """Maximum number of pixels after resizing, where nothing is cropped; see `_WHOLE`."""
+        return _WHOLE * self.crop[0] * self.crop[1] if self.whole and self.resize is not None else math.inf
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

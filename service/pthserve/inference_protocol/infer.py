@@ -1,5 +1,6 @@
 """Infer: what an inference request wants, and the outputs that answer it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.errors import MalformedRequest
-from pthserve.inference_protocol.bounds import MAX_OUTPUTS, MAX_PARAMETERS
+from pthserve.inference_protocol.bounds import LARGE, MAX_OUTPUTS, MAX_PARAMETERS
 from pthserve.inference_protocol.tensors import Input, Output
 from pthserve.tasks.base import Task, TensorForm
 
@@ -59,6 +60,11 @@ class Response:
     id: str
     outputs: Sequence[Output]
     notes: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether writing it would hold the event loop for milliseconds."""
+        return sum(math.prod(output.shape) for output in self.outputs) >= LARGE
 
 
 def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:

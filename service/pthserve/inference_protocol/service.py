@@ -6,13 +6,14 @@ from functools import partial
 
 import pthserve
 from pthserve.errors import MalformedRequest, NotFound, NotReady
+from pthserve.images.cost import total
 from pthserve.inference_protocol.infer import Request, Response, check, everything, outputs
 from pthserve.inference_protocol.statistics import statistics
 from pthserve.inference_protocol.tensors import Image, Input, images, input_forms
 from pthserve.loading.model import Model
 from pthserve.serving.predictor import Predictor
 from pthserve.settings import Settings
-from pthserve.tasks.base import TensorForm
+from pthserve.tasks.base import Deferred, TensorForm, Work
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "statistics")
 
@@ -114,7 +115,12 @@ class Service:
         asked = request.wanted or everything(forms, binary=request.binary)
         made = partial(outputs, model.task, [one.answer for one in answers], model.labels, asked)
         scores = len(answers) * model.outputs
-        tensors = made() if scores < MANY else await asyncio.to_thread(made)
+        whole = [one.answer.writing for one in answers if isinstance(one.answer, Deferred)]
+        if whole:
+            left = min(granted, default=self._settings.deadline)
+            (tensors,) = await self._predictor.computed([Work(total(whole), made)], left)
+        else:
+            tensors = made() if scores < MANY else await asyncio.to_thread(made)
         return Response(model.name, model.version, request.id, tensors, notes)
 
     async def _images(self, tensor: Input, model: Model) -> list[Image]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pthserve.errors import MalformedRequest, TooLarge
 from pthserve.images.spec import Spec
 from pthserve.inference_protocol.numbers import Kind, Text, read
-from pthserve.tasks.base import TensorForm
+from pthserve.tasks.base import TensorForm, TensorValues
 
 Image = bytes | NDArray[np.uint8] | NDArray[np.float32]
 """An encoded image; its pixels, uint8 (H, W, 3); or a preprocessed tensor, float32 (c, h, w)."""
@@ -53,10 +53,10 @@ class Output:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: NDArray[np.float32] | NDArray[np.int64] | list[bytes]
+    values: TensorValues
     binary: bool = False
 
-    def elements(self) -> NDArray[np.float32] | NDArray[np.int64] | list[str]:
+    def elements(self) -> NDArray[Any] | list[str]:
         """Return the elements, flat; those of BYTES as strings."""
         if isinstance(self.values, list):
             return [value.decode() for value in self.values]

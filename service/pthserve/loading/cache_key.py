@@ -97,6 +97,8 @@ def _files(described: Card) -> Iterator[Path]:
             yield beside
     for golden in described.golden:
         yield golden.image
+        if golden.class_map is not None:
+            yield golden.class_map
 
 
 def _plain(described: Card) -> dict[str, Any]:
@@ -107,6 +109,7 @@ def _plain(described: Card) -> dict[str, Any]:
     values["stated"] = sorted(described.stated)
     for golden, one in zip(values["golden"], described.golden, strict=True):
         golden["image"] = _relative(one.image, described.folder)
+        golden["class_map"] = one.class_map and _relative(one.class_map, described.folder)
     return values
 
 

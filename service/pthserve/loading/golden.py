@@ -1,8 +1,9 @@
 """Whether a model gives its golden images their known answers, and what follows where it does not."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +66,7 @@ class GoldenImages:
             for one, output in zip(self.golden, found, strict=True)
             if not isinstance(output, GoldenResult)
         ]
-        rows, sizes = zip(*outputs, strict=True) if outputs else ((), ())
-        checked = iter(
-            self.task.check_golden(np.stack(rows), seen, self.labels, self.tolerance, sizes) if seen else ()
-        )
+        checked = self._checked(outputs, seen)
         results = [output if isinstance(output, GoldenResult) else next(checked) for output in found]
         return Agreement(
             max((result.difference for result in results), default=0.0),
@@ -78,6 +76,18 @@ class GoldenImages:
                 if result.reason
             ),
         )
+
+    def _checked(
+        self, outputs: Sequence[tuple[NDArray[np.float32], Size]], golden: Sequence[Golden]
+    ) -> Iterator[GoldenResult]:
+        """How the golden images did by their outputs; those with as many outputs as the next are checked at
+        once."""
+        pairs = zip(outputs, golden, strict=True)
+        for _, alike in groupby(pairs, lambda pair: pair[0][0].shape):
+            together = list(alike)
+            rows, sizes = zip(*(output for output, _ in together), strict=True)
+            images = [one for _, one in together]
+            yield from self.task.check_golden(np.stack(rows), images, self.labels, self.tolerance, sizes)
 
     def disagreements(self, engine: Engine) -> tuple[str, ...]:
         """Those that `engine` does not give their answers, a sentence each."""

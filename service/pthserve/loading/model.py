@@ -38,8 +38,8 @@ class Model:
         print(model("cat.jpg").label)
     ```
 
-    Its answers are Classifications, or of the type of its task: MultiLabel, Binary, Regression, Embedding or
-    Detections.
+    Its answers are Classifications, or of the type of its task: MultiLabel, Binary, Regression, Embedding,
+    Detections or Segmentation.
     Any thread may call it. As a context manager, it is closed at the end of the block.
 
     forward: the engine, which takes batches of preprocessed images: uint8 (n, height, width, channels) or
@@ -82,7 +82,7 @@ class Model:
 
     @property
     def outputs(self) -> int:
-        """How many numbers the engine gives for an image."""
+        """How many numbers the engine gives for an image; see `Task.outputs`."""
         return self.task.outputs(self.labels)
 
     @property

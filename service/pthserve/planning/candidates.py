@@ -31,7 +31,9 @@ CANDIDATES = {
 than PyTorch at the same precision for every family of torchvision."""
 
 
-ONLY_TORCH = "only PyTorch at fp32 runs a detector, or a model whose images are not cropped"
+ONLY_TORCH = (
+    "only PyTorch at fp32 runs a detector, a segmentation model, or a model whose images are not cropped"
+)
 """Why another engine, precision or a pack is refused; see `varies`."""
 
 

@@ -22,7 +22,7 @@ from pthserve.errors import EngineFailed
 from pthserve.loading.model import Model
 from pthserve.metrics import BATCH_SIZE, FORWARD_DURATION, STAGE_DURATION
 from pthserve.serving.estimators import Busy, Smoothed
-from pthserve.tasks.base import Size
+from pthserve.tasks.base import ANY, Size
 
 log = logging.getLogger(__name__)
 _QUEUE = STAGE_DURATION.labels("queue")
@@ -254,10 +254,9 @@ class Batcher:
                 self._passes.remove(begun)
                 if self._queue or self._closed:
                     self._wake()  # a thread that waits for another model, or for the end
-        if logits.shape != (size, model.outputs):
-            raise ValueError(
-                f"the engine returned the shape {logits.shape}; expected {(size, model.outputs)}"
-            )
+        outputs = model.outputs if model.outputs != ANY else logits.shape[-1]
+        if logits.shape != (size, outputs):
+            raise ValueError(f"the engine returned the shape {logits.shape}; expected {(size, outputs)}")
         self._seconds_per_image.observe(seconds / size / at_once, size)
         self._seconds_per_batch.observe(seconds)
         BATCH_SIZE.observe(size)

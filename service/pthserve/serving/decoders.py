@@ -1,4 +1,4 @@
-"""Decoders: the threads that decode and preprocess images, within a common limit of memory."""
+"""Decoders: the threads that decode images and compute class maps, within a common limit of memory."""
 
 import asyncio
 import threading
@@ -23,12 +23,12 @@ million of a WebP. Slow images never occupy all threads."""
 SMALL = 16
 """Images that need at most this fraction (1/16) of the memory may overtake images that wait for memory."""
 
-_DECODE = STAGE_DURATION.labels("decode")
+_STAGES = {stage: STAGE_DURATION.labels(stage) for stage in ("decode", "answer")}
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One image to decode.
+    """One image to decode, or one answer to compute.
 
     Attributes:
         future: Receives an error. Once it is done, even if cancelled, the job is skipped.
@@ -36,6 +36,7 @@ class Job:
         decoded: Called in a decoder's thread with the pixels, the seconds that they took, and the
             (width, height) of the image.
         until: The deadline, on the clock of time.monotonic().
+        stage: `decode` or `answer`, for the metrics.
         pending: The image after its header was read.
         spent: Seconds that reading the header took.
     """
@@ -44,6 +45,7 @@ class Job:
     open: Callable[[], Pending] | None
     decoded: Callable[[NDArray[Any], float, tuple[int, int]], None]
     until: float
+    stage: str = "decode"
     pending: Pending | None = field(default=None, init=False)
     spent: float = field(default=0.0, init=False)
 
@@ -75,7 +77,7 @@ class Decoders:
         self._waiting: list[Job] = []
         self._closed = False
         self._changed = threading.Condition()
-        self._seconds = Smoothed()
+        self._seconds = {stage: Smoothed() for stage in _STAGES}
         self._bytes = Smoothed()
         self._slowness = Smoothed()
         DECODE_MEMORY.set_function(lambda: self._memory - self._free)
@@ -103,9 +105,9 @@ class Decoders:
             self._changed.notify()
 
     def seconds_for(self, images: int) -> float:
-        """Return the seconds that this number of images needs, as measured on images that are not slow."""
+        """Return the seconds that this number of images and their answers need, without slow ones."""
         at_once = min(self._cpus, max(1.0, self._memory / max(1.0, self._bytes.value)))
-        return images * self._seconds.value / at_once
+        return images * sum(stage.value for stage in self._seconds.values()) / at_once
 
     def close(self, timeout: float) -> None:
         """Drop all queued jobs, and wait at most `timeout` seconds for the images that are being decoded."""
@@ -180,7 +182,7 @@ class Decoders:
             pending = opening()
             self._check(job, pending)
         except Exception as error:
-            _DECODE.observe(time.perf_counter() - began)
+            _STAGES[job.stage].observe(time.perf_counter() - began)
             self._fail(job, error)
             return
         job.spent = time.perf_counter() - began
@@ -239,11 +241,11 @@ class Decoders:
     def _count(self, job: Job, pending: Pending, decoding: float) -> float:
         """Record the seconds that the image took, before it is answered, and return them."""
         seconds = job.spent + decoding
-        _DECODE.observe(seconds)
+        _STAGES[job.stage].observe(seconds)
         if pending.cost.seconds >= SLOW:
             self._slowness.observe(seconds / pending.cost.seconds)
         else:
-            self._seconds.observe(seconds)
+            self._seconds[job.stage].observe(seconds)
             self._bytes.observe(pending.cost.memory)
         return seconds
 

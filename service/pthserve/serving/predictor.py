@@ -37,6 +37,7 @@ from pthserve.serving.batcher import Batcher, Entry, Inference
 from pthserve.serving.decoders import Decoders, Job
 from pthserve.serving.prediction import Input, Prediction, prediction_of, trace
 from pthserve.settings import Settings
+from pthserve.tasks.base import Deferred, Work
 from pthserve.tracing import SPAN
 
 CLOSING = 2.0
@@ -221,19 +222,14 @@ class Predictor:
             Overloaded: Its turn to be decoded would come too late.
             DeadlineExceeded: It is not decoded after `seconds`.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[NDArray[Any]] = loop.create_future()
-        opening, until = partial(self._pending, image, spec), time.monotonic() + seconds
-        job = Job(future, opening, partial(_deliver, future), until)
-        timer = loop.call_later(seconds, _expire, [future])
-        try:
-            self._decoders.submit(job)
-            return await future
-        finally:
-            timer.cancel()
-            job.drop()
-            future.cancel()
-            del future  # its exception refers to this frame, and must not form a reference cycle
+        pixels: NDArray[Any] = (
+            await self._done([_job(partial(self._pending, image, spec), seconds)], seconds)
+        )[0]
+        return pixels
+
+    async def computed(self, works: Sequence[Work], seconds: float) -> Sequence[Any]:
+        """Return the result of each of `works`, computed in the decoders' threads; raises as `decoded`."""
+        return await self._done([_job(partial(_opened, work), seconds, "answer") for work in works], seconds)
 
     def saturation(self) -> float:
         """Return the load as a share of the capacity, 0 to 1: of the engine or the decoders, if higher."""
@@ -292,23 +288,28 @@ class Predictor:
         return pending_pixels(cast("NDArray[np.uint8]", image), spec)
 
     async def _answer(self, model: Model, images: Sequence[Input], seconds: float) -> Sequence[Prediction]:
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Inference]] = [loop.create_future() for _ in images]
-        timer = loop.call_later(seconds, _expire, futures) if seconds < float("inf") else None
         until = time.monotonic() + seconds
-        jobs = [
-            Job(
-                future,
-                partial(self._pending, image, model.spec),
-                partial(self._queue, model, future),
-                until,
-            )
-            for image, future in zip(images, futures, strict=True)
+        then = partial(self._queue, model)
+        jobs = [_job(partial(self._pending, image, model.spec), seconds, then=then) for image in images]
+        inferences: Sequence[Inference] = await self._done(jobs, seconds)
+        predictions = [
+            prediction_of(model, image, inference)
+            for image, inference in zip(images, inferences, strict=True)
         ]
+        answers = [one.answer for one in predictions if isinstance(one.answer, Deferred)]
+        if answers:
+            await self.computed([answer.computing for answer in answers], until - time.monotonic())
+        return predictions
+
+    async def _done(self, jobs: list[Job], seconds: float) -> Sequence[Any]:
+        """What the futures of `jobs` are given. Raises what one of them raises, or DeadlineExceeded."""
+        futures = [job.future for job in jobs]
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, _expire, futures) if seconds < float("inf") else None
         try:
             for job in jobs:
                 self._decoders.submit(job)
-            inferences = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
+            return [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         except RequestError as error:
             if len(futures) > 1:
                 number = next((n for n, future in enumerate(futures, 1) if _raises(future, error)), 0)
@@ -321,10 +322,6 @@ class Predictor:
                 futures.pop().cancel()
             while jobs:
                 jobs.pop().drop()
-        return [
-            prediction_of(model, image, inference)
-            for image, inference in zip(images, inferences, strict=True)
-        ]
 
     def _queue(
         self,
@@ -348,16 +345,33 @@ def _raises(future: asyncio.Future[Any], error: BaseException) -> bool:
     return future.done() and not future.cancelled() and future.exception() is error
 
 
-def _deliver(
-    future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any], _: float, __: tuple[int, int]
-) -> None:
+def _job(
+    opening: Callable[[], Pending],
+    seconds: float,
+    stage: str = "decode",
+    then: Callable[..., None] | None = None,
+) -> Job:
+    """A job that nobody waits for after so many seconds.
+
+    then: called with its future and what `Job.decoded` is called with; by default, the future is given the
+    result.
+    """
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    return Job(future, opening, partial(then or _deliver, future), time.monotonic() + seconds, stage)
+
+
+def _opened(work: Work) -> Pending:
+    return Pending((1, 1), *work)
+
+
+def _deliver(future: asyncio.Future[Any], result: Any, _: float, __: tuple[int, int]) -> None:
     with suppress(RuntimeError):  # the loop is closed: no client waits
-        future.get_loop().call_soon_threadsafe(_set_result, future, pixels)
+        future.get_loop().call_soon_threadsafe(_set_result, future, result)
 
 
-def _set_result(future: asyncio.Future[NDArray[Any]], pixels: NDArray[Any]) -> None:
+def _set_result(future: asyncio.Future[Any], result: Any) -> None:
     if not future.done():
-        future.set_result(pixels)
+        future.set_result(result)
 
 
 def _photo(spec: Spec) -> bytes:

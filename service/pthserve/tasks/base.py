@@ -10,15 +10,19 @@ from PIL import Image
 from pydantic import BaseModel
 
 from pthserve.files.golden import Golden
+from pthserve.images.cost import Cost
 
 Outputs = NDArray[np.float32]
 """What an engine gives for a batch: float32 (n, outputs)."""
+
+ANY = -1
+"""As many outputs as follow from the size of the image."""
 
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
-TensorValues = NDArray[np.float32] | NDArray[np.int64] | list[bytes]
+TensorValues = NDArray[np.float32] | NDArray[np.int64] | NDArray[np.uint8] | list[bytes]
 """An array, or for BYTES the elements, flat."""
 
 
@@ -117,6 +121,41 @@ class Drawn(Protocol):
         """The answer drawn over the image that it is of, which may be scaled."""
 
 
+class Work(NamedTuple):
+    """Something to be computed where there are memory and time for it. cost: what `run` takes at most."""
+
+    cost: Cost
+    run: Callable[[], Any]
+
+
+@runtime_checkable
+class Deferred(Protocol):
+    """What an answer may have beside: most of it is still to be computed, which takes as long as decoding."""
+
+    @property
+    def computing(self) -> Work:
+        """Computes it, once; without it, it is computed when it is first needed."""
+
+    @property
+    def writing(self) -> Cost:
+        """What writing all of it takes at most, as a tensor or a picture."""
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """What an answer may have beside: it is a picture itself, beside the one that `Drawn` gives."""
+
+    overlaid: bool
+    """Whether the request asks for the one that is drawn over the image."""
+
+    @property
+    def writing(self) -> Cost:
+        """What writing it takes at most."""
+
+    def png(self) -> bytes:
+        """The picture as PNG, at the size of the image."""
+
+
 class Parameter(NamedTuple):
     """A parameter of a request: its name, what it does, and its type as a JSON schema."""
 
@@ -176,7 +215,7 @@ class Task(Protocol):
         """
 
     def outputs(self, labels: tuple[str, ...]) -> int:
-        """How many outputs a model with these labels has."""
+        """How many outputs a model with these labels has; ANY where that depends on the image."""
 
     def describe(self, labels: tuple[str, ...]) -> str:
         """What such a model does, as a verb phrase; another model may replace it only if it does the same."""
@@ -202,10 +241,13 @@ class Task(Protocol):
         tolerance: float,
         sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
-        """How the golden images did, all of `golden_kind`, each by its row of `outputs` and its size."""
+        """How the golden images did, all of `golden_kind`, each by its row of `outputs` and its size.
+
+        Rows are of one length: where the number of outputs is ANY, those of images of one size.
+        """
 
     def golden(self, answer: Any) -> dict[str, Any]:
-        """The fields of a `Golden` that states this answer."""
+        """The fields of a `Golden` that states this answer; one that is a file has its bytes."""
 
     def same(self, answer: Any, other: Any) -> bool:
         """Whether two models' answers for an image are the same for whoever uses them."""

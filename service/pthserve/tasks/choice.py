@@ -14,6 +14,7 @@ from pthserve.tasks.detection import DetectionTask
 from pthserve.tasks.embedding import EmbeddingTask
 from pthserve.tasks.multilabel import THRESHOLD, MultiLabelTask
 from pthserve.tasks.regression import RegressionTask
+from pthserve.tasks.segmentation import SegmentationTask
 
 TaskType = (
     type[ClassificationTask]
@@ -22,6 +23,7 @@ TaskType = (
     | type[RegressionTask]
     | type[EmbeddingTask]
     | type[DetectionTask]
+    | type[SegmentationTask]
 )
 
 TASKS: Mapping[str, TaskType] = {
@@ -33,6 +35,7 @@ TASKS: Mapping[str, TaskType] = {
         RegressionTask,
         EmbeddingTask,
         DetectionTask,
+        SegmentationTask,
     )
 }
 """By name."""
@@ -114,6 +117,10 @@ def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
             return EmbeddingTask(outputs, stated.normalize)
         case "detection":
             raise CardError("the task detection needs a model that gives boxes, and this one gives numbers")
+        case "segmentation":
+            raise CardError(
+                "the task segmentation needs a model that gives classes of pixels, and this one gives numbers"
+            )
     if outputs < 2:
         raise CardError(
             "the task classification needs at least two outputs, but the model has one; state `task: binary` "

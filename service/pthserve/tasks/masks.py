@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from pthserve.images.preprocess import neighbours
 
@@ -16,6 +17,15 @@ HALF = np.float32(0.5)
 """From which on a pixel is in the mask."""
 _COLUMNS = 2**14
 """Columns that are computed at once."""
+
+
+class Mask(BaseModel):
+    """Pixels of an image, as COCO's compressed run lengths."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    size: list[int] = Field(description="height and width of the image")
+    counts: str = Field(description="run lengths, as `pycocotools.mask.decode` reads them")
 
 
 class Runs(NamedTuple):
@@ -43,7 +53,7 @@ class Runs(NamedTuple):
         return change[:-1].cumsum(dtype=np.int8).reshape(width, height).T.astype(bool)
 
     def to_coco(self) -> dict[str, object]:
-        """The mask as COCO's compressed run lengths, which `pycocotools.mask.decode` reads."""
+        """The fields of `Mask`."""
         width, height = self.size
         edges = np.stack((self.starts, self.ends), 1).ravel()
         counts = np.diff(edges, prepend=0, append=width * height)

@@ -10,8 +10,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.tasks.base import Size
-from pthserve.tasks.drawing import Shape, draw
-from pthserve.tasks.masks import Runs, pasted
+from pthserve.tasks.drawing import Shape, colour, draw
+from pthserve.tasks.masks import Mask, Runs, pasted
 
 NAME = "detection"
 """Of the task."""
@@ -37,15 +37,6 @@ class Keypoint(BaseModel):
     x: float
     y: float
     score: float = Field(description="the larger, the surer; not a probability")
-
-
-class Mask(BaseModel):
-    """The pixels of an object, as COCO's compressed run lengths."""
-
-    model_config = ConfigDict(defer_build=True)
-
-    size: list[int] = Field(description="height and width of the image")
-    counts: str = Field(description="run lengths, as `pycocotools.mask.decode` reads them")
 
 
 class DetectedObject(BaseModel):
@@ -141,9 +132,9 @@ class Detections:
 
     def _shape(self, number: int, scale: NDArray[np.float32], size: Size) -> Shape:
         return Shape(
-            int(self.class_indices[number]),
-            tuple((self.boxes[number] * np.tile(scale, 2)).tolist()),
+            colour(int(self.class_indices[number])),
             f"{self.names[number]} {100 * self.scores[number]:.0f} %",
+            tuple((self.boxes[number] * np.tile(scale, 2)).tolist()),
             () if self.keypoints is None else (self.keypoints[number, :, :2] * scale).tolist(),
             partial(self.runs, number, size) if self.has_masks else None,
         )

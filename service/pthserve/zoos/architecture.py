@@ -23,8 +23,9 @@ def zoos() -> Iterator[Zoo]:
     yield from (Exported(), Own(), HuggingFace())
     from pthserve.zoos.indexed import Indexed
     from pthserve.zoos.torchvision_detection import TorchvisionDetection
+    from pthserve.zoos.torchvision_segmentation import TorchvisionSegmentation
 
-    yield from (TorchvisionDetection(), Indexed())
+    yield from (TorchvisionDetection(), TorchvisionSegmentation(), Indexed())
 
 
 def build(

@@ -16,7 +16,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import AmbiguousArchitecture, ArchitectureError
-from pthserve.files import checkpoint
 from pthserve.images.spec import Spec
 from pthserve.tasks.detection import DetectionTask
 from pthserve.tasks.objects import Table
@@ -25,7 +24,8 @@ from pthserve.zoos import statements
 from pthserve.zoos.base import Architecture, Source, described, put, shapes
 from pthserve.zoos.bounded_build import BoundedBuild
 from pthserve.zoos.detector import Detector
-from pthserve.zoos.layout import Part, Shape, compare
+from pthserve.zoos.layout import Shape
+from pthserve.zoos.one_network import difference, one_place
 
 _CALLS = 50_000
 """Most calls of PyTorch that it takes to build one."""
@@ -183,20 +183,8 @@ def _has_backbone(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
 def _place(source: Source) -> tuple[str, _Family]:
     """The one detector in the state dict; of several the moving average."""
     places = _places(source.state_dict)
-    if not places:
-        raise ArchitectureError(
-            f"the state dict has not the heads of {source.architecture}; its names start with "
-            f"{quoted(', '.join(list(source.state_dict)[:3]))}"
-        )
-    averaged = [prefix for prefix in places if checkpoint.AVERAGED.search(prefix)]
-    chosen = list(places) if len(places) == 1 else averaged
-    if len(chosen) != 1:
-        prefixes = " and ".join(f"`{quoted(prefix) or '(top)'}`" for prefix in places)
-        raise ArchitectureError(
-            f"the state dict holds several networks (prefixes {prefixes}); save only the tensors of the one "
-            "to serve"
-        )
-    return chosen[0], places[chosen[0]]
+    prefix = one_place(places, source)
+    return prefix, places[prefix]
 
 
 def _classes(family: _Family, known: Mapping[str, Shape]) -> int:
@@ -211,14 +199,14 @@ def _chosen(
     if source.architecture:
         name = source.architecture.rpartition("torchvision/")[2]
         module = _blank(name, family, known, source.kwargs)
-        if differs := _difference(module, known):
+        if differs := difference(module, known):
             raise ArchitectureError(f"the weights do not fit {name}: {differs}")
         return name, module, Inferred("architecture", name, Origin.CARD, f"architecture: {name}")
     differences: dict[str, str] = {}
     fitting: dict[str, nn.Module] = {}
     for name in _possible(family, known):
         module = _blank(name, family, known, source.kwargs)
-        differences[name] = _difference(module, known)
+        differences[name] = difference(module, known)
         if not differences[name]:
             fitting[name] = module
     if not fitting:
@@ -278,16 +266,6 @@ def _blank(name: str, family: _Family, known: Mapping[str, Shape], kwargs: Mappi
             f"{name} cannot be built with {quoted(dict(kwargs))}: {quoted(error)}"
         ) from error
     return module  # type: ignore[no-any-return]
-
-
-def _difference(module: nn.Module, known: Mapping[str, Shape]) -> str:
-    expected, found = (_whole(each) for each in (shapes(module.state_dict()), known))
-    return compare(expected, found, strict=True)
-
-
-def _whole(known: Mapping[str, Shape]) -> Part:
-    """All of a state dict as one part, by its full names."""
-    return Part({name: name for name in known}, dict(known))
 
 
 def _batch_norm(name: str, model: nn.Module, names: Mapping[str, str]) -> tuple[Inferred, ...]:

@@ -39,5 +39,10 @@ function objects({ detections, threshold }) {
   return { title: `${rows.length} ${rows.length === 1 ? "object" : "objects"}`, note: `from ${percent(threshold)} on`, rows, field: '["detections"]' };
 }
 
-const TASKS = { classification: classes, binary: classes, multilabel: labels, regression: values, embedding: vector, detection: objects };
+function areas({ classes, size }) {
+  const rows = classes.map(({ label, share }) => ({ label, text: percent(share), probability: share }));
+  return { title: rows[0].label, note: `${rows[0].text} of ${size[1]} x ${size[0]} pixels`, rows, field: '["classes"]' };
+}
+
+const TASKS = { classification: classes, binary: classes, multilabel: labels, regression: values, embedding: vector, detection: objects, segmentation: areas };
 export const told = (answer) => TASKS[answer.task ?? "classification"](answer);

@@ -1,0 +1,336 @@
+"""A segmentation model as users have it: in Python, over HTTP and gRPC, on the command line, in a picture."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torch.nn.functional import interpolate
+from torchvision.transforms._presets import SemanticSegmentation
+
+from pthserve.errors import CardError, GoldenError
+from pthserve.loading.golden import apply_golden_policy
+from pthserve.loading.load import load
+from pthserve.loading.loader import Loader
+from pthserve.loading.model import Model
+from pthserve.planning.crops import samples
+from pthserve.protos import inference_pb2 as pb
+from pthserve.settings import Settings
+from pthserve.tasks.segments import SegmentationAnswer
+
+from ..cli.called import called
+from ..http_service import Service, serving
+from ..linear import noise, png
+from ..shared import PATIENCE
+from ..zoos.segmenters import segmenter
+from .test_masks import decoded
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = Settings(threads=1, tune_budget=0.0)
+LABELS = ["cat", "dog", "hen", "owl"]
+SIDE = 128
+"""Of images, in pixels, so that a pass is short."""
+PHOTO = samples()[2]
+WRONG = 0.001
+"""Share of pixels whose classes rounding may decide."""
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    return segmenter("lraspp_mobilenet_v3_large")
+
+
+@pytest.fixture(scope="module")
+def folder(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose card leaves out its task and the background's label."""
+    folder = tmp_path_factory.mktemp("segmenter") / "net"
+    folder.mkdir()
+    torch.save(module.state_dict(), folder / "net.pth")
+    (folder / "photo.jpg").write_bytes(PHOTO)
+    card(folder)
+    return folder
+
+
+def card(folder: Path, **fields: Any) -> None:
+    values = {"labels": LABELS, "preprocessing": {"resize": SIDE, "crop": None}, **fields}
+    (folder / "model.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[Model]:
+    with load(str(folder), SETTINGS) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def service(model: Model, folder: Path) -> Iterator[Service]:
+    with serving(model, model=str(folder), grpc_port=0, deadline=120) as service:
+        yield service
+
+
+def classes_of(module: nn.Module, image: Image.Image) -> NDArray[np.int64]:
+    """The class of each pixel, as torchvision's users have it."""
+    with torch.inference_mode():
+        scores = module(SemanticSegmentation(resize_size=SIDE)(image)[None])["out"]
+        found: NDArray[np.int64] = interpolate(scores, image.size[::-1], mode="bilinear")[0].argmax(0).numpy()
+    assert len(np.unique(found)) > 2, "a test with few classes proves nothing"
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(module: nn.Module) -> NDArray[np.int64]:
+    return classes_of(module, Image.open(io.BytesIO(PHOTO)).convert("RGB"))
+
+
+def check(found: Any, expected: NDArray[np.int64]) -> None:
+    assert np.shape(found) == expected.shape
+    assert (np.asarray(found) != expected).mean() < WRONG
+
+
+def test_a_call_in_python_gives_the_classes_of_torchvision_s_model(
+    model: Model, expected: NDArray[np.int64]
+) -> None:
+    found = model(PHOTO)
+    check(found.class_map, expected)
+    assert model.does == "gives each pixel one of 5 classes"
+    assert model.labels == ("__background__", *LABELS)
+    several = model.batch([PHOTO, png(noise(1, 70, 120)), PHOTO])
+    assert [one.size for one in several] == [found.size, (120, 70), found.size]
+    np.testing.assert_array_equal(several[2].class_map, found.class_map)
+
+
+def test_json_has_the_areas_and_the_masks(service: Service, expected: NDArray[np.int64]) -> None:
+    answer = predicted(service)
+    SegmentationAnswer.model_validate(answer)
+    assert set(answer) == {*SegmentationAnswer.model_fields, "model", "timing"} - {"class_map"}
+    assert answer["size"] == list(expected.shape)
+    assert sum(one["pixels"] for one in answer["classes"]) == expected.size
+    found = np.zeros(expected.shape, int)
+    for one in answer["classes"]:
+        mask = decoded(one["mask"])
+        assert mask.sum() == one["pixels"] == pytest.approx(one["share"] * expected.size)
+        found[mask] = one["class_index"]
+    check(found, expected)
+
+
+def test_a_request_chooses_how_the_pixels_come(service: Service, expected: NDArray[np.int64]) -> None:
+    assert all("mask" not in one for one in predicted(service, masks="none")["classes"])
+    picture = base64.b64decode(predicted(service, masks="png")["class_map"])
+    check(Image.open(io.BytesIO(picture)), expected)
+    reply = service.client.post("/predict", files={"image": PHOTO}, params={"masks": "jpeg"})
+    assert (reply.status_code, reply.json()["error"]) == (400, "`masks` must be `rle`, `png` or `none`")
+
+
+def predicted(service: Service, **query: Any) -> dict[str, Any]:
+    reply = service.client.post("/predict", files={"image": PHOTO}, params=query)
+    assert reply.status_code == 200, reply.text
+    return dict(reply.json())
+
+
+def test_png_is_the_class_map_with_a_palette_or_drawn_over_the_image(
+    service: Service, expected: NDArray[np.int64]
+) -> None:
+    headers = {"Accept": "image/png"}
+    reply = service.client.post("/predict", files={"image": PHOTO}, headers=headers)
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
+    picture = Image.open(io.BytesIO(reply.content))
+    assert picture.mode == "P"
+    check(picture, expected)
+    params = {"picture": "overlay"}
+    drawn = service.client.post("/predict", files={"image": PHOTO}, headers=headers, params=params)
+    overlay, photo = Image.open(io.BytesIO(drawn.content)), Image.open(io.BytesIO(PHOTO)).convert("RGB")
+    assert (overlay.mode, overlay.size) == ("RGB", photo.size)
+    changed = (np.asarray(overlay) != np.asarray(photo)).any(-1)
+    assert changed[expected != 0].mean() > 0.9
+    large = png(noise(3, 1000, 2400))
+    whole = service.client.post("/predict", files={"image": large}, headers=headers)
+    assert Image.open(io.BytesIO(whole.content)).size == (2400, 1000)
+    reduced = service.client.post("/predict", files={"image": large}, headers=headers, params=params)
+    assert Image.open(io.BytesIO(reduced.content)).size == (2048, 853)
+    two = service.client.post("/predict", files=[("images", PHOTO)] * 2, headers=headers)
+    assert two.status_code == 400
+
+
+def test_images_of_other_sizes_are_answered_beside_each_other(service: Service, module: nn.Module) -> None:
+    photos = [Image.open(io.BytesIO(PHOTO)).convert("RGB").resize(size) for size in ((64, 48), (300, 200))]
+    files = [("images", png(np.asarray(photo))) for photo in photos]
+    reply = service.client.post("/predict", files=files, params={"masks": "png"})
+    assert reply.status_code == 200, reply.text
+    for one, photo in zip(reply.json()["predictions"], photos, strict=True):
+        check(Image.open(io.BytesIO(base64.b64decode(one["class_map"]))), classes_of(module, photo))
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (30, 6000)])
+def test_an_image_too_narrow_for_the_model_costs_the_client_an_error(
+    service: Service, size: tuple[int, int]
+) -> None:
+    reply = service.client.post("/predict", files={"image": png(noise(1, *size))})
+    assert reply.status_code == 413, reply.text
+    assert "less narrow" in reply.json()["error"]
+
+
+def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
+    service: Service, expected: NDArray[np.int64]
+) -> None:
+    data = [base64.b64encode(PHOTO).decode()] * 2
+    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": data}]}
+    reply = service.client.post("/v2/models/net/infer", json=body)
+    assert reply.status_code == 200, reply.text
+    rest = {one["name"]: one for one in reply.json()["outputs"]}
+    metadata = service.client.get("/v2/models/net").json()["outputs"]
+    assert [(one["name"], one["datatype"], len(one["shape"])) for one in metadata] == [
+        (one["name"], one["datatype"], len(one["shape"])) for one in rest.values()
+    ]
+    for found in np.reshape(rest["class_map"]["data"], rest["class_map"]["shape"]):
+        check(found, expected)
+    assert np.sum(rest["pixels"]["data"]) == 2 * expected.size
+
+    request = pb.ModelInferRequest(model_name="net")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(PHOTO)
+    with grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}") as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        outputs = {one.name: one for one in call(request, timeout=PATIENCE).outputs}
+    first = outputs["class_map"]
+    assert list(first.shape) == [1, *expected.shape]
+    check(np.reshape(first.contents.uint_contents, first.shape)[0], expected)
+
+
+def test_class_maps_of_different_sizes_are_no_tensor(service: Service) -> None:
+    data = [base64.b64encode(image).decode() for image in (PHOTO, png(noise(2, 48, 64)))]
+    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": data}]}
+    reply = service.client.post("/v2/models/net/infer", json=body)
+    assert reply.status_code == 400
+    assert "one request for each size" in reply.json()["error"]
+    areas = service.client.post("/v2/models/net/infer", json={**body, "outputs": [{"name": "pixels"}]})
+    assert areas.json()["outputs"][0]["shape"] == [2, 5]
+
+
+def test_answers_count_in_the_metrics_by_label_and_by_stage(service: Service) -> None:
+    answer = predicted(service)
+    label = answer["classes"][0]["label"]
+    names = (
+        f'pthserve_predictions_total{{label="{label}"}}',
+        'pthserve_stage_duration_seconds_count{stage="answer"}',
+    )
+    before = [service.metric(name) for name in names]
+    predicted(service)
+    # The answer is computed once, and written once.
+    assert [service.metric(name) for name in names] == [before[0] + 1, before[1] + 2]
+
+
+def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Path) -> None:
+    with serving(model, model=str(folder), deadline=120, decode_memory=2**25) as service:
+        assert predicted(service)["classes"]
+        large = png(noise(3, 2500, 2500))
+        headers = {"Accept": "image/png"}
+        reply = service.client.post("/predict", files={"image": large}, headers=headers)
+        assert reply.status_code == 413
+        assert "decode_memory" in reply.json()["error"]
+
+
+def test_the_schema_describes_classes_and_parameters(service: Service) -> None:
+    document = service.client.get("/openapi.json").json()
+    predict = document["paths"]["/predict"]["post"]
+    assert {"masks", "picture"} <= {one["name"] for one in predict["parameters"]}
+    assert "image/png" in predict["responses"]["200"]["content"]
+    assert "classes" in document["components"]["schemas"]["Answer"]["properties"]
+
+
+def test_info_says_what_is_served(service: Service) -> None:
+    assert service.client.get("/info").json()["task"] == {"name": "segmentation", "classes": 5}
+
+
+def test_predict_shows_a_table_and_draws(folder: Path, service: Service, tmp_path: Path) -> None:
+    here, there = tmp_path / "here.png", tmp_path / "there.png"
+    shown = called("predict", folder, folder / "photo.jpg", "--draw", here)
+    assert shown.returncode == 0, shown.stderr
+    assert any(label in shown.stdout for label in LABELS)
+    assert "pixels" in shown.stdout
+    remote = called("predict", service.url, folder / "photo.jpg", "--draw", there)
+    assert remote.returncode == 0, remote.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(here)), np.asarray(Image.open(there)))
+    told = called("predict", folder, folder / "photo.jpg", "--json")
+    assert json.loads(told.stdout)[0]["task"] == "segmentation"
+    refused = called("predict", folder, folder / "photo.jpg", "--max", "2")
+    assert refused.returncode == 2
+    assert "for a model that detects objects" in refused.stderr
+
+
+def test_golden_images_are_recorded_checked_and_disagree_where_pixels_do(folder: Path) -> None:
+    try:
+        recorded = called("golden", folder, folder / "photo.jpg")
+        assert recorded.returncode == 0, recorded.stderr
+        values = yaml.safe_load((folder / "model.yaml").read_text())
+        known = folder / values["golden"][0]["class_map"]
+        with load(str(folder), SETTINGS) as model:
+            assert apply_golden_policy(model, SETTINGS) == "agreed"
+        classes = np.array(Image.open(known))
+        classes[: len(classes) // 2] = 4
+        Image.fromarray(classes).save(known)
+        with load(str(folder), SETTINGS) as model, pytest.raises(GoldenError, match=r"% of the pixels have"):
+            apply_golden_policy(model, SETTINGS)
+        card(folder, golden=[{"image": "photo.jpg", "class_map": known.name, "agreement": 0.3}])
+        with load(str(folder), SETTINGS) as model:
+            assert apply_golden_policy(model, SETTINGS) == "agreed"
+    finally:
+        card(folder)
+
+
+def test_golden_images_of_several_sizes_are_checked(folder: Path) -> None:
+    other = folder / "other.png"
+    try:
+        Image.open(io.BytesIO(PHOTO)).convert("RGB").resize((90, 130)).save(other)
+        recorded = called("golden", folder, folder / "photo.jpg", other)
+        assert recorded.returncode == 0, recorded.stderr
+        checked = called("golden", folder)
+        assert checked.returncode == 0, checked.stderr
+        assert "All 2 golden images pass" in checked.stdout
+    finally:
+        card(folder)
+        other.unlink()
+
+
+def test_what_only_pytorch_runs_is_not_packed_and_the_message_says_so(folder: Path, tmp_path: Path) -> None:
+    refused = called("pack", folder, "--output", tmp_path / "packed")
+    assert refused.returncode == 3
+    assert "a segmentation model" in refused.stderr
+
+
+def test_a_service_runs_it_in_its_own_process_and_says_why(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    loader = Loader(str(folder), SETTINGS.model_copy(update={"cache_dir": tmp_path}), size=10**9)
+    with caplog.at_level("INFO"), loader() as model:
+        assert (model.forward.name, model.forward.precision) == ("torch", "fp32")
+        assert len(model(PHOTO).names) > 2
+        assert model.plan.agreement
+        assert (model.plan.agreement.crops, model.plan.agreement.largest) == (1, 0)
+    assert "PyTorch runs it: only PyTorch at fp32 runs" in caplog.text
+
+
+def test_a_card_may_state_another_size_and_no_other_task(folder: Path, expected: NDArray[np.int64]) -> None:
+    try:
+        card(folder, preprocessing={"resize": [96, 96], "crop": [96, 96]})
+        with load(str(folder), SETTINGS) as model:
+            assert model(PHOTO).class_map.shape == expected.shape
+        card(folder, task="detection")
+        with pytest.raises(CardError, match="state `task: segmentation`"):
+            load(str(folder), SETTINGS)
+    finally:
+        card(folder)
