@@ -68,7 +68,7 @@ def slim(released: Released) -> Image:
     return Image(released.clone.dist / "oci", "0.1.0-slim-amd64")
 
 
-pytestmark = pytest.mark.xdist_group("release")
+pytestmark = pytest.mark.xdist_group("cluster")  # whose tests look at all mounts
 
 
 @pytest.mark.slow
