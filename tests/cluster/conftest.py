@@ -39,7 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.xdist_group("cluster"))  # there is one cluster a machine
     # What takes the cluster away comes when nobody needs it any more.
     items.sort(key=lambda item: "disposable" in getattr(item, "fixturenames", ()))
 

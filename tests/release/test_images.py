@@ -68,9 +68,6 @@ def slim(released: Released) -> Image:
     return Image(released.clone.dist / "oci", "0.1.0-slim-amd64")
 
 
-pytestmark = pytest.mark.xdist_group("cluster")  # whose tests look at all mounts
-
-
 @pytest.mark.slow
 def test_slim_has_no_program_but_python(slim: Image) -> None:
     programs = {member.name for member in slim.members() if re.match(r"(usr/)?s?bin/", member.name)}

@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import ROOT, Clone, listed, make_clone
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]  # whose tests look at all mounts
+pytestmark = pytest.mark.slow
 
 
 def test_two_clones_give_the_same_bytes(tmp_path: Path) -> None:

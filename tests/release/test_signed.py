@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import ROOT, Released, listed
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]  # whose tests look at all mounts
+pytestmark = pytest.mark.slow
 
 NAMES = ["pthserve:0.1.0-slim", "charts/pthserve:0.1.0", "pthserve-files:0.1.0"]
 
