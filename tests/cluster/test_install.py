@@ -39,7 +39,7 @@ def shell(kubeconfig: Path, namespace: str, tmp_path: Path) -> Callable[..., str
         moved = re.sub(r"(port-forward .*?) ?8000(:\d+) &", r"\1 8000\2 >/dev/null &", commands)
         script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
         done = subprocess.run(
-            ["bash", "-c", script + moved.replace("8000", str(port))],
+            ["bash", "-c", script + re.sub(r"\b8000\b", str(port), moved)],
             cwd=folder,
             env={**os.environ, "KUBECONFIG": str(own)},
             capture_output=True,
