@@ -52,6 +52,22 @@ def test_bytes_are_normalised_as_by_torchvision_and_tensors_are_left_alone(
     assert np.array_equal(engine(expected), expected.reshape(3, -1))
 
 
+def test_a_module_may_have_tensors_of_five_dimensions(pixels: Pixels) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.scale = nn.Parameter(torch.rand(1, 4, 1, 1, 1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            scaled: torch.Tensor = self.conv(images).mean((2, 3)) * self.scale.flatten()
+            return scaled
+
+    plain = Scaled().eval()
+    engine = TorchEngine(copy.deepcopy(plain), TINY)
+    assert_agrees(engine, plain, pixels(TINY, 2), TINY, 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [1, 3, 8])

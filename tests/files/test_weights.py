@@ -824,6 +824,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def test_a_single_infinite_number_is_a_bound(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(2, 2), "a.input_max": torch.tensor(INF)}, tmp_path / "model.pth")
+    assert weights.read(tmp_path / "model.pth").state_dict["a.input_max"] == INF
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*quantiz.*:UserWarning", "ignore:.*quantiz.*:DeprecationWarning")
 @pytest.mark.parametrize("case", BROKEN)

@@ -63,7 +63,8 @@ class TorchEngine:
         recordable = device == "cuda" and not getattr(module, "varies", False)
         try:
             own = own.eval().to(device, self._dtype)
-            self._module: nn.Module | None = own.to(memory_format=torch.channels_last)
+            _order_channels_last(own)
+            self._module: nn.Module | None = own
             self._mean, self._std = (
                 torch.tensor(values, device=device).view(-1, 1, 1) for values in (spec.mean, spec.std)
             )
@@ -210,3 +211,10 @@ def _products(precision: str) -> Iterator[None]:
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
+
+
+def _order_channels_last(module: nn.Module) -> None:
+    """Order the tensors of convolutions by pixels; `Module.to` would fail on tensors with five dimensions."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

@@ -341,7 +341,10 @@ _PLAIN_MODEL = "save the state dict of a plain floating-point model"
 def _finite(tensor: "Tensor") -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    least, most = (tensor if tensor.itemsize > 1 else tensor.float()).aminmax()
+    values = tensor if tensor.itemsize > 1 else tensor.float()
+    if values.numel() == 1:
+        return not bool(values.isnan())  # a single infinite number is a bound, as in timm's gemma4_vit
+    least, most = values.aminmax()
     return bool(least.isfinite() and most.isfinite())
 
 
