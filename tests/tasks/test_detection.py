@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.files.golden import Golden, GoldenBox
-from pthserve.tasks.base import Comparison
+from pthserve.tasks.base import BACKGROUND, Comparison
 from pthserve.tasks.choice import TASKS
-from pthserve.tasks.detection import BACKGROUND, DetectionTask
+from pthserve.tasks.detection import DetectionTask
 from pthserve.tasks.objects import DetectionAnswer, Table, intersections
 
 HERE = Path(__file__)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from pthserve.errors import MalformedRequest
 from pthserve.files.golden import Golden
-from pthserve.tasks.base import Deferred, Drawn, Encoded
+from pthserve.tasks.base import BACKGROUND, Deferred, Drawn, Encoded
 from pthserve.tasks.choice import TASKS
 from pthserve.tasks.drawing import palette
-from pthserve.tasks.segmentation import BACKGROUND, UNKNOWN, SegmentationTask
+from pthserve.tasks.segmentation import UNKNOWN, SegmentationTask
 from pthserve.tasks.segments import Segmentation, SegmentationAnswer
 
 from .test_masks import decoded

@@ -17,6 +17,8 @@ Outputs = NDArray[np.float32]
 
 ANY = -1
 """As many outputs as follow from the size of the image."""
+BACKGROUND = "__background__"
+"""The label of class 0 in torchvision's weights of detectors and segmentation models."""
 
 
 Size = tuple[int, int]
@@ -289,6 +291,25 @@ class LabelPerOutput:
     def outputs(self, labels: tuple[str, ...]) -> int:
         """As many as labels; see `Task`."""
         return len(labels)
+
+
+def labels_with_background(stated: tuple[str, ...] | None, outputs: int, hint: str) -> tuple[str, ...]:
+    """Return a label for each of the `outputs` classes, of which class 0 may be the background.
+
+    Args:
+        stated: the labels of the card, without class 0's where there is one fewer; None: the numbers.
+        hint: ends the message for any other number of labels.
+
+    Raises:
+        ValueError: there are more or fewer labels than that.
+    """
+    if stated is None:
+        return tuple(map(str, range(outputs)))
+    if len(stated) == outputs - 1:
+        return BACKGROUND, *stated
+    if len(stated) != outputs:
+        raise ValueError(f"there are {len(stated)} labels, but the model has {outputs} classes{hint}")
+    return stated
 
 
 def finite_or_infinite(differences: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

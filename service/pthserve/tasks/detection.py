@@ -20,6 +20,7 @@ from pthserve.tasks.base import (
     TensorForm,
     TensorValues,
     finite_or_infinite,
+    labels_with_background,
     number,
 )
 from pthserve.tasks.objects import NAME, DetectionAnswer, Detections, Table, closest
@@ -32,8 +33,6 @@ CLOSE = 0.9
 """An engine's box agrees with the reference's from this intersection over union on."""
 FLOOR = 0.1
 """Detections of a lower score are not compared: rounding decides which of them are suppressed."""
-BACKGROUND = "__background__"
-"""The label of class 0 in torchvision's detectors, which no detection has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +74,12 @@ class DetectionTask:
 
     def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
         """One a class, of which there are `outputs`; of all but class 0, that is the background's."""
-        if stated is None:
-            return tuple(map(str, range(outputs)))
-        if len(stated) == outputs - 1:
-            return BACKGROUND, *stated
-        if len(stated) != outputs:
-            raise ValueError(
-                f"there are {len(stated)} labels, but the model has {outputs} classes, with class 0 for the "
-                f"background: state {outputs - 1} labels, or {outputs} with the background's first"
-            )
-        return stated
+        return labels_with_background(
+            stated,
+            outputs,
+            f", with class 0 for the background: state {outputs - 1} labels, or {outputs} with the "
+            "background's first",
+        )
 
     def outputs(self, labels: tuple[str, ...]) -> int:
         """The numbers of the whole table; see `Task`."""

@@ -25,6 +25,7 @@ from pthserve.tasks.base import (
     TensorForm,
     TensorValues,
     finite_or_infinite,
+    labels_with_background,
 )
 from pthserve.tasks.class_maps import Scores
 from pthserve.tasks.segments import NAME, Segmentation, SegmentationAnswer
@@ -33,8 +34,6 @@ SAME = 0.99
 """Two class maps are the same for whoever uses them from this share of pixels with the same class on."""
 UNKNOWN = 255
 """A pixel of a golden class map that may have any class, as in Pascal VOC."""
-BACKGROUND = "__background__"
-"""The label of class 0 in torchvision's weights."""
 
 _MASKS = ("rle", "png", "none")
 _PICTURES = ("map", "overlay")
@@ -75,16 +74,11 @@ class SegmentationTask:
 
     def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
         """One a class, of which there are `outputs`; one fewer where class 0 is the background's."""
-        if stated is None:
-            return tuple(map(str, range(outputs)))
-        if len(stated) == outputs - 1:
-            return BACKGROUND, *stated
-        if len(stated) != outputs:
-            raise ValueError(
-                f"there are {len(stated)} labels, but the model has {outputs} classes: state {outputs} "
-                f"labels, or {outputs - 1} where class 0 is the background"
-            )
-        return stated
+        return labels_with_background(
+            stated,
+            outputs,
+            f": state {outputs} labels, or {outputs - 1} where class 0 is the background",
+        )
 
     def outputs(self, labels: tuple[str, ...]) -> int:
         """ANY: as many as the network computes scores for; see `Task`."""
