@@ -233,6 +233,18 @@ def test_answers_count_in_the_metrics_by_label_and_by_stage(service: Service) ->
     assert [service.metric(name) for name in names] == [before[0] + 1, before[1] + 2]
 
 
+def test_the_areas_of_classes_add_up_to_the_images(service: Service) -> None:
+    def areas() -> dict[str, float]:
+        names = (f'pthserve_class_area_images_total{{label="{label}"}}' for label in service.model.labels)
+        return {label: service.metric(name) for label, name in zip(service.model.labels, names, strict=True)}
+
+    before = areas()
+    shares = {one["label"]: one["share"] for one in predicted(service)["classes"]}
+    added = {label: area - before[label] for label, area in areas().items()}
+    assert added == pytest.approx({label: shares.get(label, 0.0) for label in service.model.labels})
+    assert sum(added.values()) == pytest.approx(1)
+
+
 def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Path) -> None:
     with serving(model, model=str(folder), deadline=120, decode_memory=2**25) as service:
         assert predicted(service)["classes"]
