@@ -142,7 +142,7 @@ def test_what_torchvision_does_not_build_is_refused_with_what_differs() -> None:
         architecture.build(weights, "lraspp_mobilenet_v3_large")
     with pytest.raises(ArchitectureError, match="do not fit fcn_resnet101"):
         architecture.build(weights, "fcn_resnet101")
-    with pytest.raises(ArchitectureError, match="has not the heads of fcn_resnet50"):
+    with pytest.raises(ArchitectureError, match="does not have the heads of fcn_resnet50"):
         architecture.build({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "fcn_resnet50")
 
 
