@@ -98,6 +98,7 @@ def run(threads: int, rates: dict[int, float], device: str = "cpu") -> Measureme
     return Measurement(Candidate("openvino", "fp32", device, threads), unused, 0.0, cpus=2, rates=rates)
 
 
+@pytest.mark.slow
 def test_auto_takes_what_agrees_with_torch_but_no_int8_and_says_why(
     module: nn.Module, images: NDArray[np.uint8], graph: object
 ) -> None:
@@ -134,6 +135,7 @@ def test_what_openvino_cannot_express_runs_on_torch(module: nn.Module, images: N
     assert "Fickle" in refused.note
 
 
+@pytest.mark.slow
 def test_a_candidate_that_disagrees_does_not_count(
     build: Build, module: nn.Module, images: NDArray[np.uint8]
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_candidate_that_disagrees_does_not_count(
     assert "on 208 crops a difference is" in refused.note
 
 
+@pytest.mark.slow
 def test_nothing_that_agrees_is_an_error_with_all_reasons(
     module: nn.Module, images: NDArray[np.uint8]
 ) -> None:
@@ -154,6 +157,7 @@ def test_nothing_that_agrees_is_an_error_with_all_reasons(
         tuned(module, SPEC, DIGEST, images, settings(engine="openvino", precision="fp32"), graph=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_the_engine_that_is_asked_for_is_the_only_one_tried(
     module: nn.Module, images: NDArray[np.uint8], graph: object, engine: Any
@@ -274,6 +278,7 @@ def test_a_plan_that_is_named_but_is_none_is_an_error(
         tuned(module, SPEC, DIGEST, images, settings(plan=tmp_path / "plan.json"), graph=graph)
 
 
+@pytest.mark.slow
 def test_a_pack_needs_no_module_and_brings_its_plan(
     images: NDArray[np.uint8], graph: object, module: nn.Module
 ) -> None:
