@@ -80,11 +80,11 @@ _STOPPED = "pthserve: stopped; run the same command again to go on"
     *model_options(without=("calibration", "weight_bits")), "decode_memory", "cache_size", "no_cache"
 )
 def command(sources: tuple[str, ...], max_errors: int, settings: Settings, **options: Any) -> None:
-    """Run many images through a model, and write the answers to Parquet files: one row per image.
+    """Run many images through a model, and write the answers to Parquet files.
 
     MODEL is the same as for `pthserve serve`. SOURCE is a folder, an image, a tar archive, a list (a text
     file with one path or URL per line, or a CSV file), or the address of one of these: https://, s3://,
-    gs:// or az://. An image that cannot be read becomes a row with an error.
+    gs:// or az://. There is one row per image; one that cannot be read has an error in its row.
 
     If it is interrupted, the same command goes on where it stopped.
     """
