@@ -84,8 +84,8 @@ def main(name: str, images: int, size: str, rounds: int, tune_budget: float) -> 
         source = Path(folder, "photos")
         source.mkdir()
         files = photos(source, images, width, height)
-        decoded(model, files[:WARM_UP])
-        forwarded(model, WARM_UP)
+        warm = Request(tuple(map(str, files[:WARM_UP])), str(Path(folder, "warm-up")))
+        score(model, warm, lambda *_: None)
         limits, runs = [], []
         for number in range(rounds):
             request = Request((str(source),), str(Path(folder, f"scores-{number}")))

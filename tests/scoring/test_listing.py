@@ -39,7 +39,7 @@ def test_other_files_and_hidden_ones_are_left_out_and_counted(tmp_path: Path) ->
 
 
 def test_an_image_of_a_format_that_is_not_supported_is_not_passed_over_in_silence() -> None:
-    assert {".heic", ".avif"} < IMAGE_SUFFIXES
+    assert {".heic", ".avif"} < set(IMAGE_SUFFIXES)
 
 
 def test_a_file_whose_name_is_not_utf_8_has_a_key_and_can_be_read(tmp_path: Path) -> None:

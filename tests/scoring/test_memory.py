@@ -16,7 +16,7 @@ MARGIN = 64.0
 
 def peak(model: Path, source: Path, folder: Path, *more: str) -> float:
     """MiB that a run has at most, without pages of files."""
-    arguments = (model, source, "-o", folder, "--part-rows", "50", *more)
+    arguments: list[str | Path] = [model, source, "-o", folder, "--part-rows", "50", *more]
     most = 0.0
     with psutil.Popen(
         command(*arguments), env=environment(folder.parent), stdout=subprocess.DEVNULL

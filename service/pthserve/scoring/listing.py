@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,11 +20,9 @@ from pthserve.sources.reference import STORES, WEB, Reference, parse
 from pthserve.sources.transfer import retried
 from pthserve.text import of_path, quoted
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".heic", ".heif", ".avif", ".jp2", ".jxl"),
-    )
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif", ".jp2", ".jxl"),
 )
 """Of files that count as images. The last line are formats that are not supported: such a file is an image
 that cannot be read, and not one to be passed over in silence."""
@@ -105,7 +103,7 @@ def kind(name: str) -> str:
     name = name.lower()
     if name.endswith(ARCHIVE_SUFFIXES):
         return "archive"
-    return "image" if PurePosixPath(name).suffix in IMAGE_SUFFIXES else "other"
+    return "image" if name.endswith(IMAGE_SUFFIXES) else "other"
 
 
 def is_hidden(path: str) -> bool:
@@ -145,9 +143,11 @@ def _below(folder: str, inside: str) -> Iterator[str]:
 
 def _size(folder: str, name: str = "") -> int:
     """Bytes of an archive; 0 for other files, of which it is not needed."""
+    if kind(name or folder) != "archive":
+        return 0
     path = Path(folder, name)
     try:
-        return path.stat().st_size if kind(path.name) == "archive" else 0
+        return path.stat().st_size
     except OSError as error:
         raise PthserveError(f"{path}: cannot be read: {error.strerror}") from error
 

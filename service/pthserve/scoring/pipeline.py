@@ -65,6 +65,10 @@ class _Held:
     bytes: int = 0
     size: Size | None = None
 
+    def result(self, row: Row | None, error: str | None) -> tuple["_Held", Scored]:
+        """It, and its result."""
+        return self, Scored(self.item, row, error, self.size)
+
 
 @dataclass(slots=True, eq=False)
 class _Ready:
@@ -126,8 +130,8 @@ class Pipeline:
         for thread in threads:
             thread.start()
         try:
-            while (scored := self._taken()) is not None:
-                yield scored
+            while taken := self._taken():
+                yield from taken
         finally:
             with self._room:
                 self._closed = True
@@ -137,20 +141,27 @@ class Pipeline:
             for thread in threads:
                 thread.join(_CLOSING)
 
-    def _taken(self) -> Scored | None:
-        """Wait for the next result in order; None if it was the last one."""
+    def _taken(self) -> list[Scored]:
+        """Wait for the next results in order; none if there are no more."""
+        taken = []
         with self._finished:
             while self._next not in self._results:
                 if self._error is not None:
                     raise self._error
                 if self._exhausted and self._next == self._numbered:
-                    return None
+                    return []
                 self._finished.wait()
-            scored = self._results.pop(self._next)
-            self._next += 1
-            self._inside -= 1
+            while (scored := self._results.pop(self._next, None)) is not None:
+                taken.append(scored)
+                self._next += 1
+            self._inside -= len(taken)
+            self._make_room()
+        return taken
+
+    def _make_room(self) -> None:
+        """Let images be read again, once there is room for a batch of them: waking a thread costs time."""
+        if self._inside <= self._most - self._batch and self._bytes < HELD:
             self._room.notify()
-            return scored
 
     def _read(self, items: Iterator[Item]) -> None:
         """Read images, as long as there is room."""
@@ -158,12 +169,12 @@ class Pipeline:
             while (held := self._admitted(items)) is not None:
                 images = held.item.images
                 if images is None:
-                    self._left(held, None, None)
+                    self._left(held, None)
                     continue
                 try:
                     data = images.read(held.item.number, self._max_bytes)
                 except RequestError as error:
-                    self._left(held, None, str(error))
+                    self._left(held, str(error))
                     continue
                 self._hold(held, len(data))
                 self._decode(held, data)
@@ -215,7 +226,7 @@ class Pipeline:
             return
         if not isinstance(error, RequestError):
             _log.warning("%s: cannot be decoded", held.item.number, exc_info=error)
-        self._left(held, None, str(error) if isinstance(error, RequestError) else repr(error))
+        self._left(held, str(error) if isinstance(error, RequestError) else repr(error))
 
     def _infer(self) -> None:
         """Run full batches, and what is left at the end."""
@@ -225,8 +236,7 @@ class Pipeline:
                 held = [one.held for one in batch]
                 del batch
                 logits = self._forward(pixels)
-                for one, row in zip(held, logits, strict=True):
-                    self._answer(one, row)
+                self._finish(*(one for one in map(self._answered, held, logits) if one is not None))
         except BaseException as error:
             self._fail(error)
 
@@ -258,16 +268,15 @@ class Pipeline:
         """Whether no further image may come, or too many of different shapes wait."""
         return not self._before_engine or sum(map(len, self._groups.values())) >= self._waiting
 
-    def _answer(self, held: _Held, row: NDArray[np.float32]) -> None:
+    def _answered(self, held: _Held, row: NDArray[np.float32]) -> tuple[_Held, Scored] | None:
+        """The result for an image, or None if it is still to be computed."""
         assert held.size is not None
         try:
             answer = self._model.answer(row, held.size)
         except EngineFailed as error:
-            self._finish(held, None, str(error))
-            return
+            return held.result(None, str(error))
         if not self._beside:
-            self._finish(held, self._row(answer), None)
-            return
+            return held.result(self._row(answer), None)
         # Long answers are computed and written in the decoders' threads, within the same limit of memory.
         cost = FREE
         if isinstance(answer, Deferred):
@@ -277,19 +286,20 @@ class Pipeline:
             Job(
                 None,
                 lambda: Pending((1, 1), cost, partial(cast("Any", self._row), answer)),
-                partial(self._answered, held),
+                partial(self._computed, held),
                 math.inf,
                 "answer",
                 failed=lambda error: self._unanswered(held, error),
             )
         )
+        return None
 
-    def _answered(self, held: _Held, found: Any, _: float, __: Size) -> None:
-        self._finish(held, found, None)
+    def _computed(self, held: _Held, found: Any, _: float, __: Size) -> None:
+        self._finish(held.result(found, None))
 
     def _unanswered(self, held: _Held, error: Exception) -> None:
         if isinstance(error, RequestError):
-            self._finish(held, None, str(error))
+            self._finish(held.result(None, str(error)))
         else:
             self._fail(error)
 
@@ -298,20 +308,21 @@ class Pipeline:
             self._bytes += size - held.bytes
             held.bytes = size
 
-    def _left(self, held: _Held, row: Row | None, error: str | None) -> None:
+    def _left(self, held: _Held, error: str | None) -> None:
         """Finish an item that does not reach the engine."""
         with self._filled:
             self._before_engine -= 1
             if not self._before_engine:
                 self._filled.notify()
-        self._finish(held, row, error)
+        self._finish(held.result(None, error))
 
-    def _finish(self, held: _Held, row: Row | None, error: str | None) -> None:
+    def _finish(self, *results: tuple[_Held, Scored]) -> None:
         with self._finished:
-            self._bytes -= held.bytes
-            self._room.notify()
-            self._results[held.number] = Scored(held.item, row, error, held.size)
-            if held.number == self._next:
+            for held, scored in results:
+                self._bytes -= held.bytes
+                self._results[held.number] = scored
+            self._make_room()
+            if self._next in self._results:
                 self._finished.notify()
 
     def _fail(self, error: BaseException) -> None:
