@@ -161,7 +161,7 @@ class Pipeline:
     def _make_room(self) -> None:
         """Let images be read again, once there is room for a batch of them: waking a thread costs time."""
         if self._inside <= self._most - self._batch and self._bytes < HELD:
-            self._room.notify()
+            self._room.notify(self._most - self._inside)
 
     def _read(self, items: Iterator[Item]) -> None:
         """Read images, as long as there is room."""
