@@ -198,3 +198,16 @@ def test_no_thread_is_left_whenever_the_results_are_no_longer_taken() -> None:
             next(results)
         results.close()  # type: ignore[attr-defined]
         until(lambda: set(threading.enumerate()) <= before, "the end of the threads")
+
+
+def test_slow_sources_are_read_by_all_readers_at_the_same_time_whenever_there_is_room() -> None:
+    readers = 8
+    together = threading.Barrier(readers)
+
+    class Slow(Pictures):
+        def read(self, index: int, most: int) -> bytes:
+            together.wait(30)  # breaks unless all readers are here
+            return super().read(index, most)
+
+    count = 40 * readers  # several times what may be in the pipeline
+    assert len(list(through(made(Linear(SPEC, 5)), Slow(count), readers=readers))) == count
