@@ -56,7 +56,7 @@ def test_an_error_is_shown_and_other_files_are_counted(model: Path, source: Path
     (source / "notes.md").write_text("#")
     done = run(tmp_path, model, source, "-o", tmp_path / "out")
     assert f"An error: {source}/a.jpg: " in done.stderr
-    assert "1 other files in the sources are no images" in done.stderr
+    assert "1 other files in the sources are not images" in done.stderr
 
 
 def test_a_pod_of_an_indexed_job_scores_its_share(model: Path, source: Path, tmp_path: Path) -> None:

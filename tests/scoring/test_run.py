@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,19 @@ def test_the_manifest_names_the_classes_in_the_order_of_the_probabilities(
     there = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert there["model"]["labels"] == list(model.labels)
     assert there["model"]["digest"] == model.digest
+
+
+def test_a_disk_that_is_full_ends_the_run_and_leaves_no_part(model: Model, tmp_path: Path) -> None:
+    source = photos(tmp_path / "photos", 30)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1800, before[1]))  # enough for the manifest
+    try:
+        with pytest.raises(PthserveError, match=f"{tmp_path}/out: the results cannot be written here"):
+            scored(model, source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MANIFEST]
+    assert scored(model, source, tmp_path / "out").rows == 30
 
 
 # --- shards -------------------------------------------------------------------------------------------------

@@ -127,10 +127,10 @@ def _shard(shard: str | None, shards: int | None) -> tuple[int, int]:
     if shard is not None:
         if shards is not None:
             raise click.UsageError("--shard and --shards exclude each other.")
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
-        if found is None or not int(found[1]) < int(found[2]):
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+        if match is None or not int(match[1]) < int(match[2]):
             raise click.UsageError("--shard must be I/N, with I from 0 to N - 1, such as 0/8.")
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
     if shards is not None:
         if not index.isdecimal() or int(index) >= shards:
             raise click.UsageError(
@@ -179,6 +179,6 @@ def _report(summary: "Summary", request: "Request") -> None:
         rest = "all shards are complete" if summary.complete else "other shards are not complete yet"
         click.echo(f"Shard {request.shard.number} of {request.shard.of} is complete; {rest}")
     if summary.skipped:
-        click.echo(f"{summary.skipped:,} other files in the sources are no images", err=True)
+        click.echo(f"{summary.skipped:,} other files in the sources are not images", err=True)
     if summary.example:
         click.echo(f"An error: {quoted(': '.join(summary.example), MESSAGE)}", err=True)

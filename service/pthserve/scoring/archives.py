@@ -175,12 +175,12 @@ def _downloaded(place: str, folder: Path, most: int) -> Path:
 
 def _members(path: Path, key: str) -> list[_Member]:
     """The images in a tar, which is checked to be whole; `tarfile` takes what is damaged for the end."""
-    found = []
+    members = []
     with tarfile.open(path, "r:") as archive:
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # or it would keep all of them
             if member.isreg() and not member.issparse() and _is_image(member.name):
-                found.append(_Member(of_path(member.name), member.offset_data, member.size))
+                members.append(_Member(of_path(member.name), member.offset_data, member.size))
         end = archive.offset
     with path.open("rb") as file:
         file.seek(end)
@@ -191,7 +191,7 @@ def _members(path: Path, key: str) -> list[_Member]:
             raise PthserveError(
                 f"{key}: the archive is damaged, not whole, or several in one file, from byte {end} on"
             )
-    return found
+    return members
 
 
 def _is_image(name: str) -> bool:

@@ -16,7 +16,7 @@ from pthserve.loading.model import Model
 from pthserve.scoring.pipeline import Row, Scored
 
 LEFT_OUT = frozenset(("task", "threshold", "units", "top", "size", "class_map"))
-"""Fields of answers that are no columns: the manifest has what is the same for all images, `probabilities`
+"""Fields of answers that are not columns: the manifest has what is the same for all images, `probabilities`
 has what `top` repeats, `width` and `height` the size, and no picture is made."""
 OWN = ("key", "width", "height", "model_digest", "error")
 """Columns of every task."""
@@ -29,7 +29,7 @@ class Columns:
     `error`: why there is no answer, or null.
 
     Args:
-        selected: Makes of an answer what was asked for; see `Selects`.
+        selected: Makes of an answer the form that is wanted; see `Selects`.
     """
 
     def __init__(self, model: Model, selected: Callable[[Any], Any]) -> None:

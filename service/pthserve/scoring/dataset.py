@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,12 +158,12 @@ def agree(output: Output, manifest: Manifest, place: str, *, restart: bool) -> N
 
 def there(output: Output) -> dict[int, dict[int, int]]:
     """The parts that are there: unit to number to how many the unit has."""
-    found: dict[int, dict[int, int]] = {}
+    present: dict[int, dict[int, int]] = {}
     for name in output.names():
         if match := _PART.fullmatch(name):
             unit, number, of = map(int, match.groups())
-            found.setdefault(unit, {})[number] = of
-    return found
+            present.setdefault(unit, {})[number] = of
+    return present
 
 
 def counted(output: Output, part: Part) -> Counts | None:
@@ -182,11 +183,27 @@ def counted(output: Output, part: Part) -> Counts | None:
 
 def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a part, as the batches come."""
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with _writing(path):
+        writer = pq.ParquetWriter(path, schema, compression="zstd")
+    try:
         for batch in batches:
-            writer.write_batch(batch)
+            with _writing(path):
+                writer.write_batch(batch)
+    finally:
+        with _writing(path):
+            writer.close()
 
 
-def complete(found: Mapping[int, Mapping[int, int]], units: Sequence[int]) -> bool:
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PthserveError(
+            f"{path.parent}: the results cannot be written here: {error.strerror or error}"
+        ) from error
+
+
+def complete(present: Mapping[int, Mapping[int, int]], units: Sequence[int]) -> bool:
     """Whether all parts of `units` are there."""
-    return all(unit in found and len(found[unit]) == next(iter(found[unit].values())) for unit in units)
+    return all(unit in present and len(present[unit]) == next(iter(present[unit].values())) for unit in units)

@@ -54,7 +54,7 @@ class Listing:
     digest: str
 
 
-class _Found(NamedTuple):
+class _Named(NamedTuple):
     images: list[Entry]
     archives: list[tuple[Entry, int]]
     skipped: int
@@ -75,13 +75,13 @@ def listed(sources: Sequence[str], column: str | None, reader: Reader) -> Listin
     archives: list[tuple[Entry, int]] = []
     skipped = 0
     for source in sources:
-        found = _found(source, column, reader)
-        skipped += found.skipped
-        if found.images:  # beside images, archives are other files
-            images += found.images
-            skipped += len(found.archives)
-        elif found.archives:
-            archives += found.archives
+        named = _of_source(source, column, reader)
+        skipped += named.skipped
+        if named.images:  # beside images, archives are other files
+            images += named.images
+            skipped += len(named.archives)
+        elif named.archives:
+            archives += named.archives
         else:
             raise PthserveError(
                 f"{shown(source)}: there are no images here; they are recognised by their names, such as "
@@ -111,7 +111,7 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def _found(source: str, column: str | None, reader: Reader) -> _Found:
+def _of_source(source: str, column: str | None, reader: Reader) -> _Named:
     try:
         reference = parse(source)
     except WeightsError as error:
@@ -152,7 +152,7 @@ def _size(folder: str, name: str = "") -> int:
         raise PthserveError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _sorted_out(files: Iterable[tuple[str, str, int]]) -> _Found:
+def _sorted_out(files: Iterable[tuple[str, str, int]]) -> _Named:
     """Tell images from archives and others; files: path below the folder, path or address, and bytes."""
     images, archives, skipped = [], [], 0
     for name, place, size in files:
@@ -163,17 +163,17 @@ def _sorted_out(files: Iterable[tuple[str, str, int]]) -> _Found:
             archives.append((Entry(of_path(place), place), size))
         else:
             skipped += 1
-    return _Found(images, archives, skipped)
+    return _Named(images, archives, skipped)
 
 
-def _alone(place: str, size: int) -> _Found:
+def _alone(place: str, size: int) -> _Named:
     entry = Entry(of_path(place), place)
     if kind(urlsplit(place).path if is_address(place) else place) == "archive":
-        return _Found([], [(entry, size)], 0)
-    return _Found([entry], [], 0)
+        return _Named([], [(entry, size)], 0)
+    return _Named([entry], [], 0)
 
 
-def _at_address(reference: Reference, column: str | None, reader: Reader) -> _Found:
+def _at_address(reference: Reference, column: str | None, reader: Reader) -> _Named:
     if reference.scheme in WEB:
         if kind(reference.path) == "other":
             return _in_list(reference.text, reader(reference.text, _MAX_LIST), column)
@@ -212,14 +212,14 @@ def _objects(reference: Reference) -> list[tuple[str, int]]:
             except FileNotFoundError:
                 pass
         return [
-            (found["path"], found["size"])
+            (one["path"], one["size"])
             for batch in obstore.list(store, prefix=key or None)
-            for found in batch
-            if not found["path"].endswith("/")
+            for one in batch
+            if not one["path"].endswith("/")
         ]
 
 
-def _in_list(source: str, content: bytes, column: str | None) -> _Found:
+def _in_list(source: str, content: bytes, column: str | None) -> _Named:
     """The entries of a list; relative paths are relative to its folder."""
     try:
         text = content.decode("utf-8-sig")
@@ -236,14 +236,14 @@ def _in_list(source: str, content: bytes, column: str | None) -> _Found:
         names = [name for line in text.splitlines() if (name := line.strip())]
     base = source.partition("?")[0] if is_address(source) else source
     folder = base.rpartition("/")[0]
-    found = [(name, _place(name, folder, listed_at=source)) for name in names]
+    named = [(name, _place(name, folder, listed_at=source)) for name in names]
     archives = [kind(urlsplit(name).path if is_address(name) else name) == "archive" for name in names]
     if any(archives) and not all(archives):
         raise PthserveError(f"{shown(source)}: names both images and archives; make a list of each")
     if any(archives):
-        sizes = [0 if is_address(place) else _size(place) for _, place in found]
-        return _Found([], [(Entry(*one), size) for one, size in zip(found, sizes, strict=True)], 0)
-    return _Found([Entry(*one) for one in found], [], 0)
+        sizes = [0 if is_address(place) else _size(place) for _, place in named]
+        return _Named([], [(Entry(*one), size) for one, size in zip(named, sizes, strict=True)], 0)
+    return _Named([Entry(*one) for one in named], [], 0)
 
 
 def _place(name: str, folder: str, listed_at: str) -> str:

@@ -172,7 +172,7 @@ class Bucket:
         """See `Output`."""
         import obstore
 
-        def found() -> set[str]:
+        def listed() -> set[str]:
             prefix = f"{self._key}/" if self._key else ""
             return {
                 one["path"].removeprefix(prefix)
@@ -181,7 +181,7 @@ class Bucket:
                 if one["path"].startswith(prefix)
             }
 
-        return self._tried(found)
+        return self._tried(listed)
 
     def read(self, name: str) -> bytes | None:
         """See `Output`."""

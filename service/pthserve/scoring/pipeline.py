@@ -294,8 +294,8 @@ class Pipeline:
         )
         return None
 
-    def _computed(self, held: _Held, found: Any, _: float, __: Size) -> None:
-        self._finish(held.result(found, None))
+    def _computed(self, held: _Held, row: Any, _: float, __: Size) -> None:
+        self._finish(held.result(row, None))
 
     def _unanswered(self, held: _Held, error: Exception) -> None:
         if isinstance(error, RequestError):

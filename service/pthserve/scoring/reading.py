@@ -111,12 +111,12 @@ class Reader:
             )
         with object_stores.errors(reference):
             try:
-                found = obstore.get(store, reference.path)
+                reply = obstore.get(store, reference.path)
             except FileNotFoundError:
                 raise NotFound("there is no such object") from None
-            if found.meta["size"] > most:
+            if reply.meta["size"] > most:
                 raise _too_large(most)
-            return bytes(found.bytes())
+            return bytes(reply.bytes())
 
     def _local(self, place: str, most: int) -> bytes:
         try:

@@ -82,7 +82,7 @@ class Summary:
     Attributes:
         rows, errors: Of this shard, of earlier runs too.
         earlier: Rows that earlier runs had written.
-        skipped: Files in the sources that are no images.
+        skipped: Files in the sources that are not images.
         example: The key and the error of one of the images with an error, of this run.
         seconds: That this run took.
         complete: Whether the parts of all shards are there.
@@ -310,7 +310,7 @@ class _Run:
             counts = pool.map(
                 lambda part: dataset.counted(self._output, Part(number, *part)), list(parts.items())
             )
-            return {one: found for one, found in zip(parts, counts, strict=True) if found is not None}
+            return {one: count for one, count in zip(parts, counts, strict=True) if count is not None}
 
     def _add(self, whole: Mapping[int, Counts], images: int) -> None:
         """Count the parts of earlier runs."""
