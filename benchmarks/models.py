@@ -43,12 +43,17 @@ class Packed:
     refused: str = ""
 
 
-def packed(source: Path, weights: Path, calibration: Path, photos: list[Path], folder: Path) -> Packed:
-    """Pack the model in `source` into `folder`, which is made: at fp32, which `auto` has too, and at int8."""
+def packed(source: Path, weights: Path, calibration: Path | None, photos: list[Path], folder: Path) -> Packed:
+    """Pack the model in `source` into `folder`, which is made: at fp32, which `auto` has too, and at int8.
+
+    calibration: None packs nothing at int8, which takes minutes.
+    """
     folder.mkdir()
     plain = folder / "packed"
     pack(source, plain, "--precision", "fp32")
     packs: dict[Precision, Path] = {"fp32": plain, "auto": plain}
+    if calibration is None:
+        return Packed(weights, packs, photos, "not packed in a quick run")
     try:
         pack(source, folder / "int8", "--precision", "int8", "--calibration", str(calibration))
     except subprocess.CalledProcessError as error:
@@ -56,10 +61,10 @@ def packed(source: Path, weights: Path, calibration: Path, photos: list[Path], f
     return Packed(weights, {**packs, "int8": folder / "int8"}, photos)
 
 
-def others(folder: Path, photos: list[Path], calibration: Path) -> dict[str, Packed]:
+def others(folder: Path, photos: list[Path], calibration: Path | None) -> dict[str, Packed]:
     """The other models by name, in folders below `folder`.
 
-    photos: for those that know photos. calibration: folder of such.
+    photos: for those that know photos. calibration: folder of such, or None; see `packed`.
     """
     demo, digits = ROOT / "weights/imagenet", ROOT / "weights/digits"
     numbers = folder / "digits-calibration"
