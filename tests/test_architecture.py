@@ -20,6 +20,7 @@ PATHS = {
     "From a file to a ready service": 16,
     "From a file to a packed model": 15,
     "From a request to its answer": 15,
+    "From images to a data set": 10,
 }
 """The headings of the paths, and how many files each may take."""
 

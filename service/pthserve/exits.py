@@ -16,6 +16,8 @@ EXIT_CODES: tuple[tuple[type[PthserveError], int], ...] = (
 """The first class that fits counts. click exits with 2 on wrong usage."""
 DIFFERENT = 5
 """What `pthserve compare` exits with where the user's function and the model differ."""
+IMAGES_FAILED = 6
+"""What `pthserve score` exits with where more images than `--max-errors` have an error."""
 FLUSH_SECONDS = 1.0
 """Maximum time in seconds for the last message: standard error may be a pipe that nobody reads."""
 

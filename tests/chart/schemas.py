@@ -29,6 +29,7 @@ KINDS = {
     ],
     "apis__apps__v1": ["Deployment"],
     "apis__autoscaling__v2": ["HorizontalPodAutoscaler"],
+    "apis__batch__v1": ["Job"],
     "apis__networking.k8s.io__v1": ["Ingress", "NetworkPolicy"],
     "apis__policy__v1": ["PodDisruptionBudget"],
     "apis__resource.k8s.io__v1": ["ResourceClaimTemplate"],  # from 1.34

@@ -46,6 +46,7 @@ def test_every_resource_fits_its_schema(kubernetes: str, helm: Helm, programs: P
     rendered = [helm.render(values, kubernetes).text for values in _sets(kubernetes).values()]
     written = [
         ROOT / "k8s" / "examples" / "hostpath-claim.yaml",
+        ROOT / "k8s" / "examples" / "score.yaml",
         ROOT / "k8s" / "manifests" / "pthserve.yaml",
     ]
     found = subprocess.run(

@@ -24,7 +24,7 @@ from pthserve.planning.candidates import Candidate, EngineFactory, Quantized
 from pthserve.planning.crops import Crops, Photo
 from pthserve.planning.examiner import Examiner
 from pthserve.planning.plan import Plan
-from pthserve.planning.tune import Measurement, tune
+from pthserve.planning.tune import Budget, Measurement, tune
 from pthserve.settings import Settings
 from pthserve.tasks.classification import softmax
 
@@ -304,6 +304,20 @@ def test_a_larger_batch_must_be_noticeably_quicker() -> None:
     assert run(2, {1: 100, 2: 102, 4: 102.5}).batch == 1
     assert run(2, {1: 100, 2: 102, 4: 105, 8: 106}).batch == 4
     assert run(2, {1: 100, 2: 150, 4: 120}).batch == 2
+
+
+def test_a_batch_that_only_the_time_kept_from_being_measured_is_allowed() -> None:
+    measurement = run(1, {1: 700.0}, device="cuda")
+    measurement.measure(np.zeros((1, 3, 8, 8), np.uint8), (1, 8), Budget(0.0))
+    assert measurement.interrupted
+    assert measurement.max_batch(32) == 32
+    assert measurement.max_batch(1) == 1
+
+
+def test_a_batch_that_brings_nothing_is_not_allowed_though_larger_ones_were_not_measured() -> None:
+    measurement = run(1, {1: 100.0, 2: 101.0})
+    measurement.measure(np.zeros((1, 3, 8, 8), np.uint8), (1, 2, 4), Budget(0.0))
+    assert measurement.max_batch(16) == 1
 
 
 def test_what_decoding_leaves_of_the_cpus_is_what_is_served() -> None:

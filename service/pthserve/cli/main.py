@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "Serve a model over HTTP.",
     "inspect": "Show what a weights file or a packed model contains.",
     "predict": "Run images through a model or through a running service.",
+    "score": "Run many images through a model, and write the answers to Parquet files.",
     "tune": "Find the fastest way to run a model on this machine.",
     "pack": "Write a packed model: a folder that is served without PyTorch.",
     "golden": "Record or check the expected results for golden images.",
@@ -52,7 +53,7 @@ class Lazy(click.RichCommand):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success, 1 other errors, 2 wrong usage, 3 the model cannot be loaded, 4 a "
     "golden image "
-    "failed, 5 `compare` found a difference.",
+    "failed, 5 `compare` found a difference, 6 images that `score` could not read.",
 )
 @click.version_option(pthserve.__version__, prog_name="pthserve")
 def app() -> None:

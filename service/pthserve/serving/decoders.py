@@ -31,23 +31,31 @@ class Job:
     """One image to decode, or one answer to compute.
 
     Attributes:
-        future: Receives an error. Once it is done, even if cancelled, the job is skipped.
+        future: Receives an error. Once it is done, even if cancelled, the job is skipped. None where nobody
+            waits in an event loop; `failed` is then called.
         open: Reads the header of the image.
         decoded: Called in a decoder's thread with the pixels, the seconds that they took, and the
             (width, height) of the image.
         until: The deadline, on the clock of time.monotonic().
         stage: `decode` or `answer`, for the metrics.
+        failed: Called in a decoder's thread with an error, in place of the future.
         pending: The image after its header was read.
         spent: Seconds that reading the header took.
     """
 
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] | None
     open: Callable[[], Pending] | None
     decoded: Callable[[NDArray[Any], float, tuple[int, int]], None]
     until: float
     stage: str = "decode"
+    failed: Callable[[Exception], None] | None = None
     pending: Pending | None = field(default=None, init=False)
     spent: float = field(default=0.0, init=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody needs the result any more."""
+        return self.future is not None and self.future.done()
 
     def drop(self) -> None:
         """Release the image, for when the result is no longer needed."""
@@ -154,7 +162,7 @@ class Decoders:
     def _granted(self) -> Job | None:
         """Return the first waiting job that may be decoded now, and reserve its memory."""
         short = False
-        self._waiting = [job for job in self._waiting if not job.future.done() and job.pending is not None]
+        self._waiting = [job for job in self._waiting if not job.done and job.pending is not None]
         for job in self._waiting:
             assert job.pending is not None
             memory, seconds = job.pending.cost
@@ -175,7 +183,7 @@ class Decoders:
 
     def _open(self, job: Job) -> None:
         opening, job.open = job.open, None
-        if opening is None or job.future.done():
+        if opening is None or job.done:
             return
         began = time.perf_counter()
         try:
@@ -202,7 +210,7 @@ class Decoders:
             return
         with self._changed:
             # Images that are being decoded count, even if their requests have ended.
-            earlier = [*self._slow, *(one for one in self._waiting if not one.future.done())]
+            earlier = [*self._slow, *(one for one in self._waiting if not one.done)]
             costs = [one.pending.cost.seconds for one in earlier if one.pending is not None]
         slow = [cost for cost in costs if cost >= SLOW]
         if not slow:
@@ -250,6 +258,10 @@ class Decoders:
         return seconds
 
     def _fail(self, job: Job, error: Exception) -> None:
+        if job.failed is not None:
+            job.failed(_bare(error))
+        if job.future is None:
+            return
         with suppress(RuntimeError):  # the loop is closed: no client waits
             job.future.get_loop().call_soon_threadsafe(_set_exception, job.future, _bare(error))
 

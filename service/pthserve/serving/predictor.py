@@ -303,7 +303,7 @@ class Predictor:
 
     async def _done(self, jobs: list[Job], seconds: float) -> Sequence[Any]:
         """What the futures of `jobs` are given. Raises what one of them raises, or DeadlineExceeded."""
-        futures = [job.future for job in jobs]
+        futures = [job.future for job in jobs if job.future is not None]
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, _expire, futures) if seconds < float("inf") else None
         try:

@@ -50,7 +50,7 @@ def files(reference: Reference, *, plain: bool, signed: bool) -> Listing:
     Raises:
         WeightsError: there are none, the store refuses them, or obstore is not installed.
     """
-    endpoint = next((value for name in _ENDPOINTS[reference.scheme] if (value := os.environ.get(name))), None)
+    endpoint = _endpoint(reference)
     insecure = endpoint is not None and _is_insecure(endpoint)
     if insecure and not plain:
         raise _without_tls(reference, endpoint)
@@ -59,6 +59,19 @@ def files(reference: Reference, *, plain: bool, signed: bool) -> Listing:
     if insecure and not listing.is_file:
         raise _without_tls(reference, endpoint)
     return listing
+
+
+def connected(reference: Reference) -> "ObjectStore":
+    """The store that `reference` is in, for data of the user; its endpoint may be without TLS.
+
+    Raises:
+        WeightsError: obstore is not installed, or the environment's configuration is not valid.
+    """
+    return _store(reference, _endpoint(reference))
+
+
+def _endpoint(reference: Reference) -> str | None:
+    return next((value for name in _ENDPOINTS[reference.scheme] if (value := os.environ.get(name))), None)
 
 
 def _is_insecure(endpoint: str) -> bool:
@@ -76,7 +89,7 @@ def _listed(store: "ObjectStore", reference: Reference, *, signed: bool) -> List
     import obstore
 
     key = reference.path.rstrip("/")
-    with _errors(reference):
+    with errors(reference):
         if key and not reference.path.endswith("/"):
             try:
                 found = obstore.head(store, key)
@@ -113,7 +126,7 @@ def _open(
     import obstore
     from obstore.exceptions import PreconditionError
 
-    with _errors(reference):
+    with errors(reference):
         try:
             options: Any = {"range": {"offset": offset}} if offset else {}
             found = obstore.get(store, path, options=options | ({"if_match": version} if offset else {}))
@@ -170,7 +183,7 @@ def _client_options(endpoint: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _errors(reference: Reference) -> Iterator[None]:
+def errors(reference: Reference) -> Iterator[None]:
     """Raise what obstore raises as Interrupted, where another attempt may succeed, or as WeightsError."""
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 

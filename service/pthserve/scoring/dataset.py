@@ -1,0 +1,209 @@
+"""Data set: the parts that a run writes, which of them are there, and the manifest of what they are of.
+
+The images of a run are divided into units, and those into parts of a fixed number of rows. A part is one
+Parquet file, `part-UNIT-NUMBER-of-PARTS.parquet`: which images are in it follows from its name alone. So it
+does not matter how often a process is killed, or whether two of them write the same part.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import pthserve
+from pthserve.errors import PthserveError
+from pthserve.loading.model import Model
+from pthserve.scoring.output import Output
+
+MANIFEST = "_manifest.json"
+"""Readers of a folder of Parquet files pass over names that begin with an underscore."""
+FORMAT = 1
+"""Of the manifest and of the names of the parts."""
+
+_PART = re.compile(r"part-(\d{5,})-(\d{5,})-of-(\d{5,})\.parquet")
+_log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """A part: number `number` of the `of` parts of a unit."""
+
+    unit: int
+    number: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return f"part-{self.unit:05}-{self.number:05}-of-{self.of:05}.parquet"
+
+
+class Counts(NamedTuple):
+    """Rows, and how many of them have an error."""
+
+    rows: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a data set is of. Runs that write to one data set have the same.
+
+    model: what decides on its answers. listing: the images. options: what else decides on the rows, by the
+    name of the option.
+    """
+
+    model: Mapping[str, Any]
+    listing: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def to_json(self) -> bytes:
+        """The content of the file."""
+        values = {
+            "format": FORMAT,
+            "pthserve": pthserve.__version__,
+            "model": self.model,
+            "listing": self.listing,
+            "options": self.options,
+        }
+        return json.dumps(values, indent=1).encode() + b"\n"
+
+    def check(self, content: bytes, place: str) -> None:
+        """Raise PthserveError if `content`, the manifest in `place`, is of another data set."""
+        try:
+            there = json.loads(content)
+            form, model, listing, options = (
+                there[name] for name in ("format", "model", "listing", "options")
+            )
+        except (ValueError, KeyError, TypeError):
+            raise PthserveError(f"{place}/{MANIFEST}: cannot be read; {_WAY_OUT}") from None
+        if form != FORMAT:
+            raise PthserveError(f"{place}: was written by another version of pthserve; {_WAY_OUT}")
+        if model["fingerprint"] != self.model["fingerprint"]:
+            raise PthserveError(
+                f"{place}: holds results of another model: {model['name']} {model['version']}, digest "
+                f"{model['digest'][:12]}, and not {self.model['name']} {self.model['version']}, "
+                f"{self.model['digest'][:12]}; {_WAY_OUT}"
+            )
+        if listing["digest"] != self.listing["digest"]:
+            raise PthserveError(
+                f"{place}: holds results for other {self.listing['of']}: {listing['count']} there, "
+                f"{self.listing['count']} in the sources now, or others by name or order; {_WAY_OUT}"
+            )
+        ours = json.loads(json.dumps(dict(self.options)))
+        for name in [*ours, *options]:
+            if ours.get(name) != options.get(name):
+                raise PthserveError(
+                    f"{place}: was begun with {name} = {options.get(name)}, and now it is {ours.get(name)}; "
+                    f"give the same again. Otherwise {_WAY_OUT}"
+                )
+
+
+_WAY_OUT = "name another folder, or discard these results with --restart"
+
+
+def described(model: Model) -> dict[str, Any]:
+    """What a manifest says of a model. Its fingerprint is of all that decides on answers."""
+    deciding = {
+        "digest": model.digest,
+        "architecture": model.architecture,
+        "labels": model.labels,
+        "spec": model.spec.to_dict(),
+        "task": model.task.name,
+        "parameters": model.task.parameters(),
+    }
+    text = json.dumps(deciding, sort_keys=True, default=str)
+    return {
+        "name": model.name,
+        "version": model.version,
+        "digest": model.digest,
+        "architecture": model.architecture,
+        "task": {"name": model.task.name, **model.task.parameters()},
+        "labels": list(model.labels),
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def agree(output: Output, manifest: Manifest, place: str, *, restart: bool) -> None:
+    """Make `manifest` that of the data set, if it has none yet.
+
+    Args:
+        restart: Discard what is there.
+
+    Raises:
+        PthserveError: The data set is of something else.
+    """
+    names = output.names()
+    if restart:
+        for name in [MANIFEST, *filter(_PART.fullmatch, names)]:
+            output.remove(name)
+        output.tidy("")
+    elif (there := output.read(MANIFEST)) is not None:
+        manifest.check(there, place)
+        return
+    elif any(name.endswith(".parquet") for name in names):
+        raise PthserveError(f"{place}: holds Parquet files of something else; name another folder")
+    with output.writing(MANIFEST) as path:
+        path.write_bytes(manifest.to_json())
+    # Of shards that begin at the same time with different sources, all but one find it out here.
+    manifest.check(output.read(MANIFEST) or b"", place)
+
+
+def there(output: Output) -> dict[int, dict[int, int]]:
+    """The parts that are there: unit to number to how many the unit has."""
+    present: dict[int, dict[int, int]] = {}
+    for name in output.names():
+        if match := _PART.fullmatch(name):
+            unit, number, of = map(int, match.groups())
+            present.setdefault(unit, {})[number] = of
+    return present
+
+
+def counted(output: Output, part: Part) -> Counts | None:
+    """The rows of a part that is there; None if it is damaged, and must be written again."""
+    try:
+        with output.open(part.name) as file:
+            meta = pq.ParquetFile(file).metadata
+    except (pa.ArrowException, OSError) as error:
+        _log.warning("%s is damaged, and is written again: %s", part.name, error)
+        return None
+    at = next(n for n in range(meta.num_columns) if meta.schema.column(n).path == "error")
+    missing = 0
+    for group in range(meta.num_row_groups):
+        missing += meta.row_group(group).column(at).statistics.null_count
+    return Counts(meta.num_rows, meta.num_rows - missing)
+
+
+def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a part, as the batches come."""
+    with _writing(path):
+        writer = pq.ParquetWriter(path, schema, compression="zstd")
+    try:
+        for batch in batches:
+            with _writing(path):
+                writer.write_batch(batch)
+    finally:
+        with _writing(path):
+            writer.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PthserveError(
+            f"{path.parent}: the results cannot be written here: {error.strerror or error}"
+        ) from error
+
+
+def complete(present: Mapping[int, Mapping[int, int]], units: Sequence[int]) -> bool:
+    """Whether all parts of `units` are there."""
+    return all(unit in present and len(present[unit]) == next(iter(present[unit].values())) for unit in units)
