@@ -17,7 +17,7 @@ env: ## make .venv from the lock file
 	@scripts/bootstrap
 
 DEMO := weights/imagenet/efficientnet-lite0.pth
-TRAINED := $(foreach name,digits textures,weights/$(name)/$(name).pth)
+TRAINED := $(foreach name,digits shapes textures,weights/$(name)/$(name).pth)
 
 weights: $(DEMO) $(TRAINED) ## make the demo models; training takes some minutes
 
@@ -25,6 +25,7 @@ $(DEMO): weights/imagenet/make.py | env
 	@$(BIN)/python $<
 
 weights/digits/digits.pth: weights/digits/train.py
+weights/shapes/shapes.pth: weights/shapes/train.py
 weights/textures/textures.pth: weights/textures/train.py
 $(TRAINED): | env
 	@$(BIN)/python $<

@@ -74,6 +74,12 @@ def digits() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shapes() -> Path:
+    """The folder of the shapes demo; the first time, its training takes some minutes."""
+    return _made(WEIGHTS / "shapes", "shapes.pth", "train.py")
+
+
+@pytest.fixture(scope="session")
 def textures() -> Path:
     """The folder of the textures demo; the first time, its training takes some minutes."""
     return _made(WEIGHTS / "textures", "textures.pth", "train.py")

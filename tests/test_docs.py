@@ -91,7 +91,7 @@ def test_make_serve_is_the_first_command_and_serves_what_it_is_given(digits: Pat
     assert "weights/" not in dry, "a model of one's own needs none of the demos"
 
 
-@pytest.mark.parametrize("demo", ["digits", "textures"])
+@pytest.mark.parametrize("demo", ["digits", "shapes", "textures"])
 def test_make_serve_of_a_demo_trains_it_first_and_no_other(demo: str) -> None:
     """`-W`: as if the script were new, so that it does not matter whether the weights are there."""
     dry = subprocess.run(

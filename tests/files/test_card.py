@@ -245,7 +245,7 @@ def test_labels_come_in_the_card(folder: Path, text: str) -> None:
     assert card.read(write(folder, f"labels: {text}")).labels == ("cat", "dog")
 
 
-@pytest.mark.parametrize("demo", ["imagenet", "digits", "textures"])
+@pytest.mark.parametrize("demo", ["imagenet", "digits", "shapes", "textures"])
 def test_the_cards_of_the_demo_models_are_right(demo: str, tmp_path: Path) -> None:
     folder = tmp_path / demo
     shutil.copytree(ROOT / "weights" / demo, folder, ignore=shutil.ignore_patterns("*.pth"))
