@@ -11,7 +11,7 @@ CropRounding = Literal["even", "down"]
 
 _PHOTO = (1024, 768)
 """(width, height) of a common photo."""
-_RARE = {"longest": None, "whole": False, "rounded": True}
+_RARE = {"longest": None, "whole": False, "rounded": True, "pad": None}
 """Fields that `to_dict` leaves out if they have these values, for compatibility with older versions."""
 _WHOLE = 8
 """Pixels of an image that is not cropped, as multiples of those of a 4 x 3 image. Without a limit, a narrow
@@ -45,6 +45,8 @@ class Spec:
             resizing.
         rounded: False keeps the fractions that resizing gives, as torchvision's detectors do. The image is
             then normalised, too: float32 (channels, height, width). Only bilinear without antialias.
+        pad: The grey level, 0 to 255, with which an image that keeps its shape is filled up to `crop` on
+            both sides, as YOLO's letterbox. `resize` and `crop` are then the same. None for no padding.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -60,6 +62,7 @@ class Spec:
     longest: int | None = None
     whole: bool = False
     rounded: bool = True
+    pad: int | None = None
 
     @property
     def channels(self) -> int:
@@ -77,6 +80,9 @@ class Spec:
         """Return (width, height) of an image of `width` x `height` pixels after torchvision's Resize."""
         if self.resize is None:
             return width, height
+        if self.pad is not None:
+            scale = self._letterbox_scale(width, height)
+            return round(width * scale), round(height * scale)
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         if self.longest is not None:
@@ -86,6 +92,31 @@ class Spec:
         if width <= height:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
+
+    def _letterbox_scale(self, width: int, height: int) -> float:
+        """Return the scale at which the image fits into `crop`, as in YOLO's letterbox."""
+        return min(self.crop[0] / height, self.crop[1] / width)
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return what the model's image shows of an image of `width` x `height` pixels.
+
+        Returns:
+            Left, top, width and height, in pixels of the image, which a letterbox exceeds. Crops are not
+            considered.
+        """
+        if self.pad is None:
+            return 0.0, 0.0, width, height
+        scale = self._letterbox_scale(width, height)  # not rounded, as in Ultralytics' `scale_boxes`
+        left, top = (
+            centre_offset(old, new, "even")
+            for old, new in zip(self.resized(width, height), self.crop[::-1], strict=True)
+        )
+        return left / scale, top / scale, self.crop[1] / scale, self.crop[0] / scale
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether the model gets the whole of an image, so that its places are places of the image."""
+        return self.whole or (self.resize is not None and self.resize == self.crop)
 
     @property
     def most_resized(self) -> float:
@@ -127,6 +158,7 @@ class Spec:
                 "interpolation",
                 "antialias",
                 "rounded",
+                "pad",
                 "exif",
                 "channel_order",
                 "crop_rounding",
@@ -155,6 +187,7 @@ class Spec:
             + (f" and the longer one to at most {self.longest}" if self.longest else "")
             if isinstance(self.resize, int)
             else f"to {self.resize[0]}x{self.resize[1]}"
+            + f", keeping the shape and padding with {self.pad}" * (self.pad is not None)
         )
         return (
             f"resize {size}, {self.interpolation}"
@@ -177,3 +210,10 @@ class Spec:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**plain)
+
+
+def centre_offset(resized: int, crop: int, rounding: CropRounding) -> int:
+    """Return the start of a centre crop; negative if the crop is larger, which adds a border."""
+    if crop > resized:
+        return -((crop - resized) // 2)
+    return (resized - crop) // 2 if rounding == "down" else round((resized - crop) / 2)

@@ -17,6 +17,7 @@ from pthserve.errors import (
     WeightsError,
 )
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import StatedTask
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
@@ -33,7 +34,7 @@ from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
 from pthserve.sources.fetched import fetched
 from pthserve.tasks.base import Task
-from pthserve.tasks.choice import choose, make
+from pthserve.tasks.choice import choose, make, placed
 from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
@@ -97,7 +98,8 @@ def _built(path: Path, settings: ModelOptions, progress: "Progress | None") -> B
         readings, ambiguous = _readings(error, described, read, settings), error
     golden = described.golden if settings.golden != "off" else ()
     settled = settle(readings, golden, settings.tolerance, ambiguous)
-    found, spec, task = settled.found, settled.spec, settled.task
+    found, spec = settled.found, settled.spec
+    task = placed(settled.task, spec, described.file)
     if task.golden_kind == "labels":
         golden = tuple(
             one.of_labels(found.num_classes) if one.kind == "class" else one for one in described.golden
@@ -117,8 +119,13 @@ def _built(path: Path, settings: ModelOptions, progress: "Progress | None") -> B
 
 def _reading(described: "Card", read: "Weights", name: str | None, settings: ModelOptions) -> Reading:
     """The architecture called `name`, and what else the file leaves open."""
-    found = _architecture(described, read, name, settings.code_modules)
-    task, inferred = _task(described, found, settings)
+    name_of_task = described.task.name if settings.task == "auto" else settings.task
+    stated = replace(described.task, name=name_of_task)
+    found = _architecture(described, read, name, stated, settings.code_modules)
+    try:
+        task, inferred = choose(stated, found.num_classes, found.hint, found.task_hint, found.task)
+    except CardError as error:
+        raise CardError(f"{described.weights}: {error}") from None
     tasks = [task]
     unstated = settings.task == "auto" and described.task.name is None and found.hint is None
     if unstated and task is CLASSIFICATION and all(one.probability is not None for one in described.golden):
@@ -136,7 +143,7 @@ def _readings(
 
 
 def _architecture(
-    described: "Card", read: "Weights", name: str | None, allowed: Collection[str] = ()
+    described: "Card", read: "Weights", name: str | None, stated: StatedTask, allowed: Collection[str] = ()
 ) -> "Architecture":
     from pthserve.zoos import architecture
 
@@ -153,6 +160,8 @@ def _architecture(
         format=read.format,
         content=read.content,
         beside=read.beside,
+        task=stated,
+        labels=described.labels,
     )
 
 
@@ -284,17 +293,6 @@ def unpacked(
     )
 
 
-def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:
-    """The task that the settings, the card or the file tell."""
-    stated = described.task
-    if settings.task != "auto":
-        stated = replace(stated, name=settings.task)
-    try:
-        return choose(stated, found.num_classes, found.hint, found.task_hint, found.task)
-    except CardError as error:
-        raise CardError(f"{described.weights}: {error}") from None
-
-
 def _labels(
     described: "Card", read: "Weights", task: Task, found: "Architecture"
 ) -> tuple[tuple[str, ...], tuple[Inferred, ...]]:
@@ -315,7 +313,7 @@ def _labels(
         names, key = beside
         return names, (Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting),)
     if found.labels is not None and len(found.labels) == count:
-        return found.labels, (Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting),)
+        return found.labels, (Inferred("labels", f"{count} of the model's files", Origin.FILE, setting),)
     if found.usual_labels is not None:
         value = f"{count} of the library's own weights, such as {found.usual_labels[-1]}"
         return found.usual_labels, (Inferred("labels", value, Origin.ASSUMED, setting),)

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pthserve.errors import EngineError, PackError
+from pthserve.files import regular_files
 from pthserve.files.golden import Golden
 from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
@@ -126,7 +127,11 @@ def _copied(golden: Sequence[Golden], folder: Path) -> tuple[Golden, ...]:
     for number, one in enumerate(golden):
         image = into / f"{number}-{one.image.name}"
         image.write_bytes(one.read())
-        copies.append(replace(one, image=image))
+        class_map = None
+        if one.class_map is not None:
+            class_map = into / f"{number}-map-{one.class_map.name}"
+            class_map.write_bytes(regular_files.read(one.class_map, regular_files.IMAGE))
+        copies.append(replace(one, image=image, class_map=class_map))
     return tuple(copies)
 
 

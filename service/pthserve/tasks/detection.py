@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.files.golden import Golden, GoldenBox
+from pthserve.images.spec import Spec
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
     Comparison,
@@ -40,10 +41,12 @@ class DetectionTask:
     """Objects, float32 (n, outputs): a table for each image; see `Task`.
 
     threshold: the score from which on an object is answered, unless the request states another.
+    spec: how images are preprocessed, where boxes are not in shares of the image as sent.
     """
 
     table: Table
     threshold: float = THRESHOLD
+    spec: Spec | None = None
 
     name = NAME
     answer_model = DetectionAnswer
@@ -66,8 +69,12 @@ class DetectionTask:
 
     def parameters(self) -> dict[str, Any]:
         """The shape of the table, and the threshold; see `Task`."""
+        table = asdict(self.table)
+        for name, usual in (("overlap", 1.0), ("objects", None)):
+            if table[name] == usual:
+                del table[name]
         return {
-            **asdict(self.table),
+            **table,
             "keypoint_names": list(self.table.keypoint_names),
             "threshold": self.threshold,
         }
@@ -96,7 +103,7 @@ class DetectionTask:
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Detections:
         """The objects of one image; see `Task`."""
-        return self.table.read(output, labels, size, self.threshold)
+        return self.table.read(output, labels, size, self.threshold, spec=self.spec)
 
     def selection(self, query: Mapping[str, str]) -> Callable[[Detections], Detections]:
         """The objects that a request asks for; see `Selects`."""
