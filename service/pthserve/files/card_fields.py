@@ -25,7 +25,7 @@ from pthserve.files.card_values import (
 from pthserve.files.golden import IOU
 from pthserve.files.output_fields import GraphOutputs, OutputFields, Outputs
 from pthserve.files.stated_task import KINDS, PARAMETERS, NamedOutput, StatedTask, TaskName
-from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, Spec
+from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, SideRule, Spec
 from pthserve.text import quoted
 
 
@@ -56,6 +56,11 @@ class Preprocessing(Section):
         None,
         description="detection: keep the shape of the image within `resize: [height, width]`, and fill the "
         "borders with this grey level, as YOLO's letterbox does with 114",
+    )
+    sides: SideRule = Field(
+        "torchvision",
+        description="how both sides are rounded if `longest` is stated: as `torchvision`'s detectors do it, "
+        "or Hugging Face's `detr` or `yolos`",
     )
     exif: bool = Field(False, description="`true`: turn an image upright according to its EXIF orientation")
     channel_order: ChannelOrder = Field(

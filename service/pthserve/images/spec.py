@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 ChannelOrder = Literal["rgb", "bgr"]
+SideRule = Literal["torchvision", "detr", "yolos"]
 CropRounding = Literal["even", "down"]
 
 _PHOTO = (1024, 768)
 """(width, height) of a common photo."""
-_RARE = {"longest": None, "whole": False, "rounded": True, "pad": None}
+_RARE = {"longest": None, "whole": False, "rounded": True, "pad": None, "sides": "torchvision"}
 """Fields that `to_dict` leaves out if they have these values, for compatibility with older versions."""
 _WHOLE = 8
 """Pixels of an image that is not cropped, as multiples of those of a 4 x 3 image. Without a limit, a narrow
@@ -47,6 +48,8 @@ class Spec:
             then normalised, too: float32 (channels, height, width). Only bilinear without antialias.
         pad: The grey level, 0 to 255, with which an image that keeps its shape is filled up to `crop` on
             both sides, as YOLO's letterbox. `resize` and `crop` are then the same. None for no padding.
+        sides: How `longest` rounds both sides: as `torchvision`'s detectors, or as the image processors of
+            Hugging Face's DETR (`detr`) or YOLOS (`yolos`, to multiples of 16).
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -63,6 +66,7 @@ class Spec:
     whole: bool = False
     rounded: bool = True
     pad: int | None = None
+    sides: SideRule = "torchvision"
 
     @property
     def channels(self) -> int:
@@ -85,6 +89,8 @@ class Spec:
             return round(width * scale), round(height * scale)
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
+        if self.longest is not None and self.sides != "torchvision":
+            return self._resized_as_detr(width, height, self.resize, self.longest)
         if self.longest is not None:
             # As torchvision's `_resize_image_and_masks`: both sides are rounded down.
             scale = min(self.resize / min(width, height), self.longest / max(width, height))
@@ -92,6 +98,22 @@ class Spec:
         if width <= height:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
+
+    def _resized_as_detr(self, width: int, height: int, shorter: int, longer: int) -> tuple[int, int]:
+        """As transformers' `get_size_with_aspect_ratio`, or `get_size_with_aspect_ratio_yolos`."""
+        least, most = min(width, height), max(width, height)
+        exact: float = shorter
+        if most / least * shorter > longer:
+            exact = longer * least / most
+        side = round(exact)
+        if least == side and (self.sides == "detr" or width >= height):
+            sides = width, height
+        elif width < height:
+            sides = side, int(exact * height / width)
+        else:
+            sides = int(exact * width / height), side
+        step = 16 if self.sides == "yolos" else 1
+        return sides[0] - sides[0] % step, sides[1] - sides[1] % step
 
     def _letterbox_scale(self, width: int, height: int) -> float:
         """Return the scale at which the image fits into `crop`, as in YOLO's letterbox."""
@@ -155,6 +177,7 @@ class Spec:
             name
             for name in (
                 "longest",
+                "sides",
                 "interpolation",
                 "antialias",
                 "rounded",
