@@ -33,7 +33,7 @@ from benchmarks.run import Run
 def main(quick: bool, found: Path | None, known: Path | None, page: Path | None) -> None:
     """Measure this service beside its peers and beside what the machine can do, as ratios from one run.
 
-    It takes about 20 minutes, and the whole machine. Services listen on free ports of 127.0.0.1.
+    It takes about 30 minutes, and the whole machine. Services listen on free ports of 127.0.0.1.
     """
     findings = (
         Findings.from_dict(json.loads(known.read_text()))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.models import CALIBRATION, Packed, jpegs, others, packed, random_weights
+from benchmarks.models import CALIBRATION, Packed, jpegs, others, packed, parts, random_weights
 
 SIZES = {"small": (500, 375), "large": (4000, 3000)}
 """Photos by kind: width and height in pixels."""
@@ -26,13 +26,14 @@ class Material:
     cache: Path
 
     @classmethod
-    def make(cls, folder: Path) -> "Material":
-        """All of it, in `folder`."""
-        calibration, cache = folder / "calibration", folder / "cache"
-        calibration.mkdir()
+    def make(cls, folder: Path, *, quick: bool = False) -> "Material":
+        """All of it, in `folder`. quick: int8 for the digits alone."""
+        calibration, cache = None if quick else folder / "calibration", folder / "cache"
         cache.mkdir()
         photos = {kind: list(jpegs(PHOTOS, folder, size, f"-{kind}")) for kind, size in SIZES.items()}
-        list(jpegs(CALIBRATION, calibration, SIZES["small"]))
+        if calibration is not None:
+            calibration.mkdir()
+            list(parts(CALIBRATION, calibration, SIZES["small"]))
         weights = random_weights("resnet18", folder / "resnet18.pth")
         return cls(
             packed(weights, weights, calibration, photos["small"], folder / "resnet18"),

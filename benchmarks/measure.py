@@ -22,7 +22,7 @@ class Durations:
     """How long to measure, in seconds: under load, after a `warm_up` that does not count; bare; idle.
 
     repeats: of everything that is interleaved. tries: of one measurement, while others take CPU. budget: once
-    the run has taken so long, nothing is tried again, and no other repeat begins.
+    the repeats have taken so long, nothing is tried again, and no other begins.
     """
 
     load: float = 3.0

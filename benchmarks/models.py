@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 Precision = Literal["fp32", "auto", "int8"]
@@ -21,6 +22,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "auto", "int8")
 ROOT = Path(__file__).parents[1]
 DEMO, DIGITS, RESNET50 = "ImageNet demo", "digits", "ResNet-50"
 OTHERS = (DEMO, DIGITS, RESNET50)
+PARTS = 8
+"""Parts of each photo for calibration: int8 needs many images, and the package has few photos in colour."""
 CALIBRATION = ("astronaut", "cat", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "rocket")
 """Of scikit-image's photos."""
 QUALITY = 90
@@ -40,12 +43,17 @@ class Packed:
     refused: str = ""
 
 
-def packed(source: Path, weights: Path, calibration: Path, photos: list[Path], folder: Path) -> Packed:
-    """Pack the model in `source` into `folder`, which is made: at fp32, which `auto` has too, and at int8."""
+def packed(source: Path, weights: Path, calibration: Path | None, photos: list[Path], folder: Path) -> Packed:
+    """Pack the model in `source` into `folder`, which is made: at fp32, which `auto` has too, and at int8.
+
+    calibration: None packs nothing at int8, which takes minutes.
+    """
     folder.mkdir()
     plain = folder / "packed"
     pack(source, plain, "--precision", "fp32")
     packs: dict[Precision, Path] = {"fp32": plain, "auto": plain}
+    if calibration is None:
+        return Packed(weights, packs, photos, "not packed in a quick run")
     try:
         pack(source, folder / "int8", "--precision", "int8", "--calibration", str(calibration))
     except subprocess.CalledProcessError as error:
@@ -53,10 +61,10 @@ def packed(source: Path, weights: Path, calibration: Path, photos: list[Path], f
     return Packed(weights, {**packs, "int8": folder / "int8"}, photos)
 
 
-def others(folder: Path, photos: list[Path], calibration: Path) -> dict[str, Packed]:
+def others(folder: Path, photos: list[Path], calibration: Path | None) -> dict[str, Packed]:
     """The other models by name, in folders below `folder`.
 
-    photos: for those that know photos. calibration: folder of such.
+    photos: for those that know photos. calibration: folder of such, or None; see `packed`.
     """
     demo, digits = ROOT / "weights/imagenet", ROOT / "weights/digits"
     numbers = folder / "digits-calibration"
@@ -99,6 +107,25 @@ def jpegs(names: Iterable[str], folder: Path, size: tuple[int, int], suffix: str
         photo = Image.fromarray(getattr(data, name)()).resize(size, Image.Resampling.LANCZOS)
         photo.save(path, quality=QUALITY)
         yield path
+
+
+def parts(names: Iterable[str], folder: Path, size: tuple[int, int]) -> Iterable[Path]:
+    """Write PARTS parts of each of scikit-image's photos of these names, as JPEGs of `size`."""
+    from skimage import data
+
+    draw = np.random.default_rng(0)
+    for name in names:
+        photo = Image.fromarray(getattr(data, name)())
+        for number in range(PARTS):
+            width, height = (int(side * draw.uniform(0.5, 1)) for side in photo.size)
+            left, top = (
+                int(draw.integers(side - part + 1))
+                for side, part in zip(photo.size, (width, height), strict=True)
+            )
+            path = folder / f"{name}-{number}.jpg"
+            part = photo.crop((left, top, left + width, top + height))
+            part.resize(size, Image.Resampling.LANCZOS).save(path, quality=QUALITY)
+            yield path
 
 
 def _digits(folder: Path) -> Iterable[Path]:

@@ -13,7 +13,7 @@ from benchmarks import app, bare, measure
 from benchmarks.findings import Findings, Key, Start
 from benchmarks.machine import Machine
 from benchmarks.material import SIZES, Material
-from benchmarks.measure import Durations, Sample, quietest
+from benchmarks.measure import QUICK, Durations, Sample, quietest
 from benchmarks.models import PRECISIONS, Packed, Precision
 from benchmarks.process import Process, free_port
 from benchmarks.subjects import (
@@ -69,7 +69,7 @@ class Run:
     def __init__(self, folder: Path, durations: Durations, say: Say) -> None:
         self.findings = Findings(Machine.this())
         self._durations = durations
-        self._end = time.monotonic() + durations.budget
+        self._end = 0.0
         self._say = say
         self._folder = folder
         self._stack = ExitStack()
@@ -80,7 +80,7 @@ class Run:
         """Measure everything."""
         with self._stack:
             self._say("making weights and photos")
-            material = Material.make(self._folder)
+            material = Material.make(self._folder, quick=self._durations is QUICK)
             for precision in PRECISIONS:
                 self._load(precision, material.resnet18, precision, material.cache)
             for model, packed in material.others.items():
@@ -90,6 +90,7 @@ class Run:
                 material, {name: plan.precision for name, plan in self.findings.plans.items()}
             ):
                 self._start(subject)
+            self._end = time.monotonic() + self._durations.budget
             for number in range(self._durations.repeats):
                 if number and time.monotonic() > self._end:
                     break

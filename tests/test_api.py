@@ -230,11 +230,13 @@ class TestServe:
             httpx.get(f"{service.address}/readyz")
         service.stop()
 
+    @pytest.mark.slow
     def test_a_model_is_served_again_after_it_was(self, model: pthserve.Model) -> None:
         for _ in range(2):
             with pthserve.serve(model, block=False, **QUIET) as service:
                 assert httpx.get(f"{service.address}/info").status_code == 200
 
+    @pytest.mark.slow
     def test_settings_come_from_the_call_then_from_the_environment(
         self, model: pthserve.Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -253,6 +255,7 @@ class TestServe:
         with pytest.raises(ValueError, match="prot"):
             pthserve.serve(model, prot=8000)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", [True, False])
     def test_a_port_that_is_taken_is_an_error(self, model: pthserve.Model, block: bool) -> None:
         with pthserve.serve(model, block=False, **QUIET) as service:
@@ -270,6 +273,7 @@ class TestServe:
 
         asyncio.run(cell())
 
+    @pytest.mark.slow
     def test_a_reload_reads_the_model_from_where_it_came(self, tmp_path: Path) -> None:
         tiny_pack(tmp_path / "packed", seed=1)
         with pthserve.load(tmp_path / "packed") as loaded:

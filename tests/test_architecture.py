@@ -68,6 +68,7 @@ def _steps(heading: str) -> list[tuple[str, str]]:
     return [(module, name) for module, name in re.findall(r"`([\w.]+):(\w+)`", section)]
 
 
+@pytest.mark.slow
 def test_the_generated_parts_of_the_page_are_the_codes() -> None:
     assert STRUCTURE["page"]() == PAGE, "run `make docs`"
 
@@ -137,6 +138,7 @@ def test_the_page_says_why_each_dependency_is_there() -> None:
     assert explained - {"library", "---"} == DECLARED
 
 
+@pytest.mark.slow
 def test_whatever_is_imported_is_declared() -> None:
     imported = set().union(*(_libraries(path) for path in MODULES.values()))
     providers = packages_distributions()

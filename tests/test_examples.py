@@ -79,6 +79,7 @@ def _client(address: str, name: str, image: Path) -> subprocess.CompletedProcess
     return run(node if name == "client.mjs" and node else sys.executable, EXAMPLES / name, address, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["client.py", "client.mjs"])
 def test_a_client_prints_what_the_model_says(address: str, packed: Path, name: str) -> None:
     image = packed / "golden" / "1.png"
@@ -90,6 +91,7 @@ def test_a_client_prints_what_the_model_says(address: str, packed: Path, name: s
     ], done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["client.py", "client.mjs"])
 def test_a_client_prints_why_an_image_is_refused(address: str, tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.jpg").write_text("not an image")

@@ -201,6 +201,7 @@ def test_every_file_is_as_the_editors_are_told() -> None:
 # --- the words --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_words_for_a_proofreader_are_all_there() -> None:
     words = runpy.run_path(str(ROOT / "scripts" / "words.py"))["words"]()
     for name in Settings.model_fields:

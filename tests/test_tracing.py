@@ -133,6 +133,7 @@ def test_a_traceparent_that_is_none_is_passed_over(sent: list[str]) -> None:
     assert caller([(b"traceparent", value.encode()) for value in sent]) is None
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_of_its_caller_with_one_below_it_a_stage(collector: Collector) -> None:
     with serving(squares(Squares(seconds=0.01)), otlp_endpoint=collector.endpoint) as service:
         assert predict(service, traceparent=SENT, tracestate="a=1") == 200
@@ -227,6 +228,7 @@ def test_only_what_the_service_is_at_fault_for_is_an_error(collector: Collector)
     assert "error.type" not in attributes(unmatched)
 
 
+@pytest.mark.slow
 def test_what_a_caller_does_not_keep_and_what_probes_ask_is_not_sent(collector: Collector) -> None:
     with serving(otlp_endpoint=collector.endpoint) as service:
         assert predict(service, traceparent=SENT.removesuffix("01") + "00") == 200
@@ -247,6 +249,7 @@ def test_the_service_says_who_it_is_unless_the_environment_does(
     assert (said["service.name"], said["service.instance.id"], said["where"]) == ("pthserve", "me", "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sends", [True, False], ids=["sending", "not sending"])
 def test_a_line_of_the_log_names_the_trace(
     collector: Collector, capfd: pytest.CaptureFixture[str], sends: bool
@@ -264,6 +267,7 @@ def test_a_line_of_the_log_names_the_trace(
     assert named[0] == TRACE
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_costs_no_answer_and_two_lines_of_the_log(
     collector: Collector, capfd: pytest.CaptureFixture[str]
 ) -> None:

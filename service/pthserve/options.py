@@ -70,7 +70,8 @@ class ModelOptions(BaseModel):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = Field(
         "auto",
         description="number format of the computation; tf32 needs CUDA; `auto` selects int8 only if the "
-        "model is packed with it, and any only if its answers agree with fp32 PyTorch (docs/precision.md)",
+        "model is packed with it; it selects a precision only if its answers agree with fp32 "
+        "PyTorch (docs/precision.md)",
     )
     calibration: Path | None = Field(
         None, description="folder of at least 20 photos for int8, of the kind that the model will see"
@@ -79,8 +80,8 @@ class ModelOptions(BaseModel):
         None,
         ge=7,
         le=8,
-        description="bits of the weights at int8: those of 8 need a processor with VNNI or AMX, where the "
-        "model is served too; default: 8 where this processor has either, else 7",
+        description="bits of the weights at int8, 7 or 8; 8 needs VNNI or AMX, on the processor that "
+        "packs the model and on the one that serves it; default: 8 if this processor has either, otherwise 7",
     )
     decode: Literal["exact", "fast"] = Field(
         "exact",
@@ -131,8 +132,8 @@ class ModelOptions(BaseModel):
     plan: Path | None = Field(None, description="plan file written by `pthserve tune`")
     cache_dir: Path | None = Field(
         None,
-        description="folder in which downloaded and packed models, and where it is set compiled models and "
-        "plans, are cached; default: `pthserve` in the user's cache folder, for downloaded and packed models",
+        description="cache folder for downloaded and packed models; if set, compiled models and plans are "
+        "cached in it too; default: `pthserve` in the user's cache folder",
     )
     max_download: int = Field(
         32 * 2**30, ge=1, le=2**50, description="maximum size in bytes of a model that is downloaded"

@@ -345,6 +345,7 @@ def test_without_keys_each_address_has_its_rate() -> None:
         assert ask("127.0.0.2") == 200
 
 
+@pytest.mark.slow
 def test_http_and_grpc_take_the_tokens_of_one_bucket() -> None:
     with serving(rate_limit="4/hour", grpc_port=0) as service:
         channel = grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}")

@@ -98,6 +98,7 @@ def test_a_request_is_one_line_for_a_person(capfd: pytest.CaptureFixture[str]) -
     assert "request_id=request-0" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_keys_queries_file_names_and_raw_paths_are_not_written(
     capfd: pytest.CaptureFixture[str], form: str
@@ -122,6 +123,7 @@ def test_errors_carry_their_request_id(client: httpx.Client) -> None:
         assert response.headers["x-request-id"]
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_stuck_holds_nobody_up() -> None:
     class Stuck(io.StringIO):
         def write(self, _: str) -> int:
@@ -135,6 +137,7 @@ def test_a_writer_that_is_stuck_holds_nobody_up() -> None:
         unstuck.set()
 
 
+@pytest.mark.slow
 def test_lines_that_are_dropped_are_counted_and_the_log_says_so() -> None:
     class Slow(io.StringIO):
         """Is written to by a thread that waits for a reader."""

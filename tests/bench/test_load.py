@@ -21,6 +21,7 @@ def bench(service: Service, point: Point, **given: float) -> Round:
     return asyncio.run(measure(lambda most: Pool(target, [request], most), point, **settings))
 
 
+@pytest.mark.slow
 def test_a_closed_loop_has_no_more_requests_out_than_clients(
     service: Service, slow: Callable[[int], None]
 ) -> None:
@@ -41,6 +42,7 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_answers_do(service: Service
     assert service.most_at_once >= 5  # 50 a second for 0.2 s each: 10, were every thread at once in time
 
 
+@pytest.mark.slow
 def test_in_an_open_loop_a_stall_is_seen_by_every_request_that_was_due_in_it(service: Service) -> None:
     one_at_a_time = threading.Lock()
 
@@ -62,6 +64,7 @@ def test_what_came_before_the_warm_up_was_over_does_not_count(service: Service) 
     assert len(service.bodies) > len(result.latencies)
 
 
+@pytest.mark.slow
 def test_an_answer_after_the_deadline_is_no_goodput(service: Service, slow: Callable[[int], None]) -> None:
     service.work = slow
     result = bench(service, Point(clients=1), deadline=0.01)
@@ -69,6 +72,7 @@ def test_an_answer_after_the_deadline_is_no_goodput(service: Service, slow: Call
     assert result.goodput == 0
 
 
+@pytest.mark.slow
 def test_refusals_are_counted_and_are_no_latencies(service: Service, slow: Callable[[int], None]) -> None:
     service.status, service.work = 503, slow
     result = bench(service, Point(clients=2))
@@ -78,6 +82,7 @@ def test_refusals_are_counted_and_are_no_latencies(service: Service, slow: Calla
     assert result.to_dict()["latency"]["p50"] is None
 
 
+@pytest.mark.slow
 def test_cut_connections_are_counted_and_tried_again(service: Service) -> None:
     service.status = 0
     result = bench(service, Point(clients=2))
@@ -85,18 +90,21 @@ def test_cut_connections_are_counted_and_tried_again(service: Service) -> None:
     assert not result.statuses
 
 
+@pytest.mark.slow
 def test_a_service_that_is_gone_is_not_asked_in_a_busy_loop(service: Service) -> None:
     service.status = 0
     bench(service, Point(clients=1), seconds=0.5, warm_up=0.0)
     assert len(service.bodies) <= 6
 
 
+@pytest.mark.slow
 def test_a_request_without_an_answer_is_given_up(service: Service) -> None:
     service.work = lambda _: time.sleep(0.5)
     result = bench(service, Point(clients=1), timeout=0.05, seconds=0.3)
     assert result.failures["timeout"] > 0
 
 
+@pytest.mark.slow
 def test_the_client_says_its_own_cpu(service: Service, slow: Callable[[int], None]) -> None:
     service.work = slow
     assert 0 < bench(service, Point(clients=2)).cpu < 2

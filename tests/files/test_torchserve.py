@@ -90,6 +90,7 @@ def test_labels_that_cannot_be_are_refused(tmp_path: Path, text: bytes, words: s
         labels(tmp_path, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "words"),
     [

@@ -120,6 +120,7 @@ def test_a_prefix_that_is_not_a_path_is_refused_with_the_settings(value: str) ->
 # --- from another site's page -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origins", ["https://shop.example", "*"])
 def test_a_page_may_send_json_with_a_key_and_never_cookies(keys: Path, origins: str) -> None:
     origin = {"Origin": "https://shop.example"}

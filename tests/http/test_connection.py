@@ -68,6 +68,7 @@ def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(impatient: Service) 
         assert closed(slow)
 
 
+@pytest.mark.slow
 def test_an_idle_connection_between_two_requests_is_kept(impatient: Service) -> None:
     with connect(impatient) as idle:
         for pause in (1.0, 0.0):
@@ -370,6 +371,7 @@ def test_the_rest_of_a_refused_body_has_a_bound(monkeypatch: pytest.MonkeyPatch)
         assert service.client.get("/livez").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"connection": "close"}])
 def test_a_client_that_reads_only_after_it_sent_all_gets_its_refusal(fields: dict[str, Any]) -> None:
     body = bytes(2**23)

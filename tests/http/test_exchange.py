@@ -116,6 +116,7 @@ def test_an_answer_that_has_no_body_is_not_framed(status: int) -> None:
         assert body == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "header", [(b"a", b"b\r\nc: d"), (b"a\r\nb", b"c"), (b"a", b"b\x00"), (b"content-length", b"4")]
 )

@@ -112,6 +112,7 @@ def test_where_it_is_switched_off_there_is_no_such_route_and_info_says_so() -> N
         assert service.client.post("/predict", files={"image": png()}).status_code == 200
 
 
+@pytest.mark.slow
 def test_more_at_once_than_may_be_are_turned_away_and_predictions_are_not() -> None:
     gate = Gate()
 
@@ -150,6 +151,7 @@ def test_more_at_once_than_may_be_are_turned_away_and_predictions_are_not() -> N
         until(lambda: explain(service.client, png()).status_code == 200)
 
 
+@pytest.mark.slow
 def test_the_deadline_holds_here_too() -> None:
     gate = Gate()
     with serving(squares(engine := Squares())) as service:

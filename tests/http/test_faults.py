@@ -44,6 +44,7 @@ def test_an_engine_that_raises_is_told_without_its_secrets_and_the_next_request_
     assert faulty.client.get("/livez").status_code == 200
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_keeps_nobody_waiting_and_is_told_until_it_moves_again(
     engine: Squares, faulty: Service
 ) -> None:

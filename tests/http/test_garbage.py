@@ -91,6 +91,7 @@ def test_nothing_is_left_of_a_request(small: Service, code: int, sent: dict[str,
     leaves_nothing(small, code, sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/predict", "/explain"])
 def test_nothing_is_left_of_a_forward_pass_that_failed(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(batcher.log, "disabled", True)  # pytest keeps what is logged, and tracebacks with it

@@ -54,6 +54,7 @@ def test_a_body_of_the_size_that_is_allowed_is_read(small: Service) -> None:
     assert exchange(small, post(b"x" * 10_000)).code == 415
 
 
+@pytest.mark.slow
 def test_a_slow_body_is_told_and_hung_up_on(small: Service, service: Service) -> None:
     schema = service.client.get("/openapi.json").json()
     with connect(small) as connection:

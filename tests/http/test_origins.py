@@ -153,6 +153,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", FOREIGN)
 @pytest.mark.parametrize("path", ["/predict", "/explain", "/v2/models/squares/infer", LOADS, "/nowhere"])
 def test_a_page_of_another_site_may_send_nothing_that_takes_work_or_changes_something(

@@ -160,6 +160,7 @@ def test_the_examples_of_a_service_that_is_not_ready_are_what_it_answers(schema:
             gate.opened.set()
 
 
+@pytest.mark.slow
 def test_the_examples_of_deadlines_are_what_is_answered(schema: dict[str, Any]) -> None:
     gate = Gate()
     with serving(squares(engine := Squares())) as service:
@@ -171,6 +172,7 @@ def test_the_examples_of_deadlines_are_what_is_answered(schema: dict[str, Any]) 
             gate.opened.set()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_example_of_a_dead_engine_is_what_is_answered(schema: dict[str, Any]) -> None:
     def die(_: object) -> None:

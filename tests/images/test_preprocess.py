@@ -45,6 +45,7 @@ def test_every_format_and_mode_becomes_grey_where_the_model_is(kind: str) -> Non
     assert (exact(data, GREY) == reference(data, GREY)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
 @pytest.mark.parametrize("size", [(600, 400), (400, 600), (375, 500), (90, 200), (512, 512), (601, 333)])
 def test_sizes_and_filters_are_as_torchvision_has_them(interpolation: Any, size: tuple[int, int]) -> None:
@@ -67,6 +68,7 @@ def test_exif_orientation_is_left_alone_by_default() -> None:
         assert (exact(data, Spec()) == reference(data, Spec())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_bgr_is_the_same_image_with_blue_first(decode: Any, antialias: bool) -> None:
@@ -94,6 +96,7 @@ def test_bgr_is_what_opencv_and_a_mean_in_its_order_give() -> None:
     assert np.abs(found - image.transpose(2, 0, 1)).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone_when_the_spec_says_so(orientation: int) -> None:
     spec = Spec(exif=True, resize=(150, 120), crop=(140, 100))
@@ -101,6 +104,7 @@ def test_exif_orientation_is_undone_when_the_spec_says_so(orientation: int) -> N
         assert (exact(data, spec) == reference(data, spec, upright=ImageOps.exif_transpose)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(600, 400), (123, 457), (3, 2)])
 @pytest.mark.parametrize("resize", [256, 60, (70, 300), None])
@@ -137,6 +141,7 @@ def test_pixels_are_cropped_as_the_file_of_them_is(spec: Spec) -> None:
     assert (crop_pixels(np.asarray(photo()), spec) == exact(encoded(photo(), "PNG"), spec)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "spec"),
     [

@@ -113,6 +113,7 @@ def test_elements_are_read_from_any_sequence() -> None:
         read([0] * (2 * PIECE) + [256], "B")
 
 
+@pytest.mark.slow
 def test_reading_takes_little_more_memory_than_text_and_array() -> None:
     values = np.tile(FLOATS, (5, 1, 1, 1))
     json_ = json.dumps(values.tolist()).encode()

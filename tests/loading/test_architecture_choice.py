@@ -78,6 +78,7 @@ def test_the_option_decides_and_counts_more_than_the_card(folder: Path, name: st
     assert load(str(folder), QUICK).architecture == f"timm/{other}"
 
 
+@pytest.mark.slow
 def test_golden_images_decide_where_one_architecture_gives_their_answers(
     folder: Path, module: nn.Module
 ) -> None:
@@ -87,6 +88,7 @@ def test_golden_images_decide_where_one_architecture_gives_their_answers(
     assert (inferred.subject, inferred.origin) == ("architecture", Origin.GOLDEN)
 
 
+@pytest.mark.slow
 def test_they_decide_it_together_with_what_else_is_open(folder: Path, module: nn.Module) -> None:
     """The photos were squashed, and neither that nor which of the two it is stands anywhere."""
     module = copy.deepcopy(module)

@@ -73,6 +73,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "value"),
     WRONG,

@@ -24,7 +24,7 @@ from pthserve.planning.candidates import Candidate, EngineFactory, Quantized
 from pthserve.planning.crops import Crops, Photo
 from pthserve.planning.examiner import Examiner
 from pthserve.planning.plan import Plan
-from pthserve.planning.tune import Measurement, tune
+from pthserve.planning.tune import Budget, Measurement, tune
 from pthserve.settings import Settings
 from pthserve.tasks.classification import softmax
 
@@ -98,6 +98,7 @@ def run(threads: int, rates: dict[int, float], device: str = "cpu") -> Measureme
     return Measurement(Candidate("openvino", "fp32", device, threads), unused, 0.0, cpus=2, rates=rates)
 
 
+@pytest.mark.slow
 def test_auto_takes_what_agrees_with_torch_but_no_int8_and_says_why(
     module: nn.Module, images: NDArray[np.uint8], graph: object
 ) -> None:
@@ -134,6 +135,7 @@ def test_what_openvino_cannot_express_runs_on_torch(module: nn.Module, images: N
     assert "Fickle" in refused.note
 
 
+@pytest.mark.slow
 def test_a_candidate_that_disagrees_does_not_count(
     build: Build, module: nn.Module, images: NDArray[np.uint8]
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_candidate_that_disagrees_does_not_count(
     assert "on 208 crops a difference is" in refused.note
 
 
+@pytest.mark.slow
 def test_nothing_that_agrees_is_an_error_with_all_reasons(
     module: nn.Module, images: NDArray[np.uint8]
 ) -> None:
@@ -154,6 +157,7 @@ def test_nothing_that_agrees_is_an_error_with_all_reasons(
         tuned(module, SPEC, DIGEST, images, settings(engine="openvino", precision="fp32"), graph=other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_the_engine_that_is_asked_for_is_the_only_one_tried(
     module: nn.Module, images: NDArray[np.uint8], graph: object, engine: Any
@@ -274,6 +278,7 @@ def test_a_plan_that_is_named_but_is_none_is_an_error(
         tuned(module, SPEC, DIGEST, images, settings(plan=tmp_path / "plan.json"), graph=graph)
 
 
+@pytest.mark.slow
 def test_a_pack_needs_no_module_and_brings_its_plan(
     images: NDArray[np.uint8], graph: object, module: nn.Module
 ) -> None:
@@ -299,6 +304,20 @@ def test_a_larger_batch_must_be_noticeably_quicker() -> None:
     assert run(2, {1: 100, 2: 102, 4: 102.5}).batch == 1
     assert run(2, {1: 100, 2: 102, 4: 105, 8: 106}).batch == 4
     assert run(2, {1: 100, 2: 150, 4: 120}).batch == 2
+
+
+def test_a_batch_that_only_the_time_kept_from_being_measured_is_allowed() -> None:
+    measurement = run(1, {1: 700.0}, device="cuda")
+    measurement.measure(np.zeros((1, 3, 8, 8), np.uint8), (1, 8), Budget(0.0))
+    assert measurement.interrupted
+    assert measurement.max_batch(32) == 32
+    assert measurement.max_batch(1) == 1
+
+
+def test_a_batch_that_brings_nothing_is_not_allowed_though_larger_ones_were_not_measured() -> None:
+    measurement = run(1, {1: 100.0, 2: 101.0})
+    measurement.measure(np.zeros((1, 3, 8, 8), np.uint8), (1, 2, 4), Budget(0.0))
+    assert measurement.max_batch(16) == 1
 
 
 def test_what_decoding_leaves_of_the_cpus_is_what_is_served() -> None:

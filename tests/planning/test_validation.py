@@ -81,7 +81,7 @@ def test_a_csv_file_names_images_and_their_classes(images: Images, text: str) ->
     [
         ("1.png,cow\n", "cow, the class of 1.png, is not a class of the model"),
         ("1.png,4\n", "4, the class of 1.png, is not a class of the model"),
-        ("1.png\n", "the row 1.png has no image and class"),
+        ("1.png\n", "the row 1.png needs an image and a class"),
         ("2.png,ant\n", r"2\.png: cannot be read"),
         ("", "names no image"),
         ("image,label\n", "names no image"),

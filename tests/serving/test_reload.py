@@ -218,6 +218,7 @@ class Two(Squares):
         return super().__call__(batch)[:, :2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN)
 async def test_a_model_that_fails_leaves_the_old_one_and_its_reason(
     case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -315,6 +316,7 @@ async def watched(path: Path, interval: float = 0.02) -> AsyncIterator[tuple[Pre
         predictor.close()
 
 
+@pytest.mark.slow
 async def test_a_file_that_changed_is_loaded_once_and_a_broken_one_too(tmp_path: Path) -> None:
     async with watched(tmp_path / "model.pth") as (predictor, _, file):
         file.write(NEW)
@@ -328,6 +330,7 @@ async def test_a_file_that_changed_is_loaded_once_and_a_broken_one_too(tmp_path:
         await until_async(lambda: digest(predictor) == OLD)
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
     async with watched(tmp_path / "model.pth", interval=0.1) as (predictor, _, file):
         for length in range(1, 40):  # it changes ten times between two looks

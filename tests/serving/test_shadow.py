@@ -79,6 +79,7 @@ FORMS: dict[str, Callable[[int], Input]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_model_that_agrees_is_swapped_in_and_the_rate_is_told(
     form: str, monkeypatch: pytest.MonkeyPatch
@@ -148,6 +149,7 @@ async def test_without_traffic_the_model_is_swapped_in_when_the_time_is_up(
         assert (predictor.last_reload or {})["shadow"] == {"images": 0, "agreement": None}
 
 
+@pytest.mark.slow
 async def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pass takes a fifth of a second, and an answer milliseconds: they share nothing but the CPU."""
     monkeypatch.setattr(shadow, "IMAGES", 3)

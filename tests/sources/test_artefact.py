@@ -146,7 +146,7 @@ def test_modelpacks_and_what_oras_pushes_are_read(monkeypatch: pytest.MonkeyPatc
         ({"mediaType": LAYER, "annotations": {"org.opencontainers.image.title": "../a"}}, "is refused"),
         ({"mediaType": LAYER, "digest": "md5:1"}, "has no SHA-256"),
         ({"mediaType": LAYER, "size": "1"}, "has no SHA-256, or no size"),
-        ({}, "is not one of an OCI artefact"),
+        ({}, "is not that of an OCI artefact"),
     ],
 )
 def test_layers_of_other_kinds_are_refused(

@@ -177,6 +177,7 @@ def test_many_at_once_download_once(server: FileServer, options: ModelOptions) -
     assert len(server.asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"version": "x"}', b'{"version": "..", "files": {}}'])
 def test_a_damaged_record_is_as_none(record: bytes, server: FileServer, options: ModelOptions) -> None:
     fetched(f"{server.url}/a.pth", options)

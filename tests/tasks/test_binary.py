@@ -127,6 +127,7 @@ def test_a_threshold_decides_which_of_the_classes_is_answered(tmp_path: Path, ex
             model.close()
 
 
+@pytest.mark.slow
 def test_a_pack_of_an_earlier_version_has_the_usual_threshold(tmp_path: Path, expected: np.ndarray) -> None:
     source = folder(tmp_path, weights(1), task="binary")
     made = pack(str(source), tmp_path / "packed", SETTINGS)

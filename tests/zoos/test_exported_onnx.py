@@ -64,6 +64,7 @@ def test_a_model_answers_as_its_network_does(tmp_path: Path) -> None:
         assert about(model, "preprocessing").origin == Origin.ASSUMED
 
 
+@pytest.mark.slow
 def test_a_pack_of_it_answers_the_same(tmp_path: Path) -> None:
     pack(str(network(tmp_path / "model.onnx")), tmp_path / "packed", OPTIONS)
     with load(str(tmp_path / "packed"), OPTIONS) as model:
@@ -88,6 +89,7 @@ def test_golden_images_settle_its_preprocessing(tmp_path: Path) -> None:
         assert about(model, "preprocessing").origin is Origin.GOLDEN
 
 
+@pytest.mark.slow
 def test_it_is_quantised_on_a_folder_of_images(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -103,6 +105,7 @@ def test_it_is_quantised_on_a_folder_of_images(tmp_path: Path) -> None:
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
+@pytest.mark.slow
 def test_it_is_served_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys, pthserve\n"
@@ -113,6 +116,7 @@ def test_it_is_served_without_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_batch_that_the_network_does_not_depend_on_is_freed(tmp_path: Path, batch: int) -> None:
     path = network(
@@ -154,6 +158,7 @@ def test_a_batch_that_is_free_by_its_shape_alone_is_not_believed(tmp_path: Path)
     np.testing.assert_allclose(found, 2 * expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operator", "attributes"),
     [("Softmax", {"axis": 1}), ("Softmax", {"axis": -1}), ("LogSoftmax", {"axis": 1})],
@@ -211,6 +216,7 @@ def test_a_sigmoid_at_the_end_is_not_taken_for_one_class_of_several(tmp_path: Pa
         assert "ends in a sigmoid" in about(model, "task").value
 
 
+@pytest.mark.slow
 def test_of_several_outputs_logits_counts_or_the_only_one_with_rows(tmp_path: Path) -> None:
     after = [
         helper.make_node("Identity", ["scores"], ["logits"]),
@@ -264,6 +270,7 @@ def test_an_image_that_is_not_square_is_cropped_to_the_size_of_the_file(tmp_path
         np.testing.assert_allclose(*answers(model), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_size_that_is_free_is_224_or_the_cards(tmp_path: Path) -> None:
     path = network(tmp_path / "model.onnx", shape=("n", 3, "height", "width"))
     with served(path) as model:
@@ -308,6 +315,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
 STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 255])
 @pytest.mark.parametrize("dividing", [True, False])
 def test_a_normalisation_inside_the_graph_is_not_done_twice(
@@ -334,6 +342,7 @@ def test_half_precision_is_computed_in_full(tmp_path: Path) -> None:
         np.testing.assert_allclose(*answers(model), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_golden_images_are_held_to(tmp_path: Path) -> None:
     path = network(tmp_path / "model.onnx")
     with served(path) as model:

@@ -95,6 +95,7 @@ class Cast(Tiny):
             return self.fc(x.float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_blocks_under_autocast_and_without_gradients_compute_as_all_the_rest(
@@ -155,6 +156,7 @@ def test_a_batch_that_the_program_was_made_for_is_computed_apart(
         assert "one after the other" in about(model, "architecture").value
 
 
+@pytest.mark.slow
 def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path: Path) -> None:
     module = Tiny(nn.Softmax(1)).eval()
     with served(exported(tmp_path / "model.pt2", module)) as model:
@@ -179,6 +181,7 @@ class Answer(nn.Module):
         return {"probabilities": rows.softmax(1), "logits": rows}
 
 
+@pytest.mark.slow
 def test_of_a_dictionary_logits_count(tmp_path: Path) -> None:
     module = Answer().eval()
     with served(exported(tmp_path / "model.pt2", module)) as model:
@@ -197,6 +200,7 @@ class Normalising(nn.Module):
         return answer
 
 
+@pytest.mark.slow
 def test_a_normalisation_inside_the_program_is_not_done_twice(tmp_path: Path) -> None:
     module = Normalising().eval()
     with served(exported(tmp_path / "model.pt2", module)) as model:
@@ -204,6 +208,7 @@ def test_a_normalisation_inside_the_program_is_not_done_twice(tmp_path: Path) ->
         np.testing.assert_allclose(*answers(model, module), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_grey_images_are_taken(tmp_path: Path) -> None:
     module = Tiny(channels=1).eval()
     with served(exported(tmp_path / "model.pt2", module, shape=(2, 1, SIDE, SIDE))) as model:
@@ -280,6 +285,7 @@ def test_a_pickle_in_the_archive_is_not_loaded(path: Path, tmp_path: Path, entry
     assert made.exists(), "the file is as hostile as it should be"
 
 
+@pytest.mark.slow
 def test_sample_inputs_are_not_looked_at(path: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     hostile = pickle.dumps(Touch(made))
@@ -289,6 +295,7 @@ def test_sample_inputs_are_not_looked_at(path: Path, tmp_path: Path) -> None:
     assert not made.exists()
 
 
+@pytest.mark.slow
 def test_expressions_are_not_evaluated(path: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     hostile = f"__import__('os').mknod({str(made)!r})"
@@ -408,6 +415,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         build(str(exported(tmp_path / "model.pt2", module)), OPTIONS)
 
 
+@pytest.mark.slow
 def test_random_changes_of_the_program_do_no_harm(path: Path) -> None:
     """Values of the JSON are replaced; each program is built or refused with a sentence."""
     data = path.read_bytes()

@@ -167,6 +167,7 @@ def test_without_a_processor_the_default_is_that_of_the_familys_published_models
     assert (spec.crop, spec.interpolation, spec.mean) == ((side, side), "bicubic", (0.485, 0.456, 0.406))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "weights", "resize"),
     [

@@ -78,6 +78,7 @@ def paced(names: tuple[str, ...]) -> list[Any]:
 # --- recognition ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paced(QUICK + SMALL))
 def test_the_built_module_answers_as_timms_own_with_timms_own_preprocessing(name: str) -> None:
     module = made(name)
@@ -153,6 +154,7 @@ def test_a_replaced_first_layer_is_built_and_its_stride_is_an_assumption(
         torch.testing.assert_close(logits_of(built, images), module(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "size"),
     [
@@ -198,6 +200,7 @@ def test_tensors_that_old_versions_saved_and_new_ones_compute_do_not_matter() ->
     assert architecture.build(state_dict).name == "timm/swin_tiny_patch4_window7_224"
 
 
+@pytest.mark.slow
 def test_what_is_computed_when_a_module_is_built_is_there() -> None:
     """The tables of rotary embeddings, relative positions and windows are no weights."""
     for name in (
@@ -284,6 +287,7 @@ def test_architectures_that_compute_differently_are_not_guessed_between() -> Non
     assert "`architecture: timm/" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_one_choice_computes_the_same_and_what_is_two_does_not() -> None:
     state_dict = made(AMBIGUOUS).state_dict()
     one, other = (architecture.build(state_dict, f"timm/{name}") for name in (AMBIGUOUS, TWIN))
@@ -292,6 +296,7 @@ def test_what_is_one_choice_computes_the_same_and_what_is_two_does_not() -> None
         assert (logits_of(one, images) - logits_of(other, images)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metadata",
     [

@@ -127,6 +127,7 @@ def test_names_that_older_versions_saved_are_read() -> None:
         assert architecture.build(renamed).name == name
 
 
+@pytest.mark.slow
 def test_frozen_normalisations_have_torchvision_s_epsilon_and_the_user_is_told() -> None:
     weights = state_dict("fasterrcnn_resnet50_fpn", num_classes=4)
     assert epsilons(architecture.build(weights)) == {1e-5}
@@ -166,6 +167,7 @@ def test_a_detector_that_torchvision_does_not_build_is_refused_with_what_differs
         assert "architecture: package.module:callable" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_large", "vgg16"])
 def test_a_classifier_is_never_taken_for_a_detector(name: str) -> None:
     for prefix in ("", "backbone."):

@@ -68,7 +68,8 @@ def test_openvino_finds_the_objects_that_pytorch_finds(name: str) -> None:
         assert compared.differences.max() < ROUNDING
         assert compared.same is not None
         assert compared.same.all()
-        one, other = (found.task.answer(row[0], ("",) * 5, (640, 480)) for row in (ours, theirs))
+        answers: list[Any] = [found.task.answer(row[0], ("",) * 5, (640, 480)) for row in (ours, theirs)]
+        one, other = answers
         one, other = one.at(0.2), other.at(0.2)  # of those below it, rounding decides
         assert len(one) == len(other) > 3, "a test without objects proves nothing"
         apart = abs(one.boxes[:, None] - other.boxes).max(-1)
@@ -99,7 +100,8 @@ def test_openvino_gives_pixels_the_classes_that_pytorch_gives(name: str) -> None
     for ours, theirs in rows_of(found, Spec.uncropped(160)):
         compared = found.task.agree(ours, theirs, CLEAR)
         assert compared.differences.max() < ROUNDING
-        one, other = (found.task.answer(row[0], ("",) * 5, (200, 160)).class_map for row in (ours, theirs))
+        answers: list[Any] = [found.task.answer(row[0], ("",) * 5, (200, 160)) for row in (ours, theirs)]
+        one, other = (answer.class_map for answer in answers)
         assert (one == other).mean() > 0.999
         assert len(np.unique(one)) > 1, "a test with one class proves nothing"
 

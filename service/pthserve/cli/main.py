@@ -56,7 +56,7 @@ class Lazy(click.RichCommand):
 )
 @click.version_option(pthserve.__version__, prog_name="pthserve")
 def app() -> None:
-    """Serve PyTorch image classifiers: drop in a `.pth`, get a service."""
+    """Serve PyTorch vision models: drop in a `.pth`, get a service."""
 
 
 def main() -> None:

@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="Score from which on an object is listed, for a model that detects objects; default: the model's.",
+    help="Minimum score of a listed object, for a model that detects objects; default: the model's.",
 )
 @click.option(
-    "--max", "most", type=click.IntRange(1), help="Number of objects to list at most, the surest first."
+    "--max", "most", type=click.IntRange(1), help="Maximum number of objects to list, highest score first."
 )
 @click.option(
     "--draw",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the result over the image, into this PNG file; for one image, and a model that detects "
-    "objects or segments images.",
+    help="PNG file to write, with the result drawn over the image. Needs one image, and a model that "
+    "detects objects or segments images.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @HEADERS

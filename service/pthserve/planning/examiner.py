@@ -1,7 +1,6 @@
 """Examiner: which engines and precisions of a model may stand in for fp32 PyTorch, examined once each."""
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -62,7 +61,6 @@ class Examiner:
         known: Evidence of a packed model.
         golden: Checks an engine on the golden images; None if there are none, or the policy is `off`.
         evidence: What was found, by engine and precision.
-        seconds: How long it took.
     """
 
     engines: EngineFactory
@@ -71,7 +69,6 @@ class Examiner:
     known: Sequence[Evidence] = ()
     golden: GoldenCheck | None = None
     evidence: dict[tuple[str, str], Evidence] = field(default_factory=dict)
-    seconds: float = 0.0
     _reference: Reference | None = None
     _rounding: Evidence | None = None
     _golden_reference: Collection[str] | None = None
@@ -94,15 +91,12 @@ class Examiner:
 
     def refusal(self, engine: Engine) -> str:
         """Examine an engine and return why it may not stand in for fp32 PyTorch, or ""."""
-        began = time.monotonic()
         key = (engine.name, engine.precision)
         found = self.evidence.get(key)
         if found is None:
             found = self.evidence[key] = self._known(engine) or self._examined(engine)
             _log.info("%s %s: %s", *key, found.words())
-        refusal = found.refusal(Rule.of(self.engines.options)) or self._golden_disagreement(engine)
-        self.seconds += time.monotonic() - began
-        return refusal
+        return found.refusal(Rule.of(self.engines.options)) or self._golden_disagreement(engine)
 
     def _judged(self, engine: Engine) -> tuple[Evidence, str]:
         """Examine an engine that is not kept: what was found, and why it does not agree, or ""."""

@@ -6,7 +6,8 @@ A candidate counts only if its answers agree with those of fp32 PyTorch; see `ag
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from pthserve.engines.cpu import cpu, library
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels
 from pthserve.options import ModelOptions
-from pthserve.planning.candidates import Candidate
+from pthserve.planning.candidates import LARGE_BATCH, Candidate
 from pthserve.planning.examiner import Examiner
 from pthserve.planning.plan import Plan, Trial
 from pthserve.planning.plan_files import cache_file, fits, read, write
 
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16, LARGE_BATCH)
 """Batch sizes at which the best candidate is measured."""
 COMPARED = (1, 8)
 """Batch sizes at which all candidates are measured."""
@@ -44,6 +45,30 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
+class Budget:
+    """Time for measurements, without the time for comparing answers.
+
+    end: the time of `time.monotonic` at which it is over.
+    """
+
+    end: float
+
+    @property
+    def over(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() > self.end
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens in this context."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.end += time.monotonic() - start
+
+
+@dataclass(slots=True)
 class Measurement:
     """A candidate that agrees with the reference, and how fast it is.
 
@@ -53,6 +78,7 @@ class Measurement:
         difference: Largest difference from the reference; see `Evidence`.
         cpus: Number of CPUs that the engine shares with the decoders.
         rates: Images per second by batch size.
+        interrupted: Whether the time was over before every size was measured.
     """
 
     candidate: Candidate
@@ -60,16 +86,21 @@ class Measurement:
     difference: float
     cpus: int
     rates: dict[int, float] = field(default_factory=dict)
+    interrupted: bool = False
 
-    def measure(self, images: Pixels, sizes: Sequence[int], end: float) -> None:
-        """Measure the rates at `sizes`, smallest first, until the time `end`."""
+    def measure(self, images: Pixels, sizes: Sequence[int], budget: Budget) -> None:
+        """Measure the rates at `sizes`, smallest first, until the budget is over."""
+        self.interrupted = False
         for size in sizes:
             if size in self.rates:
                 continue
-            if time.monotonic() > end or (self.rates and size / self.rates[1] > LONGEST_PASS):
+            if self.rates and size / self.rates[1] > LONGEST_PASS:
+                return
+            if budget.over:
+                self.interrupted = True
                 return
             batch = np.resize(images, (size, *images.shape[1:]))
-            self.rates[size] = size / pass_seconds(self.engine, batch, end)
+            self.rates[size] = size / pass_seconds(self.engine, batch, budget.end)
 
     @property
     def batch(self) -> int:
@@ -79,6 +110,11 @@ class Measurement:
             if self.rates[size] > NOTICEABLE * self.rates[best]:
                 best = size
         return best
+
+    def max_batch(self, unmeasured: int) -> int:
+        """`batch`; or `unmeasured` where that is larger and only the time kept it from being measured."""
+        growing = self.interrupted and self.batch == max(self.rates)
+        return max(self.batch, unmeasured) if growing else self.batch
 
     @property
     def served(self) -> float:
@@ -157,12 +193,11 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
         candidates = [one for one in candidates if one.engine != "openvino"]
     images = next(iter(examiner.crops))
 
-    end = time.monotonic() + options.tune_budget
+    budget = Budget(time.monotonic() + options.tune_budget)
     best: Measurement | None = None
     measured: list[Measurement] = []
     halved = False
-    before = examiner.seconds
-    while best is None or time.monotonic() <= end + examiner.seconds - before:
+    while best is None or not budget.over:
         if candidates:
             candidate = candidates.pop(0)
         elif best and not halved and best.candidate.device == "cpu" and best.candidate.threads > 1:
@@ -170,8 +205,7 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
             candidate = best.candidate._replace(threads=best.candidate.threads // 2)
         else:
             break
-        limit = end + examiner.seconds - before
-        result = _measure(examiner, candidate, images, limit, required=best is None)
+        result = _measure(examiner, candidate, images, budget, required=best is None)
         if isinstance(result, Trial):
             failed.append(result)
         else:
@@ -180,7 +214,7 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
     if best is None:
         notes = "; ".join(f"{trial.engine} {trial.precision}: {trial.note}" for trial in failed)
         raise EngineError(f"no engine can run this model with these settings. {notes}")
-    best.measure(images, _sizes(BATCHES, options), end + examiner.seconds - before)
+    best.measure(images, _sizes(BATCHES, options), budget)
 
     trials = (*(trial for one in measured for trial in one.trials()), *failed)
     engine, precision, device, threads = best.candidate
@@ -196,7 +230,7 @@ def _choose(examiner: Examiner, digest: str) -> tuple[Plan, Engine]:
         return replace(plan, reason=reason), best.engine
     plan = replace(
         plan,
-        max_batch=options.max_batch or best.batch,
+        max_batch=options.max_batch or best.max_batch(engines.unmeasured_batch),
         reason=_reason(best, measured, candidates),
         digest=digest,
         cpu=cpu(options.cpus),
@@ -209,31 +243,30 @@ def _measure(
     examiner: Examiner,
     candidate: Candidate,
     images: Pixels,
-    end: float,
+    budget: Budget,
     *,
     required: bool,
 ) -> Measurement | Trial:
-    """Make the engine of a candidate and measure it until `end`, or return why it failed.
+    """Make the engine of a candidate and measure it, or return why it failed.
 
     Args:
-        required: Measure it even if the time is over: a plan without any measurement is not kept.
+        required: Measure it even if the budget is over: a plan without any measurement is not kept.
     """
     options = examiner.engines.options
     try:
         engine = examiner.engines.make(candidate)
     except EngineError as error:
         return _failed(candidate, str(error))
-    before = examiner.seconds
-    refusal = examiner.refusal(engine)
-    end += examiner.seconds - before
+    with budget.paused():
+        refusal = examiner.refusal(engine)
     difference = examiner.evidence[engine.name, engine.precision].largest
     if refusal:
         engine.close()
         return _failed(candidate, refusal, difference)
     measurement = Measurement(candidate, engine, difference, options.cpus)
     if required and options.tune_budget:
-        end = max(end, time.monotonic() + SLICE)
-    measurement.measure(images, _sizes(COMPARED, options), end)
+        budget.end = max(budget.end, time.monotonic() + SLICE)
+    measurement.measure(images, _sizes(COMPARED, options), budget)
     return measurement
 
 
@@ -253,8 +286,9 @@ def _reason(best: Measurement, measured: Sequence[Measurement], skipped: Sequenc
     if others:
         second = max(others, key=lambda one: one.served)
         text += f"; {second.candidate}: {second.rates[second.batch]:.0f} in batches of {second.batch}"
-    if skipped:
-        text += f"; no time for {', '.join(map(str, skipped))}"
+    missed = [*map(str, skipped), *["larger batches"] * best.interrupted]
+    if missed:
+        text += f"; no time for {', '.join(missed)}"
     return text
 
 

@@ -88,7 +88,7 @@ def _of_csv(file: Path, spec: Spec, labels: Sequence[str]) -> Crops:
     known = {text.casefold(): index for index, text in enumerate(labels)}
     for row in spaced(rows, MOST):
         if len(row) <= max(image, label):
-            raise EngineError(f"{file}: the row {quoted(','.join(row))} has no image and class")
+            raise EngineError(f"{file}: the row {quoted(','.join(row))} needs an image and a class")
         name, text = row[image].strip(), row[label].strip()
         index = known.get(text.casefold(), int(text) if text.isdecimal() and len(text) < 9 else -1)
         if not 0 <= index < len(labels):

@@ -58,7 +58,7 @@ def layers(registry: Registry) -> list[Layer]:
                 continue
             found = [_layer(registry, one, number) for number, one in enumerate(manifest["layers"])]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise WeightsError(f"{reference}: its manifest is not one of an OCI artefact") from None
+            raise WeightsError(f"{reference}: its manifest is not that of an OCI artefact") from None
         if not 0 < len(found) <= MAX_LAYERS:
             raise WeightsError(f"{reference}: has {len(found)} layers; a model has 1 to {MAX_LAYERS}")
         return found

@@ -56,10 +56,14 @@ class DetectionTask:
     query: tuple[Parameter, ...] = (
         Parameter(
             "threshold",
-            "the score from which on an object is listed",
+            "the minimum score of a listed object",
             {"type": "number", "minimum": 0, "maximum": 1, "default": THRESHOLD},
         ),
-        Parameter("max", "the most objects to list, the surest first", {"type": "integer", "minimum": 1}),
+        Parameter(
+            "max",
+            "the maximum number of objects to list, highest score first",
+            {"type": "integer", "minimum": 1},
+        ),
         Parameter(
             "masks",
             "`none` leaves the masks out; `rle` gives COCO's compressed run lengths",

@@ -62,7 +62,7 @@ class DetectionAnswer(BaseModel):
     task: str = Field(description="detection")
     detections: list[DetectedObject] = Field(description="the objects, the surest first")
     size: list[int] = Field(description="height and width of the image, in pixels")
-    threshold: float = Field(description="the score from which on an object is listed")
+    threshold: float = Field(description="the minimum score of a listed object")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

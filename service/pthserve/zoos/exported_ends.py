@@ -129,13 +129,13 @@ class ImageInput:
             spec = replace(spec, mean=(mean,), std=(std,))
         if whole and stated is not None and (set(stated.mean), set(stated.std)) != ({0.0}, {1.0}):
             raise ArchitectureError(
-                "the model takes whole numbers of 0 to 255, so it normalises them itself; state "
+                "the model expects whole numbers from 0 to 255, so it normalises them itself; state "
                 f"`mean: {[0] * self.channels}, std: {[1] * self.channels}` in the card's preprocessing"
             )
         plain = replace(spec, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
         reason = "the mean and standard deviation of ImageNet; nothing in the file states them"
         if whole:
-            spec, reason = plain, "the model takes whole numbers of 0 to 255"
+            spec, reason = plain, "the model expects whole numbers from 0 to 255"
         elif scale is not None and scale[0] > 1.5:
             spec, reason = plain, "the model normalises values of 0 to 1 itself"
         elif scale is not None and scale[0] < 0.05:

@@ -304,7 +304,7 @@ def _checked(program: Program, shape: tuple[int, ...], batch: int | None, file: 
             f"{file}: changes its own weights as it runs; call model.eval() before the export"
         )
     if expected.ndim != 2 or not bool(expected.isfinite().all()):
-        raise ArchitectureError(f"{file}: its answer for noise is not a row of numbers")
+        raise ArchitectureError(f"{file}: its answer to random pixels is not a row of numbers")
     program.batch = None if same else batch or 1
     return expected.shape[1], not same
 

@@ -21,7 +21,7 @@ def one_place(prefixes: Collection[str], source: Source) -> str:
     """
     if not prefixes:
         raise ArchitectureError(
-            f"the state dict has not the heads of {source.architecture}; its names start with "
+            f"the state dict does not have the heads of {source.architecture}; its names start with "
             f"{quoted(', '.join(list(source.state_dict)[:3]))}"
         )
     averaged = [prefix for prefix in prefixes if checkpoint.AVERAGED.search(prefix)]

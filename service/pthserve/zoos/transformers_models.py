@@ -92,7 +92,8 @@ def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> 
         raise ArchitectureError(f"{FILE}: {name} cannot be built: {quoted(error, 300)}") from error
     if wanted > tensors:
         raise ArchitectureError(
-            f"{FILE}: {name} has {wanted} parameters, and the weights {tensors}; the two are not of one model"
+            f"{FILE}: {name} has {wanted} parameters, and the weights {tensors}; "
+            "they belong to different models"
         )
     try:
         model, report = made.from_pretrained(
