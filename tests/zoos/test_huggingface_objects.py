@@ -18,7 +18,7 @@ from pthserve.options import ModelOptions
 
 from .hf_objects import DETECTORS, LABELS, SEGMENTERS, save
 
-OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32", engine="torch")
+OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")
 PHOTOS = sorted((Path(pthserve.images.__file__).parent / "samples").glob("*.jpg"))[:4]
 
 

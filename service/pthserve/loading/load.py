@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import (
     AmbiguousArchitecture,
@@ -28,7 +26,7 @@ from pthserve.loading.settle import Reading, settle
 from pthserve.options import ModelOptions
 from pthserve.planning import crops, validation
 from pthserve.planning.agreement import Evidence
-from pthserve.planning.candidates import ONLY_TORCH, EngineFactory, varies
+from pthserve.planning.candidates import EngineFactory, only_torch
 from pthserve.planning.examiner import Examiner, Proof
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
@@ -62,9 +60,7 @@ class Built:
     @property
     def unpackable(self) -> str:
         """Why it cannot be packed, so that only its weights can be served; or ""."""
-        if varies(self.architecture.module, self.spec):
-            return ONLY_TORCH
-        return "" if self.spec.rounded else "a pack has no preprocessing with `rounded: false`"
+        return only_torch(self.architecture.module, self.task, self.spec)
 
     @property
     def labels_assumed(self) -> bool:
@@ -241,15 +237,17 @@ def examiner(
     if golden and options.golden != "off":
         images = GoldenImages(golden, spec, task, labels, options.tolerance, options.decode)
         check = images.disagreements
-    if engines.varies:
+    if engines.only_torch:
         if options.validation is not None or options.accuracy_drop is not None:
             raise EngineError(
                 "--validation and --max-accuracy-drop are for a choice of engines and precisions, but "
-                f"{ONLY_TORCH}; leave them out"
+                f"{engines.only_torch}; leave them out"
             )
         compared = replace(crops.of_package((), spec), fewest=0)
     else:
         compared = validation.crops(options, golden, spec, labels if task.golden_kind == "class" else ())
+        if engines.heavy:
+            compared = replace(compared, fewest=crops.FEW)
     return Examiner(engines, compared, proof, known, check)
 
 
@@ -379,11 +377,6 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     stated = Origin.FILE if preset is not None and not preset.assumed and spec == preset else Origin.CARD
     origin = stated if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
-
-
-def proof_images(golden: Sequence[Golden], spec: Spec) -> Prepared:
-    """What a pack has PyTorch's answers to: the golden images, or else the samples that ship."""
-    return np.stack(golden_images(golden, spec)) if golden else crops.sample_images(spec)
 
 
 def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Prepared]:

@@ -267,6 +267,7 @@ def intersections(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArr
     common = np.prod(np.maximum(np.minimum(boxes[:, 2:], box[2:]) - corner, 0), 1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1) + np.prod(box[2:] - box[:2]) - common
     shares: NDArray[np.float32] = np.divide(common, areas, out=np.zeros_like(common), where=areas > 0)
+    shares[(boxes == box).all(1)] = 1  # of boxes without an area, too
     return shares
 
 

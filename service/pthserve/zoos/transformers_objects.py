@@ -64,6 +64,9 @@ class Boxes(nn.Module):
     most: Objects of an image. softmax: Whether the last class is that of no object.
     """
 
+    only_torch = "a detector of transformers"
+    """What OpenVINO has not been compared with."""
+
     def __init__(self, model: nn.Module, most: int, *, softmax: bool) -> None:
         super().__init__()
         self.model, self.most, self.softmax = model, most, softmax
@@ -88,6 +91,7 @@ class Boxes(nn.Module):
 class _Scores(nn.Module):
     """float32 (n, channels, height, width), normalised, to (n, outputs); see `Scores.read`."""
 
+    only_torch = "a segmentation model of transformers"
     varies = True
     """Its rows have as many numbers as the image has places."""
 
