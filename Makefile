@@ -16,18 +16,24 @@ help: ## list the targets
 env: ## make .venv from the lock file
 	@scripts/bootstrap
 
-weights: weights/imagenet/efficientnet-lite0.pth weights/digits/digits.pth ## make the demo models
+DEMO := weights/imagenet/efficientnet-lite0.pth
+TRAINED := $(foreach name,digits textures,weights/$(name)/$(name).pth)
 
-weights/imagenet/efficientnet-lite0.pth: weights/imagenet/make.py | env
+weights: $(DEMO) $(TRAINED) ## make the demo models; training takes some minutes
+
+$(DEMO): weights/imagenet/make.py | env
 	@$(BIN)/python $<
 
-weights/digits/digits.pth: weights/digits/train.py | env
+weights/digits/digits.pth: weights/digits/train.py
+weights/textures/textures.pth: weights/textures/train.py
+$(TRAINED): | env
 	@$(BIN)/python $<
 
-pack: weights | env ## pack the demo models: weights/*/packed is served without torch
+pack: $(DEMO) weights/digits/digits.pth | env ## pack demo models: weights/*/packed is served without torch
 	@for demo in imagenet digits; do $(BIN)/pthserve pack weights/$$demo -o weights/$$demo/packed; done
 
-serve: weights/imagenet/efficientnet-lite0.pth | env ## serve MODEL (default: the ImageNet demo) on http://127.0.0.1:8000
+# What MODEL needs to be made first: a demo's weights, and nothing for a model of your own.
+serve: $(if $(filter demo,$(MODEL)),$(DEMO),$(filter $(MODEL:/=)/%,$(DEMO) $(TRAINED))) | env ## serve MODEL (default: the ImageNet demo) on http://127.0.0.1:8000
 	@$(BIN)/pthserve serve $(MODEL)
 
 check: env ## the fast loop: format, lint, types, unit tests

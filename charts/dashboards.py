@@ -218,6 +218,9 @@ SERVICE = {
 }
 
 LABELS = _rate("pthserve_predictions_total", "label")
+AREAS = _rate("pthserve_class_area_images_total", "label")
+IMAGES = f"sum(rate(pthserve_prediction_confidence_count{{{SERIES}}}[$__rate_interval]))"
+"""Images per second that were answered with labels."""
 
 MODEL = {
     "Model": [
@@ -255,16 +258,16 @@ MODEL = {
         ),
         Panel(
             "Shadow",
-            "Live images per second that were also sent to a new model, by whether both models predicted the "
-            "same class.",
+            "Live images per second that were also sent to a new model, by whether both models gave the "
+            "same answer.",
             "reqps",
             {"{{result}}": _rate("pthserve_shadow_images_total", "result")},
             stack=True,
         ),
         Panel(
             "Difference from fp32",
-            "Difference of a probability from fp32 PyTorch on the compared crops of each pod's model: mean, "
-            "p95 and largest. Without a comparison the panel is empty.",
+            "Difference of a probability or score from fp32 PyTorch on the compared crops of each pod's "
+            "model: mean, p95 and largest. Without a comparison the panel is empty.",
             "none",
             {"{{pod}} {{statistic}}": f"pthserve_model_difference{{{SERIES}}}"},
             width=12,
@@ -281,25 +284,45 @@ MODEL = {
     ],
     "Predictions": [
         Panel(
-            "Classes",
-            "Predictions per second, for the ten most frequent classes.",
-            "reqps",
+            "Labels",
+            "The ten most frequent labels, per second: top classes of a classifier, labels that apply, "
+            "objects of a detector, or images with pixels of a class of a segmentation model.",
+            "cps",
             {"{{label}}": f"topk(10, {LABELS})"},
             stack=True,
             width=12,
         ),
         Panel(
-            "Share of the most frequent class",
-            "A high share of one class can mean that the input has changed or that the model is broken.",
+            "Share of the most frequent label",
+            "Of all labels in the answers. A high share of one label can mean that the input has changed or "
+            "that the model is broken.",
             "percentunit",
             {"share": f"max({LABELS}) / sum({LABELS})"},
             most=1,
             width=12,
         ),
         Panel(
+            "Labels per image",
+            "Mean number: 1 of a classifier, the labels that apply, objects of a detector, or classes with "
+            "pixels of a segmentation model.",
+            "short",
+            {"labels": f"sum({LABELS}) / scalar({IMAGES})"},
+            width=12,
+        ),
+        Panel(
+            "Area of a class",
+            "Mean share of an image that a class of a segmentation model has, for the ten largest. The panel "
+            "is empty for other models.",
+            "percentunit",
+            {"{{label}}": f"topk(10, {AREAS} / scalar({IMAGES}))"},
+            most=1,
+            stack=True,
+            width=12,
+        ),
+        Panel(
             "Confidence",
-            "Mean probability of the top class. A difference from the day before can mean that the input has "
-            "changed.",
+            "Mean probability of the top class; of a detector, of the highest score in an image, 0 without "
+            "an object. A difference from the day before can mean that the input has changed.",
             "percentunit",
             {
                 "now": _mean("pthserve_prediction_confidence"),
@@ -319,7 +342,7 @@ MODEL = {
         ),
         Panel(
             "Distribution of confidence",
-            "Number of predictions by confidence, in steps of 0.1.",
+            "Number of images by confidence, in steps of 0.1.",
             "short",
             {"{{le}}": _rate("pthserve_prediction_confidence_bucket", "le").replace("rate(", "increase(")},
             kind="heatmap",

@@ -73,6 +73,12 @@ def digits() -> Path:
     return _made(WEIGHTS / "digits", "digits.pth", "train.py")
 
 
+@pytest.fixture(scope="session")
+def textures() -> Path:
+    """The folder of the textures demo; the first time, its training takes some minutes."""
+    return _made(WEIGHTS / "textures", "textures.pth", "train.py")
+
+
 @contextmanager
 def serving(model: str | Path, log: Path, *flags: str) -> Iterator[str]:
     """`pthserve serve MODEL FLAGS...` as a process of its own; its address, once it is ready."""

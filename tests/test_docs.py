@@ -88,3 +88,20 @@ def test_make_serve_is_the_first_command_and_serves_what_it_is_given(digits: Pat
         text=True,
     ).stdout
     assert "pthserve serve path/to/model.pth" in dry
+    assert "weights/" not in dry, "a model of one's own needs none of the demos"
+
+
+@pytest.mark.parametrize("demo", ["digits", "textures"])
+def test_make_serve_of_a_demo_trains_it_first_and_no_other(demo: str) -> None:
+    """`-W`: as if the script were new, so that it does not matter whether the weights are there."""
+    dry = subprocess.run(
+        ["make", "-n", "-W", f"weights/{demo}/train.py", "serve", f"MODEL=weights/{demo}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert re.findall(r"(\S+/train\.py|pthserve serve .*)", dry) == [
+        f"weights/{demo}/train.py",
+        f"pthserve serve weights/{demo}",
+    ]

@@ -69,6 +69,17 @@ def test_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPa
     assert series["other"] == 200
 
 
+def test_the_areas_of_labels_beyond_the_first_100_share_a_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_labels_seen", set())
+    metrics.AREAS.clear()
+    for number in range(104):
+        metrics.count_area(f"label {number}", 0.25)
+    (family,) = metrics.AREAS.collect()
+    metrics.AREAS.clear()
+    series = {sample.labels["label"]: sample.value for sample in family.samples}
+    assert series == {f"label {number}": 0.25 for number in range(100)} | {"other": 1.0}
+
+
 def test_the_page_explains_every_reason_for_which_a_request_is_turned_away() -> None:
     explained = PAGE.partition("\n- `reason`:")[2].partition("\n- ")[0]
     assert set(re.findall(r"`(\w+)`,", explained)) == set(metrics.Rejection)

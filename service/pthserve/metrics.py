@@ -155,14 +155,23 @@ SHADOW_IMAGES = Counter(
 )
 PREDICTIONS = Counter(
     "pthserve_predictions",
-    "Predictions by top class, or by label that applies; labels after the first 100 are counted as `other`.",
+    "Predictions by top class, or by label that applies; of a detector, the objects by label; of a "
+    "segmentation model, the images with pixels of a class. Labels after the first 100 count as `other`.",
     ["label"],
     registry=REGISTRY,
 )
 CONFIDENCE = Histogram(
     "pthserve_prediction_confidence",
-    "Probability of the top class or label.",
+    "Probability of the top class or label; of a detector, the highest score in an image, 0 without an "
+    "object; of a segmentation model, the mean over the pixels.",
     buckets=tuple(tenth / 10 for tenth in range(1, 11)),
+    registry=REGISTRY,
+)
+AREAS = Counter(
+    "pthserve_class_area_images",
+    "Area of each class that a segmentation model finds: the sum of its shares of the images. Labels as in "
+    "pthserve_predictions_total.",
+    ["label"],
     registry=REGISTRY,
 )
 VALUES = Summary(
@@ -217,6 +226,11 @@ def count_labels(labels: Iterable[str], probability: float) -> None:
     CONFIDENCE.observe(probability)
 
 
+def count_area(label: str, share: float) -> None:
+    """Count the share of an image that a class has, 0 to 1. Labels share series as for `count_labels`."""
+    AREAS.labels(_series(label)).inc(share)
+
+
 def count_value(output: str, value: float) -> None:
     """Count a value. Every output is a time series, so those beyond the first MAX_SERIES are left out."""
     if output in _outputs_seen or len(_outputs_seen) < MAX_SERIES:
@@ -225,11 +239,16 @@ def count_value(output: str, value: float) -> None:
 
 
 def _count_label(label: str) -> None:
+    PREDICTIONS.labels(_series(label)).inc()
+
+
+def _series(label: str) -> str:
+    """The label itself, or `other` for one beyond the first MAX_SERIES."""
     if label not in _labels_seen:
         if len(_labels_seen) >= MAX_SERIES:
             label = "other"
         _labels_seen.add(label)
-    PREDICTIONS.labels(label).inc()
+    return label
 
 
 @contextmanager

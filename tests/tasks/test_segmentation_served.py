@@ -236,6 +236,16 @@ def test_answers_count_in_the_metrics_by_label_and_by_stage(service: Service) ->
     assert [service.metric(name) for name in names] == [before[0] + 1, before[1] + 2]
 
 
+def test_the_areas_of_classes_add_up_to_the_images(service: Service) -> None:
+    shares = {one["label"]: one["share"] for one in predicted(service)["classes"]}
+    assert sum(shares.values()) == pytest.approx(1)
+    names = {label: f'pthserve_class_area_images_total{{label="{label}"}}' for label in shares}
+    before = {label: service.metric(name) for label, name in names.items()}
+    predicted(service)
+    added = {label: service.metric(name) - before[label] for label, name in names.items()}
+    assert added == pytest.approx(shares)
+
+
 def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Path) -> None:
     with serving(model, model=str(folder), deadline=120, decode_memory=2**25) as service:
         assert predicted(service)["classes"]

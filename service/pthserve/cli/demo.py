@@ -39,7 +39,7 @@ def resolved(settings: Settings) -> Settings:
 def _folder() -> Path:
     if (CLONE / "model.yaml").exists():
         if not (CLONE / WEIGHTS).exists():
-            raise WeightsError(f"{CLONE}: the weights of the demo model are missing; run `make weights`")
+            raise WeightsError(f"{CLONE}: the weights of the demo model are missing; run `make serve`")
         return CLONE
     if IMAGE.is_dir():
         return IMAGE

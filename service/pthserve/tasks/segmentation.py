@@ -12,7 +12,7 @@ from PIL import Image
 from pthserve.errors import MalformedRequest
 from pthserve.files import regular_files
 from pthserve.files.golden import Golden
-from pthserve.metrics import count_labels
+from pthserve.metrics import count_area, count_labels
 from pthserve.tasks.base import (
     ANY,
     Comparison,
@@ -226,8 +226,11 @@ class SegmentationTask:
         return maps if maps.dtype == np.uint8 else maps.astype(np.int64)
 
     def count(self, answer: Segmentation) -> None:
-        """Count the classes that have pixels, and the probability of the top class, on average."""
-        count_labels(answer.names, answer.scores.confidence())
+        """Count the classes that have pixels, their areas, and the mean probability of the top class."""
+        names = answer.names
+        count_labels(names, answer.scores.confidence())
+        for name, share in zip(names, answer.shares[answer.class_indices], strict=True):
+            count_area(name, float(share))
 
     @staticmethod
     def rows(answer: Mapping[str, Any]) -> list[Row]:
