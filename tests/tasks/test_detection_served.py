@@ -267,7 +267,7 @@ def test_a_pack_has_the_same_objects_without_pytorch_and_its_golden_images_are_c
     for size, file in zip(sizes, images, strict=True):
         Image.open(io.BytesIO(PHOTO)).convert("RGB").resize(size).save(file)
     try:
-        card(folder, threshold=0.3)  # so that each of these images has objects
+        card(folder, task="detection", threshold=0.3)  # so that each of these images has objects
         shutil.copy(images[1], folder / "other.png")
         recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png")
         assert recorded.returncode == 0, recorded.stderr

@@ -15,6 +15,7 @@ from pthserve.planning.agreement import CLEAR
 from pthserve.planning.candidates import EngineFactory
 from pthserve.planning.crops import samples
 from pthserve.settings import Settings
+from pthserve.tasks.objects import Detections
 from pthserve.zoos import architecture, torchvision_detection, torchvision_segmentation
 from pthserve.zoos.base import Architecture
 
@@ -24,7 +25,12 @@ from .segmenters import segmenter
 
 DETECTORS, SEGMENTERS = torchvision_detection.BUILDERS, torchvision_segmentation.BUILDERS
 ROUNDING = 1e-3
-"""Of a score, a probability, or a mask on average; see docs/precision.md."""
+"""Of a score; see docs/precision.md."""
+PROBABILITY = 5e-3
+"""By how much a class's probability may differ at any place: after 101 layers of random weights by 0.0013."""
+BORDERLINE = 0.02
+"""Share of objects that may lack a match. With random weights, boxes hardly move from a regular grid, and
+many overlap by just what is suppressed: rounding decides."""
 PIXELS = 0.1
 """By how much the sides of a box may differ, of an image of 640 x 480 pixels. At most 0.014 was seen."""
 
@@ -46,8 +52,8 @@ def rows_of(found: Architecture, spec: Spec) -> list[tuple[Any, Any]]:
     """Rows of OpenVINO and of PyTorch for photos of several shapes, at fp32."""
     assert found.module is not None
     ours, theirs = OpenVINOEngine(convert(found.module, spec), spec), TorchEngine(found.module, spec)
-    photos = [crop(photo, spec, max_pixels=2**24)[None] for photo in samples()[::2]]
-    assert len({photo.shape for photo in photos}) == (2 if spec.whole else 1)
+    photos = [crop(photo, spec, max_pixels=2**24)[None] for photo in samples()[2::2]]
+    assert len({photo.shape for photo in photos}) == (2 if spec.whole else 1)  # and a trace has seen a third
     return [(ours(photo), theirs(photo)) for photo in photos]
 
 
@@ -64,16 +70,20 @@ def test_openvino_finds_the_objects_that_pytorch_finds(name: str) -> None:
         only_pytorch_runs(found)
         return
     for ours, theirs in rows_of(found, found.spec):
-        compared = found.task.agree(ours, theirs, CLEAR)
-        assert compared.differences.max() < ROUNDING
-        assert compared.same is not None
-        assert compared.same.all()
         answers: list[Any] = [found.task.answer(row[0], ("",) * 5, (640, 480)) for row in (ours, theirs)]
-        one, other = answers
-        one, other = one.at(0.2), other.at(0.2)  # of those below it, rounding decides
-        assert len(one) == len(other) > 3, "a test without objects proves nothing"
-        apart = abs(one.boxes[:, None] - other.boxes).max(-1)
-        assert max(apart.min(0).max(), apart.min(1).max()) < PIXELS
+        one, other = (answer.at(0.2) for answer in answers)
+        assert min(len(one), len(other)) > 3, "a test without objects proves nothing"
+        assert max(lacking(one, other), lacking(other, one)) <= BORDERLINE
+
+
+def lacking(these: Detections, those: Detections) -> float:
+    """The share of `these` objects that are not among `those`."""
+    near = (
+        (abs(these.boxes[:, None] - those.boxes).max(-1) < PIXELS)
+        & (abs(these.scores[:, None] - those.scores) < ROUNDING)
+        & (these.class_indices[:, None] == those.class_indices)
+    )
+    return float((~near.any(1)).mean())
 
 
 def only_pytorch_runs(found: Architecture) -> None:
@@ -99,7 +109,7 @@ def test_openvino_gives_pixels_the_classes_that_pytorch_gives(name: str) -> None
     assert engines()[name] == "OpenVINO"
     for ours, theirs in rows_of(found, Spec.uncropped(160)):
         compared = found.task.agree(ours, theirs, CLEAR)
-        assert compared.differences.max() < ROUNDING
+        assert compared.differences.max() < PROBABILITY
         answers: list[Any] = [found.task.answer(row[0], ("",) * 5, (200, 160)) for row in (ours, theirs)]
         one, other = (answer.class_map for answer in answers)
         assert (one == other).mean() > 0.999
