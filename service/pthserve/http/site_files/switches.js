@@ -12,12 +12,13 @@ export function switches(fieldset, kinds, changed) {
     const box = make("input", { type: "checkbox", checked: !off });
     const swatch = make("i", { className: "swatch" });
     swatch.style.background = css(colour);
+    row.append(box); // first: a label is that of the first control in it, of which a progress bar is one
     if (share !== undefined) {
       const bar = make("progress", { max: 1, value: share });
       bar.setAttribute("aria-hidden", "true");
       row.append(bar);
     }
-    row.append(box, swatch, make("span", { textContent: label }), make("span"));
+    row.append(swatch, make("span", { textContent: label }), make("span"));
     box.addEventListener("change", () => { name(); changed(); });
     return row;
   });
