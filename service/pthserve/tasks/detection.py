@@ -56,23 +56,27 @@ class DetectionTask:
     golden_kind = "boxes"
     explains = False
     has_classes = True
-    query: tuple[Parameter, ...] = (
-        Parameter(
-            "threshold",
-            "the minimum score of a listed object",
-            {"type": "number", "minimum": 0, "maximum": 1, "default": THRESHOLD},
-        ),
-        Parameter(
-            "max",
-            "the maximum number of objects to list, highest score first",
-            {"type": "integer", "minimum": 1},
-        ),
-        Parameter(
-            "masks",
-            "`none` leaves the masks out; `rle` gives COCO's compressed run lengths",
-            {"type": "string", "enum": ["rle", "none"], "default": "rle"},
-        ),
-    )
+
+    @property
+    def query(self) -> tuple[Parameter, ...]:
+        """Minimum score, maximum number, and whether there are masks; see `Selects`."""
+        return (
+            Parameter(
+                "threshold",
+                "the minimum score of a listed object",
+                {"type": "number", "minimum": 0, "maximum": 1, "default": self.threshold},
+            ),
+            Parameter(
+                "max",
+                "the maximum number of objects to list, highest score first",
+                {"type": "integer", "minimum": 1},
+            ),
+            Parameter(
+                "masks",
+                "`none` leaves the masks out; `rle` gives COCO's compressed run lengths",
+                {"type": "string", "enum": ["rle", "none"], "default": "rle"},
+            ),
+        )
 
     def parameters(self) -> dict[str, Any]:
         """The shape of the table, and the threshold; see `Task`."""
