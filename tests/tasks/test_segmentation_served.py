@@ -32,8 +32,9 @@ from pthserve.tasks.segments import SegmentationAnswer
 
 from ..cli.called import called
 from ..http_service import Service, serving
+from ..http_wire import connect, exchange, head
 from ..linear import noise, png
-from ..shared import PATIENCE
+from ..shared import PATIENCE, until
 from ..zoos.segmenters import segmenter
 from .test_masks import decoded
 from .torch_free import answers
@@ -254,6 +255,24 @@ def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Pa
         reply = service.client.post("/predict", files={"image": large}, headers=headers)
         assert reply.status_code == 413
         assert "decode_memory" in reply.json()["error"]
+
+
+def test_a_class_map_takes_memory_until_its_client_has_read_it(model: Model, folder: Path) -> None:
+    """12 MB, and twice that while it is written, of the 32 MiB that 16 bodies of 2 MiB may take."""
+    image = png(np.zeros((3000, 4000, 3), np.uint8))
+    whole = {"inference_header_content_length": 0, "accept": "application/octet-stream"}
+    request = head(path="/v2/models/net/infer", content_length=len(image), **whole) + image
+    with serving(model, model=str(folder), deadline=120, max_body=2**21) as service:
+        with connect(service, receive=2**14) as slow:
+            slow.sendall(request)
+            assert slow.recv(12) == b"HTTP/1.1 200"
+            refused = exchange(service, request)
+            assert (refused.code, "no memory left" in refused.error) == (503, True)
+            assert predicted(service)["classes"], "small answers go on"
+        until(lambda: exchange(service, request).code == 200, "memory, once the slow client has left")
+    with serving(model, model=str(folder), deadline=120, max_body=2**20) as service:
+        refused = exchange(service, request)
+        assert (refused.code, "ask for less" in refused.error) == (413, True)
 
 
 def test_the_schema_describes_classes_and_parameters(service: Service) -> None:
