@@ -112,6 +112,8 @@ def test_a_graph_converted_before_keeps_its_weights(build: Build, pixels: Pixels
 
 def test_a_module_may_keep_what_it_computed_in_a_buffer(pixels: Pixels) -> None:
     class Keeps(nn.Module):
+        places: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("places", torch.zeros(1, 1, 1, 1), persistent=False)

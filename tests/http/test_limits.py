@@ -180,6 +180,11 @@ async def test_bodies_are_not_held_beyond_what_memory_allows() -> None:
     assert bodies.held == 0
 
 
+async def _never() -> Any:
+    """Nothing more arrives."""
+    await asyncio.Event().wait()
+
+
 async def test_a_large_response_counts_until_the_client_has_read_it() -> None:
     body = bytes(LARGE)
     bodies = Bodies(max_body=LARGE, cpus=1)
@@ -193,7 +198,7 @@ async def test_a_large_response_counts_until_the_client_has_read_it() -> None:
             sending.set()
             await leave.wait()
 
-    request = asyncio.create_task(limits({"type": "http", "headers": []}, asyncio.Event().wait, send))
+    request = asyncio.create_task(limits({"type": "http", "headers": []}, _never, send))
     await sending.wait()
     assert bodies.held == LARGE
     leave.set()
@@ -212,7 +217,7 @@ async def test_a_response_that_there_is_no_memory_for_is_an_error_that_says_so()
         async def send(message: Any) -> None:
             received.append(message)
 
-        await limits({"type": "http", "headers": []}, asyncio.Event().wait, send)
+        await limits({"type": "http", "headers": []}, _never, send)
         start, body = received
         assert start["status"] == 503
         assert dict(start["headers"])[b"connection"] == b"close"
@@ -221,7 +226,7 @@ async def test_a_response_that_there_is_no_memory_for_is_an_error_that_says_so()
         assert bodies.held == others.size
     received.clear()
     never = Limits(_large(bytes(LARGE * BODIES + 1)), deadline=30, bodies=bodies, draining=lambda: False)
-    await never({"type": "http", "headers": []}, asyncio.Event().wait, send)
+    await never({"type": "http", "headers": []}, _never, send)
     assert received[0]["status"] == 413
     assert b"ask for less" in received[1]["body"]
     assert bodies.held == 0

@@ -260,7 +260,7 @@ def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Pa
 def test_a_class_map_takes_memory_until_its_client_has_read_it(model: Model, folder: Path) -> None:
     """12 MB, and twice that while it is written, of the 32 MiB that 16 bodies of 2 MiB may take."""
     image = png(np.zeros((3000, 4000, 3), np.uint8))
-    whole = {"inference_header_content_length": 0, "accept": "application/octet-stream"}
+    whole: dict[str, Any] = {"inference_header_content_length": 0, "accept": "application/octet-stream"}
     request = head(path="/v2/models/net/infer", content_length=len(image), **whole) + image
     with serving(model, model=str(folder), deadline=120, max_body=2**21) as service:
         with connect(service, receive=2**14) as slow:
