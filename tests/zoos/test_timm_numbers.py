@@ -22,7 +22,7 @@ FEW, ALL = 6, 80
 WITHIN = 1e-4
 """Most by which an output may differ, as a share of the largest one, and a probability."""
 ROUNDINGS = 3
-"""Or so many times what timm's own fp32 differs from its fp64: with random weights, a few networks round much."""
+"""Or so many times what timm's own fp32 differs from its fp64, which is much for a few networks."""
 COUNT = 2
 """Photos."""
 

@@ -24,7 +24,7 @@ async def in_background(work: Callable[[], Result]) -> Result:
 
 
 def run(work: Callable[[], Result], done: "Future[Result]") -> None:
-    """Run `work` and set the result or the exception of `done`, which is running and so cannot be cancelled."""
+    """Run `work` and set the result or the exception of `done`, which cannot be cancelled any more."""
     try:
         done.set_result(work())
     except BaseException as error:  # raised again where `done` is awaited
