@@ -77,7 +77,7 @@ def addresses(api: client.ApiClient, namespace: str, busybox: str, kubectl: Run)
         server["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
         core.create_namespaced_pod(namespace, server)
     kubectl("wait", "-n", namespace, "pod", *ROLES, "--for=condition=Ready", "--timeout=60s")
-    return {role: core.read_namespaced_pod(role, namespace).status.pod_ip for role in ROLES}
+    return {role: str(core.read_namespaced_pod(role, namespace).status.pod_ip) for role in ROLES}
 
 
 def connections(service: client.V1Pod, addresses: dict[str, str]) -> dict[str, Connection]:
