@@ -67,7 +67,7 @@ export function classes(details, find, list, note, { labels, task }) {
       : `${matching.length} of ${labels.length}`;
   }
   find.oninput = show;
-  details.querySelector("summary").textContent = task.outputs ? "What it measures" : "What it can tell apart";
+  details.querySelector("summary").textContent = task.outputs ? "List of values" : "List of classes";
   details.hidden = labels.length === 0;
   show();
 }

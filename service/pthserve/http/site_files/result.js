@@ -128,7 +128,7 @@ export function card(page, file) {
     }));
     part(".timing .note").replaceChildren(...stages.map(([stage, took]) =>
       Object.assign(document.createElement("span"), { className: stage, textContent: `${stage} ${milliseconds(took)}` })),
-    `${milliseconds(seconds)} there and back`);
+    `${milliseconds(seconds)} round trip`);
     part(".timing").hidden = part(".same").hidden = false;
     return answer;
   }
