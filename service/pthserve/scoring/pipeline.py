@@ -156,6 +156,8 @@ class Pipeline:
                 self._next += 1
             self._inside -= len(taken)
             self._make_room()
+            if not self._before_engine:
+                self._filled.notify()
         return taken
 
     def _make_room(self) -> None:
@@ -267,7 +269,8 @@ class Pipeline:
     def _nothing_to_wait_for(self) -> bool:
         """Whether no further image comes before one of these leaves, or too many of different shapes wait."""
         no_room = self._inside > self._most - self._batch or self._bytes >= HELD  # see `_make_room`
-        if not self._before_engine and (self._exhausted or no_room):
+        stuck = no_room and self._next not in self._results  # otherwise a result is taken next
+        if not self._before_engine and (self._exhausted or stuck):
             return True
         return sum(map(len, self._groups.values())) >= self._waiting
 
