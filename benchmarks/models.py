@@ -7,7 +7,7 @@ the weights.
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -92,8 +92,9 @@ def random_weights(architecture: str, path: Path) -> Path:
     from torchvision import models
 
     torch.manual_seed(0)
-    make: Callable[[], torch.nn.Module] = getattr(models, architecture)
-    torch.save(make().state_dict(), path)
+    classifier = architecture in models.list_models(module=models)
+    backbone = {} if classifier else {"weights_backbone": None}
+    torch.save(models.get_model(architecture, weights=None, **backbone).state_dict(), path)
     return path
 
 

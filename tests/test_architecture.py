@@ -29,6 +29,7 @@ MAY_IMPORT_TORCH = {
     "engines.grad_cam",
     "engines.openvino_engine",  # to convert a module
     "engines.torch_engine",
+    "engines.traced_graph",  # to trace a module
     "files.checkpoint",
     "files.tensors",
     "files.weights",

@@ -136,9 +136,15 @@ class Visit:
         self.page.locator("#files").set_input_files(given)  # type: ignore[arg-type]
         return self.page.locator("article").first
 
+    def painted(self) -> None:
+        """Wait until the page has painted what it was about to paint."""
+        self.page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+
     def answered(self, count: int = 1) -> Locator:
         """The cards, once `count` of them have an answer or an error."""
-        done = self.page.locator("article:not(.asking):has(.bars li, .error:not(:empty))")
+        done = self.page.locator("article:not(.asking):has(.timing:not([hidden]), .error:not(:empty))")
         done.nth(count - 1).wait_for()
         return self.page.locator("article")
 

@@ -93,7 +93,7 @@ def test_an_image_that_is_dropped_is_labelled(visit: Open, demo: str, golden: Pa
     values = card.locator("progress").evaluate_all("(bars) => bars.map((bar) => bar.value)")
     np.testing.assert_allclose(values, [one["probability"] for one in said["top"]], atol=1e-5)
     expect(card.locator(".timing")).to_contain_text(
-        re.compile(r"decode [\d.]+ ms.*queue [\d.]+ ms.*infer [\d.]+ ms.*[\d.]+ ms there and back")
+        re.compile(r"decode [\d.]+ ms.*queue [\d.]+ ms.*infer [\d.]+ ms.*[\d.]+ ms round trip")
     )
     expect(page.locator("#said")).to_have_text(re.compile(r"chelsea\.jpg: Egyptian cat, \d"))
     tab.look("answer")
@@ -310,7 +310,7 @@ def test_the_model_card_tells_what_is_served(visit: Open, demo: str) -> None:
         expect(card.locator("dd").get_by_text(str(info[value]), exact=True).first).to_be_visible()
     expect(card).to_contain_text({"openvino": "OpenVINO", "torch": "PyTorch"}[info["engine"]])
     expect(card).to_contain_text(f"{info['golden']['images']}, {info['golden']['result']}")
-    card.get_by_text("What it can tell apart").click()
+    card.get_by_text("List of classes").click()
     tab.page.get_by_label("Find a class").fill("CAT")
     cats = [label for label in info["labels"] if "cat" in label.lower()]
     expect(card.locator("li")).to_have_text(cats)
@@ -474,7 +474,7 @@ def test_it_can_be_used_by_keyboard_alone(visit: Open, demo: str, golden: Path) 
     page.keyboard.press("Enter")
     expect(card.get_by_role("button", name="Copy curl")).to_be_visible()
     tab_to("Copy Python")
-    tab_to("What it can tell apart")
+    tab_to("List of classes")
     page.keyboard.press("Enter")
     tab_to("find")
     page.keyboard.type("tabby")
@@ -493,7 +493,7 @@ def test_the_live_panel_shows_the_traffic(visit: Open, serve: Serve) -> None:
     def tile(name: str) -> Any:
         return tab.page.locator("#gauges div").filter(has_text=name).locator("dd span")
 
-    expect(tile("Requests a second")).to_have_text("0.0")
+    expect(tile("Requests per second")).to_have_text("0.0")
     expect(tile("Latency")).to_have_text(NONE)
     stop = threading.Event()
 
@@ -505,9 +505,9 @@ def test_the_live_panel_shows_the_traffic(visit: Open, serve: Serve) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        expect(tile("Requests a second")).to_have_text(re.compile(r"^([2-9]|\d\d)\.\d$"))
+        expect(tile("Requests per second")).to_have_text(re.compile(r"^([2-9]|\d\d)\.\d$"))
         expect(tile("Latency")).to_have_text(re.compile(r"^\d+(\.\d)? ms$"))
-        expect(tile("Images a batch")).to_have_text("1.0")
+        expect(tile("Images per batch")).to_have_text("1.0")
         expect(tile("Busy")).to_have_text(re.compile(r"^\d+ %$"))
         line = tab.page.locator("#gauges polyline").first
         expect(line).to_have_attribute("points", re.compile(r"^(\S+,\S+ ?){4,}$"))

@@ -16,38 +16,12 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from ..shared import until
+from .pods import pod
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 LOCAL = Path(__file__).parents[2] / "k8s/local/cluster"
 CACHE = Path(os.environ.get("PTHSERVE_CACHE", "/var/cache/pthserve"))
-
-
-def pod(name: str, image: str, *command: str, **security: object) -> dict[str, Any]:
-    """A pod as the standard `restricted` wants it, but for what `security` says."""
-    restricted = {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "runAsNonRoot": True,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    container = {
-        "name": name,
-        "image": image,
-        "args": command,
-        "securityContext": restricted | security,
-        "volumeMounts": [{"name": "www", "mountPath": "/www"}],
-    }
-    return {
-        "metadata": {"name": name, "labels": {"app": name}},
-        "spec": {
-            "containers": [container],
-            "volumes": [{"name": "www", "configMap": {"name": "www", "optional": True}}],
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 0,
-        },
-    }
 
 
 @pytest.fixture

@@ -110,6 +110,24 @@ def test_a_graph_converted_before_keeps_its_weights(build: Build, pixels: Pixels
     assert np.allclose(other(pixels(TINY, 2)), expected, atol=1e-5)
 
 
+def test_a_module_may_keep_what_it_computed_in_a_buffer(pixels: Pixels) -> None:
+    class Keeps(nn.Module):
+        places: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.zeros(1, 1, 1, 1), persistent=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.places.shape[2:] != images.shape[2:]:
+                self.places = torch.ones(1, 1, *images.shape[2:])
+            return (images + self.places.expand(len(images), -1, -1, -1)).flatten(1)
+
+    module = Keeps()
+    first = TorchEngine(module, TINY)(pixels(TINY, 2))
+    assert np.array_equal(TorchEngine(module, TINY)(pixels(TINY, 2)), first)
+
+
 def test_bf16_agrees_within_the_tolerance_where_the_cpu_computes_it(build: Build, pixels: Pixels) -> None:
     if "bf16" not in precisions("cpu"):
         pytest.skip("this CPU does not compute bf16")

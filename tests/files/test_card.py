@@ -21,11 +21,12 @@ from pthserve.files.card_fields import (
     GoldenImage,
     GoldenObject,
     Head,
-    OutputFields,
     Preprocessing,
 )
 from pthserve.files.golden import Golden
-from pthserve.files.stated_task import NamedOutput, StatedTask
+from pthserve.files.output_fields import GraphOutputs as GraphOutputFields
+from pthserve.files.output_fields import OutputFields
+from pthserve.files.stated_task import GraphOutputs, NamedOutput, StatedTask
 from pthserve.images.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -540,6 +541,8 @@ def test_golden_answers_are_not_written_into_a_card_that_is_wrong(folder: Path) 
         "{labels: [tom], golden: [{image: tom.jpg, label: tom, probability: 0.123456789}]}",
         "{task: multilabel, threshold: 0, labels: [a, b], golden: [{image: tom.jpg, labels: [b]}]}",
         "{task: regression, outputs: [{name: age, unit: years, range: [0, 120]}, {name: size}]}",
+        "{task: detection, outputs: {layout: yolov8, overlap: 0.5}}",
+        "{outputs: {boxes: b, scores: s, labels: l, format: xywh, units: shares, first_label: 1}}",
         "{task: regression, golden: [{image: tom.jpg, values: [1.5, null]}]}",
         "{task: embedding, normalize: true, golden: [{image: tom.jpg, vector: [0.6, 0.8]}]}",
         "task: binary",
@@ -561,6 +564,14 @@ def test_a_dumped_card_reads_back_the_same(folder: Path, made: str) -> None:
         ("task: binary", StatedTask("binary")),
         ("threshold: 0.3", StatedTask(implied="multilabel", threshold=0.3)),
         ("outputs: [{name: age}]", StatedTask(implied="regression", outputs=(NamedOutput("age"),))),
+        (
+            "{outputs: {layout: yolov5}, threshold: 0.3}",
+            StatedTask(implied="detection", threshold=0.3, graph=GraphOutputs(layout="yolov5")),
+        ),
+        (
+            "{task: segmentation, outputs: {tensor: out}}",
+            StatedTask("segmentation", "segmentation", graph=GraphOutputs(tensor="out")),
+        ),
         ("normalize: true", StatedTask(implied="embedding", normalize=True)),
         ("golden: [{image: tom.jpg, class_index: 1}]", StatedTask(implied="classification")),
         ("golden: [{image: tom.jpg, labels: []}]", StatedTask(implied="multilabel")),
@@ -618,6 +629,16 @@ def test_a_golden_image_states_the_answer_of_its_task(
         ("outputs: [{name: a, range: [2, 1]}]", "`range` must be the minimum and the maximum"),
         ("outputs: [{name: a, nit: m}]", r"outputs\[0\].nit: .*did you mean `unit`"),
         ("outputs: []", "outputs"),
+        ("outputs: {boxs: a}", r"outputs.boxs: is not a field; did you mean `boxes`"),
+        ("outputs: {boxes: a}", "state both `boxes` and `scores`"),
+        ("outputs: {layout: yolov8, boxes: a, scores: b}", "state either `layout`, or `boxes` and `scores`"),
+        ("outputs: {layout: yolov5, format: xyxy}", "`format` is always `cxcywh`"),
+        ("outputs: {layout: yolov9}", "outputs.layout: .*'yolov5', 'yolov8' or 'rows'"),
+        ("{task: regression, outputs: {layout: yolov8}}", "`outputs` is for `task: detection`"),
+        (
+            "preprocessing: {resize: 64, crop: 64, pad: 114}",
+            "`pad` needs `resize: .height, width.` and the same",
+        ),
         (
             "{labels: [a], golden: [{image: tom.jpg, labels: [b]}]}",
             "the label 'b' is missing; give its index",
@@ -667,6 +688,7 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
     parts = (
         *fields(Fields),
         *fields(OutputFields, "outputs[]."),
+        *fields(GraphOutputFields, "outputs."),
         *fields(FirstLayer, "first_layer."),
         *fields(Head, "head."),
         *fields(Preprocessing, "preprocessing."),
@@ -679,7 +701,7 @@ def test_the_table_in_the_documentation_is_the_code() -> None:
 def test_the_examples_in_the_documentation_are_cards(folder: Path) -> None:
     text = (ROOT / "docs" / "card.md").read_text()
     examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 6
     (folder / "labels.txt").write_text("cat\ndog\n")
     (folder / "classes.json").write_text('{"0": 0, "2": 1}')
     for example in examples:

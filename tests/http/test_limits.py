@@ -5,13 +5,14 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import httpx
 import pytest
 
 from pthserve.access.bodies import BODIES, Bodies
+from pthserve.http.exchange import LARGE
 from pthserve.http.limits import Limits
 
 from ..http_service import Service, serving
@@ -177,6 +178,68 @@ async def test_bodies_are_not_held_beyond_what_memory_allows() -> None:
     release.set()
     assert await asyncio.gather(*full) == [200] * BODIES
     assert bodies.held == 0
+
+
+async def _never() -> Any:
+    """Nothing more arrives."""
+    await asyncio.Event().wait()
+
+
+async def test_a_large_response_counts_until_the_client_has_read_it() -> None:
+    body = bytes(LARGE)
+    bodies = Bodies(max_body=LARGE, cpus=1)
+    limits = Limits(_large(body), deadline=30, bodies=bodies, draining=lambda: False)
+    sending, leave = asyncio.Event(), asyncio.Event()
+    received: list[Any] = []
+
+    async def send(message: Any) -> None:
+        received.append(message)
+        if message["type"] == "http.response.body":
+            sending.set()
+            await leave.wait()
+
+    request = asyncio.create_task(limits({"type": "http", "headers": []}, _never, send))
+    await sending.wait()
+    assert bodies.held == LARGE
+    leave.set()
+    await request
+    assert bodies.held == 0
+    assert [message.get("status", message.get("body")) for message in received] == [200, body]
+
+
+async def test_a_response_that_there_is_no_memory_for_is_an_error_that_says_so() -> None:
+    bodies = Bodies(max_body=LARGE, cpus=1)
+    with closing(bodies.hold()) as others:
+        others.grow(BODIES * LARGE - 1)
+        limits = Limits(_large(bytes(LARGE)), deadline=30, bodies=bodies, draining=lambda: True)
+        received: list[Any] = []
+
+        async def send(message: Any) -> None:
+            received.append(message)
+
+        await limits({"type": "http", "headers": []}, _never, send)
+        start, body = received
+        assert start["status"] == 503
+        assert dict(start["headers"])[b"connection"] == b"close"
+        assert int(dict(start["headers"])[b"content-length"]) == len(body["body"])
+        assert b"no memory left" in body["body"]
+        assert bodies.held == others.size
+    received.clear()
+    never = Limits(_large(bytes(LARGE * BODIES + 1)), deadline=30, bodies=bodies, draining=lambda: False)
+    await never({"type": "http", "headers": []}, _never, send)
+    assert received[0]["status"] == 413
+    assert b"ask for less" in received[1]["body"]
+    assert bodies.held == 0
+
+
+def _large(body: bytes) -> Any:
+    """An app that answers with `body`."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
 
 
 def test_large_bodies_that_never_end_make_way_for_small_ones() -> None:

@@ -14,7 +14,7 @@ from tests.images.pictures import KINDS, LIMIT, camera, encoded, file_of, photo,
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from pthserve.errors import TooLarge
+from pthserve.errors import TooLarge, UnsupportedImage
 from pthserve.images.preprocess import crop, crop_pixels, normalise, pending_pixels
 from pthserve.images.spec import Spec
 
@@ -194,3 +194,38 @@ def test_threads_decode_at_once_and_change_nothing_of_pillow_s() -> None:
 def test_preprocessing_imports_no_torch() -> None:
     code = "import sys, pthserve.images.preprocess; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+LETTERBOX = Spec(resize=(96, 128), crop=(96, 128), antialias=False, pad=114)
+
+
+@pytest.mark.parametrize(
+    "size", [(200, 100), (100, 200), (128, 96), (40, 30), (333, 251), (1600, 1200), (97, 9)]
+)
+def test_a_letterbox_keeps_the_shape_and_pads_both_sides(size: tuple[int, int]) -> None:
+    """As Ultralytics' `LetterBox`, whose resize is OpenCV's bilinear one: from 2 x 2 pixels a point."""
+    image = photo().resize(size)
+    scale = min(96 / size[1], 128 / size[0])
+    wide, high = round(size[0] * scale), round(size[1] * scale)
+    values = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
+    inside = (
+        torch.nn.functional.interpolate(values, (high, wide), mode="bilinear").round()[0].permute(1, 2, 0)
+    )
+    left, right = round((128 - wide) / 2 - 0.1), round((128 - wide) / 2 + 0.1)
+    top, bottom = round((96 - high) / 2 - 0.1), round((96 - high) / 2 + 0.1)
+    expected = np.pad(inside.numpy(), ((top, bottom), (left, right), (0, 0)), constant_values=114)
+    found = exact(encoded(image, "PNG"), LETTERBOX)
+    assert found.shape == (96, 128, 3)
+    assert np.abs(found - expected).max() <= 1
+    assert off(found, expected) < 0.01
+
+
+def test_places_of_a_letterbox_are_places_of_the_image() -> None:
+    assert LETTERBOX.view(200, 100) == (0.0, -25.0, 200.0, 150.0)
+    assert LETTERBOX.view(128, 96) == (0.0, 0.0, 128.0, 96.0)
+    assert Spec(resize=(96, 128), crop=(96, 128)).view(500, 20) == (0.0, 0.0, 500, 20)
+
+
+def test_an_image_too_narrow_for_a_letterbox_is_refused() -> None:
+    with pytest.raises(UnsupportedImage, match="less narrow"):
+        exact(encoded(photo().resize((1, 1000)), "PNG"), LETTERBOX)

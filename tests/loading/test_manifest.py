@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 
 from pthserve.errors import ModelError, PackError
+from pthserve.files.golden import GoldenBox
 from pthserve.loading import packed
 from pthserve.loading.load import load
 from pthserve.settings import Settings
+from pthserve.tasks.choice import task_fields
+from pthserve.tasks.detection import DetectionTask
+from pthserve.tasks.objects import Table
+from pthserve.tasks.segmentation import SegmentationTask
 
 from ..cli.called import called
 from ..linear import noise
@@ -102,6 +107,66 @@ def test_a_message_quotes_no_more_of_the_file_than_a_line(pack: Path) -> None:
     with pytest.raises(PackError) as caught:
         packed.read(pack)
     assert len(str(caught.value)) < 1000
+
+
+# --- tasks that find something ---------------------------------------------------------------------------
+
+TABLE = {"most": 20, "mask": 28, "keypoints": 1, "keypoint_names": ["nose"]}
+DETECTION = {"name": "detection", **TABLE, "threshold": 0.3}
+BOX = {"class_index": 2, "box": [1, 2.5, 30, 40], "score": 0.75}
+
+
+def test_a_detector_s_table_and_golden_boxes_are_read(pack: Path) -> None:
+    edited(pack, ("task",), DETECTION)
+    boxes = [BOX, {"label": "ant", "box": [0, 0, 1, 1], "iou": 0.9}]
+    edited(pack, ("golden",), [{"image": "golden/1.png", "boxes": boxes}])
+    edited(pack, ("spec", "whole"), True)
+    found = packed.read(pack)
+    assert found.task == DetectionTask(Table(20, 28, 1, ("nose",)), 0.3)
+    assert task_fields(found.task) == DETECTION
+    (golden,) = found.golden
+    assert golden.boxes == (
+        GoldenBox(2, (1, 2.5, 30, 40), 0.75),
+        GoldenBox(None, (0, 0, 1, 1), iou=0.9, label="ant"),
+    )
+    assert golden.answer(pack) == {"boxes": boxes}
+    assert found.spec.whole
+
+
+def test_a_segmentation_model_s_classes_and_golden_class_map_are_read(pack: Path) -> None:
+    edited(pack, ("task",), {"name": "segmentation", "classes": 5})
+    answer = {"class_map": "golden/2.png", "agreement": 0.9}
+    edited(pack, ("golden",), [{"image": "golden/1.png", **answer}])
+    found = packed.read(pack)
+    assert found.task == SegmentationTask(5)
+    assert found.golden[0].class_map == pack / "golden/2.png"
+    assert found.golden[0].answer(pack) == answer
+
+
+@pytest.mark.parametrize(
+    ("task", "golden", "message"),
+    [
+        ({"name": "segmentation", "classes": 6}, None, "there are 5 labels, but `classes` is 6"),
+        ({"name": "segmentation"}, None, "`classes` is None"),
+        ({"name": "detection"}, None, "`most` is missing"),
+        ({**DETECTION, "keypoints": 2}, None, "`keypoint_names`"),
+        ({**DETECTION, "mask": -1}, None, "task.mask"),
+        ({**DETECTION, "most": 0}, None, "task.most"),
+        ({**DETECTION, "threshold": 2}, None, "task.threshold"),
+        (DETECTION, {"class_index": 1}, "golden.0..boxes: is missing"),
+        (DETECTION, {"boxes": [{**BOX, "box": [0, 1, 2]}]}, "golden.0..boxes.0..box"),
+        (DETECTION, {"boxes": [{**BOX, "score": -1}]}, "golden.0..boxes.0..score"),
+        ({"name": "segmentation", "classes": 5}, {"boxes": [BOX]}, "golden.0..class_map: is missing"),
+        ({"name": "segmentation", "classes": 5}, {"class_map": "../net.png"}, "golden image '../net.png'"),
+    ],
+)
+def test_what_cannot_be_of_such_a_task_is_refused(
+    pack: Path, task: dict[str, Any], golden: dict[str, Any] | None, message: str
+) -> None:
+    edited(pack, ("task",), task)
+    edited(pack, ("golden",), [] if golden is None else [{"image": "golden/1.png", **golden}])
+    with pytest.raises(PackError, match=message):
+        packed.read(pack)
 
 
 # --- what does not belong together ------------------------------------------------------------------------

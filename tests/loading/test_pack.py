@@ -100,6 +100,30 @@ def test_it_is_known_by_the_same_name_labels_and_digest(source: Path, made: Path
     assert check_golden(model, SETTINGS.tolerance).agrees
 
 
+def test_images_that_keep_fractions_are_packed(own: Path, tmp_path: Path) -> None:
+    with_preprocessing(own, resize=40, crop=32, antialias=False, rounded=False)
+    pack(str(own), tmp_path / "pack", asked(golden="off"))
+    assert packed.read(tmp_path / "pack").proof().images.dtype == np.float32
+    found = probabilities(load(str(tmp_path / "pack"), asked(precision="fp32", golden="off")))
+    expected = probabilities(load(str(own), TORCH.model_copy(update={"golden": "off"})))
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_classifier_whose_images_are_not_cropped_is_refused(own: Path, tmp_path: Path) -> None:
+    with_preprocessing(own, resize=40, crop=None)
+    with pytest.raises(PackError, match="only PyTorch at fp32 runs a classifier whose images are not"):
+        pack(str(own), tmp_path / "pack", asked(golden="off"))
+    with pytest.raises(EngineError, match="are not cropped; leave out --engine and --precision"):
+        load(str(own), asked(golden="off", precision="int8"))
+    model = load(str(own), asked(golden="off"))
+    assert (model.forward.name, model.forward.precision) == ("torch", "fp32")
+
+
+def with_preprocessing(folder: Path, **values: Any) -> None:
+    card = yaml.safe_load((folder / "model.yaml").read_text())
+    (folder / "model.yaml").write_text(yaml.safe_dump({**card, "preprocessing": values}))
+
+
 def test_it_says_what_made_it(made: Path) -> None:
     assert {"pthserve", "openvino", "torch", "torchvision"} <= packed.read(made).made_with.keys()
 

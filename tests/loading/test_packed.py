@@ -105,7 +105,7 @@ def test_changed_sums_are_refused(pack: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_an_earlier_format_is_read_and_compared_with_fp32_again(pack: Path, number: int) -> None:
     manifest = json.loads((pack / packed.MANIFEST).read_text())
     assert manifest["format"] == FORMAT

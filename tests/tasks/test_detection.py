@@ -199,7 +199,20 @@ def test_a_mask_is_drawn_over_the_object() -> None:
     assert not picture[5, 150].any()
 
 
+def test_an_object_too_narrow_to_overlap_anything_is_not_compared() -> None:
+    """As of a box beside the image, once it is cut to it: two of them hardly overlap, though nearly equal."""
+    cut = (0.0, 0.0, 0.5, 0.0005, 0.9, 1)
+    found = TASK.agree(row(cut, DOG)[None], row((0.0, 0.0, 0.5, 0.0002, 0.9, 1), DOG)[None], 0.1)
+    assert found.differences.tolist() == [0]
+    assert [one is not None and one.tolist() for one in found[1:]] == [[True]] * 3
+    alone = TASK.agree(row()[None], row(cut)[None], 0.1)
+    assert (alone.differences.tolist(), alone.clear is not None and alone.clear.tolist()) == ([0], [False])
+    twice = TASK.answer(row((0.2, 0.0, 0.5, 0.0, 0.9, 1)), LABELS, SIZE)
+    assert TASK.same(twice, twice)
+
+
 def test_intersection_over_union_of_boxes() -> None:
     boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6], [0, 0, 0, 0]], np.float32)
     np.testing.assert_allclose(intersections(boxes, boxes[0]), [1, 1 / 7, 0, 0], atol=1e-6)
-    assert intersections(boxes[3:], boxes[3]).tolist() == [0]
+    assert intersections(boxes[3:], boxes[3]).tolist() == [1], "a box without an area is still itself"
+    assert intersections(boxes[3:] + 1, boxes[3]).tolist() == [0]

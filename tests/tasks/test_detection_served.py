@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from ..http_service import Service, serving
 from ..linear import noise, png
 from ..shared import PATIENCE
 from ..zoos.detectors import detector
+from .test_masks import decoded
+from .torch_free import answers
 
 pytestmark = pytest.mark.slow
 
@@ -256,30 +259,72 @@ def test_golden_images_are_recorded_checked_and_disagree_where_an_object_is_not_
         card(folder)
 
 
-def test_what_only_pytorch_runs_is_not_packed_and_the_message_says_what_to_do(
+def test_a_pack_has_the_same_objects_without_pytorch_and_its_golden_images_are_checked(
     folder: Path, tmp_path: Path
 ) -> None:
-    refused = called("pack", folder, "--output", tmp_path / "packed")
-    assert refused.returncode == 3
-    assert "only PyTorch at fp32 runs a detector" in refused.stderr
+    sizes = [(200, 150), (90, 130), (128, 128)]
+    images = [tmp_path / f"{width}.png" for width, _ in sizes]
+    for size, file in zip(sizes, images, strict=True):
+        Image.open(io.BytesIO(PHOTO)).convert("RGB").resize(size).save(file)
+    try:
+        card(folder, task="detection", threshold=0.3)  # so that each of these images has objects
+        shutil.copy(images[1], folder / "other.png")
+        recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png")
+        assert recorded.returncode == 0, recorded.stderr
+        done = called("pack", folder, "--output", tmp_path / "packed")
+        assert done.returncode == 0, done.stderr
+        task = json.loads((tmp_path / "packed" / "manifest.json").read_text())["task"]
+        assert (task["name"], task["most"], task["mask"]) == ("detection", 20, 28)
+        by_torch = load(str(folder), SETTINGS.model_copy(update={"engine": "torch"}))
+        for file, answer in zip(images, answers(tmp_path / "packed", images, golden=2), strict=True):
+            same(answer, by_torch(file).to_dict(1))
+        by_torch.close()
+        card(folder, golden=[{"image": "photo.jpg", "boxes": [{"label": "owl", "box": [0, 0, 3, 3]}]}])
+        refused = called("pack", folder, "--output", tmp_path / "wrong")
+        assert "no owl at 0 0 3 3" in refused.stderr
+        assert not (tmp_path / "wrong").exists()
+    finally:
+        (folder / "other.png").unlink(missing_ok=True)
+        card(folder)
 
 
-def test_validation_is_refused_as_there_is_nothing_to_choose(folder: Path) -> None:
-    with pytest.raises(EngineError, match="only PyTorch at fp32 runs a detector"):
-        load(str(folder), SETTINGS.model_copy(update={"validation": folder}))
+def same(answer: dict[str, Any], other: dict[str, Any]) -> None:
+    """Both have the same objects, in any order; the masks differ in less than 1 of 1000 pixels."""
+    found, known = answer["detections"], other["detections"]
+    assert len(found) == len(known) > 1
+    for one in found:
+        apart = [np.abs(np.subtract(one["box"], two["box"])).max() for two in known]
+        two = known[int(np.argmin(apart))]
+        assert min(apart) < 0.1
+        assert one["label"] == two["label"]
+        assert one["score"] == pytest.approx(two["score"], abs=ROUNDING)
+        differ = decoded(one["mask"]) != decoded(two["mask"])
+        assert differ.mean() < 0.001
 
 
-def test_a_service_runs_it_in_its_own_process_and_says_why(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_service_packs_it_once_and_then_starts_without_pytorch(
+    folder: Path,
+    expected: dict[str, torch.Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    loader = Loader(str(folder), SETTINGS.model_copy(update={"cache_dir": tmp_path}), size=10**9)
-    with caplog.at_level("INFO"), loader() as model:
-        assert (model.forward.name, model.forward.precision) == ("torch", "fp32")
-        assert len(model(PHOTO)) > 1
-        assert model.plan.agreement
-        assert (model.plan.agreement.crops, model.plan.agreement.largest) == (1, 0)
-    assert "PyTorch runs it: only PyTorch at fp32 runs a detector" in caplog.text
+    settings = SETTINGS.model_copy(update={"cache_dir": tmp_path, "precision": "fp32"})
+    for words in ("packing", ""):
+        caplog.clear()
+        with caplog.at_level("INFO"), Loader(str(folder), settings, size=10**9)() as model:
+            assert (model.forward.name, model.forward.precision) == ("openvino", "fp32")
+            check(model(PHOTO).boxes, expected)
+        assert ("packing" in caplog.text) == bool(words)
+
+
+def test_int8_is_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    refused = called("pack", folder, "--output", tmp_path / "packed", "--precision", "int8")
+    assert refused.returncode == 3
+    assert "a detector or a segmentation model is not quantised to int8" in refused.stderr
+    with pytest.raises(EngineError, match="is not quantised to int8"):
+        load(str(folder), SETTINGS.model_copy(update={"precision": "int8"}))
 
 
 def test_a_card_of_another_task_is_refused(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 from torchvision.transforms._presets import SemanticSegmentation
 
-from pthserve.errors import CardError, GoldenError
+from pthserve.engines.openvino_engine import precisions
+from pthserve.errors import CardError, EngineError, GoldenError
 from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import load
 from pthserve.loading.loader import Loader
@@ -30,10 +32,12 @@ from pthserve.tasks.segments import SegmentationAnswer
 
 from ..cli.called import called
 from ..http_service import Service, serving
+from ..http_wire import connect, exchange, head
 from ..linear import noise, png
-from ..shared import PATIENCE
+from ..shared import PATIENCE, until
 from ..zoos.segmenters import segmenter
 from .test_masks import decoded
+from .torch_free import answers
 
 pytestmark = pytest.mark.slow
 
@@ -253,6 +257,24 @@ def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Pa
         assert "decode_memory" in reply.json()["error"]
 
 
+def test_a_class_map_takes_memory_until_its_client_has_read_it(model: Model, folder: Path) -> None:
+    """12 MB, and twice that while it is written, of the 32 MiB that 16 bodies of 2 MiB may take."""
+    image = png(np.zeros((3000, 4000, 3), np.uint8))
+    whole: dict[str, Any] = {"inference_header_content_length": 0, "accept": "application/octet-stream"}
+    request = head(path="/v2/models/net/infer", content_length=len(image), **whole) + image
+    with serving(model, model=str(folder), deadline=120, max_body=2**21) as service:
+        with connect(service, receive=2**14) as slow:
+            slow.sendall(request)
+            assert slow.recv(12) == b"HTTP/1.1 200"
+            refused = exchange(service, request)
+            assert (refused.code, "no memory left" in refused.error) == (503, True)
+            assert predicted(service)["classes"], "small answers go on"
+        until(lambda: exchange(service, request).code == 200, "memory, once the slow client has left")
+    with serving(model, model=str(folder), deadline=120, max_body=2**20) as service:
+        refused = exchange(service, request)
+        assert (refused.code, "ask for less" in refused.error) == (413, True)
+
+
 def test_the_schema_describes_classes_and_parameters(service: Service) -> None:
     document = service.client.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
@@ -315,23 +337,72 @@ def test_golden_images_of_several_sizes_are_checked(folder: Path) -> None:
         other.unlink()
 
 
-def test_what_only_pytorch_runs_is_not_packed_and_the_message_says_so(folder: Path, tmp_path: Path) -> None:
-    refused = called("pack", folder, "--output", tmp_path / "packed")
-    assert refused.returncode == 3
-    assert "a segmentation model" in refused.stderr
+def test_a_pack_has_the_same_classes_without_pytorch_and_its_golden_images_are_checked(
+    folder: Path, module: nn.Module, tmp_path: Path
+) -> None:
+    sizes = [(200, 150), (90, 130), (128, 128)]
+    images = [tmp_path / f"{width}.png" for width, _ in sizes]
+    for size, file in zip(sizes, images, strict=True):
+        Image.open(io.BytesIO(PHOTO)).convert("RGB").resize(size).save(file)
+    try:
+        shutil.copy(images[1], folder / "other.png")
+        recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png")
+        assert recorded.returncode == 0, recorded.stderr
+        done = called("pack", folder, "--output", tmp_path / "packed")
+        assert done.returncode == 0, done.stderr
+        task = json.loads((tmp_path / "packed" / "manifest.json").read_text())["task"]
+        assert task == {"name": "segmentation", "classes": 5}
+        for file, answer in zip(images, answers(tmp_path / "packed", images, golden=2), strict=True):
+            found = np.zeros(answer["size"], int)
+            for one in answer["classes"]:
+                found[decoded(one["mask"])] = one["class_index"]
+            check(found, classes_of(module, Image.open(file)))
+        known = yaml.safe_load((folder / "model.yaml").read_text())["golden"][0]["class_map"]
+        Image.fromarray(np.array(Image.open(folder / known)) * 0 + 4).save(folder / known)
+        refused = called("pack", folder, "--output", tmp_path / "wrong")
+        assert refused.returncode != 0
+        assert "% of the pixels have" in refused.stderr
+        assert not (tmp_path / "wrong").exists()
+    finally:
+        (folder / "other.png").unlink(missing_ok=True)
+        card(folder)
 
 
-def test_a_service_runs_it_in_its_own_process_and_says_why(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_service_packs_it_once_and_then_starts_without_pytorch(
+    folder: Path,
+    expected: NDArray[np.int64],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    loader = Loader(str(folder), SETTINGS.model_copy(update={"cache_dir": tmp_path}), size=10**9)
-    with caplog.at_level("INFO"), loader() as model:
-        assert (model.forward.name, model.forward.precision) == ("torch", "fp32")
-        assert len(model(PHOTO).names) > 2
-        assert model.plan.agreement
-        assert (model.plan.agreement.crops, model.plan.agreement.largest) == (1, 0)
-    assert "PyTorch runs it: only PyTorch at fp32 runs" in caplog.text
+    settings = SETTINGS.model_copy(update={"cache_dir": tmp_path})
+    for words in ("packing", ""):
+        caplog.clear()
+        with caplog.at_level("INFO"), Loader(str(folder), settings, size=10**9)() as model:
+            assert model.forward.name == "openvino"
+            check(model(PHOTO).class_map, expected)
+            assert {one.crops for one in model.plan.evidence} == {12}
+        assert ("packing" in caplog.text) == bool(words)
+
+
+def test_int8_is_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    refused = called("pack", folder, "--output", tmp_path / "packed", "--precision", "int8")
+    assert refused.returncode == 3
+    assert "a segmentation model is not quantised to int8" in refused.stderr
+    with pytest.raises(EngineError, match="is not quantised to int8"):
+        load(str(folder), SETTINGS.model_copy(update={"precision": "int8"}))
+
+
+def test_bf16_is_held_to_the_rule(folder: Path) -> None:
+    """Of random weights its answers differ by more: the message has the numbers."""
+    if "bf16" not in precisions():
+        pytest.skip("this CPU does not compute bf16")
+    with pytest.raises(EngineError, match=r"openvino bf16: on 12 crops a difference is 0\.\d+ on average"):
+        load(str(folder), SETTINGS.model_copy(update={"precision": "bf16"}))
+    anything = {"precision": "bf16", "tolerance": 1.0}
+    with pytest.raises(EngineError, match=r"openvino bf16: the decision is another on \d+ of 12 crops"):
+        load(str(folder), SETTINGS.model_copy(update=anything))
 
 
 def test_a_card_may_state_another_size_and_no_other_task(folder: Path, expected: NDArray[np.int64]) -> None:

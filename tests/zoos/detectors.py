@@ -6,8 +6,15 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from pthserve.images.preprocess import normalise
+from pthserve.images.spec import Spec
+from pthserve.planning.crops import sample_images
+
 SMALL = {"min_size": 160, "max_size": 240}
 """Arguments that keep a forward pass short; the SSDs have a size of their own."""
+
+SPEC = Spec(resize=(300, 300), crop=(300, 300))
+PHOTOS = sample_images(SPEC)[::3]
 
 SPREAD = 0.7
 """Standard deviation of the logits of classes."""
@@ -17,12 +24,12 @@ def detector(name: str, *, classes: int = 5, seed: int = 0, **kwargs: Any) -> nn
     """The detector called `name`, whose scores are spread between 0 and 1."""
     torch.manual_seed(seed)
     model: Any = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **kwargs)
-    # Normalisations with the statistics of noise: else features hardly vary, and rounding decides.
+    # Normalisations with the statistics of photos: else features hardly vary, and rounding decides.
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None
     with torch.no_grad():
-        model.backbone.train()(torch.randn(2, 3, 300, 300))
+        model.backbone.train()(torch.from_numpy(normalise(PHOTOS, SPEC)))
     model.eval()
     heads = [
         layer
@@ -33,7 +40,7 @@ def detector(name: str, *, classes: int = 5, seed: int = 0, **kwargs: Any) -> nn
     ]
     hooks = [layer.register_forward_hook(_spread) for layer in heads]
     with torch.no_grad():
-        model([torch.rand(3, 200, 200)])
+        model([torch.from_numpy(PHOTOS[0]).permute(2, 0, 1) / 255])
     for hook in hooks:
         hook.remove()
     return model

@@ -487,7 +487,7 @@ def test_a_second_input_is_named(tmp_path: Path) -> None:
 
 def test_a_map_as_output_is_refused(tmp_path: Path) -> None:
     after = [helper.make_node("Identity", ["maps"], ["logits"])]
-    with pytest.raises(ArchitectureError, match="one number per class"):
+    with pytest.raises(ArchitectureError, match="not a number for each class"):
         served(network(tmp_path / "model.onnx", after=after, outputs=[("logits", ("n", 8, 30, 30))]))
 
 

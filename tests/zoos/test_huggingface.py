@@ -242,9 +242,9 @@ def test_a_processor_that_a_card_cannot_say_is_refused(folder: Path, fields: dic
     [
         ({"auto_map": {"AutoModelForImageClassification": "evil.Model"}}, "auto_map: names code"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config: names code"),
-        ({"model_type": "llama"}, "no image classifier of the model_type"),
-        ({"model_type": ["vit"]}, "no image classifier of the model_type"),
-        ({"architectures": ["ViTModel"]}, "save the model with its classifier"),
+        ({"model_type": "llama"}, "no image classifier, detector or segmentation model of the model_type"),
+        ({"model_type": ["vit"]}, "no image classifier, detector or segmentation model of the model_type"),
+        ({"architectures": ["ViTModel"]}, "save it with its head"),
         ({"hidden_size": 10**12}, r"hidden_size.*must be at most 1048576, and is 1e\+12"),
         ({"hidden_size": 10**6}, "cannot be built|has \\d+ parameters"),
         ({"num_hidden_layers": 10**6}, "more layers"),

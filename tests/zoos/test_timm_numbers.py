@@ -15,12 +15,14 @@ from pthserve.loading.model import Model
 from pthserve.loading.pack import pack
 from pthserve.options import ModelOptions
 
-from .timm_modules import LARGE, PHOTOS, SMALL, answers, draw, made
+from .timm_modules import LARGE, PHOTOS, SMALL, answers, draw, made, photos
 
 FEW, ALL = 6, 80
 """How many architectures are drawn for the slow test, and for the long one."""
 WITHIN = 1e-4
 """Most by which an output may differ, as a share of the largest one, and a probability."""
+ROUNDINGS = 3
+"""Or so many times what timm's own fp32 differs from its fp64, which is much for a few networks."""
 COUNT = 2
 """Photos."""
 
@@ -31,6 +33,16 @@ def difference(model: Model, expected: Tensor) -> float:
     logits = np.stack([one.logits for one in found]) - expected.numpy()
     probabilities = np.stack([one.probabilities for one in found]) - expected.softmax(1).numpy()
     return float(max(np.abs(logits).max() / expected.abs().max(), np.abs(probabilities).max()))
+
+
+def rounding(name: str) -> float:
+    """By how much timm's own logits at fp32 differ from those at fp64, as a share of the largest."""
+    module = made(name)
+    expected = answers(module, COUNT)
+    pixels = photos(module, COUNT).double()
+    with torch.inference_mode():
+        exact: Tensor = module.double()(pixels)
+    return float((expected - exact).abs().max() / exact.abs().max())
 
 
 def compared(name: str, folder: Path) -> tuple[float, float]:
@@ -67,7 +79,7 @@ def check(count: int, most: float, folder: Path, part: int = 1, parts: int = 1) 
             continue
         largest = [max(pair) for pair in zip(largest, found, strict=True)]
         print(f"{name}: bare {found[0]:.1e}, packed {found[1]:.1e}", flush=True)
-        if max(found) > WITHIN:
+        if max(found) > WITHIN and max(found) > ROUNDINGS * rounding(name):
             wrong[name] = f"bare {found[0]:.1e}, packed {found[1]:.1e}"
     print(f"largest difference: bare {largest[0]:.1e}, packed {largest[1]:.1e}")
     assert not wrong, f"PTHSERVE_TIMM_SEED={seed}"

@@ -46,6 +46,16 @@ def graph_of(exported: Any) -> "openvino.Model":
     return frontend.convert(frontend.load(decoder))
 
 
+def graph_of_trace(trace: Any, image: Any) -> "openvino.Model":
+    """Convert the result of `torch.jit.trace`, called with the tensor `image`."""
+    ov = runtime()
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = ov.frontend.FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(trace, example_input=(image,))
+    return frontend.convert(frontend.load(decoder))
+
+
 def fold_constants(graph: "openvino.Model") -> None:
     """Fold what depends on the weights alone, such as a batch normalisation into a convolution, in place."""
     from openvino._offline_transformations import apply_moc_transformations

@@ -1,4 +1,4 @@
-"""Bodies: the memory for request bodies, and the threads that parse large ones.
+"""Bodies: the memory for request bodies and large responses, and the threads that parse large bodies.
 
 One `Bodies` counts for HTTP and gRPC together. It counts bytes as they arrive, and the decompressed size of a
 body before it is decompressed. If there is no memory left, the request that is refused is the one that holds
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from pthserve.errors import DeadlineExceeded, Overloaded, PthserveError
+from pthserve.errors import DeadlineExceeded, Overloaded, PthserveError, TooLarge
 from pthserve.metrics import Rejection, count_rejection
 
 BODIES = 16
@@ -45,6 +45,24 @@ class Holding:
         self._bodies.held += size
         while self._bodies.held > self._bodies.limit:
             self._bodies.make_room(self)
+
+    def grow_for_response(self, size: int) -> None:
+        """Hold `size` more bytes for a response.
+
+        Raises:
+            TooLarge: There can never be memory for so many bytes.
+            Overloaded: There is none now. Nothing more is held than before, as with TooLarge.
+        """
+        if size > self._bodies.limit:
+            raise TooLarge(
+                f"the response needs {size >> 20} MiB; the limit is {self._bodies.limit >> 20} MiB "
+                f"({BODIES} x max_body): ask for less, or for binary data"
+            )
+        try:
+            self.grow(size)
+        except Overloaded:
+            self.shrink(size)
+            raise
 
     def shrink(self, size: int) -> None:
         """Release `size` bytes."""
@@ -164,5 +182,5 @@ def bare(error: PthserveError) -> PthserveError:
 
 
 def no_room() -> Overloaded:
-    """Return the error for a request whose body there is no memory for."""
-    return Overloaded("the service has no memory left for another request body; try again later")
+    """Return the error for a request for whose body or response there is no memory."""
+    return Overloaded("the service has no memory left for another request body or response; try again later")

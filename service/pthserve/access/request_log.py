@@ -53,12 +53,15 @@ class Logged:
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # the app may be mounted in another
         span, trace = begin(None if path in QUIET else self._tracer, scope["headers"])
         code = GONE  # unless a response starts
+        ended: float | None = None  # how long the client takes to read the response does not count
 
         async def send_with_id(message: Message) -> None:
-            nonlocal code
+            nonlocal code, ended
             if message["type"] == "http.response.start":
                 code = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id)]
+            elif not message.get("more_body", False):
+                ended = time.perf_counter()
             await send(message)
 
         note(scope, request_id=own_id.decode(), **trace)
@@ -75,7 +78,8 @@ class Logged:
                     "http.response.status_code": code,
                 }
                 span.end(f"{method} {template}", attributes, str(code) if code >= 500 else "")
-            record(method, template, code, time.perf_counter() - began, _notes(scope))
+            seconds = (time.perf_counter() if ended is None else ended) - began
+            record(method, template, code, seconds, _notes(scope))
 
 
 def note(scope: Scope, **fields: object) -> None:

@@ -1,8 +1,9 @@
 """OpenVINO on CPU: an `nn.Module` becomes a graph without a compiler or a file in between, and runs.
 
 Of one graph there are two entries: uint8 pixels, with the normalisation as its first nodes, so that a request
-copies a quarter of the bytes; and float32 tensors that a client has normalised, compiled when the first one
-comes. The batch dimension is dynamic in both.
+copies a quarter of the bytes; and float32 tensors that are normalised. What the preprocessing gives has its
+entry at once, the other is compiled when the first one comes. The batch dimension is dynamic in both, unless
+the graph is for one image at a time.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from pthserve.engines import compiled_graphs
 from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
+from pthserve.engines.traced_graph import traced
 from pthserve.errors import EngineError
 from pthserve.images.spec import Spec
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """OpenVINO's INFERENCE_PRECISION_HINT for each precision; at int8, of what is at floating point."""
-
 
 MADV_DONTNEED = 4
 """Of Linux' <asm-generic/mman-common.h>: the pages leave the process, and come back when they are touched."""
@@ -54,14 +55,18 @@ def precisions() -> tuple[str, ...]:
 def convert(module: "nn.Module", spec: Spec) -> "openvino.Model":
     """The graph of `module`: float32 (n, channels, height, width), normalised, to float32 (n, classes).
 
-    It goes through `torch.export`, which neither warns nor specialises on what a trace happened to see. What
-    follows from the weights alone, such as a batch normalisation folded into the convolution before it, is
-    computed here: else each compilation would do it again, and hold a second copy of the weights. Constants
-    that are left as they were share the memory of the module's parameters; the module may be released.
+    It goes through `torch.export`, which neither warns nor specialises on what a trace happened to see; only
+    what depends on the image is traced, see `traced_graph`. What follows from the weights alone, such as a
+    batch normalisation folded into the convolution before it, is computed here: else each compilation would
+    do it again, and hold a second copy of the weights. Constants that are left as they were share the memory
+    of the module's parameters; the module may be released.
 
     Raises:
-        EngineError: `torch.export` or OpenVINO's frontend cannot express the module.
+        EngineError: `torch.export`, a trace or OpenVINO's frontend cannot express the module.
     """
+    if getattr(module, "varies", False):
+        with _explained(f"OpenVINO cannot convert {type(module).__name__}", _TORCH, Exception):
+            return traced(module, spec)
     # Two images: export takes a dimension of 1 for a constant.
     return converted(module, (2, *spec.tensor_shape), free=True)
 
@@ -71,7 +76,7 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
     import torch
 
     number = torch.export.Dim.AUTO if free else torch.export.Dim.STATIC
-    try:
+    with _explained(f"OpenVINO cannot convert {type(module).__name__}", _TORCH, Exception):
         with torch.no_grad(), warnings.catch_warnings():
             # Attention of LeViT's kind keeps its biases for the next call; the graph computes them, and
             # export puts the module's attributes back.
@@ -85,10 +90,6 @@ def converted(module: "nn.Module", shape: tuple[int, ...], *, free: bool) -> "op
             graph = graph_of(_without_resizes(exported.run_decompositions(table).module()))
         graph.reshape(runtime().PartialShape([-1 if free else shape[0], *shape[1:]]))
         fold_constants(graph)
-    except Exception as error:
-        raise EngineError(
-            f"OpenVINO cannot convert {type(module).__name__}: {reason(error)}; use --engine torch"
-        ) from error
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph
@@ -167,12 +168,16 @@ def read(path: Path, weights: Path | None = None, *, name: Path | None = None) -
 def check(graph: "openvino.Model", spec: Spec, classes: int, *, name: Path) -> None:
     """Raise EngineError unless `graph` takes what `spec` makes and gives a number for each of `classes`.
 
-    name: of its file, for the message.
+    It may be for one image at a time. classes: -1 where their number depends on the image. name: of its file,
+    for the message.
     """
     ov = runtime()
-    wanted = (ov.PartialShape([-1, *spec.tensor_shape]), ov.PartialShape([-1, classes]))
     ends = (graph.inputs, graph.outputs)
     found = [[end.partial_shape for end in each] for each in ends]
+    number = 1 if found[0] and str(found[0][0]).startswith("[1,") else -1
+    sizes = (-1, -1) if spec.whole else spec.crop
+    many = found[1][0][1] if classes < 0 and found[1] and found[1][0].rank == 2 else classes
+    wanted = (ov.PartialShape([number, spec.channels, *sizes]), ov.PartialShape([number, many]))
     if found != [[wanted[0]], [wanted[1]]] or any(
         end.element_type != ov.Type.f32 for each in ends for end in each
     ):
@@ -228,17 +233,18 @@ class OpenVINOEngine:
         self._spec = spec
         self._graph = graph
         self._lock = threading.Lock()
-        with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
-            with_pixels = _with_normalisation(graph, spec)
-        self._pixels: Lanes | None = self._compiled(with_pixels)
+        self._one_image = bool(graph.input(0).partial_shape[0] == 1)
+        self._pixels: Lanes | None = None
         self._tensors: Lanes | None = None
         self._explaining = threading.Lock()
+        self._entry(pixels=spec.rounded)
 
     def __call__(self, batch: Images) -> Logits:
         """Logits of `batch`; see `Engine`."""
-        lanes = self._pixels if batch.dtype == np.uint8 else self._for_tensors()
-        assert lanes is not None
+        lanes = self._entry(pixels=batch.dtype == np.uint8)
         with _explained("OpenVINO cannot run the model", _ANOTHER):
+            if self._one_image and len(batch) > 1:
+                return np.concatenate([lanes(image[None]) for image in batch])
             return lanes(batch)
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
@@ -282,10 +288,17 @@ class OpenVINOEngine:
         self._graph = self._pixels = self._tensors = None
         vars(self).pop("_places", None)
 
-    def _for_tensors(self) -> Lanes:
+    def _entry(self, *, pixels: bool) -> Lanes:
+        """The graph with the normalisation before it, or without, compiled when it is first needed."""
+        if made := self._pixels if pixels else self._tensors:
+            return made
         with self._lock:
-            self._tensors = self._tensors or self._compiled(self._graph)
-            return self._tensors
+            if not pixels:
+                self._tensors = self._tensors or self._compiled(self._graph)
+                return self._tensors
+            with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
+                self._pixels = self._pixels or self._compiled(_with_normalisation(self._graph, self._spec))
+            return self._pixels
 
     def _compiled(self, graph: "openvino.Model") -> Lanes:
         shared = self._compile(graph, self.lanes)
@@ -331,18 +344,23 @@ def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model"
 _GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
 _PACK_AGAIN = "pack the weights again"
 _ANOTHER = "try another --precision, or serve the weights with --engine torch"
+_TORCH = "use --engine torch"
 _PLACES = re.compile(r"(Exception from |Check '.*' failed at |FrontEnd API failed with ).*:\d*:?$")
 """Lines of OpenVINO's messages that say where in its source they are from."""
 
 
 @contextlib.contextmanager
-def _explained(what: str, advice: str) -> Iterator[None]:
-    """Turn what OpenVINO raises into an EngineError: `what` failed, OpenVINO's reason, `advice`."""
+def _explained(
+    what: str,
+    advice: str,
+    kinds: type[Exception] | tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError),
+) -> Iterator[None]:
+    """Turn `kinds`, or what OpenVINO raises, into an EngineError: `what` failed, the reason, `advice`."""
     try:
         yield
     except EngineError:
         raise
-    except (RuntimeError, ValueError, TypeError) as error:
+    except kinds as error:
         raise EngineError(f"{what}: {reason(error)}; {advice}") from error
 
 

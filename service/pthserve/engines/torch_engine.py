@@ -215,6 +215,10 @@ def _products(precision: str) -> Iterator[None]:
 
 def _order_channels_last(module: nn.Module) -> None:
     """Order the tensors of convolutions by pixels; `Module.to` would fail on tensors with five dimensions."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for part in module.modules():
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.dim() == 4:  # replaced: the data of what an earlier pass computed cannot be changed
+                setattr(part, name, buffer.contiguous(memory_format=torch.channels_last))

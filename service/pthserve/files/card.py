@@ -13,16 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from pthserve.errors import CardError, WeightsError
 from pthserve.files import documents, labels, regular_files
-from pthserve.files.card_fields import (
-    Fields,
-    FirstLayer,
-    GoldenImage,
-    GoldenObject,
-    Head,
-    OutputFields,
-    Preprocessing,
-)
+from pthserve.files.card_fields import Fields, FirstLayer, GoldenImage, GoldenObject, Head, Preprocessing
 from pthserve.files.golden import Golden, GoldenBox
+from pthserve.files.output_fields import LIST, MAPPING, GraphOutputs, OutputFields
 from pthserve.files.stated_task import StatedTask
 from pthserve.images.spec import Spec
 from pthserve.text import QUOTED, of_path, quoted
@@ -48,12 +41,14 @@ _NO_WEIGHTS = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.(pt|
 """Files that training tools write beside the weights."""
 
 _PARTS: dict[str, type[BaseModel]] = {
+    "": Fields,
     "first_layer": FirstLayer,
     "head": Head,
     "preprocessing": Preprocessing,
     "golden": GoldenImage,
     "boxes": GoldenObject,
     "outputs": OutputFields,
+    MAPPING: GraphOutputs,
 }
 _WRONG_TYPE = {
     "missing": "must be given",
@@ -177,7 +172,7 @@ def dump(card: Card) -> str:
         "labels": card.labels and list(card.labels),
         "task": card.task.name,
         "threshold": card.task.threshold,
-        "outputs": [output.to_dict() for output in card.task.outputs],
+        "outputs": card.task.outputs_fields(),
         "normalize": card.task.normalize,
         "preprocessing": card.spec and _preprocessing(card.spec, card.stated),
         "golden": _answers(card.golden, card.folder),
@@ -307,10 +302,12 @@ def _first(error: ValidationError) -> str:
     if not details["loc"]:  # an error about several fields
         return reason
     *parents, last = details["loc"]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
+    named = [part for part in details["loc"] if part not in (LIST, MAPPING)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named)
     place = quoted(place.removeprefix("."))
     if details["type"] == "extra_forbidden":
-        known = (_PARTS[str(parents[0])] if parents else Fields).model_fields
+        part = MAPPING if MAPPING in parents else str(parents[0]) if parents else ""
+        known = _PARTS[part].model_fields
         close = difflib.get_close_matches(str(last)[:100], known, 1, cutoff=0.5)
         hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
         return f"{place}: is not a field; {hint}"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pthserve.files.card_values import (
     MAX_GOLDEN,
@@ -15,6 +15,7 @@ from pthserve.files.card_values import (
     Labels,
     Name,
     Numbers,
+    Section,
     Sha256,
     Share,
     Sides,
@@ -22,16 +23,13 @@ from pthserve.files.card_values import (
     Word,
 )
 from pthserve.files.golden import IOU
+from pthserve.files.output_fields import GraphOutputs, OutputFields, Outputs
 from pthserve.files.stated_task import KINDS, PARAMETERS, NamedOutput, StatedTask, TaskName
-from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, Spec
+from pthserve.images.spec import ChannelOrder, CropRounding, Interpolation, SideRule, Spec
 from pthserve.text import quoted
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class Preprocessing(_Fields):
+class Preprocessing(Section):
     """How an image is preprocessed, as it was in training."""
 
     resize: Sides | None = Field(
@@ -53,6 +51,16 @@ class Preprocessing(_Fields):
     rounded: bool = Field(
         True,
         description="`false`: keep fractions, as torchvision's detectors do; bilinear without antialias only",
+    )
+    pad: Annotated[int, Field(ge=0, le=255, strict=True)] | None = Field(
+        None,
+        description="detection: keep the shape of the image within `resize: [height, width]`, and fill the "
+        "borders with this grey level, as YOLO's letterbox does with 114",
+    )
+    sides: SideRule = Field(
+        "torchvision",
+        description="how both sides are rounded if `longest` is stated: as `torchvision`'s detectors do it, "
+        "or Hugging Face's `detr` or `yolos`",
     )
     exif: bool = Field(False, description="`true`: turn an image upright according to its EXIF orientation")
     channel_order: ChannelOrder = Field(
@@ -80,6 +88,10 @@ class Preprocessing(_Fields):
             raise ValueError("`antialias: false` is defined for bilinear and bicubic only")
         if not self.rounded and (self.antialias or self.interpolation != "bilinear"):
             raise ValueError("`rounded: false` is defined for bilinear without antialias only")
+        if self.pad is not None and (not isinstance(self.resize, tuple) or self._crop() != self.resize):
+            raise ValueError("`pad` needs `resize: [height, width]` and the same `crop`")
+        if self.pad is not None and not self.rounded:
+            raise ValueError("`pad` is not defined with `rounded: false`")
         if self.longest is not None and not isinstance(self.resize, int):
             raise ValueError("`longest` needs `resize` with a number of pixels, that of the shorter side")
         if self.channel_order == "bgr" and len(self.mean) == 1:
@@ -87,6 +99,9 @@ class Preprocessing(_Fields):
                 "`channel_order: bgr` needs colour images, but `mean` has one number, as for grey images"
             )
         return self
+
+    def _crop(self) -> tuple[int, int] | None:
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
 
     def spec(self) -> Spec:
         """Return the same as a Spec; `assumed` if the sizes are left out."""
@@ -99,7 +114,7 @@ class Preprocessing(_Fields):
         return Spec(**values, assumed="crop" not in self.model_fields_set)
 
 
-class FirstLayer(_Fields):
+class FirstLayer(Section):
     """What no file tells of a first convolution that was replaced, as for grey images or for small ones."""
 
     stride: Annotated[int, Field(ge=1, le=64, strict=True)] | None = Field(
@@ -113,7 +128,7 @@ class FirstLayer(_Fields):
     )
 
 
-class Head(_Fields):
+class Head(Section):
     """What no file tells of a head that was replaced."""
 
     activation: Activation = Field(
@@ -122,7 +137,7 @@ class Head(_Fields):
     slope: Annotated[float, Field(gt=0, le=1)] = Field(0.01, description="the negative slope of `leaky_relu`")
 
 
-class GoldenObject(_Fields):
+class GoldenObject(Section):
     """An object in a golden image."""
 
     box: tuple[Finite, Finite, Finite, Finite] = Field(description="left, top, right, bottom, in pixels")
@@ -140,7 +155,7 @@ class GoldenObject(_Fields):
         return self
 
 
-class GoldenImage(_Fields):
+class GoldenImage(Section):
     """An image with a known answer."""
 
     image: Text = Field(description="the image file")
@@ -217,25 +232,7 @@ _ANSWERS = {
 """The fields of a golden image's answer, by `Golden.kind`."""
 
 
-class OutputFields(_Fields):
-    """An output of a regression."""
-
-    name: Word = Field(description="the name of the value")
-    unit: Word | None = Field(None, description="its unit, such as `years`")
-    range: Annotated[tuple[Finite, Finite], Field()] | None = Field(
-        None,
-        description="minimum and maximum; differences are measured as shares of the range; default: "
-        "of the largest known value",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError("`range` must be the minimum and the maximum, in this order")
-        return self
-
-
-class Fields(_Fields):
+class Fields(Section):
     """A whole `model.yaml`. Paths start at its folder."""
 
     name: Name | None = Field(
@@ -270,10 +267,12 @@ class Fields(_Fields):
     threshold: Share | None = Field(
         None,
         description="multilabel, binary and detection: the minimum probability or score for a label, "
-        "the positive class or an object; default: 0.5",
+        "the positive class or an object; default: 0.5; 0.25 for YOLO",
     )
-    outputs: tuple[OutputFields, ...] | None = Field(
-        None, min_length=1, max_length=MAX_STATED, description="regression: the values, in their order"
+    outputs: Outputs | None = Field(
+        None,
+        description="regression: a list of the values, in their order; detection and segmentation with an "
+        "exported graph: a mapping that says what its outputs are",
     )
     normalize: bool | None = Field(
         None, description="embedding: whether vectors are scaled to a length of 1; default: `false`"
@@ -293,8 +292,8 @@ class Fields(_Fields):
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
-        for name, tasks in PARAMETERS.items():
-            if getattr(self, name) is not None and self.task not in (None, *tasks):
+        for name, tasks in self._parameters().items():
+            if self.task not in (None, *tasks):
                 theirs = " or ".join(f"`task: {task}`" for task in tasks)
                 raise ValueError(f"`{name}` is for {theirs}, but the task is {self.task}")
         wanted: TaskName | None = "classification" if self.task == "binary" else self.task
@@ -305,7 +304,7 @@ class Fields(_Fields):
                     f"golden[{number}] states an answer of `task: {KINDS[image.kind]}`, but the task is "
                     f"{self.task}"
                 )
-        names = [output.name for output in self.outputs or ()]
+        names = [output.name for output in self._values()]
         if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
             raise ValueError(f"`outputs` has the name {quoted(repr(twice))} twice")
         if len(self._implied()) > 1 and self.task is None:
@@ -313,9 +312,26 @@ class Fields(_Fields):
             raise ValueError(f"{fields} are of different tasks; state the `task`")
         return self
 
+    def _parameters(self) -> dict[str, tuple[TaskName, ...]]:
+        """Return the parameters that are stated, each with the tasks that have it."""
+        stated = {name: tasks for name, tasks in PARAMETERS.items() if getattr(self, name) is not None}
+        if isinstance(self.outputs, GraphOutputs):
+            stated["outputs"] = ("detection",) if self.outputs.of_boxes else ("segmentation", "detection")
+        return stated
+
+    def _values(self) -> tuple[OutputFields, ...]:
+        """Return the outputs of a regression."""
+        return self.outputs if isinstance(self.outputs, tuple) else ()
+
     def _implied(self) -> dict[TaskName, str]:
         """Return the tasks that parameters and golden images imply, each with the field that implies it."""
-        implied = {PARAMETERS[name][0]: name for name in PARAMETERS if getattr(self, name) is not None}
+        stated = self._parameters()
+        certain = {tasks[0] for tasks in stated.values() if len(tasks) == 1}
+        implied = {
+            tasks[0]: name
+            for name, tasks in stated.items()
+            if len(tasks) == 1 or not certain.intersection(tasks)
+        }
         for number, image in enumerate(self.golden):
             implied.setdefault(KINDS[image.kind], f"golden[{number}]")
         return implied
@@ -327,9 +343,10 @@ class Fields(_Fields):
             implied=next(iter(self._implied()), None),
             threshold=self.threshold,
             outputs=tuple(
-                NamedOutput(output.name, output.unit or "", output.range) for output in self.outputs or ()
+                NamedOutput(output.name, output.unit or "", output.range) for output in self._values()
             ),
             normalize=bool(self.normalize),
+            graph=self.outputs.stated() if isinstance(self.outputs, GraphOutputs) else None,
         )
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from pthserve.files.labels import LabelFile, of_card, short
 from pthserve.text import whole
@@ -97,3 +97,9 @@ Numbers = Annotated[
 ]
 GoldenLabels = Annotated[tuple[int | str, ...], BeforeValidator(_golden_labels)]
 Channels = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+
+
+class Section(BaseModel):
+    """A mapping of fields in a card."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)

@@ -8,6 +8,14 @@ TaskName = Literal[
 ]
 """The names of the tasks in a card, an option and `/info`."""
 
+Layout = Literal["yolov5", "yolov8", "rows"]
+"""How one output holds boxes and scores: as YOLOv5 or YOLOv8 exports them, or a row for each object."""
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+Units = Literal["pixels", "shares"]
+ScoreActivation = Literal["none", "sigmoid"]
+OBJECTS = 300
+"""Maximum number of objects in an image, unless the card states another; Ultralytics' `max_det`."""
+
 PARAMETERS: dict[str, tuple[TaskName, ...]] = {
     "threshold": ("multilabel", "binary", "detection"),
     "outputs": ("regression",),
@@ -61,6 +69,28 @@ class NamedOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphOutputs:
+    """What the outputs of an exported graph of a detector or segmenter are; see `output_fields`."""
+
+    tensor: str | None = None
+    layout: Layout | None = None
+    boxes: str | None = None
+    scores: str | None = None
+    labels: str | None = None
+    format: BoxFormat = "xyxy"
+    units: Units = "pixels"
+    activation: ScoreActivation = "none"
+    first_label: int = 0
+    overlap: float | None = None
+    objects: int = OBJECTS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, as plain values."""
+        defaults = asdict(GraphOutputs())
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+@dataclass(frozen=True, slots=True)
 class StatedTask:
     """What a card, or an option that overrides it, states about the task.
 
@@ -74,3 +104,8 @@ class StatedTask:
     threshold: float | None = None
     outputs: tuple[NamedOutput, ...] = ()
     normalize: bool = False
+    graph: GraphOutputs | None = None
+
+    def outputs_fields(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the field `outputs` of the card, as plain values."""
+        return self.graph.to_dict() if self.graph else [output.to_dict() for output in self.outputs]

@@ -13,6 +13,8 @@ from pthserve.http.parsing import Head, Parser
 
 log = logging.getLogger(__name__)
 
+LARGE = 2**20
+"""Size in bytes of a piece of a response from which `Exchange.send` returns only after the kernel has it."""
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 STATUS_LINES = {
     status: f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii") for status in range(200, 600)
@@ -129,6 +131,8 @@ class Exchange:
             self.answered = True
             self.notify()
             self._connection.on_answered(self)
+        if len(body) >= LARGE:
+            await self._connection.writable.wait()  # `Limits` counts its bytes until then
 
     def _framed(self, body: bytes, last: bool) -> tuple[bytes, ...]:
         if self.head.method == "HEAD":

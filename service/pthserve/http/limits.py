@@ -1,6 +1,7 @@
-"""Limits: body size, deadline and disconnects of each request, checked before its route is called.
+"""Limits: body size, deadline and disconnects of each request, and the memory of large responses.
 
-No permit is needed up to here: a client that sends slowly occupies only its connection.
+No permit is needed up to here: a client that sends slowly occupies only its connection. A large response
+counts as the body of a request does, until the client has read it.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pthserve.access.bodies import Bodies, Holding, no_room
 from pthserve.errors import MalformedRequest, PthserveError, TooLarge, TooSlow
+from pthserve.http.exchange import LARGE
 from pthserve.http.problems import answer
 
 TIMEOUT_HEADER: dict[str, Any] = {
@@ -80,6 +82,7 @@ class _Exchange:
         self._send = send
         self._holding: Holding
         self._until = 0.0
+        self._start: Message | None = None
         self._answered = False
         self._gone = False
         self._refused = False
@@ -140,9 +143,23 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self._start = message  # sent with the body, for which there may be no memory
+            return
+        if len(message.get("body", b"")) >= LARGE:
+            try:
+                self._holding.grow_for_response(len(message["body"]))
+            except PthserveError as error:
+                if self._start is None:
+                    raise
+                reply = answer(error)
+                self._start = {**self._start, "status": reply.status_code, "headers": reply.raw_headers}
+                message = {"type": "http.response.body", "body": reply.body}
+        if self._start is not None:
+            start, self._start = self._start, None
             if self._limits.draining():
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-        elif not message.get("more_body", False):
+                start["headers"] = [*start.get("headers", ()), (b"connection", b"close")]
+            await self._send(start)
+        if not message.get("more_body", False):
             self._answered = True
         await self._send(message)
 

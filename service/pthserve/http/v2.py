@@ -106,7 +106,10 @@ class V2:
         answered = await self._service.infer(inference, remaining(request.scope))
         note(request.scope, **answered.notes)
         if answered.is_large:
+            held, memory = holding(request.scope), answered.memory
+            held.grow_for_response(memory)  # until `Limits` counts what is written
             content, headers = await asyncio.to_thread(written, answered)
+            held.shrink(memory)
         else:
             content, headers = written(answered)
         return Response(content, headers=headers)

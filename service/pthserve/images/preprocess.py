@@ -7,6 +7,7 @@ does both in one call and decodes large JPEGs at a reduced scale; its result dif
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from pthserve.errors import BrokenImage, TooLarge, UnsupportedImage
 from pthserve.images.cost import Cost
 from pthserve.images.decode import Decoded, Picture, check_size
-from pthserve.images.spec import CropRounding, Spec
+from pthserve.images.spec import CropRounding, Spec, centre_offset
 
 Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
@@ -195,6 +196,12 @@ def _cut(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Prepared:
 def _cut_rgb(decoded: Decoded, spec: Spec, fast: bool, max_pixels: int) -> Pixels:
     image, (left, top, right, bottom), (width, height) = decoded
     resized = spec.resized(width, height)
+    if spec.pad is not None:
+        inner = replace(spec, resize=resized[::-1], crop=resized[::-1], pad=None)
+        padded = np.full(spec.image_shape, spec.pad, np.uint8)
+        top, left = (-centre_offset(*each, "even") for each in zip(resized[::-1], spec.crop, strict=True))
+        padded[top : top + resized[1], left : left + resized[0]] = _cut_rgb(decoded, inner, fast, max_pixels)
+        return padded
     crop = resized[::-1] if spec.whole else spec.crop
     if not spec.antialias and spec.interpolation in _KERNELS:
         return _sampled(np.asarray(image).reshape(height, width, spec.channels), spec, resized, crop)
@@ -234,7 +241,7 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
         return held + _FRACTIONS * spec.channels * max(
             math.prod(spec.crop if not spec.whole else spec.resized(*one)) for one in (size, turned)
         )
-    if spec.channel_order == "bgr":
+    if spec.channel_order == "bgr" or spec.pad is not None:
         held += math.prod(spec.image_shape)
     if not spec.antialias and spec.interpolation in _KERNELS:
         return (
@@ -251,13 +258,6 @@ def _cutting(size: tuple[int, int], decoded: tuple[int, int], spec: Spec, fast: 
         most = max(most, math.ceil(between) + across.length * down.length)
     # The results of both passes are limited to `max_pixels`; larger images are refused.
     return held + held // 4 * fast + min(most, 2 * max_pixels) * pixel
-
-
-def _offset(resized: int, crop: int, rounding: CropRounding) -> int:
-    """Return the start of a centre crop; negative if the crop is larger, which adds a black border."""
-    if crop > resized:
-        return -((crop - resized) // 2)
-    return (resized - crop) // 2 if rounding == "down" else round((resized - crop) / 2)
 
 
 class _Axis(NamedTuple):
@@ -282,7 +282,7 @@ def _axis(start: float, end: float, resized: int, crop: int, rounding: CropRound
     Args:
         cut: Whether to resize only the part that the crop needs.
     """
-    offset = _offset(resized, crop, rounding)
+    offset = centre_offset(resized, crop, rounding)
     if cut and crop < resized:
         scale = (end - start) / resized
         return _Axis(start + offset * scale, start + (offset + crop) * scale, crop, 0)
@@ -336,7 +336,7 @@ def _taps(
 
     Both arrays have the shape (4, crop).
     """
-    target = np.arange(crop) + _offset(resized, crop, rounding)
+    target = np.arange(crop) + centre_offset(resized, crop, rounding)
     source = (target + 0.5) * (length / resized) - 0.5
     taps = np.floor(source) + np.arange(-1, 3)[:, None]
     weights = kernel(np.abs(source - taps)) * ((target >= 0) & (target < resized))
@@ -390,7 +390,7 @@ def neighbours(
         The indices of the first pixels; those of the second ones; the distance from the first ones, 0 to 1;
         and the slice of the crop that is inside the image.
     """
-    offset = _offset(resized, crop, rounding)
+    offset = centre_offset(resized, crop, rounding)
     first, last = max(0, offset), min(resized, offset + crop)
     scale = np.float32(length) / np.float32(resized)
     source = scale * (np.arange(first, last, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)

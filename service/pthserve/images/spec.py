@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 ChannelOrder = Literal["rgb", "bgr"]
+SideRule = Literal["torchvision", "detr", "yolos"]
 CropRounding = Literal["even", "down"]
 
 _PHOTO = (1024, 768)
 """(width, height) of a common photo."""
-_RARE = {"longest": None, "whole": False, "rounded": True}
+_RARE = {"longest": None, "whole": False, "rounded": True, "pad": None, "sides": "torchvision"}
 """Fields that `to_dict` leaves out if they have these values, for compatibility with older versions."""
 _WHOLE = 8
 """Pixels of an image that is not cropped, as multiples of those of a 4 x 3 image. Without a limit, a narrow
@@ -45,6 +46,10 @@ class Spec:
             resizing.
         rounded: False keeps the fractions that resizing gives, as torchvision's detectors do. The image is
             then normalised, too: float32 (channels, height, width). Only bilinear without antialias.
+        pad: The grey level, 0 to 255, with which an image that keeps its shape is filled up to `crop` on
+            both sides, as YOLO's letterbox. `resize` and `crop` are then the same. None for no padding.
+        sides: How `longest` rounds both sides: as `torchvision`'s detectors, or as the image processors of
+            Hugging Face's DETR (`detr`) or YOLOS (`yolos`, to multiples of 16).
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -60,6 +65,8 @@ class Spec:
     longest: int | None = None
     whole: bool = False
     rounded: bool = True
+    pad: int | None = None
+    sides: SideRule = "torchvision"
 
     @property
     def channels(self) -> int:
@@ -77,8 +84,13 @@ class Spec:
         """Return (width, height) of an image of `width` x `height` pixels after torchvision's Resize."""
         if self.resize is None:
             return width, height
+        if self.pad is not None:
+            scale = self._letterbox_scale(width, height)
+            return round(width * scale), round(height * scale)
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
+        if self.longest is not None and self.sides != "torchvision":
+            return self._resized_as_detr(width, height, self.resize, self.longest)
         if self.longest is not None:
             # As torchvision's `_resize_image_and_masks`: both sides are rounded down.
             scale = min(self.resize / min(width, height), self.longest / max(width, height))
@@ -86,6 +98,47 @@ class Spec:
         if width <= height:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
+
+    def _resized_as_detr(self, width: int, height: int, shorter: int, longer: int) -> tuple[int, int]:
+        """As transformers' `get_size_with_aspect_ratio`, or `get_size_with_aspect_ratio_yolos`."""
+        least, most = min(width, height), max(width, height)
+        exact: float = shorter
+        if most / least * shorter > longer:
+            exact = longer * least / most
+        side = round(exact)
+        if least == side and (self.sides == "detr" or width >= height):
+            sides = width, height
+        elif width < height:
+            sides = side, int(exact * height / width)
+        else:
+            sides = int(exact * width / height), side
+        step = 16 if self.sides == "yolos" else 1
+        return sides[0] - sides[0] % step, sides[1] - sides[1] % step
+
+    def _letterbox_scale(self, width: int, height: int) -> float:
+        """Return the scale at which the image fits into `crop`, as in YOLO's letterbox."""
+        return min(self.crop[0] / height, self.crop[1] / width)
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return what the model's image shows of an image of `width` x `height` pixels.
+
+        Returns:
+            Left, top, width and height, in pixels of the image, which a letterbox exceeds. Crops are not
+            considered.
+        """
+        if self.pad is None:
+            return 0.0, 0.0, width, height
+        scale = self._letterbox_scale(width, height)  # not rounded, as in Ultralytics' `scale_boxes`
+        left, top = (
+            centre_offset(old, new, "even")
+            for old, new in zip(self.resized(width, height), self.crop[::-1], strict=True)
+        )
+        return left / scale, top / scale, self.crop[1] / scale, self.crop[0] / scale
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether the model gets the whole of an image, so that its places are places of the image."""
+        return self.whole or (self.resize is not None and self.resize == self.crop)
 
     @property
     def most_resized(self) -> float:
@@ -124,9 +177,11 @@ class Spec:
             name
             for name in (
                 "longest",
+                "sides",
                 "interpolation",
                 "antialias",
                 "rounded",
+                "pad",
                 "exif",
                 "channel_order",
                 "crop_rounding",
@@ -155,6 +210,7 @@ class Spec:
             + (f" and the longer one to at most {self.longest}" if self.longest else "")
             if isinstance(self.resize, int)
             else f"to {self.resize[0]}x{self.resize[1]}"
+            + f", keeping the shape and padding with {self.pad}" * (self.pad is not None)
         )
         return (
             f"resize {size}, {self.interpolation}"
@@ -177,3 +233,10 @@ class Spec:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**plain)
+
+
+def centre_offset(resized: int, crop: int, rounding: CropRounding) -> int:
+    """Return the start of a centre crop; negative if the crop is larger, which adds a border."""
+    if crop > resized:
+        return -((crop - resized) // 2)
+    return (resized - crop) // 2 if rounding == "down" else round((resized - crop) / 2)

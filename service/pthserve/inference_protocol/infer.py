@@ -66,6 +66,11 @@ class Response:
         """Whether writing it would hold the event loop for milliseconds."""
         return sum(math.prod(output.shape) for output in self.outputs) >= LARGE
 
+    @property
+    def memory(self) -> int:
+        """Maximum bytes of the outputs together with what they are written as."""
+        return sum(output.memory for output in self.outputs)
+
 
 def wanted(name: str, parameters: Parameters, *, binary: bool) -> Wanted:
     """Return the output `name` in the form that its `parameters` state.

@@ -1,6 +1,7 @@
 """Service: the calls of the Open Inference Protocol, for REST and gRPC."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
@@ -101,7 +102,9 @@ class Service:
         check(request.wanted, forms)
         batch = await self._images(request.inputs[0], model)
         granted = [seconds for seconds in (deadline, request.timeout) if seconds is not None]
-        answers = await self._predictor.predict_many(batch, deadline=min(granted, default=None))
+        seconds = min(granted, default=self._settings.deadline)
+        until = time.monotonic() + seconds
+        answers = await self._predictor.predict_many(batch, deadline=seconds)
         model = answers[0].model
         notes = {
             "images": len(answers),
@@ -117,7 +120,7 @@ class Service:
         scores = len(answers) * model.outputs
         whole = [one.answer.writing for one in answers if isinstance(one.answer, Deferred)]
         if whole:
-            left = min(granted, default=self._settings.deadline)
+            left = until - time.monotonic()
             (tensors,) = await self._predictor.computed([Work(total(whole), made)], left)
         else:
             tensors = made() if scores < MANY else await asyncio.to_thread(made)

@@ -31,6 +31,9 @@ Content = bytes | memoryview | Text | Sequence[Any]
 of BYTES after its length in four bytes); numbers as JSON text; or a sequence, flat or nested like the shape,
 whose elements of BYTES are bytes or strings of base64."""
 
+_PER_ELEMENT = 24
+"""Maximum bytes of a number in JSON, and of what is beside a text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -61,6 +64,16 @@ class Output:
         if isinstance(self.values, list):
             return [value.decode() for value in self.values]
         return self.values.ravel()
+
+    @property
+    def memory(self) -> int:
+        """Maximum bytes of the elements together with what they are written as."""
+        if isinstance(self.values, list):
+            return sum(2 * len(value) + _PER_ELEMENT for value in self.values)
+        if self.binary or self.values.size == 0:
+            return 2 * self.values.nbytes
+        digits = len(str(self.values.max())) + 1 if self.values.dtype == np.uint8 else _PER_ELEMENT
+        return self.values.nbytes + digits * self.values.size
 
     def to_bytes(self) -> bytes:
         """Return the elements as in the binary tensor extension."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import (
     AmbiguousArchitecture,
@@ -17,6 +15,7 @@ from pthserve.errors import (
     WeightsError,
 )
 from pthserve.files.golden import Golden
+from pthserve.files.stated_task import StatedTask
 from pthserve.images.preprocess import OWN_MAX_PIXELS, Prepared, crop
 from pthserve.images.spec import Spec
 from pthserve.loading import packed
@@ -27,13 +26,13 @@ from pthserve.loading.settle import Reading, settle
 from pthserve.options import ModelOptions
 from pthserve.planning import crops, validation
 from pthserve.planning.agreement import Evidence
-from pthserve.planning.candidates import ONLY_TORCH, EngineFactory, varies
+from pthserve.planning.candidates import EngineFactory, only_torch
 from pthserve.planning.examiner import Examiner, Proof
 from pthserve.planning.plan import Plan
 from pthserve.planning.tune import tune
 from pthserve.sources.fetched import fetched
 from pthserve.tasks.base import Task
-from pthserve.tasks.choice import choose, make
+from pthserve.tasks.choice import choose, make, placed
 from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:  # a packed model needs none of them, nor what they import
@@ -61,9 +60,7 @@ class Built:
     @property
     def unpackable(self) -> str:
         """Why it cannot be packed, so that only its weights can be served; or ""."""
-        if varies(self.architecture.module, self.spec):
-            return ONLY_TORCH
-        return "" if self.spec.rounded else "a pack has no preprocessing with `rounded: false`"
+        return only_torch(self.architecture.module, self.task, self.spec)
 
     @property
     def labels_assumed(self) -> bool:
@@ -97,7 +94,8 @@ def _built(path: Path, settings: ModelOptions, progress: "Progress | None") -> B
         readings, ambiguous = _readings(error, described, read, settings), error
     golden = described.golden if settings.golden != "off" else ()
     settled = settle(readings, golden, settings.tolerance, ambiguous)
-    found, spec, task = settled.found, settled.spec, settled.task
+    found, spec = settled.found, settled.spec
+    task = placed(settled.task, spec, described.file)
     if task.golden_kind == "labels":
         golden = tuple(
             one.of_labels(found.num_classes) if one.kind == "class" else one for one in described.golden
@@ -117,8 +115,13 @@ def _built(path: Path, settings: ModelOptions, progress: "Progress | None") -> B
 
 def _reading(described: "Card", read: "Weights", name: str | None, settings: ModelOptions) -> Reading:
     """The architecture called `name`, and what else the file leaves open."""
-    found = _architecture(described, read, name, settings.code_modules)
-    task, inferred = _task(described, found, settings)
+    name_of_task = described.task.name if settings.task == "auto" else settings.task
+    stated = replace(described.task, name=name_of_task)
+    found = _architecture(described, read, name, stated, settings.code_modules)
+    try:
+        task, inferred = choose(stated, found.num_classes, found.hint, found.task_hint, found.task)
+    except CardError as error:
+        raise CardError(f"{described.weights}: {error}") from None
     tasks = [task]
     unstated = settings.task == "auto" and described.task.name is None and found.hint is None
     if unstated and task is CLASSIFICATION and all(one.probability is not None for one in described.golden):
@@ -136,7 +139,7 @@ def _readings(
 
 
 def _architecture(
-    described: "Card", read: "Weights", name: str | None, allowed: Collection[str] = ()
+    described: "Card", read: "Weights", name: str | None, stated: StatedTask, allowed: Collection[str] = ()
 ) -> "Architecture":
     from pthserve.zoos import architecture
 
@@ -153,6 +156,8 @@ def _architecture(
         format=read.format,
         content=read.content,
         beside=read.beside,
+        task=stated,
+        labels=described.labels,
     )
 
 
@@ -232,15 +237,17 @@ def examiner(
     if golden and options.golden != "off":
         images = GoldenImages(golden, spec, task, labels, options.tolerance, options.decode)
         check = images.disagreements
-    if engines.varies:
+    if engines.only_torch:
         if options.validation is not None or options.accuracy_drop is not None:
             raise EngineError(
                 "--validation and --max-accuracy-drop are for a choice of engines and precisions, but "
-                f"{ONLY_TORCH}; leave them out"
+                f"{engines.only_torch}; leave them out"
             )
         compared = replace(crops.of_package((), spec), fewest=0)
     else:
         compared = validation.crops(options, golden, spec, labels if task.golden_kind == "class" else ())
+        if engines.heavy:
+            compared = replace(compared, fewest=crops.FEW)
     return Examiner(engines, compared, proof, known, check)
 
 
@@ -284,17 +291,6 @@ def unpacked(
     )
 
 
-def _task(described: "Card", found: "Architecture", settings: ModelOptions) -> tuple[Task, Inferred]:
-    """The task that the settings, the card or the file tell."""
-    stated = described.task
-    if settings.task != "auto":
-        stated = replace(stated, name=settings.task)
-    try:
-        return choose(stated, found.num_classes, found.hint, found.task_hint, found.task)
-    except CardError as error:
-        raise CardError(f"{described.weights}: {error}") from None
-
-
 def _labels(
     described: "Card", read: "Weights", task: Task, found: "Architecture"
 ) -> tuple[tuple[str, ...], tuple[Inferred, ...]]:
@@ -315,7 +311,7 @@ def _labels(
         names, key = beside
         return names, (Inferred("labels", f"{count} under `{key}`", Origin.FILE, setting),)
     if found.labels is not None and len(found.labels) == count:
-        return found.labels, (Inferred("labels", f"{count} of a file beside it", Origin.FILE, setting),)
+        return found.labels, (Inferred("labels", f"{count} of the model's files", Origin.FILE, setting),)
     if found.usual_labels is not None:
         value = f"{count} of the library's own weights, such as {found.usual_labels[-1]}"
         return found.usual_labels, (Inferred("labels", value, Origin.ASSUMED, setting),)
@@ -381,11 +377,6 @@ def _inferred_spec(spec: Spec, found: "Architecture") -> Inferred:
     stated = Origin.FILE if preset is not None and not preset.assumed and spec == preset else Origin.CARD
     origin = stated if not spec.assumed else Origin.DEFAULT if usual else Origin.ASSUMED
     return Inferred("preprocessing", spec.words(), origin, f"preprocessing: {spec.to_card()}")
-
-
-def proof_images(golden: Sequence[Golden], spec: Spec) -> Prepared:
-    """What a pack has PyTorch's answers to: the golden images, or else the samples that ship."""
-    return np.stack(golden_images(golden, spec)) if golden else crops.sample_images(spec)
 
 
 def golden_images(golden: Sequence[Golden], spec: Spec) -> list[Prepared]:

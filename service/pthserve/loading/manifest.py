@@ -1,5 +1,6 @@
 """Manifest: what may stand in a packed model's `manifest.json`; every field has a type and bounds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import CardError, PackError
 from pthserve.files.card_fields import Preprocessing
 from pthserve.files.card_values import MAX_SIDE, MAX_STATED
+from pthserve.files.golden import IOU, Golden, GoldenBox
+from pthserve.files.output_fields import MAX_OBJECTS
 from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
 from pthserve.planning.agreement import Evidence
@@ -17,12 +20,16 @@ from pthserve.planning.plan import Plan, Trial
 from pthserve.tasks.base import Task
 from pthserve.tasks.choice import make
 from pthserve.tasks.classification import CLASSIFICATION
+from pthserve.tasks.detection import THRESHOLD, DetectionTask
+from pthserve.tasks.objects import Table
+from pthserve.tasks.segmentation import SegmentationTask
 
 MAX_BYTES = 16 * 2**20
 """Of the file."""
-FORMAT = 4
+FORMAT = 5
 """Of the folder; a larger one was made by a later version. 2 added `task`, 3 a threshold of `binary`, 4
-`int8` and the plan's `evidence`."""
+`int8` and the plan's `evidence`, 5 the tasks `detection` and `segmentation` with their golden images, and
+images that are not cropped."""
 
 _QUOTED = 200
 """Characters of a message that may come from the file."""
@@ -49,6 +56,7 @@ class PackedSpec(Preprocessing):
 
     crop: tuple[Side, Side]
     assumed: Annotated[bool, Field(strict=True)]
+    whole: Annotated[bool, Field(strict=True)] = False
 
     def spec(self) -> Spec:
         """The same as a Spec."""
@@ -135,6 +143,20 @@ class PackedQuantization(_Part):
         return Quantization(**self.model_dump())
 
 
+class PackedBox(_Part):
+    """An object in a golden image; see `GoldenBox`."""
+
+    class_index: Count | None = None
+    box: tuple[Finite, Finite, Finite, Finite]
+    score: Probability | None = None
+    iou: Share = IOU
+    label: Text | None = None
+
+    def box_of(self) -> GoldenBox:
+        """The same as a GoldenBox."""
+        return GoldenBox(**self.model_dump())
+
+
 class PackedGolden(_Part):
     """An image of the folder with a known answer; see `Golden`."""
 
@@ -145,6 +167,19 @@ class PackedGolden(_Part):
     probabilities: tuple[Probability | None, ...] | None = None
     values: tuple[Finite | None, ...] | None = None
     vector: tuple[Finite, ...] | None = None
+    boxes: Annotated[tuple[PackedBox, ...], Field(max_length=MAX_STATED)] | None = None
+    class_map: Name | None = None
+    agreement: Share | None = None
+
+    def golden(self, folder: Path, sha256: str) -> Golden:
+        """The same as a Golden, of the image in `folder` with this SHA-256."""
+        return Golden(
+            folder / self.image,
+            sha256=sha256,
+            boxes=None if self.boxes is None else tuple(box.box_of() for box in self.boxes),
+            class_map=None if self.class_map is None else folder / self.class_map,
+            **self.model_dump(exclude={"image", "boxes", "class_map"}),
+        )
 
 
 class PackedOutput(_Part):
@@ -163,9 +198,30 @@ class PackedTask(_Part):
     outputs: Annotated[tuple[PackedOutput, ...], Field(max_length=MAX_STATED)] = ()
     normalize: Annotated[bool, Field(strict=True)] = False
     dimensions: Annotated[int, Field(ge=1, lt=2**31, strict=True)] | None = None
+    most: Annotated[int, Field(ge=1, le=2**20, strict=True)] | None = None
+    mask: Annotated[int, Field(ge=0, le=1024, strict=True)] = 0
+    keypoints: Annotated[int, Field(ge=0, le=MAX_STATED, strict=True)] = 0
+    keypoint_names: Annotated[tuple[Text, ...], Field(max_length=MAX_STATED)] = ()
+    classes: Annotated[int, Field(ge=1, le=2**16, strict=True)] | None = None
+    overlap: Share = 1.0
+    objects: Annotated[int, Field(ge=1, le=MAX_OBJECTS, strict=True)] | None = None
+    places: tuple[Side, Side] | None = None
 
     def task(self, labels: int) -> Task:
         """The same as a Task, of a model with so many labels; raises CardError."""
+        if self.name == "segmentation":
+            if self.classes != labels:
+                raise CardError(f"there are {labels} labels, but `classes` is {self.classes}")
+            return SegmentationTask(labels, self.places)
+        if self.name == "detection":
+            if self.most is None or len(self.keypoint_names) not in (0, self.keypoints):
+                raise CardError(
+                    "`most` is missing, or there are more or fewer `keypoint_names` than `keypoints`"
+                )
+            table = Table(
+                self.most, self.mask, self.keypoints, self.keypoint_names, self.overlap, self.objects
+            )
+            return DetectionTask(table, THRESHOLD if self.threshold is None else self.threshold)
         stated = StatedTask(
             threshold=self.threshold,
             outputs=tuple(NamedOutput(**output.model_dump()) for output in self.outputs),
@@ -208,7 +264,11 @@ class Manifest(_Part):
 
     def served_task(self) -> Task:
         """The task; raises CardError where its parameters do not fit."""
-        return CLASSIFICATION if self.task is None else self.task.task(len(self.labels))
+        if self.task is None:
+            return CLASSIFICATION
+        task = self.task.task(len(self.labels))
+        spec = self.spec.spec()
+        return replace(task, spec=spec) if isinstance(task, DetectionTask) and spec.pad is not None else task
 
 
 class _Head(BaseModel):
@@ -237,7 +297,8 @@ def parse(data: bytes, file: Path) -> Manifest:
         raise PackError(f"{file}: {_first(error)}; pack the weights again") from None
     try:
         task = found.served_task()
-        task.labels(found.labels, task.outputs(found.labels))
+        if task.golden_kind not in ("boxes", "class_map"):  # a label there is of a class, not of an output
+            task.labels(found.labels, task.outputs(found.labels))
     except (CardError, ValueError) as error:
         raise PackError(f"{file}: labels and task: {error}; pack the weights again") from None
     if not found.labels and task.name != "embedding":

@@ -12,13 +12,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
+
 from pthserve.errors import EngineError, PackError
+from pthserve.files import regular_files
 from pthserve.files.golden import Golden
+from pthserve.images.preprocess import Prepared
+from pthserve.images.spec import Spec
 from pthserve.loading import packed
 from pthserve.loading.golden import apply_golden_policy
-from pthserve.loading.load import Built, build, examiner, proof_images
+from pthserve.loading.load import Built, build, examiner, golden_images
 from pthserve.loading.packed import Packed
 from pthserve.options import ModelOptions
+from pthserve.planning import crops
 from pthserve.planning.agreement import scores
 from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.examiner import Examiner
@@ -65,9 +71,10 @@ def write(built: Built, folder: Path, settings: ModelOptions, *, check_golden: b
     Raises what `pack` does, but OSError where `folder` cannot be written to.
     """
     spec, digest = built.spec, built.weights.digest
-    images = proof_images(built.card.golden, spec)
+    golden_images(built.card.golden, spec)  # before the rest takes its time
     architecture = built.architecture
     engines = EngineFactory(architecture.module, spec, settings, built.task, graph=architecture.graph)
+    images = _proof_images(built.card.golden, spec, few=engines.heavy)
     int8 = settings.precision == "int8"
     proof = examiner(engines, built.card.golden, built.labels)
     with proof.fp32() as engine:
@@ -104,6 +111,17 @@ def write(built: Built, folder: Path, settings: ModelOptions, *, check_golden: b
     return replace(made, speedup=_speedup(replace(proof, engines=packable))) if quantized else made
 
 
+def _proof_images(golden: Sequence[Golden], spec: Spec, *, few: bool = False) -> Prepared:
+    """What a pack has PyTorch's answers to: the golden images, or else the samples that ship; all cropped.
+
+    few: at most two of them, where a pass is long: they are compared at each start.
+    """
+    most = 2 if few else None
+    if golden:
+        return np.stack(golden_images(golden[:most], replace(spec, whole=False)))
+    return crops.sample_images(spec)[:most]
+
+
 def _speedup(proof: Examiner) -> float | None:
     """How many times as fast int8 is as the other precisions that agree, one image after the other."""
     auto = proof.engines.options.model_copy(update={"precision": "auto"})
@@ -126,7 +144,11 @@ def _copied(golden: Sequence[Golden], folder: Path) -> tuple[Golden, ...]:
     for number, one in enumerate(golden):
         image = into / f"{number}-{one.image.name}"
         image.write_bytes(one.read())
-        copies.append(replace(one, image=image))
+        class_map = None
+        if one.class_map is not None:
+            class_map = into / f"{number}-map-{one.class_map.name}"
+            class_map.write_bytes(regular_files.read(one.class_map, regular_files.IMAGE))
+        copies.append(replace(one, image=image, class_map=class_map))
     return tuple(copies)
 
 

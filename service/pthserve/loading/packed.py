@@ -6,7 +6,8 @@ manifest.json            what is known of the model
 model.xml, model.bin     OpenVINO's graph at fp32
 int8.xml, int8.bin       and at int8, where that was asked for
 golden/                  the golden images
-proof/images.npy         uint8 (n, height, width, channels): the images that engines are held to
+proof/images.npy         uint8 (n, height, width, channels): the images that engines are held to; where the
+                         preprocessing keeps fractions, float32 (n, channels, height, width), normalised
 proof/probabilities.npy  float32 (n, outputs): what fp32 PyTorch says of them, as the task's scores
 """
 
@@ -27,7 +28,7 @@ from pthserve.errors import PackError
 from pthserve.files import copies
 from pthserve.files.copies import Copy
 from pthserve.files.golden import Golden
-from pthserve.images.preprocess import Pixels
+from pthserve.images.preprocess import Prepared
 from pthserve.images.spec import Spec
 from pthserve.loading import manifest
 from pthserve.loading.manifest import FORMAT
@@ -104,7 +105,7 @@ class Packed:
 
     @property
     def outputs(self) -> int:
-        """How many numbers the model gives for an image."""
+        """How many numbers the model gives for an image; see `Task.outputs`."""
         return self.task.outputs(self.labels)
 
     @property
@@ -118,7 +119,10 @@ class Packed:
         Raises:
             PackError: the files are none of that, or were changed since the model was read.
         """
-        images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
+        if self.spec.rounded:
+            images = self._array(IMAGES, np.uint8, (-1, *self.spec.image_shape))
+        else:
+            images = self._array(IMAGES, np.float32, (-1, *self.spec.tensor_shape))
         return Proof(images, self._array(PROBABILITIES, np.float32, (len(images), self.outputs)))
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -130,8 +134,11 @@ class Packed:
             raise PackError(
                 f"{file}: is not an array of {np.dtype(dtype)}; pack the weights again"
             ) from error
-        count = len(found) if found.ndim == len(shape) else 0
-        if not count or found.shape[1:] != shape[1:] or shape[0] not in (-1, count):
+        fits = found.ndim == len(shape) and all(
+            there > 0 if wanted < 0 else there == wanted
+            for there, wanted in zip(found.shape, shape, strict=True)
+        )
+        if not fits:
             wanted = ", ".join("n" if side < 0 else str(side) for side in shape)
             raise PackError(
                 f"{file}: has the shape {found.shape}, but the manifest needs ({wanted}); "
@@ -159,7 +166,7 @@ class Packed:
             "golden": [
                 {
                     "image": one.image.relative_to(self.folder).as_posix(),
-                    **one.answer(),
+                    **one.answer(self.folder),
                     **({"probability": one.probability} if one.kind == "class" else {}),
                 }
                 for one in self.golden
@@ -190,7 +197,8 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
     digests, kept = _verified(folder, {GRAPH, _weights(GRAPH), INT8, _weights(INT8)} if graphs else set())
     file = folder / MANIFEST
     values = manifest.parse(copies.content(file, digests[MANIFEST], manifest.MAX_BYTES), file)
-    if lost := next((one.image for one in values.golden if one.image not in digests), None):
+    named = [name for one in values.golden for name in (one.image, one.class_map) if name is not None]
+    if lost := next((name for name in named if name not in digests), None):
         raise PackError(
             f"{file}: names the golden image {lost[:200]!r}, which is not a file of the packed model"
         )
@@ -203,10 +211,7 @@ def read(folder: Path, *, graphs: bool = True) -> Packed:
         spec=values.spec.spec(),
         plan=values.plan.plan(),
         int8=values.int8.quantization() if values.int8 is not None else None,
-        golden=tuple(
-            Golden(folder / one.image, sha256=digests[one.image], **one.model_dump(exclude={"image"}))
-            for one in values.golden
-        ),
+        golden=tuple(one.golden(folder, digests[one.image]) for one in values.golden),
         task=values.served_task(),
         inferred=tuple(one.inferred() for one in values.inferred),
         made_with=values.made_with,
@@ -219,7 +224,7 @@ def write(
     model: Packed,
     graph: "openvino.Model",
     quantized: "openvino.Model | None",
-    images: Pixels,
+    images: Prepared,
     expected: NDArray[np.float32],
 ) -> None:
     """Write what `read` reads into `model.folder`, where nothing is yet but the golden images.

@@ -34,10 +34,12 @@ than PyTorch at the same precision for every family of torchvision."""
 LARGE_BATCH = 32
 """The largest batch on a GPU, and the largest that is measured."""
 
-ONLY_TORCH = (
-    "only PyTorch at fp32 runs a detector, a segmentation model, or a model whose images are not cropped"
+ONLY_TORCH = "only PyTorch at fp32 runs "
+"""Begins the reason why another engine, precision or a pack is refused; see `only_torch`."""
+NO_INT8 = (
+    "a detector or a segmentation model is not quantised to int8: use --precision fp32 or bf16, or leave out "
+    "--precision"
 )
-"""Why another engine, precision or a pack is refused; see `varies`."""
 
 
 class Quantized(NamedTuple):
@@ -81,9 +83,14 @@ class EngineFactory:
     quantized: Quantized | None = None
 
     @property
-    def varies(self) -> bool:
-        """Whether the computation depends on the image; see `varies`."""
-        return varies(self.module, self.spec)
+    def only_torch(self) -> str:
+        """Why no engine but PyTorch runs the model, or ""; see `only_torch`."""
+        return only_torch(self.module, self.task, self.spec)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether a pass takes as long as a hundred of a usual classifier's; see `heavy`."""
+        return heavy(self.task, self.spec)
 
     @property
     def unmeasured_batch(self) -> int:
@@ -93,7 +100,7 @@ class EngineFactory:
         to be busy: an H100 runs a ResNet-50 at fp32 at 350 images per second one by one, and at 2,100 in
         batches of 32.
         """
-        if self.varies:
+        if self.heavy:
             return 1
         return LARGE_BATCH if self.device() == "cuda" else Plan().max_batch
 
@@ -104,13 +111,16 @@ class EngineFactory:
             EngineError: There is none.
         """
         options, device = self.options, self.device()
-        if self.varies and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
-            raise EngineError(f"{ONLY_TORCH}; leave out --engine and --precision")
+        if self.only_torch and (options.engine == "openvino" or options.precision not in ("auto", "fp32")):
+            raise EngineError(f"{self.only_torch}; leave out --engine and --precision")
+        if self.heavy and options.precision == "int8":
+            raise EngineError(NO_INT8)
         auto = dict(self._auto(device))
         candidates = [
             Candidate(engine, precision, device, options.cpus)
             for engine, precision in CANDIDATES[device]
             if engine in auto
+            and not (self.heavy and engine == "torch" and precision != "fp32")
             and options.engine in ("auto", engine)
             and (
                 options.precision == precision or (options.precision == "auto" and precision in auto[engine])
@@ -130,8 +140,10 @@ class EngineFactory:
         """Convert the model if `candidates` need it.
 
         Raises:
-            EngineError: OpenVINO cannot convert the module.
+            EngineError: OpenVINO cannot convert the module, or the model is not quantised.
         """
+        if self.heavy and any(candidate.precision == "int8" for candidate in candidates):
+            raise EngineError(NO_INT8)
         if self.graph is None and any(candidate.engine == "openvino" for candidate in candidates):
             from pthserve.engines.openvino_engine import convert
 
@@ -165,26 +177,43 @@ class EngineFactory:
 
     def _auto(self, device: str) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield the engines that can be made and the precisions that `auto` allows; int8 only from a pack."""
-        if self.varies:
-            yield "torch", ("fp32",)
-            return
-        if device == "cpu":
+        if device == "cpu" and not self.only_torch:
             from pthserve.engines import openvino_engine
 
             usable = self.quantized is not None and self.quantized.how.weight_bits <= weight_bits()
             yield "openvino", [name for name in openvino_engine.precisions() if name != "int8" or usable]
-        if self.module is not None:
+        if self.heavy and self.module is not None:
+            yield "torch", ("fp32",)
+        elif self.module is not None:
             from pthserve.engines import torch_engine
 
             yield "torch", torch_engine.precisions(device)
 
 
-def varies(module: "nn.Module | None", spec: Spec) -> bool:
-    """Whether what is computed depends on the image: on its shape, as nothing is cropped, or on its objects.
+def only_torch(module: "nn.Module | None", task: Task, spec: Spec) -> str:
+    """Why PyTorch at fp32 is the only engine of a model, or "".
 
-    PyTorch at fp32 is then the only engine: OpenVINO converts a module for images of one shape.
+    OpenVINO converts a module for images of one shape, unless it is made to be traced; such a module may have
+    `only_torch`, what it is that OpenVINO cannot run.
     """
-    return spec.whole or getattr(module, "varies", False)
+    traceable = _finds(task) if module is None else getattr(module, "varies", False)
+    if spec.whole and not traceable:
+        return f"{ONLY_TORCH}a classifier whose images are not cropped"
+    what: str = getattr(module, "only_torch", "")
+    return what and ONLY_TORCH + what
+
+
+def _finds(task: Task) -> bool:
+    """Whether the answers are objects or classes of pixels."""
+    return task.golden_kind in ("boxes", "class_map")
+
+
+def heavy(task: Task, spec: Spec) -> bool:
+    """Whether a pass takes as long as a hundred of a usual classifier's.
+
+    It is of a large image that is not cropped, or finds its objects or the classes of its pixels.
+    """
+    return spec.whole or _finds(task)
 
 
 def device(options: ModelOptions, module: "nn.Module | None") -> str:

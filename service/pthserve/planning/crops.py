@@ -19,6 +19,8 @@ from pthserve.images.spec import Spec
 
 COUNT = 208
 """Number of crops where there are fewer photos: 26 batches of BATCH."""
+FEW = 12
+"""Number of crops where a pass is long, as of a detector: each has many objects, or thousands of places."""
 BATCH = 8
 """Number of crops in one forward pass."""
 MOST = 10_000

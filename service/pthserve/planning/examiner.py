@@ -183,7 +183,7 @@ class Examiner:
         found = None
         if self._is_reference(engine):
             first = list(islice(self.crops, CHECKED // BATCH))
-            if self.engines.varies:  # a pass takes seconds, and the reference agrees with itself
+            if self.engines.heavy:  # a pass takes seconds, and the reference agrees with itself
                 first = [first[0][:1]]
             same = Reference(scores(self.engines.task, engine, first), self.crops.origin)
             found = compare(self.engines.task, engine, same.scores, same)

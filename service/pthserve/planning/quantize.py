@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pthserve.engines.base import Engine
 from pthserve.engines.quantized_graph import Quantization, QuantizedGraph, quantize, weight_bits
 from pthserve.errors import EngineError
-from pthserve.images.preprocess import normalise
+from pthserve.images.preprocess import Prepared, normalise
+from pthserve.images.spec import Spec
 from pthserve.planning import calibration
 from pthserve.planning.agreement import CLEAR, Evidence
 from pthserve.planning.candidates import Candidate, EngineFactory, Quantized
@@ -199,17 +200,22 @@ def find(engines: EngineFactory, judge: Judge) -> Quantized:
             "use --weight-bits 7"
         )
     _log.info("int8: quantising with %d crops of %d photos", len(images.ranges), images.photos)
-    made = quantize(engines.graph, normalise(images.ranges, spec), bits)
+    made = quantize(engines.graph, _tensors(images.ranges, spec), bits)
     search = Search(engines, made, images.photos, bits, judge)
 
     def order() -> list[int]:
         total = sum(layer.multiplications for layer in made.layers)
         count = int(np.clip(_WORK // max(1, total * len(made.layers)), *_PROBES))
-        probes = normalise(images.probes[:count], spec)
+        probes = _tensors(images.probes[:count], spec)
         _log.info("int8: measuring %d layers on %d crops", len(made.layers), len(probes))
         return by_harm(made, harms(engines, made, probes))
 
     return search.run(order)
+
+
+def _tensors(images: Prepared, spec: Spec) -> NDArray[np.float32]:
+    """Normalise images, which are so already where the preprocessing keeps fractions."""
+    return normalise(images, spec) if spec.rounded else images
 
 
 def harms(engines: EngineFactory, made: QuantizedGraph, probes: NDArray[np.float32]) -> list[float]:

@@ -156,6 +156,8 @@ class Pipeline:
                 self._next += 1
             self._inside -= len(taken)
             self._make_room()
+            if not self._before_engine:
+                self._filled.notify()
         return taken
 
     def _make_room(self) -> None:
@@ -265,8 +267,12 @@ class Pipeline:
         return None
 
     def _nothing_to_wait_for(self) -> bool:
-        """Whether no further image may come, or too many of different shapes wait."""
-        return not self._before_engine or sum(map(len, self._groups.values())) >= self._waiting
+        """Whether no further image comes before one of these leaves, or too many of different shapes wait."""
+        no_room = self._inside > self._most - self._batch or self._bytes >= HELD  # see `_make_room`
+        stuck = no_room and self._next not in self._results  # otherwise a result is taken next
+        if not self._before_engine and (self._exhausted or stuck):
+            return True
+        return sum(map(len, self._groups.values())) >= self._waiting
 
     def _answered(self, held: _Held, row: NDArray[np.float32]) -> tuple[_Held, Scored] | None:
         """The result for an image, or None if it is still to be computed."""

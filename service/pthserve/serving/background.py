@@ -15,6 +15,7 @@ async def in_background(work: Callable[[], Result]) -> Result:
     It runs in a daemon thread, which does not keep the process from ending.
     """
     done: Future[Result] = Future()
+    done.set_running_or_notify_cancel()  # a caller that is cancelled does not end the thread
     threading.Thread(target=run, args=(work, done), name="background", daemon=True).start()
     try:
         return await asyncio.wrap_future(done)
@@ -23,7 +24,7 @@ async def in_background(work: Callable[[], Result]) -> Result:
 
 
 def run(work: Callable[[], Result], done: "Future[Result]") -> None:
-    """Run `work` and set the result or the exception of `done`."""
+    """Run `work` and set the result or the exception of `done`, which cannot be cancelled any more."""
     try:
         done.set_result(work())
     except BaseException as error:  # raised again where `done` is awaited

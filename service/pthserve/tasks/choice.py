@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import CardError
 from pthserve.files.stated_task import Hint, NamedOutput, StatedTask, TaskName
+from pthserve.images.spec import Spec
 from pthserve.tasks.base import Task
 from pthserve.tasks.binary import BinaryTask
 from pthserve.tasks.classification import CLASSIFICATION, ClassificationTask
@@ -127,6 +129,31 @@ def make(name: TaskName, stated: StatedTask, outputs: int) -> Task:
             "or `task: regression`"
         )
     return CLASSIFICATION
+
+
+def placed(task: Task, spec: Spec, card: Path) -> Task:
+    """Return `task` with places in the coordinates of the image as sent, for images that `spec` makes.
+
+    Args:
+        card: The file that states `spec`, for messages.
+
+    Raises:
+        CardError: `spec` cuts off what the answer is about.
+    """
+    if isinstance(task, DetectionTask | SegmentationTask) and not spec.shows_all:
+        height, width = spec.crop
+        raise CardError(
+            f"{card}: preprocessing: crops images to {height} x {width} pixels, so that the model does not "
+            f"get the rest of an image; for the task {task.name}, state `resize: [{height}, {width}]` with "
+            "the same `crop`, or `crop: null` where the model accepts any size"
+        )
+    if isinstance(task, SegmentationTask) and spec.pad is not None:
+        raise CardError(
+            f"{card}: preprocessing.pad: is for the task detection; a class map would show the padding, too"
+        )
+    if isinstance(task, DetectionTask):
+        return replace(task, spec=spec if spec.pad is not None else None)
+    return task
 
 
 def task_fields(task: Task) -> dict[str, Any]:

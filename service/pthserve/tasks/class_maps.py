@@ -38,8 +38,13 @@ class Scores(NamedTuple):
     width: int
 
     @classmethod
-    def read(cls, row: NDArray[np.float32], classes: int) -> "Scores":
-        """The scores in an engine's row: `_HEADER` numbers, then `values`."""
+    def read(cls, row: NDArray[np.float32], classes: int, places: tuple[int, int] | None = None) -> "Scores":
+        """The scores in an engine's row: `_HEADER` numbers, then `values`.
+
+        places: rows and columns of the scores of a graph for one size, which has no header.
+        """
+        if places is not None:
+            return cls(row.reshape(classes, *places), *places)
         rows, columns, height, width = (int(number) for number in row[:_HEADER])
         return cls(row[_HEADER:].reshape(classes, rows, columns), height, width)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve.files.golden import Golden, GoldenBox
+from pthserve.images.spec import Spec
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
     Comparison,
@@ -33,6 +34,9 @@ CLOSE = 0.9
 """An engine's box agrees with the reference's from this intersection over union on."""
 FLOOR = 0.1
 """Detections of a lower score are not compared: rounding decides which of them are suppressed."""
+THIN = 1e-3
+"""Detections whose box is narrower are not compared, as a share of the image's width or height: rounding
+decides by how much they overlap. Boxes beside the image are so once they are cut to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +44,48 @@ class DetectionTask:
     """Objects, float32 (n, outputs): a table for each image; see `Task`.
 
     threshold: the score from which on an object is answered, unless the request states another.
+    spec: how images are preprocessed, where boxes are not in shares of the image as sent.
     """
 
     table: Table
     threshold: float = THRESHOLD
+    spec: Spec | None = None
 
     name = NAME
     answer_model = DetectionAnswer
     golden_kind = "boxes"
     explains = False
     has_classes = True
-    query: tuple[Parameter, ...] = (
-        Parameter(
-            "threshold",
-            "the minimum score of a listed object",
-            {"type": "number", "minimum": 0, "maximum": 1, "default": THRESHOLD},
-        ),
-        Parameter(
-            "max",
-            "the maximum number of objects to list, highest score first",
-            {"type": "integer", "minimum": 1},
-        ),
-        Parameter(
-            "masks",
-            "`none` leaves the masks out; `rle` gives COCO's compressed run lengths",
-            {"type": "string", "enum": ["rle", "none"], "default": "rle"},
-        ),
-    )
+
+    @property
+    def query(self) -> tuple[Parameter, ...]:
+        """Minimum score, maximum number, and whether there are masks; see `Selects`."""
+        return (
+            Parameter(
+                "threshold",
+                "the minimum score of a listed object",
+                {"type": "number", "minimum": 0, "maximum": 1, "default": self.threshold},
+            ),
+            Parameter(
+                "max",
+                "the maximum number of objects to list, highest score first",
+                {"type": "integer", "minimum": 1},
+            ),
+            Parameter(
+                "masks",
+                "`none` leaves the masks out; `rle` gives COCO's compressed run lengths",
+                {"type": "string", "enum": ["rle", "none"], "default": "rle"},
+            ),
+        )
 
     def parameters(self) -> dict[str, Any]:
         """The shape of the table, and the threshold; see `Task`."""
+        table = asdict(self.table)
+        for name, usual in (("overlap", 1.0), ("objects", None)):
+            if table[name] == usual:
+                del table[name]
         return {
-            **asdict(self.table),
+            **table,
             "keypoint_names": list(self.table.keypoint_names),
             "threshold": self.threshold,
         }
@@ -100,7 +114,7 @@ class DetectionTask:
 
     def answer(self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)) -> Detections:
         """The objects of one image; see `Task`."""
-        return self.table.read(output, labels, size, self.threshold)
+        return self.table.read(output, labels, size, self.threshold, spec=self.spec)
 
     def selection(self, query: Mapping[str, str]) -> Callable[[Detections], Detections]:
         """The objects that a request asks for; see `Selects`."""
@@ -119,11 +133,11 @@ class DetectionTask:
     def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
         """How the objects of each image differ from those of the reference; see `Task`.
 
-        Two objects match where they are of one class, with an intersection over union of at least CLOSE. The
-        difference of two that match is that of their scores, or of their masks where that is larger; of an
-        object above FLOOR that the other lacks, how far its score is above FLOOR. The decision is the same
-        where each object that is answered has a match; an object is clear where its score is at least half
-        of `margin` above the threshold.
+        Objects as narrow as THIN do not count. Two match where they are of one class, with an intersection
+        over union of at least CLOSE. The difference of two that match is that of their scores, or of their
+        masks where that is larger; of an object above FLOOR that the other lacks, how far its score is above
+        FLOOR. The decision is the same where each object that is answered has a match; an object is clear
+        where its score is at least half of `margin` above the threshold.
         """
         rows = [self._compared(*each, margin) for each in zip(scores, reference, strict=True)]
         differences, same, clear, kept = zip(*rows, strict=True)
@@ -137,12 +151,12 @@ class DetectionTask:
         """See `Comparison`, of one image: its difference, and whether it is the same, clear and kept."""
         ours, theirs = (self.table.read(one, (), (1, 1)) for one in (row, reference))
         sure = np.float32(self.threshold + margin / 2)
-        clear = bool((theirs.scores >= sure).any())
+        clear = bool((theirs.scores[_wide(theirs)] >= sure).any())
         if not np.isfinite(row).all():
             return np.inf, False, clear, not clear
         worst, same, kept = 0.0, True, True
         for these, those in ((theirs, ours), (ours, theirs)):
-            for index in np.flatnonzero(these.scores > FLOOR):
+            for index in np.flatnonzero((these.scores > FLOOR) & _wide(these)):
                 score = these.scores[index]
                 match, overlap = closest(those, these.boxes[index], int(these.class_indices[index]))
                 if match is not None and overlap >= CLOSE:
@@ -282,6 +296,12 @@ class DetectionTask:
             Row(one["label"], f"{100 * one['score']:.1f} %  {_shown(one['box'])}", one["score"])
             for one in answer["detections"]
         ] or [Row("nothing", f"no object with a score of {answer['threshold']:g} or more")]
+
+
+def _wide(found: Detections) -> NDArray[np.bool_]:
+    """Which objects are wider and higher than THIN, in an image of size 1."""
+    wide: NDArray[np.bool_] = (found.boxes[:, 2:] - found.boxes[:, :2]).min(1) > THIN
+    return wide
 
 
 def _shown(box: Sequence[float] | NDArray[np.float32]) -> str:

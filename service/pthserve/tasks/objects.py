@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from pthserve.errors import EngineFailed
+from pthserve.images.spec import Spec
 from pthserve.tasks.base import Size
 from pthserve.tasks.drawing import Shape, colour, draw
 from pthserve.tasks.masks import Mask, Runs, pasted
+from pthserve.tasks.suppression import kept
 
 NAME = "detection"
 """Of the task."""
@@ -86,6 +89,7 @@ class Detections:
     small_masks: NDArray[np.float32] | None = field(repr=False)
     _row: NDArray[np.float32] = field(repr=False)
     _with_masks: bool = field(default=True, repr=False)
+    _spec: Spec | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -123,7 +127,7 @@ class Detections:
             masks: False leaves masks out.
         """
         least = self.threshold if threshold is None else threshold
-        return self.table.read(self._row, self.labels, self.size, least, most, masks=masks)
+        return self.table.read(self._row, self.labels, self.size, least, most, masks=masks, spec=self._spec)
 
     def draw(self, image: Image.Image) -> Image.Image:
         """The objects drawn over the image, which may be scaled; see `Drawn`."""
@@ -168,19 +172,23 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What an engine gives for an image: so many detections, best first and filled up with zeros.
+    """What an engine gives for an image: so many detections, filled up with zeros.
 
     Each has its box, in shares of the image's width and height, its score, the index of its class, and then,
     where the model has them, its keypoints (x and y in shares, and a score) and its mask.
 
     most: detections. mask: side of the masks, 0 where there are none. keypoints: of each object;
-    keypoint_names: of these, where they have names.
+    keypoint_names: of these, where they have names. overlap: the intersection over union with a better box
+    of its class from which on a box is dropped, where the engine has not done that; 1 drops none. objects:
+    most objects of an answer, None for any number.
     """
 
     most: int
     mask: int = 0
     keypoints: int = 0
     keypoint_names: tuple[str, ...] = ()
+    overlap: float = 1.0
+    objects: int | None = None
 
     @property
     def columns(self) -> int:
@@ -201,6 +209,7 @@ class Table:
         most: int | None = None,
         *,
         masks: bool = True,
+        spec: Spec | None = None,
     ) -> Detections:
         """The objects in a row, float32 (outputs,), with a score of `threshold` or more, at most so many.
 
@@ -208,17 +217,32 @@ class Table:
             labels: one a class.
             size: (width, height) of the image as sent.
             masks: whether the answer shows masks.
+            spec: how the image became the model's, where that is not the image as a whole.
+
+        Raises:
+            EngineFailed: an object has a class without a label.
         """
         table = row.reshape(self.most, self.columns)
-        table = table[(table[:, _SCORE] >= threshold) & (table[:, _SCORE] > 0)][:most]
+        table = table[(table[:, _SCORE] >= threshold) & (table[:, _SCORE] > 0)]
+        table = self._chosen(table)[:most]
+        largest = int(table[:, _CLASS].max(initial=0))
+        if labels and largest >= len(labels):
+            raise EngineFailed(
+                f"the model found an object of the class {largest}, but there are labels for {len(labels)} "
+                "classes; state a label for each class in model.yaml"
+            )
         scale = np.array(size, np.float32)
+        boxes = table[:, _BOX] * np.tile(scale, 2)
+        if spec is not None and spec.pad is not None:
+            view = np.array(spec.view(*size), np.float32)
+            boxes = (table[:, _BOX] * np.tile(view[2:], 2) + np.tile(view[:2], 2)).clip(0, np.tile(scale, 2))
         points = None
         if self.keypoints:
             points = table[:, _REST : _REST + 3 * self.keypoints].reshape(-1, self.keypoints, 3).copy()
             points[..., :2] *= scale
         small = table[:, -(self.mask**2) :].reshape(-1, self.mask, self.mask) if self.mask else None
         return Detections(
-            boxes=table[:, _BOX] * np.tile(scale, 2),
+            boxes=boxes,
             scores=table[:, _SCORE].copy(),
             class_indices=table[:, _CLASS].astype(np.int64),
             keypoints=points,
@@ -229,7 +253,12 @@ class Table:
             small_masks=small,
             _row=row,
             _with_masks=masks,
+            _spec=spec,
         )
+
+    def _chosen(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The rows of `table` that are not dropped for a better one, best first; see `overlap`, `objects`."""
+        return table[kept(table[:, _BOX], table[:, _SCORE], table[:, _CLASS], self.overlap, self.objects)]
 
 
 def intersections(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -238,6 +267,7 @@ def intersections(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArr
     common = np.prod(np.maximum(np.minimum(boxes[:, 2:], box[2:]) - corner, 0), 1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1) + np.prod(box[2:] - box[:2]) - common
     shares: NDArray[np.float32] = np.divide(common, areas, out=np.zeros_like(common), where=areas > 0)
+    shares[(boxes == box).all(1)] = 1  # of boxes without an area, too
     return shares
 
 

@@ -43,10 +43,11 @@ _PICTURES = ("map", "overlay")
 class SegmentationTask:
     """The class of each pixel, from outputs that `Scores` reads; see `Task`.
 
-    classes: how many there are.
+    classes: how many there are. places: rows and columns of the scores, where the rows do not say it.
     """
 
     classes: int
+    places: tuple[int, int] | None = None
 
     name = NAME
     answer_model = SegmentationAnswer
@@ -69,8 +70,8 @@ class SegmentationTask:
     )
 
     def parameters(self) -> dict[str, Any]:
-        """How many classes there are; see `Task`."""
-        return {"classes": self.classes}
+        """How many classes there are, and the number of places; see `Task`."""
+        return {"classes": self.classes, **({"places": list(self.places)} if self.places else {})}
 
     def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
         """One a class, of which there are `outputs`; one fewer where class 0 is the background's."""
@@ -81,8 +82,8 @@ class SegmentationTask:
         )
 
     def outputs(self, labels: tuple[str, ...]) -> int:
-        """ANY: as many as the network computes scores for; see `Task`."""
-        return ANY
+        """As many as the network computes scores for: ANY, or those of `places`; see `Task`."""
+        return self.classes * self.places[0] * self.places[1] if self.places else ANY
 
     def describe(self, labels: tuple[str, ...]) -> str:
         """What it does; see `Task`."""
@@ -92,7 +93,7 @@ class SegmentationTask:
         self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)
     ) -> Segmentation:
         """The classes of one image's pixels, still to be computed; see `Task`."""
-        return Segmentation(labels, size, Scores.read(output, self.classes))
+        return Segmentation(labels, size, Scores.read(output, self.classes, self.places))
 
     def selection(self, query: Mapping[str, str]) -> Callable[[Segmentation], Segmentation]:
         """The form that a request asks for; see `Selects`."""
@@ -124,12 +125,12 @@ class SegmentationTask:
         self, row: NDArray[np.float32], reference: NDArray[np.float32], margin: float
     ) -> tuple[float, bool, bool, bool]:
         """See `Comparison`, of one image: its difference, and whether it is the same, clear and kept."""
-        theirs = _probabilities(Scores.read(reference, self.classes))
+        theirs = _probabilities(Scores.read(reference, self.classes, self.places))
         second, first = np.partition(theirs, -2, axis=0)[-2:]
         sure = first - second > margin
         if not np.isfinite(row).all():
             return np.inf, False, bool(sure.any()), not sure.any()
-        ours = _probabilities(Scores.read(row, self.classes))
+        ours = _probabilities(Scores.read(row, self.classes, self.places))
         alike = ours.argmax(0) == theirs.argmax(0)
         kept = not sure.any() or alike[sure].mean() >= SAME
         return float(abs(ours - theirs).max()), bool(alike.mean() >= SAME), bool(sure.any()), bool(kept)

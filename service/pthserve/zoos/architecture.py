@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.errors import ArchitectureError
+from pthserve.files.stated_task import StatedTask
 from pthserve.images.spec import Spec
 from pthserve.zoos.base import Architecture, Source, Zoo
 from pthserve.zoos.exported import Exported
@@ -42,6 +43,8 @@ def build(
     format: str = "",  # noqa: A002, the field's name
     content: IO[bytes] | None = None,
     beside: Mapping[str, IO[bytes]] | None = None,
+    task: StatedTask | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> Architecture:
     """The module that `state_dict` fits, with its weights. The arguments are the fields of `Source`.
 
@@ -62,9 +65,15 @@ def build(
         format,
         content,
         beside or {},
+        task or StatedTask(),
+        labels,
     )
     built = next(zoo for zoo in zoos() if zoo.claims(source)).build(source)
     subjects = {inferred.subject for inferred in built.inferred}
+    if source.task.graph is not None and not format:
+        raise ArchitectureError(
+            "`outputs` says what the outputs of an exported graph are, and this file has none; leave it out"
+        )
     if first_layer and "first layer" not in subjects:
         raise ArchitectureError(f"{built.name} has no first layer that `first_layer` could change")
     if head and "activation" not in subjects:

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
-from pthserve.files.stated_task import Hint
+from pthserve.files.stated_task import Hint, StatedTask
 from pthserve.images.spec import Spec
 from pthserve.tasks.base import Task
 from pthserve.zoos.layout import Shape, some
@@ -32,6 +32,7 @@ class Source:
     format, content, beside: of an exported model, as in `files.weights.Weights`.
     metadata: plain values that the checkpoint holds beside its tensors.
     allowed: modules whose code may be imported and called.
+    task, labels: what the card states of them.
     """
 
     state_dict: "Mapping[str, Tensor]"
@@ -46,6 +47,8 @@ class Source:
     format: str = ""
     content: IO[bytes] | None = None
     beside: Mapping[str, IO[bytes]] = field(default_factory=dict)
+    task: StatedTask = field(default_factory=StatedTask)
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

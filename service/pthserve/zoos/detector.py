@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from pthserve.tasks.objects import Table
+
+_KEYPOINTS = "a detector with keypoints: OpenVINO cannot resize a heat map of each object to its box"
 
 
 class Detector(nn.Module):
@@ -20,22 +23,26 @@ class Detector(nn.Module):
 
     varies = True
     """Whether what is computed follows from the image, so that no recording of it can be replayed."""
+    one_image = True
+    """Whether a graph of it is for one image: each has a computation of its own."""
 
     def __init__(self, model: Any, table: Table) -> None:
         super().__init__()
         model.transform = _Prepared(model.transform)
         self.model = model
         self.table = table
+        self.only_torch = _KEYPOINTS if table.keypoints else ""
+        """What OpenVINO cannot run, or ""."""
 
     def forward(self, images: Tensor) -> Tensor:
         """The detections of each image, best first."""
-        height, width = images.shape[-2:]
+        # As tensors, for which a trace has the sizes of each image, and not of the one that it saw.
+        size = torch._shape_as_tensor(images)[2:].flip(0).to(images)
         found: Sequence[dict[str, Tensor]] = self.model(list(images))
-        return torch.stack([self._row(one, height, width) for one in found])
+        return torch.stack([self._row(one, size) for one in found])
 
-    def _row(self, found: dict[str, Tensor], height: int, width: int) -> Tensor:
+    def _row(self, found: dict[str, Tensor], size: Tensor) -> Tensor:
         boxes = found["boxes"]
-        size = boxes.new_tensor((width, height))
         columns = [
             boxes / size.repeat(2),
             found["scores"][:, None],
@@ -47,11 +54,8 @@ class Detector(nn.Module):
             columns.append(torch.cat((places, scores), -1).flatten(1))
         if self.table.mask:
             columns.append(found["masks"].flatten(1))
-        table = torch.cat(columns, 1)[: self.table.most]
-        order = table[:, 4].argsort(descending=True, stable=True)
-        row = boxes.new_zeros(self.table.most, table.shape[1])
-        row[: len(table)] = table[order]
-        return row.flatten()
+        table = pad(torch.cat(columns, 1), (0, 0, 0, self.table.most))[: self.table.most]
+        return table[table[:, 4].argsort(descending=True, stable=True)].flatten()
 
 
 class _Prepared(GeneralizedRCNNTransform):  # type: ignore[misc]

@@ -4,14 +4,20 @@ An ONNX file is read by OpenVINO and never by torch. What an exported model does
 with an image before it, unless its sizes are fixed or its first operations normalise it.
 """
 
-from typing import IO, Any
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
 
 from pthserve.errors import ArchitectureError, WeightsError
 from pthserve.files import formats, onnx_files
 from pthserve.text import quoted
-from pthserve.zoos.base import Architecture, Source
+from pthserve.zoos import exported_objects
+from pthserve.zoos.base import DEFAULT_SIZE, Architecture, Source
 from pthserve.zoos.exported_ends import Form, ImageInput, chosen, hint, told
+from pthserve.zoos.exported_objects import Objects
 from pthserve.zoos.layout import some
+
+if TYPE_CHECKING:
+    from pthserve.engines.exported_graph import Adapted
 
 DOMAINS = ("com.microsoft", "org.openvinotoolkit")
 """Of operators beside ONNX's own, of which OpenVINO knows some."""
@@ -63,27 +69,71 @@ def _onnx(source: Source, content: IO[bytes]) -> Architecture:
         )
     names = [exported_graph.name(end) for end in graph.outputs]
     forms = [_form(end) for end in graph.outputs]
-    output = chosen(names, forms, source.kwargs.get("output"), file)
+    metadata = exported_graph.metadata(graph)
     image = ImageInput.of(_form(graph.input(0)), file)
     kind = graph.input(0).element_type
     scale = (1 / 255, 0.0) if kind.is_integral() else exported_graph.first_scale(graph)
-    size = image.size(source.spec, file)
-    adapted = exported_graph.adapt(graph, output, (image.channels, *size), channels_last=image.channels_last)
+    objects = exported_objects.has_objects(source.task, source.kwargs.get("output"), forms, metadata)
+    size = image.size(source.spec, file, exported_objects.SIDE if objects else DEFAULT_SIZE)
     spec, inferred = image.preprocessing(source.spec, size, scale, whole=kind.is_integral())
+    shape = (image.channels, *size)
+    common: dict[str, Any] = {
+        "name": "onnx",
+        "module": None,
+        "prefix": "",
+        "input_size": size[0],
+        "channels": image.channels,
+        "ends": ends,
+    }
+    if objects:
+        forms = [_form(end) for end in exported_graph.sized(graph, shape, image.channels_last).outputs]
+        found = exported_objects.read(
+            source.task, source.labels, exported_objects.Ends(names, forms, metadata, size, file)
+        )
+        activation, adapted = _objects(graph, found, shape, image)
+        spec, inferred = exported_objects.preprocessing(found, spec, inferred)
+        return Architecture(
+            num_classes=found.classes,
+            parameters=adapted.parameters,
+            inferred=(*told("an ONNX model", activation, adapted.alone), *found.inferred),
+            spec=spec,
+            preprocessing=inferred,
+            graph=adapted.graph,
+            labels=found.labels,
+            task=found.task,
+            **common,
+        )
+    output = chosen(names, forms, source.kwargs.get("output"), file)
+    adapted = exported_graph.adapt(graph, output, shape, channels_last=image.channels_last)
     return Architecture(
-        "onnx",
-        None,
         num_classes=adapted.outputs,
-        prefix="",
         parameters=adapted.parameters,
-        input_size=size[0],
-        channels=image.channels,
         inferred=told("an ONNX model", adapted.activation, adapted.alone),
         spec=spec,
         hint=hint(adapted.activation, adapted.outputs),
         graph=adapted.graph,
         preprocessing=inferred,
-        ends=ends,
+        **common,
+    )
+
+
+def _objects(
+    graph: Any, found: Objects, shape: tuple[int, int, int], image: ImageInput
+) -> tuple[str, "Adapted"]:
+    """The graph as `found.task` reads it, and the activation that was taken out of it."""
+    from pthserve.engines import exported_graph, object_graphs
+
+    adapt = partial(exported_graph.adapt, shape=shape, channels_last=image.channels_last)
+    if isinstance(found.outputs, int):
+        place = found.outputs
+        graph = graph.clone()
+        activation = exported_graph.without_activation(graph, place)
+        return activation, adapt(graph, lambda sized: object_graphs.pixel_scores(sized, place))
+    boxes, most = found.outputs, found.most
+    return "", adapt(
+        graph,
+        lambda sized: object_graphs.table(sized, boxes, most),
+        unordered=True,
     )
 
 

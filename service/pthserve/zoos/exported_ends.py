@@ -93,14 +93,14 @@ class ImageInput:
         """(height, width), where the file says both."""
         return None if self.height is None or self.width is None else (self.height, self.width)
 
-    def size(self, stated: Spec | None, file: str) -> tuple[int, int]:
-        """(height, width) of the images to make; stated: the card's preprocessing.
+    def size(self, stated: Spec | None, file: str, usual: int = DEFAULT_SIZE) -> tuple[int, int]:
+        """(height, width) of the images to make; stated: the card's preprocessing; usual: where nothing says.
 
         Raises:
             ArchitectureError: the card's size is another than the file's.
         """
         if stated is None or stated.assumed:
-            return self.height or DEFAULT_SIZE, self.width or DEFAULT_SIZE
+            return self.height or usual, self.width or usual
         wanted = (self.height or stated.crop[0], self.width or stated.crop[1])
         if wanted != stated.crop:
             raise ArchitectureError(

@@ -1,7 +1,7 @@
 """Exported programs: a .pt2 file as a module, with what its graph tells of images, outputs and batch."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from pthserve.errors import ArchitectureError, EngineError, WeightsError
 from pthserve.files import documents, pt2
 from pthserve.files.pt2 import Stored
 from pthserve.text import quoted
-from pthserve.zoos import program_blocks
+from pthserve.zoos import exported_objects, program_blocks, program_objects
 from pthserve.zoos.base import Architecture, Source
 from pthserve.zoos.exported_ends import Form, ImageInput, chosen, hint, told
+from pthserve.zoos.exported_objects import Objects
 from pthserve.zoos.layout import some
 from pthserve.zoos.operators import function, kind
 from pthserve.zoos.program import DTYPES, Call, Program, Value, call_of
@@ -58,35 +59,56 @@ def _build(source: Source, archive: pt2.Archive, file: str) -> Architecture:
     outputs = _outputs(signature, file)
     names = _output_names(module, outputs)
     meta = graph["tensor_values"]
-    output = chosen(names, [_form(meta[name]) for name in outputs], source.kwargs.get("output"), file)
+    forms = [_form(meta[name]) for name in outputs]
     nodes, autocast = _nodes(graph, file)
     calls = [call_of(node) for node in nodes]
-    calls, last, activation = _without_activation(calls, outputs[output])
     form = _form(meta[image])
     taken = ImageInput.of(form, file)
     dtype = DTYPES[meta[image]["dtype"]]
-    size = taken.size(source.spec, file)
-    program = Program(image, calls, last, weights).eval()
-    program.dtype, program.channels_last = dtype, taken.channels_last
-    program.whole = not dtype.is_floating_point
+    whole = not dtype.is_floating_point
+    named = source.kwargs.get("output")
+    found = None
+    if exported_objects.has_objects(source.task, named, forms, {}):
+        size = taken.size(source.spec, file, exported_objects.SIDE)
+        found = exported_objects.read(
+            source.task, source.labels, exported_objects.Ends(names, forms, {}, size, file)
+        )
+        activation, lasts = "", [outputs[place] for place in _places(found)]
+        if isinstance(found.outputs, int):
+            calls, last, activation = _without_activation(calls, lasts[0])
+            lasts = [last]
+    else:
+        size = taken.size(source.spec, file)
+        calls, last, activation = _without_activation(calls, outputs[chosen(names, forms, named, file)])
+        lasts = [last]
+    program = Program(image, calls, lasts, weights).eval()
+    program.dtype, program.channels_last, program.whole = dtype, taken.channels_last, whole
+    if found is not None:
+        program.read = _reader(found)
     shape = (taken.channels, *size)
     _check_size(program, shape, form[0] or 1, file)
-    found, alone = _checked(program, shape, form[0], file)
-    scale = (1 / 255, 0.0) if program.whole else _first_scale(calls, image, weights)
-    spec, inferred = taken.preprocessing(source.spec, size, scale, whole=program.whole)
+    numbers, alone = _checked(program, shape, form[0], file)
+    scale = (1 / 255, 0.0) if whole else _first_scale(calls, image, weights)
+    spec, inferred = taken.preprocessing(source.spec, size, scale, whole=whole)
+    if found is not None:
+        spec, inferred = exported_objects.preprocessing(found, spec, inferred)
     return Architecture(
         "exported program",
         program,
-        num_classes=found,
+        num_classes=numbers if found is None else found.classes,
         prefix="",
         parameters=sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point()),
         input_size=size[0],
         channels=taken.channels,
-        inferred=told("a program of torch.export", activation, alone) + _AUTOCAST * autocast,
+        inferred=told("a program of torch.export", activation, alone)
+        + _AUTOCAST * autocast
+        + (found.inferred if found is not None else ()),
         spec=spec,
-        hint=hint(activation, found),
+        hint=hint(activation, numbers) if found is None else None,
         graph=_graph(program, shape) if alone else None,
         preprocessing=inferred,
+        labels=found.labels if found is not None else None,
+        task=found.task if found is not None else None,
         ends=(
             f"input {quoted(image)}: {_words(dtype, form)}",
             *(
@@ -95,6 +117,19 @@ def _build(source: Source, archive: pt2.Archive, file: str) -> Architecture:
             ),
         ),
     )
+
+
+def _places(found: Objects) -> tuple[int, ...]:
+    """The numbers of the outputs that count."""
+    return (found.outputs,) if isinstance(found.outputs, int) else found.outputs.places
+
+
+def _reader(found: Objects) -> Callable[[Sequence[Tensor]], Tensor]:
+    """What makes rows of the outputs."""
+    outputs = found.outputs
+    if isinstance(outputs, int):
+        return lambda given: program_objects.pixel_scores(given[0])
+    return lambda given: program_objects.table(given, outputs)
 
 
 def _words(dtype: torch.dtype, form: Form) -> str:

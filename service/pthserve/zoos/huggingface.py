@@ -32,7 +32,7 @@ _WEIGHTS = ("model.", "pytorch_model.", "model-", "pytorch_model-")
 
 
 class HuggingFace:
-    """Image classifiers of transformers; see `Zoo`."""
+    """Image classifiers, detectors and segmentation models of transformers; see `Zoo`."""
 
     def claims(self, source: Source) -> bool:
         """Whether a configuration of transformers lies beside the weights, and the card names no other."""
@@ -54,12 +54,17 @@ class HuggingFace:
                 "pip install pthserve[huggingface]"
             )
         with _quiet():
-            from pthserve.zoos import transformers_models
+            from pthserve.zoos import transformers_models, transformers_objects
 
-            name, config, made = transformers_models.choose(values)
+            name, config, made, kind = transformers_models.choose(values)
             model = transformers_models.load(name, made, config, source.state_dict)
             spec, preprocessing = _preprocessing(folder, values, source.spec, config)
         labels = _labels(values, folder / FILE)
+        task = None
+        if kind == "classification":
+            module: Any = transformers_models.Logits(model).eval()
+        else:
+            module, task = transformers_objects.wrapped(model, values["model_type"], config, kind)
         channels = int(getattr(config, "num_channels", 3) or 3)
         if channels not in (1, 3):
             raise ArchitectureError(f"{name} has {channels} input channels; an image has 1 or 3 of them")
@@ -68,7 +73,7 @@ class HuggingFace:
             raise CardError(f"{folder / FILE}: id2label: has {len(labels)} labels for {outputs} classes")
         return Architecture(
             f"huggingface/{values['model_type']}",
-            transformers_models.Logits(model).eval(),
+            module,
             num_classes=outputs,
             prefix="",
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -76,7 +81,8 @@ class HuggingFace:
             channels=channels,
             inferred=(Inferred("architecture", f"{name} of {FILE}", Origin.FILE),),
             spec=spec,
-            hint=_hint(values.get("problem_type"), outputs),
+            hint=None if task else _hint(values.get("problem_type"), outputs),
+            task=task,
             preprocessing=preprocessing,
             labels=labels,
         )

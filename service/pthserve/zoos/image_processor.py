@@ -17,7 +17,7 @@ from PIL import Image
 from pthserve.certainty import Inferred, Origin
 from pthserve.errors import ArchitectureError
 from pthserve.images.preprocess import crop_image, normalise
-from pthserve.images.spec import Interpolation, Spec
+from pthserve.images.spec import Interpolation, SideRule, Spec
 from pthserve.text import quoted
 
 FILE = "preprocessor_config.json"
@@ -109,13 +109,14 @@ _COMMON = (
 def _spec(processor: Any) -> Spec:
     """The settings of the processor as a Spec; raises ArchitectureError."""
     name = type(processor).__name__.removesuffix("Pil")
-    crop = _sides(processor.crop_size) if processor.do_center_crop else None
+    crop = _sides(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
     resize: int | tuple[int, int] | None = None
     if processor.do_resize:
         resize, crop = _SIZES.get(name, _plain)(processor, crop)
     if crop is None:
         crop = resize if isinstance(resize, tuple) else None
-    if crop is None:
+    keeping = name in _KEEPING and processor.do_resize and processor.size.shortest_edge
+    if crop is None and not keeping:
         raise ArchitectureError(
             f"{FILE}: {name} makes images of no fixed size; state `preprocessing` in model.yaml"
         )
@@ -126,9 +127,14 @@ def _spec(processor: Any) -> Spec:
     if getattr(processor, "include_top", False):  # EfficientNet divides once more
         std = [value * again for value, again in zip(std, processor.image_std, strict=True)]
     try:
-        return Spec(
-            resize=resize,
-            crop=crop,
+        made: Callable[..., Spec] = Spec if crop else Spec.uncropped
+        sizes: dict[str, Any] = {"resize": resize, "crop": crop}
+        if crop is None:
+            size = processor.size
+            longest = size.longest_edge or size.shortest_edge
+            sizes = {"resize": size.shortest_edge, "longest": longest, "sides": _KEEPING[name]}
+        return made(
+            **sizes,
             interpolation=_FILTERS[int(processor.resample)] if processor.do_resize else "bilinear",
             exif=True,
             channel_order="bgr" if getattr(processor, "do_flip_channel_order", False) else "rgb",
@@ -139,6 +145,15 @@ def _spec(processor: Any) -> Spec:
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ArchitectureError(f"{FILE}: {name} cannot be read: {quoted(error)}") from error
 
+
+_KEEPING: Mapping[str, SideRule] = {
+    "DetrImageProcessor": "detr",
+    "ConditionalDetrImageProcessor": "detr",
+    "DeformableDetrImageProcessor": "detr",
+    "RTDetrImageProcessor": "detr",
+    "YolosImageProcessor": "yolos",
+}
+"""Processors that keep the shape of an image between a shortest and a longest edge, with their rule."""
 
 Sizes = tuple[int | tuple[int, int] | None, tuple[int, int] | None]
 """What to resize to, and to crop to."""

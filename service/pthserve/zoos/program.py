@@ -3,7 +3,7 @@
 Nothing is generated or compiled: a name that a file gives is a key of a dictionary and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,21 +31,23 @@ _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserv
 class Program(nn.Module):
     """The calls of a program, one after the other; from normalised images to rows of numbers.
 
-    batch: how many images it computes at once, where that is fixed. activation: what it ended in.
+    batch: how many images it computes at once, where that is fixed. read: what makes the rows of the outputs;
+    None where there is one output, which has the rows.
     """
 
     def __init__(
-        self, image: str, calls: Sequence["Call"], output: str, weights: Mapping[str, Tensor]
+        self, image: str, calls: Sequence["Call"], outputs: Sequence[str], weights: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
-        self._image, self._calls, self._output = image, list(calls), output
+        self._image, self._calls, self._outputs = image, list(calls), tuple(outputs)
+        self.read: Callable[[Sequence[Tensor]], Tensor] | None = None
         self._names = {name: f"w{number}" for number, name in enumerate(weights)}
         for name, tensor in weights.items():
             self.register_buffer(self._names[name], tensor)
         used = {name: number for number, call in enumerate(calls) for name in call.needs}
         self._last: dict[int, list[str]] = {}
         for name, number in used.items():
-            if name != output:
+            if name not in outputs:
                 self._last.setdefault(number, []).append(name)
         self.batch: int | None = None
         self.dtype = torch.float32
@@ -75,7 +77,8 @@ class Program(nn.Module):
             call.run(values, images.device)
             for name in self._last.get(number, ()):
                 del values[name]
-        rows: Tensor = values[self._output]
+        found = [values[name] for name in self._outputs]
+        rows: Tensor = self.read(found) if self.read else found[0]
         return rows.flatten(1).float() if rows.dtype != torch.float32 or rows.ndim != 2 else rows
 
 

@@ -147,8 +147,9 @@ class Segmenter(nn.Module):
         scores: Tensor = self.classifier(features.get("out", features))
         if scores.shape[1] == 1:
             scores = torch.cat((torch.zeros_like(scores), scores), 1)
-        sizes = scores.new_tensor((*scores.shape[2:], *images.shape[2:]))
-        return torch.cat((sizes.expand(len(scores), -1), scores.flatten(1)), 1)
+        # As tensors, for which a trace has the sizes of each image, and not of the one that it saw.
+        sizes = torch.cat([torch._shape_as_tensor(one)[2:] for one in (scores, images)]).to(scores)
+        return torch.cat((sizes.expand(scores.shape[0], -1), scores.flatten(1)), 1)
 
 
 def _places(state_dict: Mapping[str, Tensor]) -> dict[str, _Head]:

@@ -1,18 +1,21 @@
-"""Transformers' image classifiers: built from a configuration as data, and given weights that were read.
+"""Transformers' models: built from a configuration as data, and given weights that were read.
 
 A configuration is a mapping of a file's. Of it only what the class of the configuration knows is taken over,
 and nothing that names code, kernels or other models; so nothing is imported, fetched or run for it.
 """
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 )
 
 from pthserve.errors import ArchitectureError
@@ -21,6 +24,17 @@ from pthserve.zoos.bounded_build import BoundedBuild, check_numbers
 from pthserve.zoos.layout import some
 
 FILE = "config.json"
+_MASKS = {
+    "maskformer": "MaskFormerForInstanceSegmentation",
+    "mask2former": "Mask2FormerForUniversalSegmentation",
+}
+_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "classification": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "detection": MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    "segmentation": {**MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, **_MASKS},
+}
+"""Names of the classes of models by model_type, for each task."""
+_NAME = re.compile(r"[\w.]*")
 CALLS = 100_000
 """Most calls of PyTorch that it takes to build a module; a Swin of 24 blocks takes some 5,000."""
 _LEFT_OUT = {
@@ -40,34 +54,57 @@ _CODE = ("auto_map", "quantization_config", "backbone", "use_timm_backbone", "us
 """Fields by which a configuration names code, kernels or other models."""
 
 
-def choose(values: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    """Name of the model's class, its configuration, and the class; raises ArchitectureError."""
-    kind = values["model_type"]
-    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    if named := [key for key in _CODE if values.get(key)]:
+class Chosen(NamedTuple):
+    """What a configuration names.
+
+    Attributes:
+        name: The name of the model's class.
+        config: Its configuration.
+        made: The class.
+        kind: What it is for: `classification`, `detection` or `segmentation`.
+    """
+
+    name: str
+    config: Any
+    made: Any
+    kind: str
+
+
+def choose(values: Mapping[str, Any]) -> Chosen:
+    """What the configuration names; raises ArchitectureError."""
+    family = values["model_type"]
+    tables = {
+        kind: names[family] for kind, names in _KINDS.items() if isinstance(family, str) and family in names
+    }
+    if not tables:
+        raise ArchitectureError(
+            "config.json: transformers has no image classifier, detector or segmentation model of the "
+            f"model_type {quoted(repr(family))}"
+        )
+    known = {
+        kind: tuple(named) if isinstance(named, tuple) else (str(named),) for kind, named in tables.items()
+    }
+    stated = values.get("architectures") or next(iter(known.values()))
+    found = [(kind, name) for kind, names in known.items() for name in names if name in stated]
+    if not found:
+        raise ArchitectureError(
+            f"{FILE}: architectures: is {quoted(values.get('architectures'))}, and what is served of "
+            f"{family} is {some([one for names in known.values() for one in names])}; save it with its head"
+        )
+    kind, name = found[0]
+    code = _CODE if kind == "classification" else _CODE[:2]
+    if named := [key for key in code if values.get(key)]:
         raise ArchitectureError(
             f"{FILE}: {named[0]}: names code or another model, which is not run or fetched; export the model "
             "with torch.export or to ONNX, and serve that"
         )
-    if not isinstance(kind, str) or kind not in known:
-        raise ArchitectureError(
-            f"{FILE}: transformers has no image classifier of the model_type {quoted(repr(kind))}"
-        )
-    names: tuple[str, ...] = tuple(known[kind]) if isinstance(known[kind], tuple) else (str(known[kind]),)
-    stated = [name for name in values.get("architectures") or names if name in names]
-    if not stated:
-        raise ArchitectureError(
-            f"{FILE}: architectures: is {quoted(values.get('architectures'))}, and the image classifier of "
-            f"{kind} is {some(names)}; save the model with its classifier"
-        )
-    config = _config(CONFIG_MAPPING[kind], values)
-    classes: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-    options = classes if isinstance(classes, tuple | list) else (classes,)
-    return stated[0], config, next(one for one in options if one.__name__ == stated[0])
+    config = _config(CONFIG_MAPPING[family], values)
+    return Chosen(name, config, getattr(transformers, name), kind)
 
 
 def _config(made: Any, values: Mapping[str, Any]) -> Any:
-    known = set(made().to_dict()) | set(getattr(made, "attribute_map", {}))
+    usual = made()
+    known = set(usual.to_dict()) | set(getattr(made, "attribute_map", {}))
     kept = {key: value for key, value in values.items() if key in known - _LEFT_OUT}
     check_numbers(kept, FILE)
     labels = values.get("id2label")
@@ -75,17 +112,54 @@ def _config(made: Any, values: Mapping[str, Any]) -> Any:
         kept["num_labels"] = len(labels)
     elif "num_labels" in values:
         kept["num_labels"] = values["num_labels"]
+    if "backbone_config" in known:
+        kept.pop("backbone", None)
+        if (backbone := _backbone(values, usual)) is not None:
+            kept["backbone_config"] = backbone
     try:
         return made.from_dict(kept)
     except Exception as error:  # it checks few of its values, and fails on others as it may
         raise ArchitectureError(f"{FILE}: {made.__name__} cannot use it: {quoted(error)}") from error
 
 
+def _backbone(values: Mapping[str, Any], usual: Any) -> dict[str, Any] | None:
+    """The configuration of the backbone, as data; None for the usual one.
+
+    A backbone of timm has a name, by which timm builds it without weights. Any other name would be looked up
+    in a hub, and a configuration may name code.
+    """
+    stated = values.get("backbone_config")
+    if stated is not None and not isinstance(stated, Mapping):
+        raise ArchitectureError(f"{FILE}: backbone_config: must be a mapping")
+    found = dict(stated or {})
+    if not found and values.get("backbone"):
+        timm = getattr(usual.backbone_config, "model_type", "") == "timm_backbone"
+        if not (timm and values.get("use_timm_backbone", True)):
+            raise ArchitectureError(
+                f"{FILE}: backbone: names another model, which is not fetched; save the model again with a "
+                "newer transformers"
+            )
+        found = {**usual.backbone_config.to_dict(), "backbone": values["backbone"]}
+    if not found:
+        return None
+    family, name = found.get("model_type"), found.get("backbone", "")
+    known = isinstance(family, str) and family in CONFIG_MAPPING
+    if not known or not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ArchitectureError(
+            f"{FILE}: backbone_config: names a model, {quoted(repr(name or family))}, that transformers and "
+            "timm do not have"
+        )
+    if named := [key for key in _CODE[:2] if found.get(key)]:
+        raise ArchitectureError(f"{FILE}: backbone_config: {named[0]}: names code, which is not run")
+    kept = {key: value for key, value in found.items() if key not in _LEFT_OUT}
+    return {**kept, **({"use_pretrained_backbone": False} if family == "timm_backbone" else {})}
+
+
 def load(name: str, made: Any, config: Any, state_dict: "Mapping[str, Any]") -> Any:
     """The model with exactly these weights; raises ArchitectureError."""
     tensors = sum(tensor.numel() for tensor in state_dict.values())
     try:
-        with torch.device("meta"), BoundedBuild(CALLS, "image classifier"):  # shapes without memory
+        with torch.device("meta"), BoundedBuild(CALLS, "model of transformers"):  # shapes without memory
             blank = made(config)
         wanted = sum(parameter.numel() for parameter in blank.parameters())
     except Exception as error:

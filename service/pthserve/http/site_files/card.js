@@ -29,6 +29,12 @@ function agreement({ crops, mean, largest, same, clear, kept, accuracy, referenc
   ].filter(Boolean).join("; ");
 }
 
+const colours = ({ mean }) => (mean.length === 1 ? "grey" : "colour");
+function resized({ resize, longest }) {
+  if (typeof resize === "number") return `its shorter side ${resize} pixels${longest ? `, the longer at most ${longest}` : ""}`;
+  return resize ? `resized to ${resize[1]} × ${resize[0]}` : "as it is";
+}
+
 export function facts(list, info) {
   const { preprocess: spec, golden } = info;
   const rows = {
@@ -36,7 +42,7 @@ export function facts(list, info) {
     Parameters: count.format(info.parameters),
     Task: info.task.name + (info.task.threshold === undefined ? "" : `, threshold ${info.task.threshold}`),
     ...(info.labels.length ? { [info.task.outputs ? "Values" : "Classes"]: info.num_classes } : { Vector: `${info.task.dimensions} numbers` }),
-    Input: `${spec.crop[1]} × ${spec.crop[0]}, ${spec.mean.length === 1 ? "grey" : "colour"}`,
+    Input: spec.whole ? `the whole image, ${resized(spec)}, ${colours(spec)}` : `${spec.crop[1]} × ${spec.crop[0]}, ${colours(spec)}`,
     ...found(info.inferred),
     Engine: ENGINES[info.engine] ?? info.engine,
     Precision: info.precision,
@@ -61,7 +67,7 @@ export function classes(details, find, list, note, { labels, task }) {
       : `${matching.length} of ${labels.length}`;
   }
   find.oninput = show;
-  details.querySelector("summary").textContent = task.outputs ? "What it measures" : "What it can tell apart";
+  details.querySelector("summary").textContent = task.outputs ? "List of values" : "List of classes";
   details.hidden = labels.length === 0;
   show();
 }

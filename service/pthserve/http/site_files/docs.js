@@ -23,7 +23,8 @@ function kind(schema) {
 
 // A list of fields by name, those of lists and objects within it included.
 function fields(schema, schemas, seen = []) {
-  const inner = schema?.items ?? schema?.anyOf?.find((one) => one.$ref) ?? schema;
+  const choice = schema?.anyOf?.find((one) => one.$ref || one.items) ?? schema;
+  const inner = choice?.items ?? choice;
   const name = inner?.$ref && kind(inner);
   if (seen.includes(name)) return "";
   const whole = name ? schemas[name] : inner;
@@ -45,7 +46,7 @@ function bodies(content, schemas) {
 function operation(path, method, about, schemas) {
   const given = (about.parameters ?? []).flatMap(({ name, in: place, description, required, schema }) => [
     make("dt", {}, text("code", name)),
-    make("dd", {}, text("span", `${place}, ${kind(schema)}${required ? "" : ", optional"}`, "note"), ` ${description ?? ""}`),
+    make("dd", {}, text("span", `${place}, ${kind(schema)}${required ? "" : ", optional"}${schema?.default === undefined ? "" : `, default ${schema.default}`}`, "note"), ` ${description ?? ""}`),
   ]);
   const answers = Object.entries(about.responses).map(([code, { description, content }]) => make(
     "details",

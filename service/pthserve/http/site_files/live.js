@@ -21,12 +21,12 @@ const rate = (name) => (now, before) => more(name, now, before) / (now.at - befo
 const mean = (name) => (now, before) => more(`${name}_sum`, now, before) / more(`${name}_count`, now, before);
 const milliseconds = (value) => `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`;
 const GAUGES = [
-  ["Requests a second", rate("pthserve_requests_total"), (value) => value.toFixed(1)],
+  ["Requests per second", rate("pthserve_requests_total"), (value) => value.toFixed(1)],
   ["Latency", mean("pthserve_request_duration_seconds"), milliseconds],
   ["In the queue", (now) => now.pthserve_queue_depth, (value) => value.toFixed(0)],
-  ["Images a batch", mean("pthserve_batch_size"), (value) => value.toFixed(1)],
+  ["Images per batch", mean("pthserve_batch_size"), (value) => value.toFixed(1)],
   ["Busy", (now) => now.pthserve_saturation, (value) => `${(100 * value).toFixed(0)} %`, 1],
-  ["Turned away", rate("pthserve_rejected_total"), (value) => `${value.toFixed(1)} / s`],
+  ["Rejected", rate("pthserve_rejected_total"), (value) => `${value.toFixed(1)} / s`],
 ];
 
 export function watch(details, list, note, fetchMetrics) {

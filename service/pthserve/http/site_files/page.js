@@ -74,7 +74,7 @@ byId("forget").addEventListener("click", () => {
 const page = {
   info: () => info,
   announce: (text) => { byId("said").textContent = text; },
-  answered: (said) => { if (said.model.digest !== info?.digest) introduce(); }, // another model is served by now
+  answered: async (said) => { if (said.model.digest !== info?.digest) await introduce(); }, // another model is served by now
   failed: (error) => { if (error.status === 401) locked(); },
 };
 

@@ -2,6 +2,9 @@
 
 const EXIF = 0xe1, PIXELS = 0xda; // markers of a JPEG's segments
 
+const LARGE = 1600; // pixels a side of a picture that is shown whole, at most
+const NARROW = 12; // how many times longer than the other a side is shown, at most
+
 // What `use` makes of the image in `file`, or null where the browser cannot show this format.
 async function opened(file, use) {
   const image = new Image();
@@ -44,6 +47,23 @@ export async function crop(canvas, file, spec) {
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(image, (size[1] - width) / 2, (size[0] - height) / 2, width, height);
+    return canvas;
+  });
+}
+
+// The whole image onto `canvas`, made smaller where it is large; null where the browser cannot.
+export async function whole(canvas, file, spec) {
+  return opened(spec?.exif ? file : await unturned(file), (image) => {
+    const { naturalWidth: wide, naturalHeight: high } = image;
+    const scale = Math.min(1, LARGE / Math.max(wide, high));
+    [canvas.width, canvas.height] = [wide, high].map((side) => Math.max(1, Math.round(side * scale)));
+    canvas.classList.toggle("grey", spec?.mean.length === 1);
+    canvas.classList.toggle("coarse", Math.max(wide, high) < 112);
+    // Neither as narrow as a line, nor higher than the window.
+    canvas.parentElement.style.setProperty("--ratio", Math.min(Math.max(wide / high, 1 / NARROW), NARROW));
+    const context = canvas.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
     return canvas;
   });
 }

@@ -1,11 +1,15 @@
 // One image and what the model says of it.
 
 import { told } from "./answer.js";
+import { bar } from "./bar.js";
 import { snippets } from "./code.js";
 import { heat } from "./heat.js";
-import { crop, jpeg } from "./picture.js";
+import { crop, jpeg, whole } from "./picture.js";
 import { ask, form } from "./service.js";
 
+// Of the tasks whose answers are places in the image: what shows them over it.
+const VIEWS = { detection: () => import("./objects.js"), segmentation: () => import("./areas.js") };
+const LOWEST = 0.05; // score from which on objects are asked for, so that a slider can show them
 const TRIES = 20; // of an image that a busy service turns away
 const HOPELESS = [400, 413, 415, 422]; // statuses that the same image will get again
 const milliseconds = (seconds) => `${(1000 * seconds).toFixed(1)} ms`;
@@ -19,7 +23,6 @@ export function card(page, file) {
   const part = (selector) => article.querySelector(selector);
   const about = `${file.name} · ${bytes(file.size)}`;
   part(".file").textContent = about;
-  part(".crop").setAttribute("aria-label", `${file.name}, cropped as the model sees it`);
   part(".away").setAttribute("aria-label", `Remove ${file.name}`);
   part(".away").addEventListener("click", () => {
     (article.nextElementSibling?.querySelector(".away") ?? document.getElementById("choose")).focus();
@@ -27,9 +30,13 @@ export function card(page, file) {
   });
   part(".again").addEventListener("click", run);
 
-  // Whether the browser shows what the model sees of `sent`.
+  // Whether the browser shows `sent`: what the model sees of it or, where the answer is of places in it, all of it.
   async function see(sent) {
-    const seen = (await crop(part(".crop"), sent, page.info()?.preprocess)) !== null;
+    const { preprocess, task } = page.info() ?? {};
+    const all = task !== undefined && task.name in VIEWS;
+    const seen = (await (all ? whole : crop)(part(".crop"), sent, preprocess)) !== null;
+    article.classList.toggle("whole", all);
+    part(".crop").setAttribute("aria-label", all ? file.name : `${file.name}, cropped as the model sees it`);
     part("figure").hidden = false;
     part("figcaption").textContent = seen ? caption(article) : "this browser cannot show this format";
     return seen;
@@ -38,8 +45,10 @@ export function card(page, file) {
   // The file that was sent, and the answer; browsers read formats that the service does not, such as HEIC.
   async function predicted(sent) {
     const tell = (text) => { part("h3").textContent = text; };
+    const { name, threshold } = page.info()?.task ?? {};
+    const path = name === "detection" ? `predict?threshold=${Math.min(LOWEST, threshold)}` : "predict?top=5";
     try {
-      return [sent, await (await patiently(() => ask("predict?top=5", form(sent)), tell)).json()];
+      return [sent, await (await patiently(() => ask(path, form(sent)), tell)).json()];
     } catch (error) {
       const other = error.status === 415 && sent === file ? await jpeg(file) : null;
       if (other === null) throw error;
@@ -54,16 +63,17 @@ export function card(page, file) {
     part("h3").textContent = "Asking the model";
     article.classList.remove("locked");
     article.classList.add("asking");
+    const known = page.info();
     let seen = await see(file);
     try {
       const began = performance.now();
       const [sent, said] = await predicted(file);
-      show(said, (performance.now() - began) / 1000);
-      const { title, note, field, index } = told(said);
+      const seconds = (performance.now() - began) / 1000;
+      await page.answered(said);
+      if (sent !== file || page.info() !== known) seen = await see(sent);
+      const { field, index } = show(said, seconds);
       snippets(article, file.name, field);
-      page.answered(said);
-      page.announce(`${file.name}: ${title}, ${note}`);
-      if (sent !== file) seen = await see(sent);
+      if (said.task in VIEWS) await (seen ? view(said) : drawing(sent));
       if (page.info()?.explain && index !== undefined) explains(article, sent, index, seen);
     } catch (error) {
       const locked = error.status === 401;
@@ -77,10 +87,39 @@ export function card(page, file) {
     article.classList.remove("asking");
   }
 
-  function show(said, seconds) {
-    const { title, note, rows } = told(said);
+  function headline({ title, note, summary }, announced = true) {
     part("h3").replaceChildren(`${title} `, Object.assign(document.createElement("small"), { textContent: note }));
-    part(".bars").replaceChildren(...rows.map(bar));
+    if (announced) page.announce(`${file.name}: ${summary ?? `${title}, ${note}`}`);
+  }
+
+  // Places over the image, and what goes with them.
+  async function view(said) {
+    const { show: over } = await VIEWS[said.task]().catch(() => {
+      throw new Error("This page and the service are of different versions. Reload the page.");
+    });
+    over(part, said, page.info()?.task.threshold ?? said.threshold, headline);
+  }
+
+  // Of an image that the browser cannot show, the service's own drawing.
+  async function drawing(sent) {
+    const asked = { ...form(sent), headers: { Accept: "image/png" } };
+    let drawn;
+    try {
+      drawn = await (await patiently(() => ask("predict?picture=overlay", asked), () => {})).blob();
+    } catch (error) {
+      part(".error").textContent = error.message;
+      return;
+    }
+    part(".heated").src = URL.createObjectURL(drawn);
+    part(".heated").alt = part("h3").textContent;
+    part(".heated").hidden = false;
+    part(".crop").hidden = true;
+  }
+
+  function show(said, seconds) {
+    const answer = told(said, page.info()?.task.threshold);
+    headline(answer);
+    part(".bars").replaceChildren(...answer.rows.map(bar));
     const stages = ["decode", "queue", "infer"].map((stage) => [stage, said.timing[stage]]);
     part(".stages").replaceChildren(...stages.map(([stage, took]) => {
       const piece = Object.assign(document.createElement("span"), { className: stage });
@@ -89,8 +128,9 @@ export function card(page, file) {
     }));
     part(".timing .note").replaceChildren(...stages.map(([stage, took]) =>
       Object.assign(document.createElement("span"), { className: stage, textContent: `${stage} ${milliseconds(took)}` })),
-    `${milliseconds(seconds)} there and back`);
+    `${milliseconds(seconds)} round trip`);
     part(".timing").hidden = part(".same").hidden = false;
+    return answer;
   }
 
   return { article, run };
@@ -109,30 +149,16 @@ async function patiently(send, tell) {
   }
 }
 
-function bar({ index, label, text: shown, probability, applies }) {
-  const item = document.createElement("li");
-  const progress = Object.assign(document.createElement("progress"), { max: 1, value: probability ?? 0 });
-  progress.setAttribute("aria-hidden", "true");
-  if (applies !== undefined) item.className = applies ? "applies" : "not";
-  const row = Object.assign(document.createElement("button"), { type: "button", disabled: true });
-  row.dataset.index = index;
-  row.dataset.label = label;
-  for (const text of [label, applies ? `${shown} ✓` : shown]) {
-    row.append(Object.assign(document.createElement("span"), { textContent: text }));
-  }
-  item.append(progress, row);
-  return item;
-}
-
 function caption(article) {
   const { width, height } = article.querySelector(".crop");
+  if (article.classList.contains("whole")) return "the whole image";
   return `${width} × ${height} pixels, as the model sees it`;
 }
 
 // The heat map: of the best class, or of whichever is chosen among the bars.
 function explains(article, file, best, seen) {
   const part = (selector) => article.querySelector(selector);
-  const [why, mix, canvas, slider] = [".why", ".mix", ".heat", "input"].map(part);
+  const [why, mix, canvas, slider] = [".why", ".mix", ".heat", ".mix input"].map(part);
   const rows = [...article.querySelectorAll(".bars button")];
   const maps = new Map();
   let shown = null;
