@@ -193,7 +193,7 @@ def network() -> nn.Module:
     )
 
 
-def teach(backbone: nn.Module, steps: int = SMALL_STEPS) -> None:
+def teach(backbone: nn.Module, steps: int) -> None:
     """Have the backbone tell shapes from each other."""
     head = nn.Linear(960, len(LABELS))  # of the channels of the backbone's last features
     parameters = [*backbone.parameters(), *head.parameters()]
@@ -223,7 +223,7 @@ def train(steps: int = STEPS) -> nn.Module:
     torch.manual_seed(0)
     # The order of bytes in which convolutions with few channels per group are quickest.
     model = network().train().to(memory_format=torch.channels_last)
-    teach(model.backbone.body)
+    teach(model.backbone.body, SMALL_STEPS)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     endless = scenes(1)
