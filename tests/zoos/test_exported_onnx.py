@@ -305,7 +305,7 @@ def test_whole_numbers_as_input_are_pixels_of_0_to_255(tmp_path: Path) -> None:
     with served(path) as model:
         assert (model.spec.mean, model.spec.std) == ((0.0,) * 3, (1.0,) * 3)
         np.testing.assert_allclose(*answers(model), atol=1e-4)
-    with pytest.raises(ArchitectureError, match="whole numbers of 0 to 255"):
+    with pytest.raises(ArchitectureError, match="whole numbers from 0 to 255"):
         served(path, "preprocessing: {resize: 36, crop: 32}")
     with served(path, "preprocessing: {resize: 36, crop: 32, mean: [0, 0, 0], std: [1, 1, 1]}") as model:
         np.testing.assert_allclose(*answers(model), atol=1e-4)
