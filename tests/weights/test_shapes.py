@@ -159,10 +159,10 @@ def test_a_model_that_learned_too_little_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-# --- the trained model
+# --- the trained model, whose training takes six minutes of two cores
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_mean_average_precision_in_held_out_scenes_is_over_90_percent(
     train: ModuleType, model: Model
 ) -> None:
@@ -172,7 +172,7 @@ def test_the_mean_average_precision_in_held_out_scenes_is_over_90_percent(
     assert train.mean_average_precision(found, scenes) > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_answers_are_those_of_torchvision(train: ModuleType, shapes: Path, model: Model) -> None:
     plain = train.network().eval()
     plain.load_state_dict(torch.load(shapes / "shapes.pth", weights_only=True))
@@ -184,7 +184,7 @@ def test_the_answers_are_those_of_torchvision(train: ModuleType, shapes: Path, m
         assert np.abs(ours.scores - theirs.scores[sure]).max(initial=0) < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_golden_images_are_held_out_scenes_with_their_boxes(train: ModuleType, shapes: Path) -> None:
     scenes = {scene.image.tobytes(): scene for scene in train.held_out_scenes()}
     golden = yaml.safe_load((shapes / "model.yaml").read_text())["golden"]
@@ -195,7 +195,7 @@ def test_the_golden_images_are_held_out_scenes_with_their_boxes(train: ModuleTyp
     assert {box["label"] for one in golden for box in one["boxes"]} == set(train.LABELS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_service_finds_the_shapes_of_a_held_out_scene(
     train: ModuleType, shapes: Path, tmp_path: Path
 ) -> None:
