@@ -64,7 +64,7 @@ def _rows(plan: Plan) -> Iterator[Sequence[str]]:
         yield (
             *(trial.engine, trial.precision, str(trial.threads), str(trial.batch), rate),
             f"{trial.difference:.4f}" if trial.agrees else "-",
-            "chosen" if _is_chosen(trial, plan) else quoted(trial.note, MESSAGE),
+            _note(trial, plan),
         )
 
 
@@ -83,8 +83,16 @@ def _evidence(one: Evidence) -> Sequence[str]:
     )
 
 
-def _is_chosen(trial: Trial, plan: Plan) -> bool:
-    return (trial.engine, trial.precision, trial.threads, trial.batch) == (
-        *(plan.engine, plan.precision, plan.threads),
-        plan.max_batch,
-    )
+def _note(trial: Trial, plan: Plan) -> str:
+    """Return why a trial failed, or whether it is the one that the plan follows."""
+    ours = [one for one in plan.trials if _configuration(one) == _configuration(plan)]
+    measured = [one.batch for one in ours if one.batch <= plan.max_batch]
+    if trial not in ours or trial.batch != max(measured, default=0):
+        return quoted(trial.note, MESSAGE)
+    if trial.batch == plan.max_batch:
+        return "chosen"
+    return f"chosen; batches of up to {plan.max_batch} are used, but were not measured"
+
+
+def _configuration(one: Trial | Plan) -> tuple[str, str, int]:
+    return one.engine, one.precision, one.threads
