@@ -61,7 +61,8 @@ def subjects(material: Material, precisions: Mapping[str, str]) -> Iterator[Subj
 def _ours(name: str, model: Path, cache: Path, *options: str) -> Subject:
     """`pthserve serve` of `model`."""
     argv = (sys.executable, "-m", "pthserve", "serve", str(model), "--port", "{port}")
-    return Subject(name, (*argv, "--cache-dir", str(cache), *options), "/readyz")
+    # The peers have no deadline: on a slow machine, 64 clients may wait for longer than ours by default.
+    return Subject(name, (*argv, "--cache-dir", str(cache), "--deadline", "60", *options), "/readyz")
 
 
 def _peer(name: str, peer: str, architecture: str, weights: Path) -> Subject:
