@@ -166,6 +166,16 @@ Serve = Callable[..., Service]
 Open = Callable[..., Visit]
 
 
+def opened(visit: Open, service: Service, file: dict[str, Any], **about: Any) -> tuple[Visit, Locator]:
+    """The page of a service with the answer for one image, and its card."""
+    tab = visit(service.url, **about)
+    expect(tab.page.locator("#state")).to_have_text("ready")
+    card = tab.show(file)
+    tab.answered()
+    expect(card.get_by_role("alert")).to_be_hidden()
+    return tab, card
+
+
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Starts a service as `serving` does, which lasts until nobody looks at it any more."""

@@ -12,7 +12,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Locator, Playwright, expect
+from playwright.sync_api import Playwright, expect
 
 from pthserve.loading.load import load
 from pthserve.planning.crops import samples
@@ -23,7 +23,7 @@ from pthserve.tasks.drawing import palette
 from ..http_service import Service, serving
 from ..tasks.test_masks import decoded
 from ..zoos.segmenters import segmenter
-from .conftest import Open, Visit
+from .conftest import Open, Visit, opened
 from .test_page import canvas
 
 SETTINGS = Settings(threads=1, tune_budget=0.0)
@@ -61,18 +61,6 @@ def class_map(answer: dict[str, Any]) -> NDArray[np.int64]:
     return found
 
 
-def opened(
-    visit: Open, service: Service, file: dict[str, Any] = PHOTO, **about: Any
-) -> tuple[Visit, Locator]:
-    """The page with the answer for one image, and its card."""
-    tab = visit(service.url, **about)
-    expect(tab.page.locator("#state")).to_have_text("ready")
-    card = tab.show(file)
-    tab.answered()
-    expect(card.get_by_role("alert")).to_be_hidden()
-    return tab, card
-
-
 def painted(tab: Visit) -> NDArray[np.uint8]:
     """The pixels over the picture, once they are painted."""
     tab.painted()
@@ -82,7 +70,7 @@ def painted(tab: Visit) -> NDArray[np.uint8]:
 def test_each_pixel_has_the_colour_of_its_class(visit: Open, service: Service) -> None:
     answer = predicted(service)
     classes = class_map(answer)
-    tab, card = opened(visit, service)
+    tab, card = opened(visit, service, PHOTO)
     drawn = painted(tab)
     assert drawn.shape[:2] == classes.shape
     np.testing.assert_array_equal(drawn[..., 3], np.where(classes == 0, 0, round(OPACITY * 255)))
@@ -98,7 +86,7 @@ def test_each_pixel_has_the_colour_of_its_class(visit: Open, service: Service) -
 
 def test_the_legend_has_names_colours_and_areas(visit: Open, service: Service) -> None:
     answer = predicted(service)
-    _, card = opened(visit, service)
+    _, card = opened(visit, service, PHOTO)
     rows = card.locator(".switches label")
     expect(rows).to_have_text([f"{one['label']}{100 * one['share']:.1f} %" for one in answer["classes"]])
     for number, one in enumerate(answer["classes"]):
@@ -110,7 +98,7 @@ def test_the_legend_has_names_colours_and_areas(visit: Open, service: Service) -
 
 
 def test_a_slider_says_how_opaque_the_classes_are(visit: Open, service: Service) -> None:
-    tab, card = opened(visit, service)
+    tab, card = opened(visit, service, PHOTO)
     slider = card.get_by_role("slider", name="Opacity")
     for key, opacity in (("End", 1.0), ("Home", 0.0), ("PageUp", 0.1)):
         slider.press(key)
@@ -122,7 +110,7 @@ def test_classes_are_switched_and_stand_out_by_keyboard(visit: Open, service: Se
     answer = predicted(service)
     classes = class_map(answer)
     first, second = [one for one in answer["classes"] if one["class_index"]][:2]
-    tab, card = opened(visit, service)
+    tab, card = opened(visit, service, PHOTO)
     switch = card.get_by_role("checkbox", name=first["label"])
     switch.focus()
     opacity = painted(tab)[..., 3]
@@ -145,7 +133,7 @@ def test_classes_are_switched_and_stand_out_by_keyboard(visit: Open, service: Se
 def test_the_class_under_the_pointer_is_named(visit: Open, service: Service) -> None:
     answer = predicted(service)
     classes = class_map(answer)
-    tab, card = opened(visit, service)
+    tab, card = opened(visit, service, PHOTO)
     picture = card.locator(".crop").bounding_box()
     assert picture
     tag = card.locator(".tag")
@@ -169,7 +157,7 @@ def test_the_class_under_the_pointer_is_named(visit: Open, service: Service) -> 
 def test_on_a_phone_in_the_dark_the_classes_fit_the_picture(
     visit: Open, playwright: Playwright, service: Service
 ) -> None:
-    tab, card = opened(visit, service, **playwright.devices["Pixel 7"], color_scheme="dark")
+    tab, card = opened(visit, service, PHOTO, **playwright.devices["Pixel 7"], color_scheme="dark")
     for width in (412, 320):
         tab.page.set_viewport_size({"width": width, "height": 800})
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width

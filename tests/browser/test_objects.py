@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from playwright.sync_api import Locator, Playwright, expect
+from playwright.sync_api import Playwright, expect
 
 from pthserve.loading.load import load
 from pthserve.planning.crops import samples
@@ -23,7 +23,7 @@ from pthserve.tasks.drawing import colour
 from ..http_service import Service, serving
 from ..tasks.test_masks import decoded
 from ..zoos.detectors import detector
-from .conftest import Open, Visit
+from .conftest import Open, opened
 from .test_page import canvas
 
 SETTINGS = Settings(threads=1, tune_budget=0.0)
@@ -67,18 +67,6 @@ def predicted(service: Service, image: bytes = PHOTO["buffer"], **query: Any) ->
     return dict(reply.raise_for_status().json())
 
 
-def opened(
-    visit: Open, service: Service, file: dict[str, Any] = PHOTO, **about: Any
-) -> tuple[Visit, Locator]:
-    """The page with the answer for one image, and its card."""
-    tab = visit(service.url, **about)
-    expect(tab.page.locator("#state")).to_have_text("ready")
-    card = tab.show(file)
-    tab.answered()
-    expect(card.get_by_role("alert")).to_be_hidden()
-    return tab, card
-
-
 def texts(objects: list[dict[str, Any]]) -> list[str]:
     """The lines that show objects."""
     return [
@@ -92,7 +80,7 @@ def test_the_objects_from_the_model_s_threshold_on_are_drawn_and_listed(visit: O
     answer = predicted(boxes)
     objects = answer["detections"]
     assert len(objects) > 2, "a test without objects proves nothing"
-    tab, card = opened(visit, boxes)
+    tab, card = opened(visit, boxes, PHOTO)
     rows, drawn = card.locator(".bars li:visible"), card.locator("svg.over g:not([hidden])")
     expect(rows).to_have_text(texts(objects))
     expect(drawn).to_have_count(len(objects))
@@ -124,7 +112,7 @@ def test_pointing_at_a_box_or_its_line_makes_both_stand_out_with_label_and_score
     visit: Open, boxes: Service
 ) -> None:
     objects = predicted(boxes)["detections"]
-    tab, card = opened(visit, boxes)
+    tab, card = opened(visit, boxes, PHOTO)
     tag, rows = card.locator(".tag"), card.locator(".bars button")
     expect(tag).to_be_hidden()
     for number in (1, 0):
@@ -158,7 +146,7 @@ def test_pointing_at_a_box_or_its_line_makes_both_stand_out_with_label_and_score
 
 def test_the_threshold_shows_and_hides_objects_without_asking_again(visit: Open, boxes: Service) -> None:
     everything = predicted(boxes, threshold=LOWEST)["detections"]
-    tab, card = opened(visit, boxes)
+    tab, card = opened(visit, boxes, PHOTO)
     asked = [url for url in tab.asked if "/predict" in url]
     slider = card.get_by_role("slider", name="Lowest score")
     rows = card.locator(".bars li:visible")
@@ -181,7 +169,7 @@ def test_the_threshold_shows_and_hides_objects_without_asking_again(visit: Open,
 
 def test_each_class_has_a_switch(visit: Open, boxes: Service) -> None:
     objects = predicted(boxes)["detections"]
-    tab, card = opened(visit, boxes)
+    tab, card = opened(visit, boxes, PHOTO)
     rows = card.locator(".bars li:visible")
     label = objects[0]["label"]
     others = [one for one in objects if one["label"] != label]
@@ -204,7 +192,7 @@ def test_each_class_has_a_switch(visit: Open, boxes: Service) -> None:
 
 
 def test_objects_are_reached_and_walked_through_by_keyboard(visit: Open, boxes: Service) -> None:
-    tab, card = opened(visit, boxes)
+    tab, card = opened(visit, boxes, PHOTO)
     rows = card.locator(".bars button:visible")
     count = rows.count()
     card.get_by_role("slider").focus()
@@ -237,7 +225,7 @@ def test_masks_lie_over_their_pixels(visit: Open, masks: Service) -> None:
     answer = predicted(masks)
     objects = answer["detections"]
     assert len(objects) > 1
-    tab, card = opened(visit, masks)
+    tab, card = opened(visit, masks, PHOTO)
     tab.painted()
     drawn = canvas(tab, "canvas.over")
     assert list(drawn.shape[:2]) == answer["size"]
@@ -258,7 +246,7 @@ def test_masks_lie_over_their_pixels(visit: Open, masks: Service) -> None:
 def test_keypoints_are_drawn(visit: Open, keypoints: Service) -> None:
     objects = predicted(keypoints)["detections"]
     assert objects
-    tab, card = opened(visit, keypoints)
+    tab, card = opened(visit, keypoints, PHOTO)
     points = card.locator('svg.over [data-index="0"] path').last.get_attribute("d")
     assert points
     found = [tuple(map(float, one)) for one in re.findall(r"M(\S+) (\S+?)h", points)]
@@ -269,7 +257,7 @@ def test_keypoints_are_drawn(visit: Open, keypoints: Service) -> None:
 def test_on_a_phone_in_the_dark_boxes_fit_the_picture(
     visit: Open, playwright: Playwright, boxes: Service
 ) -> None:
-    tab, card = opened(visit, boxes, **playwright.devices["Pixel 7"], color_scheme="dark")
+    tab, card = opened(visit, boxes, PHOTO, **playwright.devices["Pixel 7"], color_scheme="dark")
     for width in (412, 320):
         tab.page.set_viewport_size({"width": width, "height": 800})
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import rich_click as click
+
 from pthserve.addresses import shown
 from pthserve.text import MESSAGE, quoted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pthserve.loading.model import Model
     from pthserve.tasks.base import Row
 
 EVERY = 10.0
@@ -25,6 +28,13 @@ def show(table: "Table") -> None:
     from rich.console import Console
 
     Console(markup=False, highlight=False).print(table)
+
+
+def show_notes(model: "Model") -> None:
+    """Print what was inferred about `model` and is not certain to the standard error."""
+    for inferred in model.inferred:
+        if inferred.uncertain:
+            click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from pthserve.cli.headers import HEADERS, Header
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError, RequestError
 from pthserve.settings import Settings
-from pthserve.text import MESSAGE, quoted
 
 _OF_THE_IMAGE = (400, 413, 415, 422)
 """Statuses by which a service refuses one image; others follow whatever the image."""
@@ -179,13 +178,12 @@ def _predict_locally(
 ) -> Iterator[dict[str, Any] | PthserveError]:
     """The answer for each image, or why it cannot be read."""
     from pthserve.cli import demo
+    from pthserve.cli.display import show_notes
     from pthserve.cli.local import loaded
     from pthserve.tasks.base import Selects
 
     model = loaded(demo.resolved(settings.model_copy(update={"model": source})))
-    for inferred in model.inferred:
-        if inferred.uncertain:
-            click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
+    show_notes(model)
     if draw and not isinstance(model.task, Selects):
         raise click.UsageError(
             f"--draw is for a model that detects objects or segments images; this one {model.does}."

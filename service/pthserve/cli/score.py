@@ -68,7 +68,7 @@ _STOPPED = "pthserve: stopped; run the same command again to go on"
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="Score from which on an object is listed, for a model that detects objects; default: the model's.",
+    help="Minimum score of a listed object, for a model that detects objects; default: the model's.",
 )
 @click.option("--max", "most", type=click.IntRange(1), help="Maximum number of objects to list per image.")
 @click.option(
@@ -160,11 +160,10 @@ def _request(
 
 
 def _check(model: "Model", settings: Settings) -> None:
+    from pthserve.cli.display import show_notes
     from pthserve.loading.golden import apply_golden_policy
 
-    for inferred in model.inferred:
-        if inferred.uncertain:
-            click.echo(f"Note: {quoted(str(inferred), MESSAGE)}", err=True)
+    show_notes(model)
     apply_golden_policy(model, settings)
 
 

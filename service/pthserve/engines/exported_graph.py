@@ -100,33 +100,26 @@ def adapt(
     Raises:
         ArchitectureError: it cannot be brought into the form, or its values are beyond the bounds.
     """
-    ov = runtime()
     activation = ""
     single = graph.clone()
     if isinstance(output, int):
         single = _with_one_output(single, output)
         activation = without_activation(single)
-    given = single.input(0).partial_shape
-    batch = given[0].get_length() if given[0].is_static else None
-    image = (shape[1], shape[2], shape[0]) if channels_last else shape
     try:
-        single.reshape(ov.PartialShape([batch or 1, *image]))
+        batch = _reshape(single, shape, channels_last)
         if not isinstance(output, int):
             single = output(single)
         _check_size(single, shape)
         fixed = _framed(single, shape, channels_last)
         free = _freed(fixed, shape)
         pair = np.random.default_rng(0).random((2, *shape), np.float32)  # as whole numbers, 0 to 255
-        expected = np.concatenate([_run(fixed, one[None], batch or 1) for one in pair])
+        expected = np.concatenate([_run(fixed, one[None], batch) for one in pair])
         alone = free is None or not _agree(free, pair, expected, unordered)
-        adapted = _looped(fixed, shape, batch or 1) if alone or free is None else free
+        adapted = _looped(fixed, shape, batch) if alone or free is None else free
         if alone and not _agree(adapted, pair, expected, unordered):
             raise ArchitectureError("its answer for an image depends on the other images of a batch")
     except RuntimeError as error:
-        raise ArchitectureError(
-            f"OpenVINO cannot compute it for images of {shape[1]} x {shape[2]} pixels: "
-            f"{quoted(reason(error), 300)}"
-        ) from error
+        raise _refused(shape, error) from error
     if (
         isinstance(output, int)
         and expected.min() >= 0
@@ -151,17 +144,28 @@ def sized(graph: "openvino.Model", shape: tuple[int, int, int], channels_last: b
         ArchitectureError: OpenVINO cannot compute it for them.
     """
     made = graph.clone()
-    given = made.input(0).partial_shape
-    batch = given[0].get_length() if given[0].is_static else 1
-    image = (shape[1], shape[2], shape[0]) if channels_last else shape
     try:
-        made.reshape(runtime().PartialShape([batch, *image]))
+        _reshape(made, shape, channels_last)
     except RuntimeError as error:
-        raise ArchitectureError(
-            f"OpenVINO cannot compute it for images of {shape[1]} x {shape[2]} pixels: "
-            f"{quoted(reason(error), 300)}"
-        ) from error
+        raise _refused(shape, error) from error
     return made
+
+
+def _reshape(graph: "openvino.Model", shape: tuple[int, int, int], channels_last: bool) -> int:
+    """Make `graph` one for images of `shape`; return how many it computes at once. Raises RuntimeError."""
+    given = graph.input(0).partial_shape
+    batch: int = given[0].get_length() if given[0].is_static else 1
+    image = (shape[1], shape[2], shape[0]) if channels_last else shape
+    graph.reshape(runtime().PartialShape([batch or 1, *image]))
+    return batch or 1
+
+
+def _refused(shape: tuple[int, int, int], error: RuntimeError) -> ArchitectureError:
+    """The error where OpenVINO cannot compute a graph for images of `shape`."""
+    return ArchitectureError(
+        f"OpenVINO cannot compute it for images of {shape[1]} x {shape[2]} pixels: "
+        f"{quoted(reason(error), 300)}"
+    )
 
 
 def of_module(module: "nn.Module", shape: tuple[int, int, int], batch: int) -> "openvino.Model":

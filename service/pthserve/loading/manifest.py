@@ -17,7 +17,7 @@ from pthserve.files.stated_task import NamedOutput, StatedTask, TaskName
 from pthserve.images.spec import Spec
 from pthserve.planning.agreement import Evidence
 from pthserve.planning.plan import Plan, Trial
-from pthserve.tasks.base import Task
+from pthserve.tasks.base import Task, finds
 from pthserve.tasks.choice import make
 from pthserve.tasks.classification import CLASSIFICATION
 from pthserve.tasks.detection import THRESHOLD, DetectionTask
@@ -297,7 +297,7 @@ def parse(data: bytes, file: Path) -> Manifest:
         raise PackError(f"{file}: {_first(error)}; pack the weights again") from None
     try:
         task = found.served_task()
-        if task.golden_kind not in ("boxes", "class_map"):  # a label there is of a class, not of an output
+        if not finds(task):
             task.labels(found.labels, task.outputs(found.labels))
     except (CardError, ValueError) as error:
         raise PackError(f"{file}: labels and task: {error}; pack the weights again") from None

@@ -10,7 +10,7 @@ from pthserve.errors import EngineError
 from pthserve.images.spec import Spec
 from pthserve.options import ModelOptions
 from pthserve.planning.plan import Plan
-from pthserve.tasks.base import Task
+from pthserve.tasks.base import Task, finds
 from pthserve.tasks.classification import CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -196,16 +196,11 @@ def only_torch(module: "nn.Module | None", task: Task, spec: Spec) -> str:
     OpenVINO converts a module for images of one shape, unless it is made to be traced; such a module may have
     `only_torch`, what it is that OpenVINO cannot run.
     """
-    traceable = _finds(task) if module is None else getattr(module, "varies", False)
+    traceable = finds(task) if module is None else getattr(module, "varies", False)
     if spec.whole and not traceable:
         return f"{ONLY_TORCH}a classifier whose images are not cropped"
     what: str = getattr(module, "only_torch", "")
     return what and ONLY_TORCH + what
-
-
-def _finds(task: Task) -> bool:
-    """Whether the answers are objects or classes of pixels."""
-    return task.golden_kind in ("boxes", "class_map")
 
 
 def heavy(task: Task, spec: Spec) -> bool:
@@ -213,7 +208,7 @@ def heavy(task: Task, spec: Spec) -> bool:
 
     It is of a large image that is not cropped, or finds its objects or the classes of its pixels.
     """
-    return spec.whole or _finds(task)
+    return spec.whole or finds(task)
 
 
 def device(options: ModelOptions, module: "nn.Module | None") -> str:

@@ -275,6 +275,11 @@ class Task(Protocol):
         """The fields of an answer's JSON as lines for a person."""
 
 
+def finds(task: Task) -> bool:
+    """Whether the answers are objects or classes of pixels: a label is then of a class, not of an output."""
+    return task.golden_kind in ("boxes", "class_map")
+
+
 class LabelPerOutput:
     """The labels of a task with one for each output; see `Task`."""
 
