@@ -92,7 +92,8 @@ async def test_an_engine_with_two_lanes_runs_two_passes_at_once_and_no_third() -
         gate.opened.set()
         inferences = [*await queued, *await second, *await third]
         assert [one.logits.argmax() for one in inferences] == [0, 2, 0, 0, 0, 0]
-        assert engine.batches[:3] == [1, 1, 2]  # a lane's share of what was queued
+        # The first lane to be free takes half of the four, and the lanes may start their passes in either order.
+        assert sorted(engine.batches) == [1, 1, 1, 1, 2]
 
 
 async def test_two_engines_never_run_at_once() -> None:
