@@ -166,6 +166,7 @@ SET_BY_THE_CHART = {
     "threads": "resources.limits.cpu, also when it is changed in place",
     "cacheDir": "/var/cache/pthserve",
     "apiKeys": "apiKeys.secret",
+    "feedbackPeers": "all pods of the release, with feedback",
 }
 
 

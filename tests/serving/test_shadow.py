@@ -105,7 +105,7 @@ async def test_a_model_that_agrees_too_little_or_fails_is_refused(
         with pytest.raises(ModelError, match=r"of 30 live images; at least 90.0% is required"):
             await swap
         assert predictor.model().digest == OLD
-        assert predictor.observer is None
+        assert not len(predictor.observers)
     assert 5 <= counted("disagreed") - before <= 25
 
 
@@ -156,7 +156,7 @@ async def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
 
     engine = Squares()
     async with replaced(engine, asked=FORMS["bytes"]) as (predictor, swap):
-        while predictor.observer is None:
+        while not len(predictor.observers):
             await asyncio.sleep(0.001)
         engine.seconds = 0.2
         loop = asyncio.get_running_loop()

@@ -156,6 +156,9 @@ annotations:
 {{- if .Values.apiKeys.secret -}}
 {{- $_ := set $settings "apiKeys" "/run/secrets/pthserve/keys" -}}
 {{- end -}}
+{{- if .Values.settings.feedback -}}
+{{- $_ := set $settings "feedbackPeers" (printf "http://%s-pods.%s:%s" (include "pthserve.fullname" .) .Release.Namespace (include "pthserve.httpPort" .)) -}}
+{{- end -}}
 {{- if .Values.gpu.enabled -}}
 {{- $_ := set $settings "device" "cuda" -}}
 {{- end -}}
@@ -166,6 +169,9 @@ annotations:
 {{- $own := list "" (printf ".%s" $.Release.Namespace) (printf ".%s.svc" $.Release.Namespace) (printf ".%s.svc.cluster.local" $.Release.Namespace) -}}
 {{- range $own -}}
 {{- $_ := set $settings "allowedHosts" (printf "%s,%s%s" $settings.allowedHosts $service .) -}}
+{{- end -}}
+{{- if $settings.feedback -}}
+{{- $_ := set $settings "allowedHosts" (printf "%s,%s-pods.%s" $settings.allowedHosts $service $.Release.Namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := $settings }}
