@@ -162,6 +162,14 @@ annotations:
 {{- if .Values.gpu.enabled -}}
 {{- $_ := set $settings "device" "cuda" -}}
 {{- end -}}
+{{- if .Values.rollout.enabled -}}
+{{- /* The canary compares its answers with those of the stable release. The pods of that find out that they would ask themselves. */ -}}
+{{- $_ := set $settings "compareWith" (printf "http://%s.%s:%d" (include "pthserve.fullname" .) .Release.Namespace (int .Values.service.port)) -}}
+{{- $_ := set $settings "compareShare" 1 -}}
+{{- if .Values.apiKeys.secret -}}
+{{- $_ := set $settings "compareApiKey" "/run/secrets/pthserve/keys" -}}
+{{- end -}}
+{{- end -}}
 {{- $settings = mergeOverwrite $settings .Values.settings -}}
 {{- with $settings.allowedHosts -}}
 {{- /* The names under which pods, those of `helm test` among them, reach the Service. */ -}}
@@ -224,4 +232,30 @@ relabelings:
 {{- with (index . 0).Values.monitoring.rules.runbookUrl -}}
 {{- printf "runbook_url: %s#pthserve%s" . $alert | nindent 12 -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* The workload that an autoscaler scales. */ -}}
+{{- define "pthserve.scaled" -}}
+apiVersion: {{ ternary "argoproj.io/v1alpha1" "apps/v1" .Values.rollout.enabled }}
+kind: {{ ternary "Rollout" "Deployment" .Values.rollout.enabled }}
+name: {{ include "pthserve.fullname" . }}
+{{- end -}}
+
+{{- /* The Services that a rollout splits the traffic between: (list $ port). What Kubernetes would fill in is there already. */ -}}
+{{- define "pthserve.split" -}}
+{{- $name := include "pthserve.fullname" (index . 0) -}}
+{{- $port := index . 1 -}}
+- {group: "", kind: Service, name: {{ $name }}, port: {{ $port }}, weight: 100}
+- {group: "", kind: Service, name: {{ $name }}-canary, port: {{ $port }}, weight: 0}
+{{- end -}}
+
+{{- /* The ports of a Service. */ -}}
+{{- define "pthserve.servicePorts" -}}
+- {name: http, port: {{ .Values.service.port }}, targetPort: http, appProtocol: http}
+{{- with .Values.settings.grpcPort }}
+- {name: grpc, port: {{ . }}, targetPort: grpc, appProtocol: kubernetes.io/h2c}
+{{- end }}
+{{- with .Values.settings.metricsPort }}
+- {name: metrics, port: {{ . }}, targetPort: metrics, appProtocol: http}
+{{- end }}
 {{- end -}}
