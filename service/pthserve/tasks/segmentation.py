@@ -20,6 +20,7 @@ from pthserve.tasks.base import (
     Outputs,
     Parameter,
     Row,
+    Selects,
     Size,
     Target,
     TensorForm,
@@ -40,7 +41,7 @@ _PICTURES = ("map", "overlay")
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentationTask:
+class SegmentationTask(Selects):
     """The class of each pixel, from outputs that `Scores` reads; see `Task`.
 
     classes: number of classes. places: rows and columns of the scores, if the outputs do not state them.
