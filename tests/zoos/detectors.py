@@ -63,5 +63,7 @@ def _spread(layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
 
 
 def sized(name: str) -> dict[str, int]:
-    """SMALL, where the builder takes it."""
-    return {} if name.startswith("ssd") else SMALL
+    """SMALL, where the builder takes it, and few objects where each has a mask or keypoints."""
+    if name.startswith("ssd"):
+        return {}
+    return {**SMALL, "box_detections_per_img": 30} if name.startswith(("maskrcnn", "keypointrcnn")) else SMALL
