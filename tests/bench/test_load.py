@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pthserve.bench.client import Pool, Target
-from pthserve.bench.load import Point, Round, _Load, measure
+from pthserve.bench.load import Point, Round, measure, poisson
 
 from .conftest import Service
 
@@ -46,11 +46,7 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_answers_do(service: Service
 @pytest.mark.slow
 def test_random_arrivals_are_a_poisson_process_and_the_same_each_time(service: Service) -> None:
     """Of n arrivals on average, the number has the variance n; times between them are exponential."""
-    due: list[list[float]] = []
-    for _ in range(2):
-        point = Point(rate=200, arrivals="poisson")
-        load = _Load(Pool(Target.parse(service.url), [b""], 1), Round(point, 1.0), 1.0, 0.0, 50.0)
-        due.append(list(load._due(0.0)))
+    due = [list(poisson(200, 50.0)) for _ in range(2)]
     assert due[0] == due[1]
     assert abs(len(due[0]) - 10_000) < 4 * 100
     gaps = np.diff(due[0])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pthserve.sizing.queueing import Pod, closed_loop, open_loop
+from pthserve.sizing.queueing import Pod, closed_loop, open_loop, replayed
 
 SECONDS = 0.01
 """The mean service time."""
@@ -116,6 +116,14 @@ def test_latency_saturation_and_use_rise_with_the_rate_and_stay_within_bounds() 
         assert values == sorted(values)
         assert values[0] >= 0.007 - 1e-9
     assert all(0 < outcome.saturation <= 1 and 0 < outcome.cpu <= 1 for outcome in outcomes)
+
+
+def test_requests_that_arrive_at_given_times_wait_for_each_other() -> None:
+    """One core, 10 ms each: the second comes 4 ms after the first, the third when both are done."""
+    outcome = replayed(Pod(1, 1, 1, [SECONDS], 0.0), [0.0, 0.004, 0.03])
+    assert outcome.latencies == pytest.approx([0.01, 0.01, 0.016])
+    assert outcome.throughput == pytest.approx(3 / 0.04)
+    assert outcome.cpu == pytest.approx(0.03 / 0.04)
 
 
 def test_the_same_seed_gives_the_same_latencies() -> None:

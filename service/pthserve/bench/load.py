@@ -139,6 +139,15 @@ async def measure(
     return load.round
 
 
+def poisson(rate: float, seconds: float) -> Iterator[float]:
+    """Yield the times of a Poisson process of `rate` per second, up to `seconds`; always the same ones."""
+    draw = random.Random(SEED)  # noqa: S311
+    after = draw.expovariate(rate)
+    while after < seconds:
+        yield after
+        after += draw.expovariate(rate)
+
+
 async def send_once(target: Target, requests: Sequence[bytes], timeout: float) -> None:  # noqa: ASYNC109
     """Send each request once before the measurements.
 
@@ -194,11 +203,7 @@ class _Load:
         if self.round.point.arrivals == "even":
             yield from (began + number / rate for number in range(math.ceil((self.end - began) * rate)))
             return
-        draw = random.Random(SEED)  # noqa: S311
-        due = began + draw.expovariate(rate)
-        while due < self.end:
-            yield due
-            due += draw.expovariate(rate)
+        yield from (began + after for after in poisson(rate, self.end - began))
 
     async def _client(self) -> None:
         while (due := time.perf_counter()) < self.end:

@@ -84,6 +84,12 @@ def open_loop(pod: Pod, rate: float, requests: int = REQUESTS, seed: int = SEED)
     return _Simulation(pod, _spread(draw, requests), arrivals.tolist()).run(requests)
 
 
+def replayed(pod: Pod, arrivals: Sequence[float], seed: int = SEED) -> Outcome:
+    """Simulate requests that arrive at these times, in seconds and in order; all of them count."""
+    draw = np.random.default_rng(seed)
+    return _Simulation(pod, _spread(draw, len(arrivals)), arrivals).run(len(arrivals), first=0)
+
+
 def closed_loop(pod: Pod, clients: int, requests: int = 2000, seed: int = SEED) -> Outcome:
     """Simulate clients that each send the next request when they have the response.
 
@@ -143,9 +149,12 @@ class _Simulation:
     _came: list[float] = field(default_factory=list)
     _work: list[float] = field(default_factory=list)
 
-    def run(self, total: int) -> Outcome:
-        """Simulate until there were `total` responses; those after the warm-up count."""
-        first = int(WARM_UP * total)
+    def run(self, total: int, first: int | None = None) -> Outcome:
+        """Simulate until there were `total` responses; those from the number `first` on count.
+
+        Without it, those after the warm-up count.
+        """
+        first = int(WARM_UP * total) if first is None else first
         quantiles = np.asarray(self.pod.work)
         self._work = np.interp(self.draws, np.linspace(0, 1, len(quantiles)), quantiles).tolist()
         self._free = self.pod.lanes
