@@ -228,8 +228,11 @@ def _table(*columns: str) -> "Table":
 
 
 def _sizes(found: "Sequence[Plan]", chosen: "Plan", demand: "Demand", options: dict[str, Any]) -> "Table":
-    limit = f"at {_ms(demand.p99)}"
-    table = _table("cores", "lone p99", "responses/s", limit, "pods", "all cores", "per million", "")
+    limit = f"p99 {1000 * demand.p99:g} ms"
+    table = _table(
+        *("cores", "p99 of\n1 client", "requests/s\nat most", f"requests/s\nat {limit}"),
+        *("pods", "cores\nin total", "cost of\na million", ""),
+    )
     for plan in found:
         cost = _cost(plan, demand, options)
         table.add_row(
