@@ -10,7 +10,6 @@ import rich_click as click
 
 from pthserve.cli.numbers import Duration, Number
 from pthserve.cli.options import model_options, takes_settings
-from pthserve.errors import PthserveError
 from pthserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def command(source: str | None, settings: Settings, **options: Any) -> None:
         raise click.UsageError("Give either MODEL, to measure it on this machine, or --curve.")
     from pthserve.sizing.curve import read, write
     from pthserve.sizing.plan import best, plans
-    from pthserve.sizing.values import text
+    from pthserve.sizing.values import write as write_values
 
     demand = _demand(options)
     curves = (
@@ -120,7 +119,7 @@ def command(source: str | None, settings: Settings, **options: Any) -> None:
     found = plans(curves, demand)
     chosen = best(found)
     if options["values_file"]:
-        _write(options["values_file"], text(chosen, demand, options["metric"]))
+        write_values(options["values_file"], chosen, demand, options["metric"])
     if options["as_json"]:
         click.echo(json.dumps(_plain(found, chosen, demand, options)))
     else:
@@ -157,13 +156,6 @@ def _measured(settings: Settings, options: dict[str, Any]) -> "Sequence[Curve]":
         measured(settings, photos, cores, options["seconds"], lambda text: click.echo(text, err=True))
         for cores in counts
     ]
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content)
-    except OSError as error:
-        raise PthserveError(f"{path}: the values cannot be written: {error.strerror}") from error
 
 
 def _plain(

@@ -38,6 +38,9 @@ START = 900.0
 STOP = 20.0
 """Seconds within which the service must end."""
 
+ENOUGH = 100
+"""Responses to a single client from which their 99th percentile means anything."""
+
 _STAGE, _PASS = "pthserve_stage_duration_seconds", "pthserve_forward_duration_seconds"
 _SIZES = rf'^{_PASS}_count{{batch_size="(\d+)"}}$'
 
@@ -166,7 +169,15 @@ def measured(
             memory=int(after["process_resident_memory_bytes"]),
             pixels=height * width * len(info["preprocess"]["mean"]),
             machine=f"{cpu(cores)}; {info['engine']} {info['precision']}",
+            assumed=_doubts(rounds[0]),
         )
+
+
+def _doubts(lone: Round) -> Sequence[str]:
+    """Return what makes the latencies of a single client uncertain, as sentences."""
+    if (count := len(lone.latencies)) >= ENOUGH:
+        return ()
+    return [f"The latencies of a single client are those of {count} requests only: give more --seconds."]
 
 
 def _mean(name: str, labels: str, before: Mapping[str, float], after: Mapping[str, float]) -> float:

@@ -1,9 +1,11 @@
 """Values: a plan as values of the Helm chart."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pthserve.errors import PthserveError
 from pthserve.sizing.plan import MIB, Demand, Metric, Plan
 
 
@@ -35,3 +37,15 @@ def text(plan: Plan, demand: Demand, metric: Metric) -> str:
         f"# {1000 * demand.p99:g} ms, from `pthserve size`. The model is not part of it: see `weights`.\n"
     )
     return head + yaml.safe_dump(values(plan, demand, metric), sort_keys=False)
+
+
+def write(path: Path, plan: Plan, demand: Demand, metric: Metric) -> None:
+    """Write those values to a file.
+
+    Raises:
+        PthserveError: The file cannot be written.
+    """
+    try:
+        path.write_text(text(plan, demand, metric))
+    except OSError as error:
+        raise PthserveError(f"{path}: the values cannot be written: {error.strerror}") from error
