@@ -16,6 +16,7 @@ from pthserve.tasks.base import (
     Outputs,
     Parameter,
     Row,
+    Selects,
     Size,
     Target,
     TensorForm,
@@ -40,7 +41,7 @@ decides by how much they overlap. Boxes beside the image are so once they are cu
 
 
 @dataclass(frozen=True, slots=True)
-class DetectionTask:
+class DetectionTask(Selects):
     """Objects, float32 (n, outputs): a table for each image; see `Task`.
 
     threshold: the score from which on an object is answered, unless the request states another.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.errors import EngineFailed
 from pthserve.images.spec import Spec
-from pthserve.tasks.base import Size
+from pthserve.tasks.base import Drawn, Size
 from pthserve.tasks.drawing import Shape, colour, draw
 from pthserve.tasks.masks import Mask, Runs, pasted
 from pthserve.tasks.suppression import kept
@@ -69,7 +69,7 @@ class DetectionAnswer(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Detections:
+class Detections(Drawn):
     """The objects in one image, the surest first.
 
     boxes: float32 (n, 4), left, top, right, bottom in pixels of the image as sent. scores: float32 (n,), 0 to

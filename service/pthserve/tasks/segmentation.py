@@ -20,6 +20,7 @@ from pthserve.tasks.base import (
     Outputs,
     Parameter,
     Row,
+    Selects,
     Size,
     Target,
     TensorForm,
@@ -40,7 +41,7 @@ _PICTURES = ("map", "overlay")
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentationTask:
+class SegmentationTask(Selects):
     """The class of each pixel, from outputs that `Scores` reads; see `Task`.
 
     classes: how many there are. places: rows and columns of the scores, where the rows do not say it.
