@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pthserve.bench.client import Pool, Target
-from pthserve.bench.load import Point, Round, measure
+from pthserve.bench.load import Point, Round, measure, poisson
 
 from .conftest import Service
 
@@ -40,6 +41,20 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_answers_do(service: Service
     result = bench(service, Point(rate=50), seconds=1.0, warm_up=0.0)
     assert len(result.latencies) == 50
     assert service.most_at_once >= 5  # 50 a second for 0.2 s each: 10, were every thread at once in time
+
+
+@pytest.mark.slow
+def test_random_arrivals_are_a_poisson_process_and_the_same_each_time(service: Service) -> None:
+    """Of n arrivals on average, the number has the variance n; times between them are exponential."""
+    due = [list(poisson(200, 50.0)) for _ in range(2)]
+    assert due[0] == due[1]
+    assert abs(len(due[0]) - 10_000) < 4 * 100
+    gaps = np.diff(due[0])
+    assert gaps.mean() == pytest.approx(1 / 200, rel=0.05)
+    assert gaps.std() == pytest.approx(1 / 200, rel=0.05)
+    result = bench(service, Point(rate=100, arrivals="poisson"))
+    assert 30 <= len(result.latencies) <= 90
+    assert result.to_dict()["arrivals"] == "poisson"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from pthserve.cli.numbers import Number
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.exits import IMAGES_FAILED, leave
@@ -68,7 +69,7 @@ _STOPPED = "pthserve: stopped; run the same command again to continue"
 @click.option("--restart", is_flag=True, help="Discard the results in the output, and begin again.")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Minimum score of a listed object, for a model that detects objects; default: the model's.",
 )
 @click.option("--max", "most", type=click.IntRange(1), help="Maximum number of objects to list per image.")
