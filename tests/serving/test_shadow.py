@@ -112,7 +112,7 @@ async def test_a_model_that_agrees_too_little_or_fails_is_refused(
         with pytest.raises(ModelError, match=r"of 30 live images; at least 90.0% is required"):
             await swap
         assert predictor.model().digest == OLD
-        assert predictor.observer is None
+        assert not len(predictor.observers)
     assert 5 <= counted("disagreed") - before <= 25
 
 
@@ -163,8 +163,8 @@ async def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
 
     engine = Squares()
     async with replaced(engine, asked=FORMS["bytes"]) as (predictor, swap):
-        engine.hook = lambda _: time.sleep(0.2 if predictor.observer else 0.0)
-        await until_async(lambda: predictor.observer)
+        engine.hook = lambda _: time.sleep(0.2 if predictor.observers else 0.0)
+        await until_async(lambda: predictor.observers)
         loop = asyncio.get_running_loop()
         began, answered = loop.time(), 0
         while not swap.done():

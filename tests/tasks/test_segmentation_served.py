@@ -132,6 +132,7 @@ def test_png_is_the_class_map_with_a_palette_or_drawn_over_the_image(
     headers = {"Accept": "image/png"}
     reply = service.client.post("/predict", files={"image": PHOTO}, headers=headers)
     assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
+    assert reply.headers["x-model-digest"] == service.client.get("/info").json()["digest"]
     picture = Image.open(io.BytesIO(reply.content))
     assert picture.mode == "P"
     check(picture, expected)

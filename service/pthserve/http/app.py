@@ -20,7 +20,7 @@ from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
 from pthserve.access.request_log import Logged
 from pthserve.errors import PthserveError
-from pthserve.http import explain, predict, problems, schema, site, status, torchserve, v2
+from pthserve.http import explain, feedback, predict, problems, schema, site, status, torchserve, v2
 from pthserve.http.limits import Limits
 from pthserve.http.origins import protected
 from pthserve.inference_protocol.service import Load
@@ -60,6 +60,8 @@ def create_app(
     app.add(protocol)
     if settings.explain == "on":
         app.add(explain.router(predictor, bodies, needed))
+    if settings.feedback:
+        app.add(feedback.router(predictor, settings, needed))
     app.add(status.info(predictor, settings, needed))
     if settings.torchserve_api == "on":
         app.add(torchserve.router(predictor, settings, bodies, needed))

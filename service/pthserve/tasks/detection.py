@@ -1,7 +1,7 @@
 """Detection: the objects in an image, each with a box, a label and a score; masks and keypoints."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from pthserve.files.golden import Golden, GoldenBox
 from pthserve.images.spec import Spec
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
+    Compared,
     Comparison,
     GoldenResult,
     Outputs,
@@ -250,6 +251,33 @@ class DetectionTask(Selects):
             for these, those in ((answer, other), (other, answer))
             for box, index in zip(these.boxes, these.class_indices, strict=True)
         )
+
+    comparison_query = "masks=none"
+
+    def compare(self, answer: Detections, fields: Mapping[str, Any]) -> Compared:
+        """As `same`, with the same labels.
+
+        The difference is the largest one of the scores of two objects that match at SAME; an object without a
+        match counts with its score.
+        """
+        objects = fields["detections"]
+        other = replace(
+            answer,
+            boxes=np.array([one["box"] for one in objects], np.float32).reshape(-1, 4),
+            scores=np.array([one["score"] for one in objects], np.float32),
+            class_indices=np.array([one["class_index"] for one in objects], np.int64),
+        )
+        known = dict(zip(answer.class_indices.tolist(), answer.names, strict=True))
+        agrees = self.same(answer, other) and all(
+            known.get(one["class_index"]) == one["label"] for one in objects
+        )
+        worst = 0.0
+        for these, those in ((answer, other), (other, answer)):
+            for score, box, index in zip(these.scores, these.boxes, these.class_indices, strict=True):
+                match, overlap = closest(those, box, int(index))
+                matched = match is not None and overlap >= SAME
+                worst = max(worst, abs(float(score) - (float(those.scores[match]) if matched else 0.0)))
+        return Compared(agrees, worst)
 
     def target(self, class_index: int) -> Target:
         """None: a heat map explains one class of an image."""

@@ -1,5 +1,6 @@
 """Segmentation: the class of each pixel, at the size of the image as sent."""
 
+import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pthserve.files.golden import Golden
 from pthserve.metrics import count_area, count_labels
 from pthserve.tasks.base import (
     ANY,
+    Compared,
     Comparison,
     GoldenResult,
     Outputs,
@@ -196,6 +198,23 @@ class SegmentationTask(Selects):
     def same(self, answer: Segmentation, other: Segmentation) -> bool:
         """Whether at least SAME of the pixels have the same class; see `Task`."""
         return answer.segments.agreement(other.segments) >= SAME
+
+    comparison_query = "masks=png"
+
+    def compare(self, answer: Segmentation, fields: Mapping[str, Any]) -> Compared:
+        """Whether SAME of the pixels have a class of the same index and label.
+
+        The difference is the share of the others.
+        """
+        with Image.open(io.BytesIO(base64.b64decode(fields["class_map"])), formats=["PNG"]) as picture:
+            if picture.size != answer.size:
+                return Compared(False, 1.0)
+            theirs = np.asarray(picture)
+        labels = {one["class_index"]: one["label"] for one in fields["classes"]}
+        ours = answer.class_map
+        alike = [index for index in answer.class_indices if labels.get(index) == answer.labels[index]]
+        share = float(((ours == theirs) & np.isin(ours, alike)).mean())
+        return Compared(share >= SAME, 1 - share)
 
     def target(self, class_index: int) -> Target:
         """None: a heat map explains one class of an image."""
