@@ -152,6 +152,16 @@ class Settings(ModelOptions):
     torchserve_api: Literal["on", "off"] = Field(
         "off", description="whether TorchServe's routes /predictions and /ping are available"
     )
+    planned_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="requests per second up to which this service, or each pod, is planned to keep "
+        "`planned_latency`, from `pthserve size`; shown on the page, in /info and as a metric; not a limit",
+    )
+    planned_latency: float | None = Field(
+        None, gt=0, le=3600, description="planned 99th percentile of latency in seconds, shown likewise"
+    )
     otlp_endpoint: str | None = Field(
         None,
         json_schema_extra={"pattern": _ADDRESS},
@@ -293,6 +303,8 @@ _ORDER = (
     "root_path",
     "explain",
     "torchserve_api",
+    "planned_rate",
+    "planned_latency",
     "otlp_endpoint",
     "log_format",
     "log_level",
