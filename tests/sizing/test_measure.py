@@ -41,7 +41,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_pass_of_a_lone_image_has_its_share_of_the_median_latency() -> None:
-    """One request of ten stalled, so that the mean latency is ten times the median, and so is the mean pass."""
+    """One request of ten stalled: the mean latency is ten times the median, and so is the mean pass."""
     lone = Round(Point(1), 1.0, 1.0, [0.01] * 9 + [0.91])
     assert measure._image(lone, 0.06) == pytest.approx(0.6 * 0.01)
     assert measure._image(lone, 0.2) < 0.01
