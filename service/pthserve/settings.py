@@ -93,6 +93,31 @@ class Settings(ModelOptions):
         le=1,
         description="minimum fraction of shadow traffic for which a new model must predict the same class",
     )
+    compare_with: str | None = Field(
+        None,
+        json_schema_extra={"pattern": _ADDRESS},
+        description="URL of another release of the service, such as `http://cats-stable:8000`, with whose "
+        "answers those of this one are compared on live images (docs/rollouts.md); none when unset",
+    )
+    compare_share: float = Field(
+        0.1, gt=0, le=1, description="fraction of live images that are compared with the other release"
+    )
+    compare_api_key: Path | None = Field(
+        None, description="file with the API key for the other release; when unset, no key is sent"
+    )
+    feedback: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="number of latest answers to whose images a client may send the true class with "
+        "POST /feedback; 0 turns the route off",
+    )
+    feedback_peers: str | None = Field(
+        None,
+        json_schema_extra={"pattern": _ADDRESS},
+        description="URL whose host resolves to all pods, such as that of a headless Service, which are "
+        "asked about an answer that this process does not know; none when unset",
+    )
     api_keys: Path | None = Field(
         None, description="file with one API key per line; when unset, no key is needed"
     )
@@ -126,6 +151,16 @@ class Settings(ModelOptions):
     explain: Literal["on", "off"] = Field("on", description="whether POST /explain is available")
     torchserve_api: Literal["on", "off"] = Field(
         "off", description="whether TorchServe's routes /predictions and /ping are available"
+    )
+    planned_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="requests per second up to which this service, or each pod, is planned to keep "
+        "`planned_latency`, from `pthserve size`; shown on the page, in /info and as a metric; not a limit",
+    )
+    planned_latency: float | None = Field(
+        None, gt=0, le=3600, description="planned 99th percentile of latency in seconds, shown likewise"
     )
     otlp_endpoint: str | None = Field(
         None,
@@ -195,11 +230,12 @@ class Settings(ModelOptions):
                 raise ValueError(f"must be {example}, separated by commas; {text!r} is not valid")
         return value
 
-    @field_validator("otlp_endpoint")
+    @field_validator("otlp_endpoint", "compare_with", "feedback_peers")
     @classmethod
-    def _check_address(cls, value: str | None) -> str | None:
+    def _check_address(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not re.match(_ADDRESS, value):
-            raise ValueError("must be an http or https address, such as http://collector:4318")
+            example = "collector:4318" if info.field_name == "otlp_endpoint" else "cats-stable:8000"
+            raise ValueError(f"must be an http or https address, such as http://{example}")
         return value
 
     @field_validator("root_path")
@@ -254,6 +290,11 @@ _ORDER = (
     "reload_interval",
     "shadow",
     "shadow_agreement",
+    "compare_with",
+    "compare_share",
+    "compare_api_key",
+    "feedback",
+    "feedback_peers",
     "api_keys",
     "rate_limit",
     "trusted_proxies",
@@ -262,6 +303,8 @@ _ORDER = (
     "root_path",
     "explain",
     "torchserve_api",
+    "planned_rate",
+    "planned_latency",
     "otlp_endpoint",
     "log_format",
     "log_level",
