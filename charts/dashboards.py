@@ -67,15 +67,27 @@ SERVICE = {
         ),
         Panel(
             "Latency",
-            "Time from the request line to the last byte of the response, over all routes.",
+            "Time from the request line to the last byte of the response, over all routes; and the planned "
+            "99th percentile, where there is a plan.",
             "s",
-            _quantiles("pthserve_request_duration_seconds", where=OWN),
+            _quantiles("pthserve_request_duration_seconds", where=OWN)
+            | {"planned p99": f"max(pthserve_planned_latency_seconds{{{SERIES}}} > 0)"},
         ),
         Panel(
             "Latency by route",
             "The 95th percentile of each route.",
             "s",
             {"{{route}}": _quantile(0.95, "pthserve_request_duration_seconds", "le, route", OWN)},
+        ),
+        Panel(
+            "Load and plan",
+            "Requests with images per second, and how many the pods are planned for (docs/sizing.md). Above "
+            "that, the 99th percentile of latency exceeds the planned one.",
+            "reqps",
+            {
+                "actual": _rate("pthserve_inference_duration_seconds_count", "release"),
+                "planned": f"sum(pthserve_planned_rate{{{SERIES}}} > 0)",
+            },
         ),
         Panel(
             "Disconnected clients",

@@ -60,6 +60,16 @@ CPUS = Gauge(
     "CPUs that the service uses: threads, or else its CPU limit as it is now.",
     registry=REGISTRY,
 )
+PLANNED_RATE = Gauge(
+    "pthserve_planned_rate",
+    "Requests per second up to which the pod is planned to keep its planned latency; 0 without a plan.",
+    registry=REGISTRY,
+)
+PLANNED_LATENCY = Gauge(
+    "pthserve_planned_latency_seconds",
+    "Planned 99th percentile of latency; 0 without a plan.",
+    registry=REGISTRY,
+)
 BATCH_SIZE = Histogram(
     "pthserve_batch_size",
     "Images in one forward pass.",

@@ -103,7 +103,9 @@ class Settings(ModelOptions):
         0.1, gt=0, le=1, description="fraction of live images that are compared with the other release"
     )
     compare_api_key: Path | None = Field(
-        None, description="file with the API key for the other release; when unset, no key is sent"
+        None,
+        description="file like that of `api_keys`, whose first key is sent to the other release; no key is "
+        "sent when unset",
     )
     feedback: int = Field(
         0,
@@ -151,6 +153,16 @@ class Settings(ModelOptions):
     explain: Literal["on", "off"] = Field("on", description="whether POST /explain is available")
     torchserve_api: Literal["on", "off"] = Field(
         "off", description="whether TorchServe's routes /predictions and /ping are available"
+    )
+    planned_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="requests per second up to which this service, or each pod, is planned to keep "
+        "`planned_latency`, from `pthserve size`; shown on the page, in /info and as a metric; not a limit",
+    )
+    planned_latency: float | None = Field(
+        None, gt=0, le=3600, description="planned 99th percentile of latency in seconds, shown likewise"
     )
     otlp_endpoint: str | None = Field(
         None,
@@ -293,6 +305,8 @@ _ORDER = (
     "root_path",
     "explain",
     "torchserve_api",
+    "planned_rate",
+    "planned_latency",
     "otlp_endpoint",
     "log_format",
     "log_level",

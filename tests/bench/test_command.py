@@ -73,6 +73,8 @@ def test_a_service_that_refuses_the_image_is_said_before_anything_is_measured(
         ("--clients", "0"),
         ("--rate", "-1"),
         ("--rate", "inf"),
+        ("--seconds", "nan"),
+        ("--arrivals", "late"),
         ("--header", "no colon"),
     ],
 )

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pthserve.bench.client import Pool, Target
-from pthserve.bench.load import Point, Round, measure
+from pthserve.bench.load import Point, Round, measure, poisson
 
 from .conftest import Service
 
@@ -43,6 +44,20 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_answers_do(service: Service
 
 
 @pytest.mark.slow
+def test_random_arrivals_are_a_poisson_process_and_the_same_each_time(service: Service) -> None:
+    """Of n arrivals on average, the number has the variance n; times between them are exponential."""
+    due = [list(poisson(200, 50.0)) for _ in range(2)]
+    assert due[0] == due[1]
+    assert abs(len(due[0]) - 10_000) < 4 * 100
+    gaps = np.diff(due[0])
+    assert gaps.mean() == pytest.approx(1 / 200, rel=0.05)
+    assert gaps.std() == pytest.approx(1 / 200, rel=0.05)
+    result = bench(service, Point(rate=100, arrivals="poisson"))
+    assert 30 <= len(result.latencies) <= 90
+    assert result.to_dict()["arrivals"] == "poisson"
+
+
+@pytest.mark.slow
 def test_in_an_open_loop_a_stall_is_seen_by_every_request_that_was_due_in_it(service: Service) -> None:
     one_at_a_time = threading.Lock()
 
@@ -58,9 +73,9 @@ def test_in_an_open_loop_a_stall_is_seen_by_every_request_that_was_due_in_it(ser
 
 @pytest.mark.slow
 def test_what_came_before_the_warm_up_was_over_does_not_count(service: Service) -> None:
-    service.work = lambda number: time.sleep(0.3 if number == 0 else 0.01)
-    result = bench(service, Point(clients=1), warm_up=0.5)
-    assert max(result.latencies) < 0.3
+    service.work = lambda number: time.sleep(1.0 if number == 0 else 0.01)
+    result = bench(service, Point(clients=1), warm_up=1.2, deadline=2.0)
+    assert max(result.latencies) < 1.0
     assert len(service.bodies) > len(result.latencies)
 
 

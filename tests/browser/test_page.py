@@ -533,6 +533,16 @@ def test_the_live_panel_shows_the_traffic(visit: Open, serve: Serve) -> None:
     expect(tile("In the queue")).to_have_text("0")
 
 
+def test_the_page_shows_the_load_beside_its_plan(visit: Open, serve: Serve) -> None:
+    service = serve(planned_rate=31.13, planned_latency=0.05)
+    tab = visit(service.url)
+    tile = tab.page.locator("#gauges div").filter(has_text="Requests per second").locator("dd span")
+    expect(tile).to_have_text(re.compile(r"^\d+\.\d of 31\.1 planned$"))
+    plan = tab.page.locator("#facts dt", has_text="Plan").locator("+ dd")
+    expect(plan).to_have_text("up to 31.1 requests per second, 99 % of them within 50 ms")
+    tab.look("plan")
+
+
 def test_without_metrics_on_this_port_the_live_panel_says_so(visit: Open, serve: Serve) -> None:
     service = serve(metrics_port=0)
     tab = visit(service.url)

@@ -76,6 +76,16 @@ def test_info_says_what_is_served_and_how(client: httpx.Client) -> None:
     assert info["plan"]["trials"] == []
 
 
+def test_info_and_metrics_have_what_the_service_is_planned_for() -> None:
+    with serving(planned_rate=31.5, planned_latency=0.05) as planned:
+        assert planned.client.get("/info").json()["planned"] == {"rate": 31.5, "latency": 0.05}
+        assert planned.metric("pthserve_planned_rate") == 31.5
+        assert planned.metric("pthserve_planned_latency_seconds") == 0.05
+    with serving() as unplanned:
+        assert unplanned.client.get("/info").json()["planned"] == {"rate": None, "latency": None}
+        assert unplanned.metric("pthserve_planned_rate") == 0
+
+
 def test_metrics_come_as_prometheus_text_and_as_openmetrics_when_asked(client: httpx.Client) -> None:
     plain = client.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")

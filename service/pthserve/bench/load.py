@@ -7,32 +7,45 @@ it (known as coordinated omission, after Gil Tene).
 
 import asyncio
 import math
+import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pthserve.bench.client import ConnectionFailed, Pool
+from pthserve.bench.client import ConnectionFailed, Pool, Target
+from pthserve.errors import PthserveError
 
 MOST_CONNECTIONS = 1024
 """Maximum number of connections in an open loop. A request that waits for one counts the wait."""
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
 
+Arrivals = Literal["even", "poisson"]
+"""When an open loop sends: at equal intervals, or at random times."""
+ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
+SEED = 0
+"""Of random arrivals, so that two measurements at a rate send at the same times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One load: a closed loop of `clients`, or an open loop of `rate` requests per second if that is set."""
+    """One load: a closed loop of `clients`, or an open loop of `rate` requests per second if that is set.
+
+    arrivals: when an open loop sends; `poisson` is a Poisson process.
+    """
 
     clients: int = 8
     rate: float | None = None
+    arrivals: Arrivals = "even"
 
     def __str__(self) -> str:
         if self.rate is not None:
-            return f"{self.rate:g}/s"
+            return f"{self.rate:g}/s{', random' if self.arrivals == 'poisson' else ''}"
         return f"{self.clients} client{'s' if self.clients > 1 else ''}"
 
 
@@ -81,6 +94,7 @@ class Round:
         return {
             "clients": None if self.point.rate is not None else self.point.clients,
             "rate": self.point.rate,
+            "arrivals": None if self.point.rate is None else self.point.arrivals,
             "seconds": round(self.seconds, 3),
             "throughput": round(self.throughput, 3),
             "goodput": round(self.goodput, 3),
@@ -125,6 +139,37 @@ async def measure(
     return load.round
 
 
+def poisson(rate: float, seconds: float) -> Iterator[float]:
+    """Yield the times of a Poisson process of `rate` per second, up to `seconds`; always the same ones."""
+    draw = random.Random(SEED)  # noqa: S311
+    after = draw.expovariate(rate)
+    while after < seconds:
+        yield after
+        after += draw.expovariate(rate)
+
+
+async def send_once(target: Target, requests: Sequence[bytes], timeout: float) -> None:  # noqa: ASYNC109
+    """Send each request once before the measurements.
+
+    Raises:
+        PthserveError: The service does not respond, or responds with another status than 200.
+    """
+    pool = Pool(target, requests, 1)
+    try:
+        statuses = {await pool.ask(timeout) for _ in requests}
+    except (ConnectionFailed, TimeoutError) as error:
+        raise PthserveError(
+            f"{target.authority} does not respond: {error or type(error).__name__}"
+        ) from error
+    finally:
+        pool.close()
+    if statuses != {200}:
+        refused = ", ".join(map(str, sorted(statuses - {200})))
+        raise PthserveError(
+            f"{target.url} responds with {refused} to these images, so there is nothing to measure"
+        )
+
+
 @dataclass(slots=True)
 class _Load:
     """A running load. What counts is from `start` to `end`, in seconds of time.perf_counter()."""
@@ -141,12 +186,8 @@ class _Load:
 
     async def open(self) -> None:
         """Send at a fixed rate. What counts is what is due in time, however late it is answered."""
-        rate = self.round.point.rate
-        assert rate is not None
-        began = time.perf_counter()
         asked: set[asyncio.Task[bool]] = set()
-        for number in range(math.ceil((self.end - began) * rate)):
-            due = began + number / rate
+        for due in self._due(time.perf_counter()):
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             task = asyncio.create_task(self._one(due))
@@ -154,6 +195,15 @@ class _Load:
             task.add_done_callback(asked.discard)
         await asyncio.gather(*asked)
         self.round.seconds = max(self.end, time.perf_counter()) - self.start
+
+    def _due(self, began: float) -> Iterator[float]:
+        """Yield the times at which an open loop sends, from `began` to `end`."""
+        rate = self.round.point.rate
+        assert rate is not None
+        if self.round.point.arrivals == "even":
+            yield from (began + number / rate for number in range(math.ceil((self.end - began) * rate)))
+            return
+        yield from (began + after for after in poisson(rate, self.end - began))
 
     async def _client(self) -> None:
         while (due := time.perf_counter()) < self.end:

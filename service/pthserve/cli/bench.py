@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.table import Table
 
 from pthserve.bench import report
-from pthserve.bench.client import ConnectionFailed, Pool, Target
-from pthserve.bench.load import Point, Round, measure
+from pthserve.bench.client import Pool, Target
+from pthserve.bench.load import ARRIVALS, Arrivals, Point, Round, measure, send_once
 from pthserve.cli.display import show as show_table
 from pthserve.cli.headers import HEADERS, Header
-from pthserve.errors import PthserveError
+from pthserve.cli.numbers import Number
 
 SWEEP = "1,2,4,8,16,32"
 """Numbers of clients for a report if neither --clients nor --rate is given."""
@@ -34,27 +34,47 @@ SWEEP = "1,2,4,8,16,32"
     help="Closed loop: number of clients that each wait for a response, such as `8` or `1,4,16`.",
 )
 @click.option(
-    "--rate", "-r", help="Open loop: requests per second at fixed times, such as `20` or `10,20,40`."
+    "--rate",
+    "-r",
+    help="Open loop: requests per second, however slow the responses are, such as `20` or `10,20,40`.",
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(ARRIVALS),
+    default="even",
+    show_default=True,
+    help="Times of the requests with --rate: at equal intervals, or random as of many independent clients "
+    "(a Poisson process).",
 )
 @click.option(
     "--seconds",
     "-s",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     help="Duration of each measurement in seconds.",
 )
 @click.option(
     "--warm-up",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Number(0),
     help="Seconds before each measurement that are not counted.",
 )
 @click.option(
-    "--deadline", default=1.0, show_default=True, help="Maximum seconds for a response to count as goodput."
+    "--deadline",
+    default=1.0,
+    show_default=True,
+    type=Number(0, min_open=True),
+    help="Maximum seconds for a response to count as goodput.",
 )
-@click.option("--timeout", default=30.0, show_default=True, help="Request timeout in seconds.")
+@click.option(
+    "--timeout",
+    default=30.0,
+    show_default=True,
+    type=Number(0, min_open=True),
+    help="Request timeout in seconds.",
+)
 @HEADERS
 @click.option("--raw", is_flag=True, help="Send the image as the request body, not in a form.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
@@ -69,6 +89,7 @@ def command(
     images: tuple[Path, ...],
     clients: str | None,
     rate: str | None,
+    arrivals: Arrivals,
     seconds: float,
     warm_up: float,
     deadline: float,
@@ -83,7 +104,7 @@ def command(
     Sends the IMAGES in turn to URL, or to its /predict if URL has no path. Without --clients and --rate, it
     runs 8 clients, or with --report a series from 1 to 32 clients.
     """
-    points = _points(clients or (SWEEP if page and not rate else "" if rate else "8"), rate or "")
+    points = _points(clients or (SWEEP if page and not rate else "" if rate else "8"), rate or "", arrivals)
     try:
         target = Target.parse(url)
         requests = [target.request(image, headers, raw=raw) for image in images]
@@ -92,7 +113,7 @@ def command(
     rounds: list[Round] = []
 
     async def all_points(show: Callable[[Sequence[Round]], None]) -> None:
-        await _once(target, requests, timeout)
+        await send_once(target, requests, timeout)
         for point in points:
             rounds.append(
                 await measure(
@@ -120,28 +141,10 @@ def command(
         show_table(_table(rounds))
 
 
-async def _once(target: Target, requests: Sequence[bytes], timeout: float) -> None:  # noqa: ASYNC109
-    """Send each image once before the measurements, to report a wrong address or image at once."""
-    pool = Pool(target, requests, 1)
-    try:
-        statuses = {await pool.ask(timeout) for _ in requests}
-    except (ConnectionFailed, TimeoutError) as error:
-        raise PthserveError(
-            f"{target.authority} does not respond: {error or type(error).__name__}"
-        ) from error
-    finally:
-        pool.close()
-    if statuses != {200}:
-        refused = ", ".join(map(str, sorted(statuses - {200})))
-        raise PthserveError(
-            f"{target.url} responds with {refused} to these images, so there is nothing to measure"
-        )
-
-
-def _points(clients: str, rate: str) -> list[Point]:
+def _points(clients: str, rate: str, arrivals: Arrivals) -> list[Point]:
     try:
         points = [Point(clients=int(number)) for number in clients.split(",") if number]
-        points += [Point(rate=float(number)) for number in rate.split(",") if number]
+        points += [Point(rate=float(number), arrivals=arrivals) for number in rate.split(",") if number]
     except ValueError as error:
         raise click.UsageError(f"--clients and --rate must be numbers separated by commas: {error}") from None
     if any(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 import yaml
 
+from pthserve.cli.numbers import Number
 from pthserve.cli.options import MODEL, takes_settings
 from pthserve.exits import DIFFERENT
 from pthserve.settings import Settings
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     "--levels",
     default=0.5,
     show_default=True,
-    type=click.FloatRange(0, 255),
+    type=Number(0, 255),
     help="Mean difference of the tensors, in grey levels of 255, that counts as agreement.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")

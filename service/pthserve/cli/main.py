@@ -23,8 +23,10 @@ COMMANDS = {
     "import": "Import a model archive of TorchServe.",
     "compare": "Compare the preprocessing and results of your training script with those of a model.",
     "bench": "Measure the latency and throughput of a service.",
+    "size": "Calculate how many pods a model needs for a rate and a latency.",
     "fetch": "Download a model and verify it.",
     "push": "Push a model into an OCI registry.",
+    "attest": "Write down what a release has shown at a rollout.",
     "sign": "Sign a model with a private key.",
     "verify": "Verify the signature of a model.",
 }

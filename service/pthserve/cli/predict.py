@@ -9,6 +9,7 @@ import rich_click as click
 
 from pthserve.addresses import printable
 from pthserve.cli.headers import HEADERS, Header
+from pthserve.cli.numbers import Number
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError, RequestError
 from pthserve.settings import Settings
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Minimum score of a listed object, for a model that detects objects; default: the model's.",
 )
 @click.option(

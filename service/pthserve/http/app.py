@@ -132,7 +132,7 @@ class Application(FastAPI):
         self._predictor = predictor
         self._routers: list[APIRouter] = []
         self._document: dict[str, Any] | None = None
-        self._schemas: dict[object, bytes] = {}
+        self._schemas: dict[tuple[str, str], bytes] = {}
         self._describing = Lock()
         if predictor is not None:
             self.add_api_route(
@@ -170,7 +170,7 @@ class Application(FastAPI):
         """Return the schema as JSON, which is made when it is first requested."""
         assert self._predictor is not None
         model, root_path = self._predictor.current, request.scope.get("root_path", "")
-        variant = (model and model.task.name, root_path)
+        variant = (repr(model and model.task), root_path)  # after a reload, other defaults may hold
         if variant not in self._schemas:
             document = await run_in_threadpool(self.openapi)
             servers = {"servers": [{"url": root_path}]} if root_path else {}

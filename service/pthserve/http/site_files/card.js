@@ -29,6 +29,10 @@ function agreement({ crops, mean, largest, same, clear, kept, accuracy, referenc
   ].filter(Boolean).join("; ");
 }
 
+// Up to which load the service, or each pod, is planned to keep its latency.
+const plan = ({ rate, latency }) =>
+  `up to ${rate.toFixed(1)} requests per second${latency ? `, 99 % of them within ${(1000 * latency).toFixed(0)} ms` : ""}`;
+
 const colours = ({ mean }) => (mean.length === 1 ? "grey" : "colour");
 function resized({ resize, longest }) {
   if (typeof resize === "number") return `its shorter side ${resize} pixels${longest ? `, the longer at most ${longest}` : ""}`;
@@ -44,6 +48,7 @@ export function facts(list, info) {
     ...(info.labels.length ? { [info.task.outputs ? "Values" : "Classes"]: info.num_classes } : { Vector: `${info.task.dimensions} numbers` }),
     Input: spec.whole ? `the whole image, ${resized(spec)}, ${colours(spec)}` : `${spec.crop[1]} × ${spec.crop[0]}, ${colours(spec)}`,
     ...found(info.inferred),
+    ...(info.planned.rate && { Plan: plan(info.planned) }),
     Engine: ENGINES[info.engine] ?? info.engine,
     Precision: info.precision,
     ...(info.agreement && { Agreement: agreement(info.agreement) }),

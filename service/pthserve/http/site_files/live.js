@@ -20,8 +20,10 @@ const rate = (name) => (now, before) => more(name, now, before) / (now.at - befo
 // NaN where there was nothing of which to take the mean.
 const mean = (name) => (now, before) => more(`${name}_sum`, now, before) / more(`${name}_count`, now, before);
 const milliseconds = (value) => `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`;
+// How far the pod is planned to go, where there is a plan.
+const planned = ({ pthserve_planned_rate: most }) => (most ? ` of ${most.toFixed(1)} planned` : "");
 const GAUGES = [
-  ["Requests per second", rate("pthserve_requests_total"), (value) => value.toFixed(1)],
+  ["Requests per second", rate("pthserve_requests_total"), (value, now) => value.toFixed(1) + planned(now)],
   ["Latency", mean("pthserve_request_duration_seconds"), milliseconds],
   ["In the queue", (now) => now.pthserve_queue_depth, (value) => value.toFixed(0)],
   ["Images per batch", mean("pthserve_batch_size"), (value) => value.toFixed(1)],
@@ -63,7 +65,7 @@ export function watch(details, list, note, fetchMetrics) {
 
 function draw({ value, tile, values }, [, measure, format, full], now, before) {
   const measured = measure(now, before);
-  value.textContent = Number.isFinite(measured) ? format(measured) : "–";
+  value.textContent = Number.isFinite(measured) ? format(measured, now) : "–";
   values.push(Number.isFinite(measured) ? measured : 0);
   if (values.length > KEPT) values.shift();
   const most = full ?? (Math.max(...values) || 1);

@@ -1,0 +1,105 @@
+"""Prediction: the latency of a pod at a load, and the load at which its latency exceeds a limit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pthserve.sizing.curve import Curve, Loop
+from pthserve.sizing.queueing import Outcome, Pod, closed_loop, open_loop
+
+SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
+"""Quantiles of a loop's latencies, by their names."""
+STEPS = 50
+"""Quantiles of the work of a request that the simulation draws from."""
+PRECISION = 0.005
+"""Relative error of a boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a pod is predicted to do at a rate.
+
+    Attributes:
+        rate: Requests per second, each with one image.
+        p50: Median latency in seconds.
+        p99: 99th percentile in seconds.
+        saturation: `pthserve_saturation`.
+        inflight: `pthserve_inflight_requests`.
+        cpu: Share of the cores in use.
+    """
+
+    rate: float
+    p50: float
+    p99: float
+    saturation: float
+    inflight: float
+    cpu: float
+
+
+class Predictor:
+    """Predicts what a pod with the measured `curve` does. A rate that was simulated is kept."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.curve = curve
+        self.pod = fitted(curve)
+        self._known: dict[float, Load] = {}
+
+    def at(self, rate: float) -> Load:
+        """Return the prediction for `rate` requests per second.
+
+        Raises:
+            ValueError: The rate is not above 0 and below the capacity of the curve: no latency is stationary.
+        """
+        if not 0 < rate < self.curve.capacity:
+            raise ValueError(f"{rate:g} requests per second are not between 0 and {self.curve.capacity:g}")
+        if rate not in self._known:
+            self._known[rate] = _load(rate, open_loop(self.pod, rate))
+        return self._known[rate]
+
+    def boundary(self, p99: float) -> float:
+        """Return the highest rate with a 99th percentile of at most `p99` seconds; 0 if none has.
+
+        It is below the capacity, within PRECISION of it if the limit is as high as that.
+        """
+        low, high = 0.0, self.curve.capacity
+        while high - low > PRECISION * high:
+            rate = (low + high) / 2
+            if self.at(rate).p99 <= p99:
+                low = rate
+            else:
+                high = rate
+            if high < PRECISION * self.curve.capacity:
+                return 0.0
+        return low
+
+
+def fitted(curve: Curve) -> Pod:
+    """Return the queueing model whose closed loops have the throughput of `curve`.
+
+    With as many clients as a loop has, the number of requests in the pod is constant, so that the throughput
+    is proportional to the pace at that number. Between two loops, the pace is interpolated.
+    """
+    pod = Pod(curve.cores, curve.lanes, curve.max_batch, _work(curve.lone, curve.image), curve.image)
+    clients = [loop.clients for loop in curve.loops]
+    paces = [loop.throughput / closed_loop(pod, loop.clients).throughput for loop in curve.loops]
+    numbers = np.arange(1, clients[-1] + 1)
+    pace = np.interp(np.log(numbers), np.log(clients), paces).tolist()
+    return Pod(pod.cores, pod.lanes, pod.max_batch, pod.work, pod.image, pace)
+
+
+def _work(lone: Loop, image: float) -> Sequence[float]:
+    """Return the quantiles of the work beside the pass: the latency of a lone request without its pass.
+
+    What differs between lone requests is the image and the machine. Below the median, all have the median.
+    """
+    shares = np.linspace(0, 1, STEPS + 1)
+    latencies = np.interp(shares, list(SHARES.values()), [lone.latency[name] for name in SHARES])
+    work: list[float] = np.maximum(latencies - image, 0.0).tolist()
+    return work
+
+
+def _load(rate: float, outcome: Outcome) -> Load:
+    return Load(
+        rate, outcome.quantile(0.5), outcome.quantile(0.99), outcome.saturation, outcome.inflight, outcome.cpu
+    )

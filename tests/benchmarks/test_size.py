@@ -1,0 +1,41 @@
+"""Predictions of `pthserve size` are compared with measurements at five rates."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.size import crossing
+
+from ..conftest import ROOT
+
+
+def test_a_boundary_is_between_the_two_rates_whose_percentiles_enclose_the_limit() -> None:
+    assert crossing([10, 20, 30], [0.01, 0.04, 0.4], 0.02) == pytest.approx(15)
+    assert math.isnan(crossing([10, 20], [0.01, 0.04], 0.05))
+    assert math.isnan(crossing([10, 20], [0.02, 0.04], 0.01))
+
+
+@pytest.mark.slow
+def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
+    digits: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "benchmarks.size", str(digits), "--photos", str(digits / "golden")]
+    done = subprocess.run(
+        [*command, "--cores", "1", "--seconds", "0.3", "--open-seconds", "0.5", "--tune-budget", "0"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert (found["model"], found["cores"]) == ("digits", 1)
+    assert len(found["rates"]) == 5
+    assert all(row["predicted_ms"] > 0 and row["measured_ms"] > 0 for row in found["rates"])
+    assert 0 < found["boundary"] < found["capacity"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,47 @@
+"""What is measured: on which cores, with which photos."""
+
+from pathlib import Path
+
+import pytest
+
+from pthserve.errors import PthserveError
+from pthserve.settings import Settings
+from pthserve.sizing import measure
+from pthserve.sizing.measure import MOST_PHOTOS, core_counts, photos_in, serving
+
+
+@pytest.mark.parametrize(
+    ("cpus", "counts"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (9, [1, 2, 4, 8, 9])]
+)
+def test_pods_of_1_2_4_and_all_cores_are_measured(
+    cpus: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "cpu_quota", lambda: cpus)
+    assert core_counts() == counts
+
+
+def test_without_a_folder_the_photos_are_those_of_the_package() -> None:
+    assert {"coffee.jpg", "rocket.jpg"} <= {photo.name for photo in photos_in(None)}
+
+
+def test_photos_are_spread_over_the_folder_and_those_below_it(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    names = [f"{number:04}.JPG" for number in range(3 * MOST_PHOTOS)]
+    for name in (*names, "notes.md"):
+        (below / name).write_bytes(b"")
+    assert [photo.name for photo in photos_in(tmp_path)] == names[::3]
+    assert [photo.name for photo in photos_in(below)[:1]] == names[:1]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PthserveError, match="there is no image in this folder"):
+        photos_in(tmp_path)
+
+
+def test_more_cores_than_there_are_cannot_be_measured() -> None:
+    with (
+        pytest.raises(PthserveError, match="100000 cores cannot be measured on this machine"),
+        serving(Settings(), 100_000),
+    ):
+        pytest.fail("it was started")

@@ -1,0 +1,64 @@
+"""A prediction follows the measured curve, and its boundary is where the limit is exceeded."""
+
+from dataclasses import replace
+
+import pytest
+
+from pthserve.sizing.curve import Curve, Loop
+from pthserve.sizing.prediction import PRECISION, Predictor, fitted
+from pthserve.sizing.queueing import closed_loop
+
+from .curves import SECONDS, curve
+from .test_queueing import crommelin
+
+MEASURED = {1: 76.9, 2: 86.0, 4: 90.0, 8: 92.0, 16: 95.0, 32: 97.0}
+"""Throughput by clients of a ResNet-18 on two cores."""
+
+
+def resnet18() -> Curve:
+    loops = [
+        Loop(clients, rate, {"p50": 0.0125, "p90": 0.014, "p95": 0.0145, "p99": 0.017, "max": 0.02})
+        for clients, rate in MEASURED.items()
+    ]
+    return replace(curve(2), lanes=2, max_batch=8, image=0.009, loops=loops)
+
+
+def test_the_fitted_pod_has_the_throughput_of_each_closed_loop() -> None:
+    pod = fitted(resnet18())
+    for clients, throughput in MEASURED.items():
+        assert closed_loop(pod, clients).throughput == pytest.approx(throughput, rel=0.01)
+    assert len(pod.pace) == 32
+
+
+def test_a_lone_request_has_the_measured_median_at_a_low_rate() -> None:
+    assert Predictor(resnet18()).at(1.0).p50 == pytest.approx(0.0125, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_pod_that_serves_one_request_after_the_other_has_the_latencies_of_m_d_1() -> None:
+    load = Predictor(curve(image=1e-6)).at(0.7 / SECONDS)
+    assert crommelin(load.rate, SECONDS, load.p99 - SECONDS) == pytest.approx(0.99, abs=0.003)
+    assert load.cpu == pytest.approx(0.7, rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_boundary_rises_with_the_limit_and_is_where_it_is_exceeded() -> None:
+    predictor = Predictor(resnet18())
+    boundaries = [predictor.boundary(limit) for limit in (0.02, 0.05, 0.1, 0.3)]
+    assert boundaries == sorted(set(boundaries))
+    for limit, boundary in zip((0.05, 0.1), boundaries[1:3], strict=True):
+        assert predictor.at(boundary).p99 <= limit
+        assert predictor.at(boundary * (1 + 3 * PRECISION)).p99 > limit
+
+
+@pytest.mark.slow
+def test_the_boundary_of_any_limit_is_below_the_capacity_and_of_an_impossible_one_is_0() -> None:
+    predictor = Predictor(curve())
+    assert 0.95 / SECONDS < predictor.boundary(100.0) < 1 / SECONDS
+    assert predictor.boundary(0.9 * SECONDS) == 0
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1 / SECONDS, 1000.0])
+def test_a_rate_without_a_steady_state_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 100"):
+        Predictor(curve()).at(rate)
