@@ -121,8 +121,8 @@ class Rollout:
     async def run(self) -> None:
         """Compare until cancelled."""
         try:
-            async with await in_background(partial(_client, self._deadline)) as client:
-                with self._predictor.observers.during(self._offer):
+            with self._predictor.observers.during(self._offer):
+                async with await in_background(partial(_client, self._deadline)) as client:
                     await asyncio.gather(*(self._work(client) for _ in range(CONCURRENT)))
         except Exception:  # the service goes on without comparisons, which no rollout takes for agreement
             log.exception("no answers can be compared with those of %s", self._address)
