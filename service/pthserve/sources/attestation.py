@@ -63,7 +63,7 @@ class Attestation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int = Field(1, ge=1, le=1)
+    version: int = Field(default=1, ge=1, le=1)
     created: str = Field(max_length=64)
     name: str = Field(max_length=1000)
     model_version: str = Field(max_length=1000)
