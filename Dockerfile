@@ -112,6 +112,8 @@ COPY --from=own /own /opt/pthserve
 COPY --from=demo /demo /demo
 RUN pthserve pack /demo -o /packed --allow-code efficientnet_lite_pytorch && chmod -R a=rX /packed
 
+# Labels and settings are those of `runtime`. A stage inherits from one base, and slim's is empty, so they are repeated
+# here; tests/test_repository.py holds both to be the same.
 FROM scratch AS slim
 LABEL org.opencontainers.image.title="pthserve" \
       org.opencontainers.image.description="Drop in a .pth, get a service: PyTorch image classifiers over HTTP" \

@@ -21,7 +21,8 @@ from pthserve.cli import demo
 from pthserve.images.preprocess import pending
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
-from pthserve.scoring.run import Request, score
+from pthserve.scoring.request import Request
+from pthserve.scoring.run import score
 from pthserve.settings import Settings
 
 WARM_UP = 64

@@ -234,6 +234,24 @@ AREAS = _rate("pthserve_class_area_images_total", "label")
 IMAGES = f"sum(rate(pthserve_prediction_confidence_count{{{SERIES}}}[$__rate_interval]))"
 """Images per second that were answered with labels."""
 
+
+def _share(part: str, whole: str) -> dict[str, str]:
+    """The share of two counts, and the bounds of its Wilson score interval at 95 %."""
+    half = f"1.96 * sqrt({part} * (1 - {part} / {whole}) + 0.9604)"
+    bounds = {name: f"({part} + 1.9207 {sign} {half}) / ({whole} + 3.8415)" for name, sign in BOUNDS.items()}
+    return {"estimate": f"{part} / {whole}", **bounds}
+
+
+def _counts(metric: str, by: str, result: str) -> tuple[str, str]:
+    """How many have this result, 0 included, and how many there are."""
+    whole = f"sum by ({by}) ({metric}{{{SERIES}}})"
+    return f'(sum by ({by}) ({metric}{{{SERIES},result="{result}"}}) or 0 * {whole})', whole
+
+
+BOUNDS = {"at least": "-", "at most": "+"}
+AGREED, COMPARED = _counts("pthserve_rollout_comparisons_total", "digest, other", "agreed")
+CORRECT, REPORTED = _counts("pthserve_feedback_total", "digest", "correct")
+
 MODEL = {
     "Model": [
         Panel(
@@ -292,6 +310,59 @@ MODEL = {
             {"{{pod}} {{crops}}": f"pthserve_model_same_decisions_ratio{{{SERIES}}}"},
             width=12,
             most=1,
+        ),
+    ],
+    "Rollout": [
+        Panel(
+            "Agreement with another release",
+            "Share of the compared live images on which both releases agree, over all pods, for each pair of "
+            "models: the estimate, and the bounds of its 95 % confidence interval.",
+            "percentunit",
+            {f"{{{{digest}}}} {name}": query for name, query in _share(AGREED, COMPARED).items()},
+            most=1,
+        ),
+        Panel(
+            "Comparisons",
+            "Live images per second that were compared with another release, by result, and those that could "
+            "not be compared, by reason.",
+            "reqps",
+            {
+                "{{result}}": _rate("pthserve_rollout_comparisons_total", "result"),
+                "failed: {{reason}}": _rate("pthserve_rollout_comparison_failures_total", "reason"),
+            },
+            stack=True,
+        ),
+        Panel(
+            "Difference from another release",
+            "Mean difference from the other release's answer: the largest one of a probability, or what the "
+            "task compares in its place.",
+            "none",
+            {"{{digest}}": _mean("pthserve_rollout_difference", "digest")},
+        ),
+        Panel(
+            "Agreement by pod",
+            "Lower bound of the agreement with another release, of each pod's own comparisons.",
+            "percentunit",
+            {"{{pod}}": f'pthserve_rollout_agreement{{{SERIES},bound="lower"}}'},
+            most=1,
+        ),
+        Panel(
+            "Live accuracy",
+            "Share of correct answers by the true classes that clients reported, over all pods, for each "
+            "model: the estimate, and the bounds of its 95 % confidence interval.",
+            "percentunit",
+            {f"{{{{digest}}}} {name}": query for name, query in _share(CORRECT, REPORTED).items()},
+            most=1,
+        ),
+        Panel(
+            "Reports",
+            "True classes that clients reported per second, by whether the answer was correct, and the lower "
+            "bound of each pod's own accuracy.",
+            "short",
+            {
+                "{{result}}": _rate("pthserve_feedback_total", "result"),
+                "{{pod}} accuracy": f'pthserve_feedback_accuracy{{{SERIES},bound="lower"}}',
+            },
         ),
     ],
     "Predictions": [

@@ -57,6 +57,7 @@ MODES = {
     "items": {"enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]},
 }
 COUNT = {"type": "integer", "minimum": 1}
+SHARE = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
 # What a default value alone does not tell. A key is a path in values.yaml, or the end of one.
 CONSTRAINTS: dict[str, dict[str, Any]] = {
     "replicas": {"type": "integer", "minimum": 0},
@@ -100,6 +101,22 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
         "properties": {"request": {"type": "string"}, "backendRequest": {"type": "string"}},
     },
+    "rollout.steps": {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "integer", "minimum": 1, "maximum": 99},
+    },
+    "rollout.interval": COUNT,
+    "rollout.measurements": COUNT,
+    "rollout.undecided": {"type": "integer", "minimum": 0},
+    "rollout.minRequests": COUNT,
+    "rollout.prometheus": {"pattern": "^https?://."},
+    "gates.agreement": SHARE,
+    "gates.accuracy": SHARE,
+    "gates.errorRate": SHARE,
+    "gates.latency": {"type": "number", "minimum": 0},
+    "gates.memory": {"type": "number", "minimum": 0},
+    "rollout.header": {"pattern": "^[A-Za-z0-9-]*$"},
     "gpu.resourceClaims": OBJECTS,
     "extraEnvFrom": OBJECTS,
     "extraContainers": OBJECTS,
@@ -166,6 +183,7 @@ SET_BY_THE_CHART = {
     "threads": "resources.limits.cpu, also when it is changed in place",
     "cacheDir": "/var/cache/pthserve",
     "apiKeys": "apiKeys.secret",
+    "feedbackPeers": "all pods of the release, with feedback",
 }
 
 

@@ -1,12 +1,13 @@
-"""Shared: what tests of several folders wait for, and what they read of a service."""
+"""Shared: what tests of several folders wait for, what they read of a service, and what takes long."""
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 import httpx
+import pytest
 
 PATIENCE = 30.0
 """Seconds after which a condition that does not come true is a failure."""
@@ -46,6 +47,11 @@ async def until_async(
             break
         await asyncio.sleep(pause)
     raise AssertionError(f"{what} did not come within {seconds:g} s")
+
+
+def with_long(names: Iterable[str], long: Collection[str]) -> list[Any]:
+    """`names` as parameters of a test, of which those in `long` are left to the long tests."""
+    return [pytest.param(name, marks=pytest.mark.long) if name in long else name for name in names]
 
 
 def metric(client: httpx.Client, name: str) -> float:

@@ -50,6 +50,19 @@ def test_package_chart_and_image_name_the_licence_that_is_in_the_repository() ->
     assert f'org.opencontainers.image.licenses="{name}"' in (ROOT / "Dockerfile").read_text()
 
 
+def test_the_images_have_the_same_labels_and_settings() -> None:
+    """The full images inherit those of the stage `runtime`, and slim, which begins empty, repeats them."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL))
+
+    def settings(stage: str) -> list[str]:
+        kept = ("LABEL", "ENV", "WORKDIR", "EXPOSE", "ENTRYPOINT", "CMD")
+        return sorted(line for line in stages[stage].splitlines() if line.startswith(kept))
+
+    assert settings("slim") == settings("runtime")
+    assert len(settings("slim")) == 6
+
+
 @pytest.mark.slow
 def test_the_wheel_carries_the_licence(tmp_path: Path) -> None:
     """Built of what the Dockerfile copies, so the image builds too."""
@@ -75,7 +88,10 @@ def test_the_wheel_carries_the_licence(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone with the programs of this environment, so that `make env` downloads nothing."""
+    """A clean clone with the programs of this environment, so that `make env` downloads nothing.
+
+    It has mypy's cache, too: `make test` begins with `make check`, which has checked these types.
+    """
     clone = tmp_path_factory.mktemp("clone")
     for path in files():
         target = clone / path.relative_to(ROOT)
@@ -88,6 +104,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(str(Path(sys.executable).with_name(name)))} "$@"\n')
         program.chmod(0o755)
+    if (ROOT / ".mypy_cache").is_dir():
+        shutil.copytree(ROOT / ".mypy_cache", clone / ".mypy_cache")
     stamp = "cat requirements.lock pyproject.toml | sha256sum >.venv/.made-from"
     subprocess.run(stamp, shell=True, cwd=clone, check=True)
     return clone

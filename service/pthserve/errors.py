@@ -20,6 +20,7 @@ PthserveError
 │   ├── TooSlow               the body did not arrive within the deadline
 │   ├── UnsupportedImage      not an image, or not of an allowed format
 │   ├── BrokenImage           an image of an allowed format that cannot be decoded
+│   ├── SameProcess           a comparison request that has reached the process that sent it
 │   └── RateLimited           the rate limit is exceeded; `retry_after` seconds
 ├── Unavailable               the client may try again after `retry_after` seconds
 │   ├── Overloaded            no permit is free, or the wait would exceed the deadline
@@ -131,6 +132,10 @@ class UnsupportedImage(RequestError):
 
 class BrokenImage(RequestError):
     """The image has an allowed format but cannot be decoded."""
+
+
+class SameProcess(RequestError):
+    """A comparison request has reached the process that sent it; see the setting compare_with."""
 
 
 class RateLimited(RequestError):

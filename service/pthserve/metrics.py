@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 
 from prometheus_client import (
@@ -190,6 +190,48 @@ VALUES = Summary(
     ["output"],
     registry=REGISTRY,
 )
+ROLLOUT_COMPARISONS = Counter(
+    "pthserve_rollout_comparisons",
+    "Live images whose answer was compared with that of another release, by the digests of this model and of "
+    "the other, and by result: agreed or disagreed.",
+    ["digest", "other", "result"],
+    registry=REGISTRY,
+)
+ROLLOUT_FAILURES = Counter(
+    "pthserve_rollout_comparison_failures",
+    "Live images that could not be compared with another release, by reason: timeout, connection, status, "
+    "answer, itself or tensor.",
+    ["reason"],
+    registry=REGISTRY,
+)
+ROLLOUT_AGREEMENT = Gauge(
+    "pthserve_rollout_agreement",
+    "Share of the compared live images on which this model and that of another release agree: the estimate, "
+    "and the lower and upper bound of its 95 % confidence interval.",
+    ["bound", "digest", "other"],
+    registry=REGISTRY,
+)
+ROLLOUT_DIFFERENCE = Summary(
+    "pthserve_rollout_difference",
+    "Difference from the answer of another release: the largest one of a probability, or what the task "
+    "compares in its place.",
+    ["digest", "other"],
+    registry=REGISTRY,
+)
+FEEDBACK = Counter(
+    "pthserve_feedback",
+    "Answers whose true class a client has sent, by the digest of the model and by result: correct or "
+    "incorrect.",
+    ["digest", "result"],
+    registry=REGISTRY,
+)
+FEEDBACK_ACCURACY = Gauge(
+    "pthserve_feedback_accuracy",
+    "Share of correct answers among those whose true class a client has sent: the estimate, and the lower "
+    "and upper bound of its 95 % confidence interval.",
+    ["bound", "digest"],
+    registry=REGISTRY,
+)
 BUILD_INFO = Info("pthserve_build", "Version of the service and of Python.", registry=REGISTRY)
 
 
@@ -259,6 +301,23 @@ def _series(label: str) -> str:
             label = "other"
         _labels_seen.add(label)
     return label
+
+
+BOUNDS = ("lower", "estimate", "upper")
+"""The series of a share with its confidence interval, by the label `bound`."""
+
+
+def show_interval(gauge: Gauge, interval: tuple[float, float, float], *labels: str) -> None:
+    """Set a share with its bounds, in the order of BOUNDS; labels: of `gauge`, behind `bound`."""
+    for bound, value in zip(BOUNDS, interval, strict=True):
+        gauge.labels(bound, *labels).set(value)
+
+
+def remove_interval(gauge: Gauge, *labels: str) -> None:
+    """Remove the series that `show_interval` has set for these labels."""
+    for bound in BOUNDS:
+        with suppress(KeyError):
+            gauge.remove(bound, *labels)
 
 
 @contextmanager

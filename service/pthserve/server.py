@@ -31,6 +31,7 @@ from pthserve.serving.memory import give_back_when
 from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.serving.resize import Resize
+from pthserve.serving.rollout import Rollout, api_key
 from pthserve.settings import Settings
 from pthserve.tracing import Tracer
 
@@ -69,6 +70,8 @@ class Server:
         self._load = load
         self._stage = stage
         self._guard = Guard(settings) if settings.api_keys or settings.rate_limit else None
+        if settings.compare_api_key is not None:
+            api_key(settings.compare_api_key)  # a file that cannot be read is an error of the start
         self._tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._rpc: Rpc | None = None
@@ -126,9 +129,14 @@ class Server:
         try:
             with self._signals(reload):
                 loading = asyncio.create_task(reload.first())
+                comparing = None
+                if self._settings.compare_with is not None:
+                    comparing = asyncio.create_task(Rollout(predictor, self._settings).run())
                 giving = asyncio.create_task(give_back_when(lambda: not predictor.admission.inflight))
                 await self._until_stopped(predictor, reload, loading)
                 giving.cancel()
+                if comparing is not None:
+                    comparing.cancel()
         finally:
             predictor.close()
             reload.close()

@@ -93,6 +93,33 @@ class Settings(ModelOptions):
         le=1,
         description="minimum fraction of shadow traffic for which a new model must predict the same class",
     )
+    compare_with: str | None = Field(
+        None,
+        json_schema_extra={"pattern": _ADDRESS},
+        description="URL of another release of the service, such as `http://cats-stable:8000`, with whose "
+        "answers those of this one are compared on live images (docs/rollouts.md); none when unset",
+    )
+    compare_share: float = Field(
+        0.1, gt=0, le=1, description="fraction of live images that are compared with the other release"
+    )
+    compare_api_key: Path | None = Field(
+        None,
+        description="file like that of `api_keys`, whose first key is sent to the other release; no key is "
+        "sent when unset",
+    )
+    feedback: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="number of latest answers to whose images a client may send the true class with "
+        "POST /feedback; 0 turns the route off",
+    )
+    feedback_peers: str | None = Field(
+        None,
+        json_schema_extra={"pattern": _ADDRESS},
+        description="URL whose host resolves to all pods, such as that of a headless Service, which are "
+        "asked about an answer that this process does not know; none when unset",
+    )
     api_keys: Path | None = Field(
         None, description="file with one API key per line; when unset, no key is needed"
     )
@@ -205,11 +232,12 @@ class Settings(ModelOptions):
                 raise ValueError(f"must be {example}, separated by commas; {text!r} is not valid")
         return value
 
-    @field_validator("otlp_endpoint")
+    @field_validator("otlp_endpoint", "compare_with", "feedback_peers")
     @classmethod
-    def _check_address(cls, value: str | None) -> str | None:
+    def _check_address(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not re.match(_ADDRESS, value):
-            raise ValueError("must be an http or https address, such as http://collector:4318")
+            example = "collector:4318" if info.field_name == "otlp_endpoint" else "cats-stable:8000"
+            raise ValueError(f"must be an http or https address, such as http://{example}")
         return value
 
     @field_validator("root_path")
@@ -264,6 +292,11 @@ _ORDER = (
     "reload_interval",
     "shadow",
     "shadow_agreement",
+    "compare_with",
+    "compare_share",
+    "compare_api_key",
+    "feedback",
+    "feedback_peers",
     "api_keys",
     "rate_limit",
     "trusted_proxies",

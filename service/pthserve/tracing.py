@@ -55,6 +55,8 @@ class Tracer(Protocol):
 
 SPAN: ContextVar[Span | None] = ContextVar("SPAN", default=None)
 """The span of the request that is being answered."""
+REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="")
+"""The id of the request that is being answered, as in its log line; empty outside of requests."""
 
 
 def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller | None:

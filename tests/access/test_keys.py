@@ -321,6 +321,7 @@ def test_a_key_that_is_added_or_taken_away_counts_without_a_restart(file: Path) 
         assert predict(service.client, **{"X-API-Key": "alpha-key"}).status_code == 401
 
 
+@pytest.mark.slow
 def test_each_key_has_its_rate_and_is_told_when_to_come_again(file: Path) -> None:
     with serving(api_keys=file, rate_limit="3/hour") as service:
         for _ in range(3):
@@ -386,6 +387,7 @@ def test_whoever_is_no_trusted_proxy_cannot_choose_its_address() -> None:
         assert codes == [200, 200, 429]
 
 
+@pytest.mark.slow
 def test_guesses_take_the_address_s_tokens_and_then_learn_nothing(file: Path) -> None:
     """A right key that the address has not used before is answered as a wrong one, once it has guessed."""
     with serving(api_keys=file, rate_limit="3/hour") as service:
@@ -490,6 +492,7 @@ def test_only_these_routes_are_public(file: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_keys_are_in_no_log(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(api_keys=file, log_level="debug") as service:
         predict(service.client, **{"X-API-Key": "alpha-key"})

@@ -38,6 +38,7 @@ def lines(capfd: pytest.CaptureFixture[str], requests: int, **settings: object) 
     return capfd.readouterr().err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_request_is_one_json_object_with_all_that_is_known_of_it(capfd: pytest.CaptureFixture[str]) -> None:
     written = [orjson.loads(line) for line in lines(capfd, 3, log_format="json")]
     requests = [line for line in written if line.get("route") == "/predict"]
@@ -49,6 +50,7 @@ def test_a_request_is_one_json_object_with_all_that_is_known_of_it(capfd: pytest
     assert [line["code"] for line in written if line.get("route") == "unmatched"] == [404]
 
 
+@pytest.mark.slow
 def test_the_protocol_s_requests_have_the_same_line_over_http_and_grpc(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -84,6 +86,7 @@ def test_the_protocol_s_requests_have_the_same_line_over_http_and_grpc(
         assert 1 <= line["batch"] <= 2
 
 
+@pytest.mark.slow
 def test_a_request_that_is_refused_is_a_line_with_its_code(capfd: pytest.CaptureFixture[str]) -> None:
     with serving(log_level="info", log_format="json") as service:
         assert service.client.post("/predict", files={"image": b"no image"}).status_code == 415
@@ -92,6 +95,7 @@ def test_a_request_that_is_refused_is_a_line_with_its_code(capfd: pytest.Capture
     assert "infer" not in line
 
 
+@pytest.mark.slow
 def test_a_request_is_one_line_for_a_person(capfd: pytest.CaptureFixture[str]) -> None:
     (line,) = [line for line in lines(capfd, 1, log_format="text") if "/predict" in line]
     assert re.match(r"\d\d:\d\d:\d\d\.\d{3} info +POST /predict 200 ", line)
@@ -108,6 +112,7 @@ def test_keys_queries_file_names_and_raw_paths_are_not_written(
     assert "private" not in told
 
 
+@pytest.mark.slow
 def test_probes_are_only_written_at_level_debug(capfd: pytest.CaptureFixture[str]) -> None:
     assert not [line for line in lines(capfd, 0) if "/readyz" in line]
 

@@ -21,6 +21,7 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_yields_the_table_and_writes_nothing_but_what_is_asked(
     tmp_path: Path, scratch: Path
 ) -> None:

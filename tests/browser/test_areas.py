@@ -5,29 +5,23 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import torch
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Playwright, expect
 
-from pthserve.loading.load import load
 from pthserve.planning.crops import samples
-from pthserve.settings import Settings
 from pthserve.tasks.base import BACKGROUND
 from pthserve.tasks.drawing import palette
 
-from ..http_service import Service, serving
+from ..http_service import Service
+from ..tasks.own_weights import LABELS, predicted, served, written
 from ..tasks.test_masks import decoded
 from ..zoos.segmenters import segmenter
 from .conftest import Open, Visit, opened
 from .test_page import canvas
 
-SETTINGS = Settings(threads=1, tune_budget=0.0)
-LABELS = ["cat", "dog", "hen", "owl"]
 COLOURS = palette(len(LABELS) + 1)
 PHOTO: dict[str, Any] = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": samples()[2]}
 OPACITY = 0.6
@@ -38,18 +32,9 @@ OPACITY = 0.6
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service of a segmentation model with random weights, which resizes images so that a pass is short."""
     folder = tmp_path_factory.mktemp("areas") / "net"
-    folder.mkdir()
-    torch.save(segmenter("lraspp_mobilenet_v3_large").state_dict(), folder / "net.pth")
     card = {"labels": LABELS, "preprocessing": {"resize": 128, "crop": None}}
-    (folder / "model.yaml").write_text(yaml.safe_dump(card))
-    with load(str(folder), SETTINGS) as model, serving(model, model=str(folder), deadline=120) as service:
+    with served(written(folder, segmenter("lraspp_mobilenet_v3_large"), **card)) as service:
         yield service
-
-
-def predicted(service: Service, image: bytes = PHOTO["buffer"]) -> dict[str, Any]:
-    return dict(
-        httpx.post(f"{service.url}/predict", files={"image": image}, timeout=60).raise_for_status().json()
-    )
 
 
 def class_map(answer: dict[str, Any]) -> NDArray[np.int64]:
@@ -68,7 +53,7 @@ def painted(tab: Visit) -> NDArray[np.uint8]:
 
 
 def test_each_pixel_has_the_colour_of_its_class(visit: Open, service: Service) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO["buffer"])
     classes = class_map(answer)
     tab, card = opened(visit, service, PHOTO)
     drawn = painted(tab)
@@ -85,7 +70,7 @@ def test_each_pixel_has_the_colour_of_its_class(visit: Open, service: Service) -
 
 
 def test_the_legend_has_names_colours_and_areas(visit: Open, service: Service) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO["buffer"])
     _, card = opened(visit, service, PHOTO)
     rows = card.locator(".switches label")
     expect(rows).to_have_text([f"{one['label']}{100 * one['share']:.1f} %" for one in answer["classes"]])
@@ -107,7 +92,7 @@ def test_a_slider_says_how_opaque_the_classes_are(visit: Open, service: Service)
 
 
 def test_classes_are_switched_and_stand_out_by_keyboard(visit: Open, service: Service) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO["buffer"])
     classes = class_map(answer)
     first, second = [one for one in answer["classes"] if one["class_index"]][:2]
     tab, card = opened(visit, service, PHOTO)
@@ -131,7 +116,7 @@ def test_classes_are_switched_and_stand_out_by_keyboard(visit: Open, service: Se
 
 
 def test_the_class_under_the_pointer_is_named(visit: Open, service: Service) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO["buffer"])
     classes = class_map(answer)
     tab, card = opened(visit, service, PHOTO)
     picture = card.locator(".crop").bounding_box()

@@ -7,26 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import torch
-import yaml
 from PIL import Image
 from playwright.sync_api import Playwright, expect
 
-from pthserve.loading.load import load
 from pthserve.planning.crops import samples
-from pthserve.settings import Settings
 from pthserve.tasks.drawing import colour
 
-from ..http_service import Service, serving
+from ..http_service import Service
+from ..tasks.own_weights import predicted, served, written
 from ..tasks.test_masks import decoded
 from ..zoos.detectors import detector
 from .conftest import Open, opened
 from .test_page import canvas
 
-SETTINGS = Settings(threads=1, tune_budget=0.0)
 LABELS = ["circle", "square", "<b>star</b>", "moon"]
 TIMES = "\N{MULTIPLICATION SIGN}"
 LOWEST = 0.05
@@ -36,35 +31,28 @@ FEW = {"min_size": 96, "max_size": 144, "rpn_post_nms_top_n_test": 20, "box_dete
 PHOTO: dict[str, Any] = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": samples()[0]}
 
 
-def served(folder: Path, name: str, threshold: float, **kwargs: Any) -> Iterator[Service]:
+def served_detector(folder: Path, name: str, threshold: float, **kwargs: Any) -> Iterator[Service]:
     """A service of torchvision's detector `name`, with random weights."""
-    folder.mkdir()
-    torch.save(detector(name, **kwargs).state_dict(), folder / "net.pth")
     card = {"architecture": name, "kwargs": kwargs, "labels": LABELS, "threshold": threshold}
-    (folder / "model.yaml").write_text(yaml.safe_dump(card))
-    with load(str(folder), SETTINGS) as model, serving(model, model=str(folder), deadline=120) as service:
+    with served(written(folder, detector(name, **kwargs), **card)) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An SSDlite, which finds hundreds of objects from the lowest score on."""
-    yield from served(tmp_path_factory.mktemp("boxes") / "net", "ssdlite320_mobilenet_v3_large", 0.6)
+    yield from served_detector(tmp_path_factory.mktemp("boxes") / "net", "ssdlite320_mobilenet_v3_large", 0.6)
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    yield from served(tmp_path_factory.mktemp("masks") / "net", "maskrcnn_resnet50_fpn", 0.5, **FEW)
+    yield from served_detector(tmp_path_factory.mktemp("masks") / "net", "maskrcnn_resnet50_fpn", 0.5, **FEW)
 
 
 @pytest.fixture(scope="module")
 def keypoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    yield from served(tmp_path_factory.mktemp("keypoints") / "net", "keypointrcnn_resnet50_fpn", 0.3, **FEW)
-
-
-def predicted(service: Service, image: bytes = PHOTO["buffer"], **query: Any) -> dict[str, Any]:
-    reply = httpx.post(f"{service.url}/predict", files={"image": image}, params=query, timeout=60)
-    return dict(reply.raise_for_status().json())
+    folder = tmp_path_factory.mktemp("keypoints") / "net"
+    yield from served_detector(folder, "keypointrcnn_resnet50_fpn", 0.3, **FEW)
 
 
 def texts(objects: list[dict[str, Any]]) -> list[str]:
@@ -77,7 +65,7 @@ def texts(objects: list[dict[str, Any]]) -> list[str]:
 
 
 def test_the_objects_from_the_model_s_threshold_on_are_drawn_and_listed(visit: Open, boxes: Service) -> None:
-    answer = predicted(boxes)
+    answer = predicted(boxes, PHOTO["buffer"])
     objects = answer["detections"]
     assert len(objects) > 2, "a test without objects proves nothing"
     tab, card = opened(visit, boxes, PHOTO)
@@ -111,7 +99,7 @@ def test_the_objects_from_the_model_s_threshold_on_are_drawn_and_listed(visit: O
 def test_pointing_at_a_box_or_its_line_makes_both_stand_out_with_label_and_score(
     visit: Open, boxes: Service
 ) -> None:
-    objects = predicted(boxes)["detections"]
+    objects = predicted(boxes, PHOTO["buffer"])["detections"]
     tab, card = opened(visit, boxes, PHOTO)
     tag, rows = card.locator(".tag"), card.locator(".bars button")
     expect(tag).to_be_hidden()
@@ -145,7 +133,7 @@ def test_pointing_at_a_box_or_its_line_makes_both_stand_out_with_label_and_score
 
 
 def test_the_threshold_shows_and_hides_objects_without_asking_again(visit: Open, boxes: Service) -> None:
-    everything = predicted(boxes, threshold=LOWEST)["detections"]
+    everything = predicted(boxes, PHOTO["buffer"], threshold=LOWEST)["detections"]
     tab, card = opened(visit, boxes, PHOTO)
     asked = [url for url in tab.asked if "/predict" in url]
     slider = card.get_by_role("slider", name="Lowest score")
@@ -168,7 +156,7 @@ def test_the_threshold_shows_and_hides_objects_without_asking_again(visit: Open,
 
 
 def test_each_class_has_a_switch(visit: Open, boxes: Service) -> None:
-    objects = predicted(boxes)["detections"]
+    objects = predicted(boxes, PHOTO["buffer"])["detections"]
     tab, card = opened(visit, boxes, PHOTO)
     rows = card.locator(".bars li:visible")
     label = objects[0]["label"]
@@ -222,7 +210,7 @@ def test_objects_are_reached_and_walked_through_by_keyboard(visit: Open, boxes: 
 
 
 def test_masks_lie_over_their_pixels(visit: Open, masks: Service) -> None:
-    answer = predicted(masks)
+    answer = predicted(masks, PHOTO["buffer"])
     objects = answer["detections"]
     assert len(objects) > 1
     tab, card = opened(visit, masks, PHOTO)
@@ -244,7 +232,7 @@ def test_masks_lie_over_their_pixels(visit: Open, masks: Service) -> None:
 
 
 def test_keypoints_are_drawn(visit: Open, keypoints: Service) -> None:
-    objects = predicted(keypoints)["detections"]
+    objects = predicted(keypoints, PHOTO["buffer"])["detections"]
     assert objects
     tab, card = opened(visit, keypoints, PHOTO)
     points = card.locator('svg.over [data-index="0"] path').last.get_attribute("d")

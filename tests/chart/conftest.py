@@ -13,6 +13,12 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "pthserve"
 KUBERNETES = "1.37.2"
+APIS = (
+    "gateway.networking.k8s.io/v1/HTTPRoute",
+    "argoproj.io/v1alpha1/Rollout",
+    "monitoring.coreos.com/v1/PodMonitor",
+)
+"""What the cluster has beside Kubernetes' own kinds, as far as the chart asks."""
 
 EXTRA = {"cats-notes", "cats-pthserve-more", "pthserve-gpu"}
 """Names of the extraObjects in sets.yaml and the examples."""
@@ -52,14 +58,20 @@ class Rendered:
     @property
     def pods(self) -> list[Any]:
         """The specs of every pod that the chart runs, the test's too."""
-        return [found["spec"]["template"]["spec"] for found in self.all("Deployment")] + [
+        return [found["spec"]["template"]["spec"] for found in self.workloads] + [
             found["spec"] for found in self.all("Pod")
         ]
 
     @property
+    def workloads(self) -> list[Any]:
+        """What runs the serving pods: one Deployment, or one Rollout."""
+        return self.all("Deployment") + self.all("Rollout")
+
+    @property
     def pod(self) -> Any:
         """The spec of a serving pod."""
-        return self.one("Deployment")["spec"]["template"]["spec"]
+        (workload,) = self.workloads
+        return workload["spec"]["template"]["spec"]
 
     @property
     def container(self) -> Any:
@@ -75,6 +87,8 @@ class Rendered:
     @property
     def environment(self) -> dict[str, str]:
         """The settings that the serving container gets."""
+        if self.all("Rollout"):
+            return {found["name"]: found["value"] for found in self.container["env"]}
         found: dict[str, str] = self.one("ConfigMap")["data"]
         return found
 
@@ -95,7 +109,9 @@ class Helm:
             timeout=60,
         )
 
-    def _template(self, values: str, kubernetes: str) -> "subprocess.CompletedProcess[str]":
+    def _template(
+        self, values: str, kubernetes: str, apis: tuple[str, ...] = APIS
+    ) -> "subprocess.CompletedProcess[str]":
         return self.run(
             *(
                 "template",
@@ -105,6 +121,7 @@ class Helm:
                 "shop",
                 "--kube-version",
                 kubernetes,
+                *(f"--api-versions={api}" for api in apis),
                 "--values",
                 "-",
             ),
@@ -117,9 +134,9 @@ class Helm:
         assert found.returncode == 0, found.stderr
         return Rendered(found.stdout)
 
-    def refusal(self, values: Values, kubernetes: str = KUBERNETES) -> str:
+    def refusal(self, values: Values, kubernetes: str = KUBERNETES, apis: tuple[str, ...] = APIS) -> str:
         """What the chart says when it refuses these values."""
-        found = self.template(json.dumps(values, sort_keys=True), kubernetes)
+        found = self.template(json.dumps(values, sort_keys=True), kubernetes, apis)
         assert found.returncode != 0, "the chart took these values"
         return found.stderr
 

@@ -37,6 +37,7 @@ KINDS = {
 }
 OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 OPERATOR_CRD = "example/prometheus-operator-crd/monitoring.coreos.com_{}.yaml"
+ROLLOUTS = "github.com/argoproj/argo-rollouts@v1.10.1"
 CUSTOM = [
     (OPERATOR, OPERATOR_CRD.format("podmonitors")),
     (OPERATOR, OPERATOR_CRD.format("prometheuses")),
@@ -44,6 +45,8 @@ CUSTOM = [
     (OPERATOR, OPERATOR_CRD.format("servicemonitors")),
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml"),
+    (ROLLOUTS, "manifests/crds/rollout-crd.yaml"),
+    (ROLLOUTS, "manifests/crds/analysis-template-crd.yaml"),
     ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
 ]

@@ -5,11 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
-from .conftest import KUBERNETES, ROOT, Helm
+from .conftest import APIS, KUBERNETES, ROOT, Helm, Rendered
 
-PAGES = [ROOT / "docs" / "install.md", *sorted((ROOT / "k8s" / "examples").glob("*.yaml"))]
+PAGES = [
+    ROOT / "docs" / "install.md",
+    ROOT / "docs" / "rollouts.md",
+    *sorted((ROOT / "k8s" / "examples").glob("*.yaml")),
+]
 INSTALLS = [
     pytest.param(command, id=f"{page.name}-{number}")
     for page in PAGES
@@ -27,9 +30,10 @@ def test_a_shown_helm_command_renders(command: str, helm: Helm, monkeypatch: pyt
     shown = shlex.split(re.sub(r"\$\(sha256sum [^)]*\)", digest, command))
     release, chart, *flags = shown[2:]
 
-    found = helm.run("template", release, chart, "--kube-version", KUBERNETES, *flags)
+    apis = [f"--api-versions={api}" for api in APIS]
+    found = helm.run("template", release, chart, "--kube-version", KUBERNETES, *apis, *flags)
 
     assert found.returncode == 0, found.stderr
     assert Path(chart, "Chart.yaml").exists()
-    deployments = [d for d in yaml.safe_load_all(found.stdout) if d and d["kind"] == "Deployment"]
-    assert [deployment["metadata"]["name"] for deployment in deployments] == ["cats-pthserve"]
+    (workload,) = Rendered(found.stdout).workloads
+    assert workload["metadata"]["name"] == "cats-pthserve"

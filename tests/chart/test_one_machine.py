@@ -135,6 +135,7 @@ def test_every_variable_of_the_dashboards_has_a_value(programs: Path, demo: str,
             assert found[label[1]], query
 
 
+@pytest.mark.slow
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not here")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import CHART, Helm
+from .conftest import APIS, CHART, Helm
 from .sets import SHA256
 
 pytestmark = pytest.mark.slow
@@ -13,6 +13,11 @@ pytestmark = pytest.mark.slow
 CLAIM = {"source": "pvc", "pvc": {"existingClaim": "models"}}
 DOWNLOAD = {"source": "download", "sha256": SHA256, "download": {"url": "https://models.example/a.pth"}}
 PACK = {"enabled": True, "create": True}
+ROLLOUT: dict[str, Any] = {
+    "rollout": {"enabled": True},
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+    "monitoring": {"podMonitor": {"enabled": True}},
+}
 
 # A specification, the values that break it, and a part of what is said.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -116,6 +121,24 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "verticalPodAutoscaler would change the CPU request",
     ),
+    "a rollout has a route": ({**ROLLOUT, "httpRoute": {}}, "httpRoute.parentRefs"),
+    "a rollout alone sets weights": (
+        {
+            **ROLLOUT,
+            "httpRoute": {**ROLLOUT["httpRoute"], "extraBackendRefs": [{"name": "other", "port": 80}]},
+        },
+        "leave out extraBackendRefs",
+    ),
+    "a rollout tells pods apart": ({**ROLLOUT, "monitoring": {}}, "monitoring.podMonitor.enabled"),
+    "a rollout has old pods": ({**ROLLOUT, "strategy": {"type": "Recreate"}}, "leave strategy.type"),
+    "live accuracy has labels": (
+        {**ROLLOUT, "rollout": {"enabled": True, "gates": {"accuracy": 0.9}}},
+        "settings.feedback",
+    ),
+    "the steps of a rollout rise": (
+        {**ROLLOUT, "rollout": {"enabled": True, "steps": [5, 50, 25]}},
+        "rollout.steps must rise: 25",
+    ),
     "an ingress has a host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
     "a pod is scraped once": (
         {"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
@@ -153,6 +176,18 @@ def test_what_an_older_kubernetes_lacks_is_refused(case: str, helm: Helm) -> Non
     helm.render(values, having)
 
 
+@pytest.mark.parametrize(
+    ("missing", "what"),
+    [*zip(APIS, ("the Gateway API", "Argo Rollouts", "the Prometheus operator"), strict=True)],
+)
+def test_a_rollout_is_refused_where_the_cluster_lacks_what_it_needs(
+    missing: str, what: str, helm: Helm
+) -> None:
+    refusal = " ".join(helm.refusal(ROLLOUT, apis=tuple(api for api in APIS if api != missing)).split())
+    assert f"rollout.enabled needs {what}, and the cluster has no {missing}: install it" in refusal
+    helm.render(ROLLOUT)
+
+
 def test_kubernetes_before_1_30_is_refused(helm: Helm) -> None:
     assert "requires kubeVersion: >=1.30.0-0" in helm.refusal({}, "1.29.9")
 
@@ -167,6 +202,7 @@ def test_every_refusal_has_its_case(helm: Helm) -> None:
     assert not elsewhere
     said = [" ".join(helm.refusal(values).split()) for values, _ in CASES.values()]
     said += [helm.refusal(values, lacking) for values, lacking, _ in NEWER.values()]
+    said.append(" ".join(helm.refusal(ROLLOUT, apis=()).split()))
     for message in written:
         pattern = re.sub(r"%[sd]", ".+", re.sub(r"([.()+*?])", r"\\\1", message))
         assert any(re.search(pattern, one) for one in said), message
@@ -185,6 +221,9 @@ def test_every_refusal_has_its_case(helm: Helm) -> None:
         ({"autoscaling": {"target": {"saturation": 1.5}}}, "saturation"),
         ({"probes": {"liveness": {"httpGet": {}}}}, "httpGet"),
         ({"monitoring": {"rules": {"objective": 99.9}}}, "objective"),
+        ({"rollout": {"steps": []}}, "steps"),
+        ({"rollout": {"gates": {"agreement": 97}}}, "agreement"),
+        ({"rollout": {"prometheus": "prometheus:9090"}}, "prometheus"),
         ({"podDisruptionBudget": {"maxUnavailable": 0}}, "maxUnavailable"),
     ],
 )

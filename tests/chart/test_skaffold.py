@@ -40,6 +40,7 @@ def test_a_misspelt_field_would_not_fit() -> None:
         jsonschema.validate(wrong, SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [None, "slim"])
 def test_it_builds_a_target_of_the_dockerfile_and_the_chart_runs_it(profile: str | None, helm: Helm) -> None:
     config = patched(profile)
@@ -58,6 +59,7 @@ def test_it_builds_a_target_of_the_dockerfile_and_the_chart_runs_it(profile: str
     assert rendered.container["image"] == f"{artifact['image']}:1f2e3d"
 
 
+@pytest.mark.slow
 def test_it_forwards_the_port_of_the_releases_service(helm: Helm) -> None:
     (forward,), (release,) = CONFIG["portForward"], CONFIG["deploy"]["helm"]["releases"]
     assert (ROOT / release["chartPath"] / "Chart.yaml").exists()

@@ -77,6 +77,7 @@ def test_a_card_cannot_allow_itself_anything(trap: Path) -> None:
             load(str(trap), QUICK)
 
 
+@pytest.mark.slow
 def test_a_model_of_a_users_own_is_served_where_its_module_is_allowed(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path)
     with pytest.raises(ArchitectureError, match=f"add --allow-code {CODE} "):

@@ -436,6 +436,7 @@ def test_the_module_may_be_released_after_conversion(pixels: Pixels) -> None:
     assert np.abs(probabilities(OpenVINOEngine(graph, TINY)(images)) - expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_saved_graph_runs_without_torch_without_tools_and_without_a_word(
     graph: object, tmp_path: Path
 ) -> None:
@@ -499,7 +500,10 @@ USUAL = {name: 299 if name == "inception_v3" else 224 for name in (*FAMILIES, "v
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        *FAMILIES.items(),
+        *(
+            pytest.param(*one, marks=pytest.mark.long if one[0] == "maxvit_t" else ())
+            for one in FAMILIES.items()
+        ),
         *(pytest.param(*one, marks=pytest.mark.long) for one in USUAL.items() if one not in FAMILIES.items()),
     ],
 )

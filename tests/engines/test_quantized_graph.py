@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ SPEC = Spec(crop=(32, 32))
 
 Build = Callable[[str, Spec], nn.Module]
 PixelsOf = Callable[[Spec, int], NDArray[np.uint8]]
+Int8 = Callable[[str], tuple[openvino.Model, QuantizedGraph]]
 
 
 class Branches(nn.Module):
@@ -75,6 +77,12 @@ def at_int8(
     return graph, quantize(graph, tensors, bits)
 
 
+@pytest.fixture(scope="module")
+def int8(build: Build, tensors: NDArray[np.float32]) -> Int8:
+    """As `at_int8`, once for all tests, which leave the graphs as they are."""
+    return cache(partial(at_int8, build=build, tensors=tensors))
+
+
 NAMES = [
     "branches",
     "tiny",
@@ -90,9 +98,9 @@ NAMES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_with_all_layers_left_it_is_the_graph_that_it_was(
-    name: str, build: Build, tensors: NDArray[np.float32]
+    name: str, int8: Int8, tensors: NDArray[np.float32]
 ) -> None:
-    graph, made = at_int8(name, build, tensors)
+    graph, made = int8(name)
     left = made.without(range(len(made.layers)))
     kinds = {node.get_type_name() for node in left.get_ops()}
     assert "FakeQuantize" not in kinds
@@ -103,9 +111,9 @@ def test_with_all_layers_left_it_is_the_graph_that_it_was(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_with_no_layer_left_it_is_what_nncf_made_and_closer_than_nothing(
-    name: str, build: Build, tensors: NDArray[np.float32]
+    name: str, int8: Int8, tensors: NDArray[np.float32]
 ) -> None:
-    graph, made = at_int8(name, build, tensors)
+    graph, made = int8(name)
     expected, found = outputs(graph, tensors, 1), outputs(made.without(()), tensors, 1)
     assert np.array_equal(found, outputs(made.quantized, tensors, 1))
     # Weights that nobody trained quantise badly; those of the demo are held to figures in tests/planning.
@@ -113,8 +121,8 @@ def test_with_no_layer_left_it_is_what_nncf_made_and_closer_than_nothing(
 
 
 @pytest.mark.slow
-def test_each_layer_can_be_left_alone(build: Build, tensors: NDArray[np.float32]) -> None:
-    graph, made = at_int8("branches", build, tensors)
+def test_each_layer_can_be_left_alone(int8: Int8, tensors: NDArray[np.float32]) -> None:
+    graph, made = int8("branches")
     expected, all_int8 = outputs(graph, tensors, 1), outputs(made.quantized, tensors, 1)
     every = range(len(made.layers))
     for layer in every:
@@ -125,8 +133,8 @@ def test_each_layer_can_be_left_alone(build: Build, tensors: NDArray[np.float32]
 
 
 @pytest.mark.slow
-def test_what_shares_a_pooled_tensor_is_one_layer(build: Build, tensors: NDArray[np.float32]) -> None:
-    _, made = at_int8("branches", build, tensors)
+def test_what_shares_a_pooled_tensor_is_one_layer(int8: Int8) -> None:
+    _, made = int8("branches")
     original = {node.get_friendly_name(): node.get_type_name() for node in made.original.get_ops()}
     kinds = [sorted(original[name] for name in layer.operations) for layer in made.layers]
     counted = [kind for each in kinds for kind in each]
@@ -136,8 +144,8 @@ def test_what_shares_a_pooled_tensor_is_one_layer(build: Build, tensors: NDArray
 
 
 @pytest.mark.slow
-def test_multiplications_are_those_of_the_module(build: Build, tensors: NDArray[np.float32]) -> None:
-    _, made = at_int8("branches", build, tensors)
+def test_multiplications_are_those_of_the_module(int8: Int8) -> None:
+    _, made = int8("branches")
     first, left, right, deep, head = 16 * 16 * 8 * 27, 8 * 8 * 8 * 72, 8 * 8 * 8 * 8, 8 * 8 * 16 * 9, 16 * 7
     assert sum(layer.multiplications for layer in made.layers) == first + left + right + deep + head
 

@@ -120,6 +120,7 @@ def test_what_lies_among_the_tensors_is_shown_without_them(tmp_path: Path) -> No
     assert weights.read(tmp_path / "model.pth").metadata == {"epoch": 3}
 
 
+@pytest.mark.slow
 def test_a_large_part_leaves_room_for_what_stands_beside_it() -> None:
     shown = metadata.plain({"history": [[n] for n in range(200_000)], "args": {"model": "resnet18"}})
     assert shown["args"] == {"model": "resnet18"}

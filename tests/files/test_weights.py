@@ -89,6 +89,7 @@ def test_progress_ends_at_the_size_of_the_file(tmp_path: Path) -> None:
     assert seen[-1] == (size, size)
 
 
+@pytest.mark.slow
 def test_importing_the_module_does_not_import_torch() -> None:
     code = "import sys, pthserve.files.weights; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

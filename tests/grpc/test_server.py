@@ -501,6 +501,21 @@ def test_the_request_id_comes_back(rpc: Rpc) -> None:
     assert dict(refused.trailing_metadata() or ())["x-request-id"] == "abc-1"
 
 
+def test_an_answer_names_the_model_that_gave_it(rpc: Rpc) -> None:
+    async def trailer(name: str, request: Message) -> dict[str, Any]:
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = rpc.channel.unary_unary(
+            f"/{SERVICE.full_name}/{name}"
+        )
+        call = method(request.SerializeToString())
+        await call
+        return dict(await call.trailing_metadata() or ())
+
+    answered = rpc.loop.run(trailer("ModelInfer", image()))
+    assert answered["x-model-digest"] == rpc.predictor.model().digest
+    assert answered["x-request-id"]
+    assert "x-model-digest" not in rpc.loop.run(trailer("ServerLive", pb.ServerLiveRequest()))
+
+
 def test_health_follows_readiness(rpc: Rpc) -> None:
     states = health_pb2.HealthCheckResponse
 

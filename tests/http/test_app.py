@@ -21,6 +21,8 @@ from pthserve.settings import Settings
 from pthserve.tasks.base import Size
 from pthserve.tasks.choice import TASKS
 from pthserve.tasks.classification import ClassificationTask
+from pthserve.tasks.detection import DetectionTask
+from pthserve.tasks.objects import Table
 
 from ..asgi import Client
 from ..http_service import serving
@@ -200,6 +202,18 @@ def test_the_schema_describes_the_answer_of_the_served_model_s_task() -> None:
     ]
     assert example.keys() == answer.keys()
     assert "RankedClass" not in schema["components"]["schemas"]
+
+
+def test_after_a_reload_the_schema_has_the_defaults_of_the_new_model() -> None:
+    chosen = Settings()
+    predictor = Predictor(chosen)
+    with Client(create_app(predictor, chosen)) as client:
+        for threshold in (0.5, 0.25):
+            predictor.adopt(squares(task=DetectionTask(Table(most=3), threshold)))
+            operation = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+            defaults = {one["name"]: one["schema"].get("default") for one in operation["parameters"]}
+            assert defaults["threshold"] == threshold
+    predictor.close()
 
 
 def test_the_schema_describes_the_answers_of_all_tasks_before_there_is_a_model() -> None:

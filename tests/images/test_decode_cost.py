@@ -15,6 +15,8 @@ from pthserve.images.cost import FIXED
 from pthserve.images.decode import SLOW_PIXELS, WEBP_PIXELS
 from pthserve.settings import Settings
 
+from ..shared import with_long
+
 ROOT = Path(__file__).parents[2]
 TABLE = {
     name: (float(memory), float(seconds))
@@ -22,7 +24,7 @@ TABLE = {
         r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE
     )
 }
-FORMATS = sorted({kind.split()[0] for kind in KINDS})
+FORMATS = with_long(sorted({kind.split()[0] for kind in KINDS}), ("PNG", "TIFF", "WebP"))
 EASY = 0.2
 """Seconds that the machine takes for the easy file which the table's seconds were measured on."""
 

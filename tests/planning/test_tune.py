@@ -185,6 +185,7 @@ def test_what_nothing_computes_is_an_error(
         tuned(module, SPEC, DIGEST, images, asked)
 
 
+@pytest.mark.slow
 def test_the_largest_batch_that_is_asked_for_bounds_what_is_tried(
     module: nn.Module, images: NDArray[np.uint8], graph: object
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_plan_is_taken_from_the_cache_without_measuring(
     assert other.digest == "e" * 64
 
 
+@pytest.mark.slow
 def test_a_broken_plan_in_the_cache_is_made_anew(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:
@@ -245,6 +247,7 @@ def test_a_broken_plan_in_the_cache_is_made_anew(
     assert plan_files.read(file) == plan
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_named_is_taken_where_it_fits(
     module: nn.Module, images: NDArray[np.uint8], graph: object, tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 import pthserve
 from pthserve.loading.model import Model
-from pthserve.scoring.run import Request, Summary, score
+from pthserve.scoring.request import Request
+from pthserve.scoring.run import Summary, score
 
 from ..linear import noise, png
 from ..packs import tiny_pack

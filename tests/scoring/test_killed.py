@@ -132,6 +132,6 @@ def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(model: Path, 
             process.terminate()
             _, told = process.communicate(timeout=30)
         assert process.returncode == 128 + signal.SIGTERM
-        assert "run the same command again to go on" in told
+        assert "run the same command again to continue" in told
         assert run(tmp_path, *arguments).returncode == 0
         every_image_has_one_right_row(model, results)

@@ -77,7 +77,7 @@ def test_a_csv_file_has_a_column_of_a_usual_name(header: str, tmp_path: Path) ->
 def test_another_column_of_a_csv_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.tsv").write_text("id\tpicture\n1\ta.jpg\n")
     assert keys(tmp_path / "list.tsv", column="picture") == ["a.jpg"]
-    with pytest.raises(PthserveError, match=r"no column path, .* with --column, of id, picture"):
+    with pytest.raises(PthserveError, match=r"no column path, .* with --column: id, picture"):
         keys(tmp_path / "list.tsv")
 
 
@@ -128,7 +128,7 @@ def test_a_mixture_of_images_and_archives_is_refused(tmp_path: Path) -> None:
     [
         ("none", "no such file or folder"),
         ("empty", "there are no images here"),
-        ("model.bin", "not a list in UTF-8 either"),
+        ("model.bin", "neither a folder nor a list in UTF-8"),
         ("hf://owner/name", "images are read from https://, s3://"),
         ("ftp://photos.example/a.jpg", "ftp:// is not supported"),
     ],

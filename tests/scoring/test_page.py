@@ -8,7 +8,7 @@ import pytest
 
 from pthserve.scoring.columns import LEFT_OUT, OWN
 from pthserve.scoring.listing import ARCHIVE_SUFFIXES
-from pthserve.scoring.run import PART_ROWS
+from pthserve.scoring.request import PART_ROWS
 from pthserve.tasks.choice import TASKS
 
 from ..sources.servers import s3

@@ -16,7 +16,7 @@ from pthserve.loading.model import Model
 from pthserve.scoring.dataset import MANIFEST
 from pthserve.scoring.output import output
 from pthserve.scoring.reading import Reader
-from pthserve.scoring.run import Shard
+from pthserve.scoring.request import Shard
 from pthserve.sources import transfer
 
 from ..linear import noise, png
@@ -103,7 +103,7 @@ def test_a_source_that_is_no_longer_there_ends_the_run_and_makes_no_rows(
     source = photos(tmp_path / "photos", 1)
     reader = Reader([source])
     source.rename(tmp_path / "unmounted")
-    with pytest.raises(PthserveError, match="the folder is no longer there"):
+    with pytest.raises(PthserveError, match="the folder no longer exists"):
         reader(f"{source}/0000.png", 2**20)
 
 
@@ -196,7 +196,7 @@ def test_a_part_that_is_damaged_is_written_again(
     [
         ("photo", r"holds results for other images: 3 there, 4 in the sources now.* --restart"),
         ("model", r"holds results of another model: .*--restart"),
-        ("part_rows", r"was begun with part_rows = 10, and now it is 20; give the same again"),
+        ("part_rows", r"was begun with part_rows = 10, and now it is 20; give the same value again"),
         ("shards", r"was begun with shards = 1, and now it is 2"),
     ],
 )
@@ -233,7 +233,7 @@ def rows_of_parts(folder: Path) -> list[dict[str, object]]:
 def test_a_folder_with_parquet_files_of_something_else_is_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.parquet").write_bytes(b"")
-    with pytest.raises(PthserveError, match="holds Parquet files of something else"):
+    with pytest.raises(PthserveError, match="holds Parquet files that are not parts of a run"):
         scored(model, photos(tmp_path / "photos", 1), tmp_path / "out")
 
 
@@ -281,6 +281,7 @@ def test_shards_score_every_image_once_whatever_their_number(
     assert max(summary.rows for summary in ends) - min(summary.rows for summary in ends) <= 1
 
 
+@pytest.mark.slow
 def test_a_data_set_is_one_for_pandas_and_duckdb(model: Model, tmp_path: Path) -> None:
     import duckdb
     import pandas as pd
@@ -372,7 +373,9 @@ def test_a_server_that_is_gone_ends_the_run_and_what_was_written_stays(
     gone = {"/0003.png"}
     web.cut = lambda path: 100 if path in gone else None
     (tmp_path / "list.txt").write_text("\n".join(f"{web.url}/{n:04}.png" for n in range(4)))
-    with pytest.raises(PthserveError, match=r"/0003\.png cannot be downloaded.* again to go on, or .*--skip"):
+    with pytest.raises(
+        PthserveError, match=r"/0003\.png cannot be downloaded.* again to continue, or .*--skip"
+    ):
         scored(model, tmp_path / "list.txt", tmp_path / "out", part_rows=1)
     gone.clear()
     assert scored(model, tmp_path / "list.txt", tmp_path / "out", part_rows=1).rows == 4
@@ -388,7 +391,7 @@ def test_a_server_that_is_gone_for_good_is_skipped_if_asked_for(
 
 def test_a_compressed_list_is_told_to_be_none(web: FileServer, model: Model, tmp_path: Path) -> None:
     (web.folder / "list.gz").write_bytes(gzip.compress(b"a.png"))
-    with pytest.raises(PthserveError, match="not a list in UTF-8 either"):
+    with pytest.raises(PthserveError, match="neither a folder nor a list in UTF-8"):
         scored(model, f"{web.url}/list.gz", tmp_path / "out")
 
 

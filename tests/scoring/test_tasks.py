@@ -13,7 +13,8 @@ from pthserve.engines.base import Images, Logits
 from pthserve.errors import PthserveError
 from pthserve.loading.model import Model
 from pthserve.options import ModelOptions
-from pthserve.scoring.run import Request, score
+from pthserve.scoring.request import Request
+from pthserve.scoring.run import score
 
 from ..linear import SPEC, Linear, linear
 from ..tasks import test_detection, test_segmentation

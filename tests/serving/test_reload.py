@@ -15,7 +15,7 @@ import pytest
 from pthserve.certainty import Inferred, Origin
 from pthserve.engines.base import Images, Logits
 from pthserve.errors import EngineError, GoldenError, ModelError, WeightsError
-from pthserve.files.fingerprint import fingerprint
+from pthserve.files.fingerprint import Fingerprint, fingerprint
 from pthserve.files.golden import Golden
 from pthserve.files.stated_task import NamedOutput
 from pthserve.loading.model import Model
@@ -316,27 +316,47 @@ async def watched(path: Path, interval: float = 0.02) -> AsyncIterator[tuple[Pre
         predictor.close()
 
 
+def counted_looks(reload: Reload, after: Callable[[int], None] = lambda _: None) -> list[int]:
+    """The numbers, from 1, of all looks at the files from now on; `after` is called after each."""
+    look, numbers = reload._look, list[int]()
+
+    def counted() -> Fingerprint:
+        found = look()
+        numbers.append(len(numbers) + 1)
+        after(numbers[-1])
+        return found
+
+    reload._look = counted  # type: ignore[assignment]
+    return numbers
+
+
 @pytest.mark.slow
 async def test_a_file_that_changed_is_loaded_once_and_a_broken_one_too(tmp_path: Path) -> None:
-    async with watched(tmp_path / "model.pth") as (predictor, _, file):
+    async with watched(tmp_path / "model.pth") as (predictor, reload, file):
+        looks = counted_looks(reload)
         file.write(NEW)
         await until_async(lambda: digest(predictor) == NEW)
         file.write("broken")
         await until_async(lambda: (predictor.last_reload or {}).get("result") == "failed")
-        await asyncio.sleep(0.2)
+        before = len(looks)
+        await until_async(lambda: len(looks) > before + 5)
         assert file.loads == [OLD, NEW, "broken"]
         assert digest(predictor) == NEW
         file.write(OLD)
         await until_async(lambda: digest(predictor) == OLD)
 
 
-@pytest.mark.slow
 async def test_a_file_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
-    async with watched(tmp_path / "model.pth", interval=0.1) as (predictor, _, file):
-        for length in range(1, 40):  # it changes ten times between two looks
-            file.path.write_text(f"broken{length * 'x'}")
-            await asyncio.sleep(0.01)
-        file.write(NEW)
+    """It changes after each of the first looks at it."""
+    async with watched(tmp_path / "model.pth") as (predictor, reload, file):
+
+        def write(number: int) -> None:
+            if number < 10:
+                file.path.write_text(f"broken{number * 'x'}")
+            elif number == 10:
+                file.write(NEW)
+
+        counted_looks(reload, write)
         await until_async(lambda: digest(predictor) == NEW)
         assert file.loads == [OLD, NEW]
 

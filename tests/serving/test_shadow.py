@@ -1,6 +1,7 @@
 """A new model answers live traffic beside the served one before it takes its place."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ from pthserve.serving.predictor import Predictor
 from pthserve.serving.reload import Reload
 from pthserve.settings import Settings
 
+from ..shared import until_async
 from .squares import BLUE, GREEN, RED, SPEC, Squares, pixels, png, squares
 
 COLOURS = (RED, GREEN, BLUE)
@@ -72,10 +74,15 @@ def counted(result: str) -> float:
     return REGISTRY.get_sample_value("pthserve_shadow_images_total", {"result": result}) or 0.0
 
 
+def colour(number: int) -> tuple[int, int, int]:
+    """A colour for each request: a third of them each, also of every second or every third request."""
+    return COLOURS[int(3 * (number * (5**0.5 - 1) / 2 % 1))]
+
+
 FORMS: dict[str, Callable[[int], Input]] = {
-    "bytes": lambda number: png(COLOURS[number % 3]),
-    "pixels": lambda number: pixels(COLOURS[number % 3]),
-    "tensor": lambda number: normalise(pixels(COLOURS[number % 3], SPEC.crop)[None], SPEC)[0],
+    "bytes": lambda number: png(colour(number)),
+    "pixels": lambda number: pixels(colour(number)),
+    "tensor": lambda number: normalise(pixels(colour(number), SPEC.crop)[None], SPEC)[0],
 }
 
 
@@ -105,7 +112,7 @@ async def test_a_model_that_agrees_too_little_or_fails_is_refused(
         with pytest.raises(ModelError, match=r"of 30 live images; at least 90.0% is required"):
             await swap
         assert predictor.model().digest == OLD
-        assert predictor.observer is None
+        assert not len(predictor.observers)
     assert 5 <= counted("disagreed") - before <= 25
 
 
@@ -156,9 +163,8 @@ async def test_a_slow_shadow_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) ->
 
     engine = Squares()
     async with replaced(engine, asked=FORMS["bytes"]) as (predictor, swap):
-        while predictor.observer is None:
-            await asyncio.sleep(0.001)
-        engine.seconds = 0.2
+        engine.hook = lambda _: time.sleep(0.2 if predictor.observers else 0.0)
+        await until_async(lambda: predictor.observers)
         loop = asyncio.get_running_loop()
         began, answered = loop.time(), 0
         while not swap.done():

@@ -74,6 +74,8 @@ def test_artefacts_of_registries(source: str, host: str, path: str, tag: str, di
         ("https://host", "names a server, but no file"),
         ("https:///a.pth", "is not a valid address"),
         ("https://[host/a.pth", "is not a valid address"),
+        ("https://host:99999/a.pth", "is not a valid address"),
+        ("https://user:sec/secret@host/a.pth", "is not a valid address"),
         ("s3:///a.pth", "names no bucket"),
         ("az://", "names no container"),
         ("s3://key:secret@bucket/a.pth", "holds no credentials"),
@@ -82,6 +84,7 @@ def test_artefacts_of_registries(source: str, host: str, path: str, tag: str, di
         ("hf://token@google", "is not a repository of the Hub"),
         ("oci://registry/Cats:1", "is not the name of an artefact"),
         ("oci://registry/cats@sha256:12", "is not the name of an artefact"),
+        ("oci://registry:99999/cats:1", "is not the name of an artefact"),
         ("oci://user:secret@registry/cats", "holds no credentials"),
     ],
 )

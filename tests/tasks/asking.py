@@ -1,12 +1,13 @@
 """A model of any task as a user has it: packed, served, and asked over HTTP and gRPC."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 from pydantic import BaseModel
 
@@ -47,14 +48,19 @@ def predicted(service: Service, **params: Any) -> list[dict[str, Any]]:
     return answers
 
 
-def tensors(service: Service, *outputs: dict[str, Any]) -> dict[str, Any]:
-    """What /v2 answers to all images at once, by the output's name; BYTES as lists of text."""
-    images = [_text(data) for data in IMAGES.values()]
+def inferred(service: Service, images: Iterable[bytes], *outputs: dict[str, Any]) -> httpx.Response:
+    """What /v2 responds to all images at once."""
+    data = [base64.b64encode(image).decode() for image in images]
     request = {
-        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": images}],
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}],
         **({"outputs": list(outputs)} if outputs else {}),
     }
-    reply = service.client.post("/v2/models/net/infer", json=request)
+    return service.client.post("/v2/models/net/infer", json=request)
+
+
+def tensors(service: Service, *outputs: dict[str, Any]) -> dict[str, Any]:
+    """What /v2 answers to IMAGES, by the output's name; BYTES as lists of text."""
+    reply = inferred(service, IMAGES.values(), *outputs)
     assert reply.status_code == 200, reply.text
     return {
         tensor["name"]: tensor["data"]
@@ -64,23 +70,27 @@ def tensors(service: Service, *outputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def grpc_tensors(service: Service) -> dict[str, Any]:
-    """As `tensors`, over gRPC."""
+def inferred_by_grpc(service: Service, images: Collection[bytes]) -> dict[str, Any]:
+    """The output tensors of a ModelInfer of all images at once, by name."""
     request = pb.ModelInferRequest(model_name="net")
-    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(IMAGES)])
-    tensor.contents.bytes_contents.extend(IMAGES.values())
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(images)])
+    tensor.contents.bytes_contents.extend(images)
     with grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}") as channel:
         call = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=pb.ModelInferRequest.SerializeToString,
             response_deserializer=pb.ModelInferResponse.FromString,
         )
-        reply = call(request, timeout=PATIENCE)
+        return {one.name: one for one in call(request, timeout=PATIENCE).outputs}
+
+
+def grpc_tensors(service: Service) -> dict[str, Any]:
+    """As `tensors`, over gRPC."""
     fields = {"FP32": "fp32_contents", "INT64": "int64_contents", "BYTES": "bytes_contents"}
     found = {}
-    for output in reply.outputs:
+    for name, output in inferred_by_grpc(service, IMAGES.values()).items():
         values = list(getattr(output.contents, fields[output.datatype]))
-        found[output.name] = (
+        found[name] = (
             [value.decode() for value in values]
             if output.datatype == "BYTES"
             else np.array(values).reshape(output.shape)
@@ -101,7 +111,3 @@ def same_over_both(service: Service) -> dict[str, Any]:
             np.testing.assert_allclose(rest[name], rpc[name], rtol=1e-6)
             assert list(rest[name].shape[1:]) == output["shape"][1:]
     return rest
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()

@@ -1,6 +1,5 @@
 """A detector as users have it: in Python, over HTTP and gRPC, on the command line, in a picture."""
 
-import base64
 import io
 import json
 import shutil
@@ -8,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -23,27 +21,27 @@ from pthserve.loading.load import load
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
 from pthserve.planning.crops import samples
-from pthserve.protos import inference_pb2 as pb
-from pthserve.settings import Settings
 from pthserve.tasks.objects import DetectionAnswer
 
 from ..cli.called import called
-from ..http_service import Service, serving
+from ..http_service import Service
 from ..linear import noise, png
-from ..shared import PATIENCE
 from ..zoos.detectors import detector
+from .asking import inferred, inferred_by_grpc
+from .own_weights import LABELS, SETTINGS, predicted, write_card, written
 from .test_masks import decoded
 from .torch_free import answers
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings(threads=1, tune_budget=0.0)
 NAME = "maskrcnn_resnet50_fpn"
 FEW = {"min_size": 96, "max_size": 144, "rpn_post_nms_top_n_test": 20, "box_detections_per_img": 20}
 """Arguments with which a pass is short."""
 ROUNDING = 1e-3
 """Of scores: with these weights, torchvision's own at float32 and at float64 differ by up to 4.5e-4."""
-LABELS = ["cat", "dog", "hen", "owl"]
+TORCH = SETTINGS.model_copy(update={"engine": "torch"})
+"""For what does not depend on the engine: converting the model takes seconds."""
+CARD: dict[str, Any] = {"architecture": NAME, "kwargs": FEW, "labels": LABELS}
 PHOTO = samples()[0]
 
 
@@ -55,29 +53,21 @@ def module() -> nn.Module:
 @pytest.fixture(scope="module")
 def folder(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mask R-CNN whose card leaves out its task and the background's label."""
-    folder = tmp_path_factory.mktemp("detector") / "net"
-    folder.mkdir()
-    torch.save(module.state_dict(), folder / "net.pth")
+    folder = written(tmp_path_factory.mktemp("made") / "net", module, **CARD)
     (folder / "photo.jpg").write_bytes(PHOTO)
-    card(folder)
     return folder
 
 
+@pytest.fixture(autouse=True)
+def usual_card(folder: Path) -> Iterator[None]:
+    """Each test begins with the same folder."""
+    yield
+    card(folder)
+    (folder / "other.png").unlink(missing_ok=True)
+
+
 def card(folder: Path, **fields: Any) -> None:
-    values = {"architecture": NAME, "kwargs": FEW, "labels": LABELS, **fields}
-    (folder / "model.yaml").write_text(yaml.safe_dump(values))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(str(folder), SETTINGS) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def service(model: Model, folder: Path) -> Iterator[Service]:
-    with serving(model, model=str(folder), grpc_port=0, deadline=120) as service:
-        yield service
+    write_card(folder, **{**CARD, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +102,7 @@ def test_a_call_in_python_gives_torchvision_s_objects(
 
 
 def test_json_has_the_objects_and_their_masks(service: Service, expected: dict[str, torch.Tensor]) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO)
     DetectionAnswer.model_validate(answer)
     check([one["box"] for one in answer["detections"]], expected)
     assert all(one["mask"]["size"] == answer["size"] for one in answer["detections"])
@@ -120,18 +110,12 @@ def test_json_has_the_objects_and_their_masks(service: Service, expected: dict[s
 
 
 def test_a_request_chooses_threshold_and_number_and_whether_there_are_masks(service: Service) -> None:
-    all_of_them = predicted(service, threshold=0.05)["detections"]
-    assert len(all_of_them) > len(predicted(service)["detections"])
-    assert predicted(service, threshold=0.05, max=2)["detections"] == all_of_them[:2]
-    assert "mask" not in predicted(service, masks="none")["detections"][0]
+    all_of_them = predicted(service, PHOTO, threshold=0.05)["detections"]
+    assert len(all_of_them) > len(predicted(service, PHOTO)["detections"])
+    assert predicted(service, PHOTO, threshold=0.05, max=2)["detections"] == all_of_them[:2]
+    assert "mask" not in predicted(service, PHOTO, masks="none")["detections"][0]
     reply = service.client.post("/predict", files={"image": PHOTO}, params={"threshold": 7})
     assert (reply.status_code, reply.json()["error"]) == (400, "`threshold` must be a number, from 0 to 1")
-
-
-def predicted(service: Service, **query: Any) -> dict[str, Any]:
-    reply = service.client.post("/predict", files={"image": PHOTO}, params=query)
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
 
 
 def test_images_of_other_sizes_are_answered_beside_each_other(service: Service) -> None:
@@ -169,11 +153,7 @@ def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
     service: Service, expected: dict[str, torch.Tensor]
 ) -> None:
     images = [PHOTO, png(noise(2, 48, 64))]
-    data = [base64.b64encode(image).decode() for image in images]
-    reply = service.client.post(
-        "/v2/models/net/infer",
-        json={"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": data}]},
-    )
+    reply = inferred(service, images)
     assert reply.status_code == 200, reply.text
     rest = {one["name"]: one for one in reply.json()["outputs"]}
     metadata = service.client.get("/v2/models/net").json()
@@ -184,15 +164,7 @@ def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
     check(boxes[first], expected)
     assert len(rest["masks"]["data"]) == len(rest["label"]["data"]) == len(boxes)
 
-    request = pb.ModelInferRequest(model_name="net")
-    request.inputs.add(name="image", datatype="BYTES", shape=[2]).contents.bytes_contents.extend(images)
-    with grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}") as channel:
-        call = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelInferResponse.FromString,
-        )
-        outputs = {one.name: one for one in call(request, timeout=PATIENCE).outputs}
+    outputs = inferred_by_grpc(service, images)
     assert list(outputs) == list(rest)
     np.testing.assert_allclose(
         outputs["boxes"].contents.fp32_contents, np.float32(rest["boxes"]["data"]), rtol=1e-6
@@ -208,10 +180,10 @@ def test_a_tensor_larger_than_what_images_are_resized_to_is_refused(service: Ser
 
 
 def test_objects_are_counted_by_label(service: Service) -> None:
-    label = predicted(service)["detections"][0]["label"]
+    label = predicted(service, PHOTO)["detections"][0]["label"]
     name = f'pthserve_predictions_total{{label="{label}"}}'
     before = service.metric(name)
-    found = [one["label"] for one in predicted(service)["detections"]]
+    found = [one["label"] for one in predicted(service, PHOTO)["detections"]]
     assert service.metric(name) - before == found.count(label)
 
 
@@ -233,30 +205,31 @@ def test_info_says_what_is_served(service: Service) -> None:
 
 def test_predict_shows_a_table_and_draws(folder: Path, service: Service, tmp_path: Path) -> None:
     here, there = tmp_path / "here.png", tmp_path / "there.png"
-    shown = called("predict", folder, folder / "photo.jpg", "--draw", here, "--max", "2")
+    few = ("--max", "3", "--threshold", "0.05")
+    shown = called("predict", folder, folder / "photo.jpg", "--draw", here, *few)
     assert shown.returncode == 0, shown.stderr
-    assert sum(any(label in line for label in LABELS) for line in shown.stdout.splitlines()) == 2
-    remote = called("predict", service.url, folder / "photo.jpg", "--draw", there, "--max", "2")
+    assert sum(any(label in line for label in LABELS) for line in shown.stdout.splitlines()) == 3
+    remote = called("predict", service.url, folder / "photo.jpg", "--draw", there, *few)
     assert remote.returncode == 0, remote.stderr
     np.testing.assert_array_equal(np.asarray(Image.open(here)), np.asarray(Image.open(there)))
-    told = called("predict", folder, folder / "photo.jpg", "--json", "--threshold", "0.05")
-    assert len(json.loads(told.stdout)[0]["detections"]) > 2
+    told = called("predict", service.url, folder / "photo.jpg", "--json", "--threshold", "0.05")
+    assert len(json.loads(told.stdout)[0]["detections"]) > 3
 
 
 def test_golden_images_are_recorded_checked_and_disagree_where_an_object_is_not_there(folder: Path) -> None:
-    try:
-        recorded = called("golden", folder, folder / "photo.jpg")
-        assert recorded.returncode == 0, recorded.stderr
-        values = yaml.safe_load((folder / "model.yaml").read_text())
-        assert values["golden"][0]["boxes"]
-        with load(str(folder), SETTINGS) as model:
-            assert apply_golden_policy(model, SETTINGS) == "agreed"
-        values["golden"][0]["boxes"][0] = {"label": "owl", "box": [0, 0, 3, 3]}
-        (folder / "model.yaml").write_text(yaml.safe_dump(values))
-        with load(str(folder), SETTINGS) as model, pytest.raises(GoldenError, match="no owl at 0 0 3 3"):
-            apply_golden_policy(model, SETTINGS)
-    finally:
-        card(folder)
+    recorded = called("golden", folder, folder / "photo.jpg", "--engine", "torch")
+    assert recorded.returncode == 0, recorded.stderr
+    values = yaml.safe_load((folder / "model.yaml").read_text())
+    assert values["golden"][0]["boxes"]
+    with load(str(folder), TORCH) as model:
+        assert apply_golden_policy(model, TORCH) == "agreed"
+    values["golden"][0]["boxes"][0] = {"label": "owl", "box": [0, 0, 3, 3]}
+    (folder / "model.yaml").write_text(yaml.safe_dump(values))
+    with load(str(folder), TORCH) as model, pytest.raises(GoldenError, match="no owl at 0 0 3 3"):
+        apply_golden_policy(model, TORCH)
+    checked = called("golden", folder, "--engine", "torch")
+    assert checked.returncode == 4
+    assert "no owl at 0 0 3 3" in checked.stderr
 
 
 def test_a_pack_has_the_same_objects_without_pytorch_and_its_golden_images_are_checked(
@@ -266,26 +239,18 @@ def test_a_pack_has_the_same_objects_without_pytorch_and_its_golden_images_are_c
     images = [tmp_path / f"{width}.png" for width, _ in sizes]
     for size, file in zip(sizes, images, strict=True):
         Image.open(io.BytesIO(PHOTO)).convert("RGB").resize(size).save(file)
-    try:
-        card(folder, task="detection", threshold=0.3)  # so that each of these images has objects
-        shutil.copy(images[1], folder / "other.png")
-        recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png")
-        assert recorded.returncode == 0, recorded.stderr
-        done = called("pack", folder, "--output", tmp_path / "packed")
-        assert done.returncode == 0, done.stderr
-        task = json.loads((tmp_path / "packed" / "manifest.json").read_text())["task"]
-        assert (task["name"], task["most"], task["mask"]) == ("detection", 20, 28)
-        by_torch = load(str(folder), SETTINGS.model_copy(update={"engine": "torch"}))
-        for file, answer in zip(images, answers(tmp_path / "packed", images, golden=2), strict=True):
-            same(answer, by_torch(file).to_dict(1))
-        by_torch.close()
-        card(folder, golden=[{"image": "photo.jpg", "boxes": [{"label": "owl", "box": [0, 0, 3, 3]}]}])
-        refused = called("pack", folder, "--output", tmp_path / "wrong")
-        assert "no owl at 0 0 3 3" in refused.stderr
-        assert not (tmp_path / "wrong").exists()
-    finally:
-        (folder / "other.png").unlink(missing_ok=True)
-        card(folder)
+    card(folder, task="detection", threshold=0.3)  # so that each of these images has objects
+    shutil.copy(images[1], folder / "other.png")
+    recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png", "--engine", "torch")
+    assert recorded.returncode == 0, recorded.stderr
+    done = called("pack", folder, "--output", tmp_path / "packed")
+    assert done.returncode == 0, done.stderr
+    task = json.loads((tmp_path / "packed" / "manifest.json").read_text())["task"]
+    assert (task["name"], task["most"], task["mask"]) == ("detection", 20, 28)
+    by_torch = load(str(folder), TORCH)
+    for file, answer in zip(images, answers(tmp_path / "packed", images, golden=2), strict=True):
+        same(answer, by_torch(file).to_dict(1))
+    by_torch.close()
 
 
 def same(answer: dict[str, Any], other: dict[str, Any]) -> None:
@@ -328,12 +293,9 @@ def test_int8_is_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_card_of_another_task_is_refused(folder: Path) -> None:
-    try:
-        card(folder, task="multilabel")
-        with pytest.raises(CardError, match="state `task: detection`"):
-            load(str(folder), SETTINGS)
-        card(folder, threshold=0.05)
-        with load(str(folder), SETTINGS) as model:
-            assert model(PHOTO).threshold == 0.05
-    finally:
-        card(folder)
+    card(folder, task="multilabel")
+    with pytest.raises(CardError, match="state `task: detection`"):
+        load(str(folder), SETTINGS)
+    card(folder, threshold=0.05)
+    with load(str(folder), TORCH) as model:
+        assert model(PHOTO).threshold == 0.05

@@ -110,7 +110,7 @@ def test_labels_may_leave_the_background_out() -> None:
     assert TASK.labels(("cat", "dog"), 3) == LABELS
     assert TASK.labels(LABELS, 3) == LABELS
     assert TASK.labels(None, 3) == ("0", "1", "2")
-    with pytest.raises(ValueError, match="state 3 labels, or 2 where class 0 is the background"):
+    with pytest.raises(ValueError, match="state 3 labels, or 2 if class 0 is the background"):
         TASK.labels(("cat",), 3)
 
 
@@ -185,7 +185,7 @@ def test_a_golden_image_states_the_classes_of_pixels(
     ("picture", "reason"),
     [
         (Image.new("L", (4, 8)), "has 4 x 8 pixels, and the image 8 x 4"),
-        (Image.new("RGB", SIZE), "its pixels are RGB, and no class indices"),
+        (Image.new("RGB", SIZE), "its pixels are RGB, not class indices"),
         (Image.new("L", SIZE, 3), "has the class 3, but there are 3 classes"),
         (Image.new("L", SIZE, UNKNOWN), "has no pixel whose class is known"),
         (None, "cannot be read as PNG"),

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -26,25 +25,24 @@ from pthserve.loading.load import load
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
 from pthserve.planning.crops import samples
-from pthserve.protos import inference_pb2 as pb
-from pthserve.settings import Settings
 from pthserve.tasks.segments import SegmentationAnswer
 
 from ..cli.called import called
 from ..http_service import Service, serving
 from ..http_wire import connect, exchange, head
 from ..linear import noise, png
-from ..shared import PATIENCE, until
+from ..shared import until
 from ..zoos.segmenters import segmenter
+from .asking import inferred, inferred_by_grpc
+from .own_weights import LABELS, SETTINGS, predicted, write_card, written
 from .test_masks import decoded
 from .torch_free import answers
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings(threads=1, tune_budget=0.0)
-LABELS = ["cat", "dog", "hen", "owl"]
 SIDE = 128
 """Of images, in pixels, so that a pass is short."""
+CARD: dict[str, Any] = {"labels": LABELS, "preprocessing": {"resize": SIDE, "crop": None}}
 PHOTO = samples()[2]
 WRONG = 0.001
 """Share of pixels whose classes rounding may decide."""
@@ -58,29 +56,21 @@ def module() -> nn.Module:
 @pytest.fixture(scope="module")
 def folder(module: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose card leaves out its task and the background's label."""
-    folder = tmp_path_factory.mktemp("segmenter") / "net"
-    folder.mkdir()
-    torch.save(module.state_dict(), folder / "net.pth")
+    folder = written(tmp_path_factory.mktemp("made") / "net", module, **CARD)
     (folder / "photo.jpg").write_bytes(PHOTO)
-    card(folder)
     return folder
 
 
+@pytest.fixture(autouse=True)
+def usual_card(folder: Path) -> Iterator[None]:
+    """Each test begins with the same folder."""
+    yield
+    card(folder)
+    (folder / "other.png").unlink(missing_ok=True)
+
+
 def card(folder: Path, **fields: Any) -> None:
-    values = {"labels": LABELS, "preprocessing": {"resize": SIDE, "crop": None}, **fields}
-    (folder / "model.yaml").write_text(yaml.safe_dump(values))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Model]:
-    with load(str(folder), SETTINGS) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def service(model: Model, folder: Path) -> Iterator[Service]:
-    with serving(model, model=str(folder), grpc_port=0, deadline=120) as service:
-        yield service
+    write_card(folder, **{**CARD, **fields})
 
 
 def classes_of(module: nn.Module, image: Image.Image) -> NDArray[np.int64]:
@@ -115,7 +105,7 @@ def test_a_call_in_python_gives_the_classes_of_torchvision_s_model(
 
 
 def test_json_has_the_areas_and_the_masks(service: Service, expected: NDArray[np.int64]) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO)
     SegmentationAnswer.model_validate(answer)
     assert set(answer) == {*SegmentationAnswer.model_fields, "model", "timing"} - {"class_map"}
     assert answer["size"] == list(expected.shape)
@@ -129,17 +119,11 @@ def test_json_has_the_areas_and_the_masks(service: Service, expected: NDArray[np
 
 
 def test_a_request_chooses_how_the_pixels_come(service: Service, expected: NDArray[np.int64]) -> None:
-    assert all("mask" not in one for one in predicted(service, masks="none")["classes"])
-    picture = base64.b64decode(predicted(service, masks="png")["class_map"])
+    assert all("mask" not in one for one in predicted(service, PHOTO, masks="none")["classes"])
+    picture = base64.b64decode(predicted(service, PHOTO, masks="png")["class_map"])
     check(Image.open(io.BytesIO(picture)), expected)
     reply = service.client.post("/predict", files={"image": PHOTO}, params={"masks": "jpeg"})
     assert (reply.status_code, reply.json()["error"]) == (400, "`masks` must be `rle`, `png` or `none`")
-
-
-def predicted(service: Service, **query: Any) -> dict[str, Any]:
-    reply = service.client.post("/predict", files={"image": PHOTO}, params=query)
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
 
 
 def test_png_is_the_class_map_with_a_palette_or_drawn_over_the_image(
@@ -148,6 +132,7 @@ def test_png_is_the_class_map_with_a_palette_or_drawn_over_the_image(
     headers = {"Accept": "image/png"}
     reply = service.client.post("/predict", files={"image": PHOTO}, headers=headers)
     assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
+    assert reply.headers["x-model-digest"] == service.client.get("/info").json()["digest"]
     picture = Image.open(io.BytesIO(reply.content))
     assert picture.mode == "P"
     check(picture, expected)
@@ -187,9 +172,7 @@ def test_an_image_too_narrow_for_the_model_costs_the_client_an_error(
 def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
     service: Service, expected: NDArray[np.int64]
 ) -> None:
-    data = [base64.b64encode(PHOTO).decode()] * 2
-    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": data}]}
-    reply = service.client.post("/v2/models/net/infer", json=body)
+    reply = inferred(service, [PHOTO] * 2)
     assert reply.status_code == 200, reply.text
     rest = {one["name"]: one for one in reply.json()["outputs"]}
     metadata = service.client.get("/v2/models/net").json()["outputs"]
@@ -200,56 +183,47 @@ def test_tensors_over_rest_and_grpc_are_those_of_the_metadata(
         check(found, expected)
     assert np.sum(rest["pixels"]["data"]) == 2 * expected.size
 
-    request = pb.ModelInferRequest(model_name="net")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(PHOTO)
-    with grpc.insecure_channel(f"127.0.0.1:{service.server.ports['grpc']}") as channel:
-        call = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelInferResponse.FromString,
-        )
-        outputs = {one.name: one for one in call(request, timeout=PATIENCE).outputs}
+    outputs = inferred_by_grpc(service, [PHOTO])
     first = outputs["class_map"]
     assert list(first.shape) == [1, *expected.shape]
     check(np.reshape(first.contents.uint_contents, first.shape)[0], expected)
 
 
 def test_class_maps_of_different_sizes_are_no_tensor(service: Service) -> None:
-    data = [base64.b64encode(image).decode() for image in (PHOTO, png(noise(2, 48, 64)))]
-    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": data}]}
-    reply = service.client.post("/v2/models/net/infer", json=body)
+    images = [PHOTO, png(noise(2, 48, 64))]
+    reply = inferred(service, images)
     assert reply.status_code == 400
     assert "one request for each size" in reply.json()["error"]
-    areas = service.client.post("/v2/models/net/infer", json={**body, "outputs": [{"name": "pixels"}]})
+    areas = inferred(service, images, {"name": "pixels"})
     assert areas.json()["outputs"][0]["shape"] == [2, 5]
 
 
 def test_answers_count_in_the_metrics_by_label_and_by_stage(service: Service) -> None:
-    answer = predicted(service)
+    answer = predicted(service, PHOTO)
     label = answer["classes"][0]["label"]
     names = (
         f'pthserve_predictions_total{{label="{label}"}}',
         'pthserve_stage_duration_seconds_count{stage="answer"}',
     )
     before = [service.metric(name) for name in names]
-    predicted(service)
+    predicted(service, PHOTO)
     # The answer is computed once, and written once.
     assert [service.metric(name) for name in names] == [before[0] + 1, before[1] + 2]
 
 
 def test_the_areas_of_classes_add_up_to_the_images(service: Service) -> None:
-    shares = {one["label"]: one["share"] for one in predicted(service)["classes"]}
+    shares = {one["label"]: one["share"] for one in predicted(service, PHOTO)["classes"]}
     assert sum(shares.values()) == pytest.approx(1)
     names = {label: f'pthserve_class_area_images_total{{label="{label}"}}' for label in shares}
     before = {label: service.metric(name) for label, name in names.items()}
-    predicted(service)
+    predicted(service, PHOTO)
     added = {label: service.metric(name) - before[label] for label, name in names.items()}
     assert added == pytest.approx(shares)
 
 
 def test_what_an_answer_needs_is_bounded_as_decoding_is(model: Model, folder: Path) -> None:
     with serving(model, model=str(folder), deadline=120, decode_memory=2**25) as service:
-        assert predicted(service)["classes"]
+        assert predicted(service, PHOTO)["classes"]
         large = png(noise(3, 2500, 2500))
         headers = {"Accept": "image/png"}
         reply = service.client.post("/predict", files={"image": large}, headers=headers)
@@ -268,7 +242,7 @@ def test_a_class_map_takes_memory_until_its_client_has_read_it(model: Model, fol
             assert slow.recv(12) == b"HTTP/1.1 200"
             refused = exchange(service, request)
             assert (refused.code, "no memory left" in refused.error) == (503, True)
-            assert predicted(service)["classes"], "small answers go on"
+            assert predicted(service, PHOTO)["classes"], "small answers go on"
         until(lambda: exchange(service, request).code == 200, "memory, once the slow client has left")
     with serving(model, model=str(folder), deadline=120, max_body=2**20) as service:
         refused = exchange(service, request)
@@ -304,37 +278,30 @@ def test_predict_shows_a_table_and_draws(folder: Path, service: Service, tmp_pat
 
 
 def test_golden_images_are_recorded_checked_and_disagree_where_pixels_do(folder: Path) -> None:
-    try:
-        recorded = called("golden", folder, folder / "photo.jpg")
-        assert recorded.returncode == 0, recorded.stderr
-        values = yaml.safe_load((folder / "model.yaml").read_text())
-        known = folder / values["golden"][0]["class_map"]
-        with load(str(folder), SETTINGS) as model:
-            assert apply_golden_policy(model, SETTINGS) == "agreed"
-        classes = np.array(Image.open(known))
-        classes[: len(classes) // 2] = 4
-        Image.fromarray(classes).save(known)
-        with load(str(folder), SETTINGS) as model, pytest.raises(GoldenError, match=r"% of the pixels have"):
-            apply_golden_policy(model, SETTINGS)
-        card(folder, golden=[{"image": "photo.jpg", "class_map": known.name, "agreement": 0.3}])
-        with load(str(folder), SETTINGS) as model:
-            assert apply_golden_policy(model, SETTINGS) == "agreed"
-    finally:
-        card(folder)
+    recorded = called("golden", folder, folder / "photo.jpg")
+    assert recorded.returncode == 0, recorded.stderr
+    values = yaml.safe_load((folder / "model.yaml").read_text())
+    known = folder / values["golden"][0]["class_map"]
+    with load(str(folder), SETTINGS) as model:
+        assert apply_golden_policy(model, SETTINGS) == "agreed"
+    classes = np.array(Image.open(known))
+    classes[: len(classes) // 2] = 4
+    Image.fromarray(classes).save(known)
+    with load(str(folder), SETTINGS) as model, pytest.raises(GoldenError, match=r"% of the pixels have"):
+        apply_golden_policy(model, SETTINGS)
+    card(folder, golden=[{"image": "photo.jpg", "class_map": known.name, "agreement": 0.3}])
+    with load(str(folder), SETTINGS) as model:
+        assert apply_golden_policy(model, SETTINGS) == "agreed"
 
 
 def test_golden_images_of_several_sizes_are_checked(folder: Path) -> None:
     other = folder / "other.png"
-    try:
-        Image.open(io.BytesIO(PHOTO)).convert("RGB").resize((90, 130)).save(other)
-        recorded = called("golden", folder, folder / "photo.jpg", other)
-        assert recorded.returncode == 0, recorded.stderr
-        checked = called("golden", folder)
-        assert checked.returncode == 0, checked.stderr
-        assert "All 2 golden images pass" in checked.stdout
-    finally:
-        card(folder)
-        other.unlink()
+    Image.open(io.BytesIO(PHOTO)).convert("RGB").resize((90, 130)).save(other)
+    recorded = called("golden", folder, folder / "photo.jpg", other)
+    assert recorded.returncode == 0, recorded.stderr
+    checked = called("golden", folder)
+    assert checked.returncode == 0, checked.stderr
+    assert "All 2 golden images pass" in checked.stdout
 
 
 def test_a_pack_has_the_same_classes_without_pytorch_and_its_golden_images_are_checked(
@@ -344,28 +311,24 @@ def test_a_pack_has_the_same_classes_without_pytorch_and_its_golden_images_are_c
     images = [tmp_path / f"{width}.png" for width, _ in sizes]
     for size, file in zip(sizes, images, strict=True):
         Image.open(io.BytesIO(PHOTO)).convert("RGB").resize(size).save(file)
-    try:
-        shutil.copy(images[1], folder / "other.png")
-        recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png")
-        assert recorded.returncode == 0, recorded.stderr
-        done = called("pack", folder, "--output", tmp_path / "packed")
-        assert done.returncode == 0, done.stderr
-        task = json.loads((tmp_path / "packed" / "manifest.json").read_text())["task"]
-        assert task == {"name": "segmentation", "classes": 5}
-        for file, answer in zip(images, answers(tmp_path / "packed", images, golden=2), strict=True):
-            found = np.zeros(answer["size"], int)
-            for one in answer["classes"]:
-                found[decoded(one["mask"])] = one["class_index"]
-            check(found, classes_of(module, Image.open(file)))
-        known = yaml.safe_load((folder / "model.yaml").read_text())["golden"][0]["class_map"]
-        Image.fromarray(np.array(Image.open(folder / known)) * 0 + 4).save(folder / known)
-        refused = called("pack", folder, "--output", tmp_path / "wrong")
-        assert refused.returncode != 0
-        assert "% of the pixels have" in refused.stderr
-        assert not (tmp_path / "wrong").exists()
-    finally:
-        (folder / "other.png").unlink(missing_ok=True)
-        card(folder)
+    shutil.copy(images[1], folder / "other.png")
+    recorded = called("golden", folder, folder / "photo.jpg", folder / "other.png")
+    assert recorded.returncode == 0, recorded.stderr
+    done = called("pack", folder, "--output", tmp_path / "packed")
+    assert done.returncode == 0, done.stderr
+    task = json.loads((tmp_path / "packed" / "manifest.json").read_text())["task"]
+    assert task == {"name": "segmentation", "classes": 5}
+    for file, answer in zip(images, answers(tmp_path / "packed", images, golden=2), strict=True):
+        found = np.zeros(answer["size"], int)
+        for one in answer["classes"]:
+            found[decoded(one["mask"])] = one["class_index"]
+        check(found, classes_of(module, Image.open(file)))
+    known = yaml.safe_load((folder / "model.yaml").read_text())["golden"][0]["class_map"]
+    Image.fromarray(np.array(Image.open(folder / known)) * 0 + 4).save(folder / known)
+    refused = called("pack", folder, "--output", tmp_path / "wrong")
+    assert refused.returncode != 0
+    assert "% of the pixels have" in refused.stderr
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_service_packs_it_once_and_then_starts_without_pytorch(
@@ -406,12 +369,9 @@ def test_bf16_is_held_to_the_rule(folder: Path) -> None:
 
 
 def test_a_card_may_state_another_size_and_no_other_task(folder: Path, expected: NDArray[np.int64]) -> None:
-    try:
-        card(folder, preprocessing={"resize": [96, 96], "crop": [96, 96]})
-        with load(str(folder), SETTINGS) as model:
-            assert model(PHOTO).class_map.shape == expected.shape
-        card(folder, task="detection")
-        with pytest.raises(CardError, match="state `task: segmentation`"):
-            load(str(folder), SETTINGS)
-    finally:
-        card(folder)
+    card(folder, preprocessing={"resize": [96, 96], "crop": [96, 96]})
+    with load(str(folder), SETTINGS) as model:
+        assert model(PHOTO).class_map.shape == expected.shape
+    card(folder, task="detection")
+    with pytest.raises(CardError, match="state `task: segmentation`"):
+        load(str(folder), SETTINGS)

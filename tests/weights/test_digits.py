@@ -1,6 +1,5 @@
 """weights/digits: trained here, on the class that its users have."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,16 +10,6 @@ import yaml
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def train(digits: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digits_train", digits / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

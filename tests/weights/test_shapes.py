@@ -1,6 +1,5 @@
 """weights/shapes: a detector that is trained here, and finds shapes on photos that it has not seen."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,15 +17,7 @@ from pthserve.loading.model import Model
 
 from ..conftest import WEIGHTS, serving
 
-
-@pytest.fixture(scope="module")
-def train() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shapes_train", WEIGHTS / "shapes" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FOLDER = WEIGHTS / "shapes"
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +175,12 @@ def test_the_answers_are_those_of_torchvision(train: ModuleType, shapes: Path, m
         assert np.abs(ours.scores - theirs.scores[sure]).max(initial=0) < 1e-4
 
 
-@pytest.mark.long
-def test_the_golden_images_are_held_out_scenes_with_their_boxes(train: ModuleType, shapes: Path) -> None:
+@pytest.mark.slow
+def test_the_golden_images_are_held_out_scenes_with_their_boxes(train: ModuleType) -> None:
     scenes = {scene.image.tobytes(): scene for scene in train.held_out_scenes()}
-    golden = yaml.safe_load((shapes / "model.yaml").read_text())["golden"]
+    golden = yaml.safe_load((FOLDER / "model.yaml").read_text())["golden"]
     for one in golden:
-        scene = scenes[Image.open(shapes / one["image"]).tobytes()]
+        scene = scenes[Image.open(FOLDER / one["image"]).tobytes()]
         assert [box["box"] for box in one["boxes"]] == scene.boxes.tolist()
         assert [train.LABELS.index(box["label"]) + 1 for box in one["boxes"]] == scene.classes.tolist()
     assert {box["label"] for one in golden for box in one["boxes"]} == set(train.LABELS)

@@ -1,6 +1,5 @@
 """weights/textures: a segmentation model that is trained here, and knows textures that it has not seen."""
 
-import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +17,7 @@ from pthserve.loading.model import Model
 
 from ..conftest import WEIGHTS, serving
 
-
-@pytest.fixture(scope="module")
-def train() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("textures_train", WEIGHTS / "textures" / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FOLDER = WEIGHTS / "textures"
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +106,10 @@ def test_a_model_that_learned_too_little_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-# --- the trained model
+# --- the trained model, whose training takes four minutes of two cores
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_mean_intersection_over_union_in_held_out_scenes_is_over_90_percent(
     train: ModuleType, model: Model
 ) -> None:
@@ -127,7 +118,7 @@ def test_the_mean_intersection_over_union_in_held_out_scenes_is_over_90_percent(
     assert train.mean_iou(found, [scene.class_map for scene in scenes]) > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_class_maps_are_those_of_torchvision(train: ModuleType, textures: Path, model: Model) -> None:
     plain = train.network().eval()
     plain.load_state_dict(torch.load(textures / "textures.pth", weights_only=True))
@@ -136,20 +127,18 @@ def test_the_class_maps_are_those_of_torchvision(train: ModuleType, textures: Pa
 
 
 @pytest.mark.slow
-def test_the_golden_images_are_held_out_scenes_with_their_class_maps(
-    train: ModuleType, textures: Path
-) -> None:
+def test_the_golden_images_are_held_out_scenes_with_their_class_maps(train: ModuleType) -> None:
     scenes = {scene.image.tobytes(): scene for scene in train.held_out_scenes()}
     classes = set()
-    for golden in yaml.safe_load((textures / "model.yaml").read_text())["golden"]:
-        scene = scenes[Image.open(textures / golden["image"]).tobytes()]
-        class_map = np.asarray(Image.open(textures / golden["class_map"]))
+    for golden in yaml.safe_load((FOLDER / "model.yaml").read_text())["golden"]:
+        scene = scenes[Image.open(FOLDER / golden["image"]).tobytes()]
+        class_map = np.asarray(Image.open(FOLDER / golden["class_map"]))
         assert np.array_equal(class_map, scene.class_map)
         classes |= set(np.unique(class_map).tolist())
     assert classes == {0, 1, 2}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_service_gives_the_class_map_of_a_held_out_scene(textures: Path, tmp_path: Path) -> None:
     golden = yaml.safe_load((textures / "model.yaml").read_text())["golden"][0]
     with serving(textures, tmp_path / "log") as address:

@@ -10,6 +10,8 @@ from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 from pthserve.planning.crops import sample_images
 
+HEAVY = frozenset(("maskrcnn_resnet50_fpn_v2",))
+"""Models whose parts others have, and whose passes take long: they are left to the long tests."""
 SMALL = {"min_size": 160, "max_size": 240}
 """Arguments that keep a forward pass short; the SSDs have a size of their own."""
 
@@ -61,5 +63,7 @@ def _spread(layer: nn.Module, _: Any, output: Tensor) -> Tensor | None:
 
 
 def sized(name: str) -> dict[str, int]:
-    """SMALL, where the builder takes it."""
-    return {} if name.startswith("ssd") else SMALL
+    """SMALL, where the builder takes it, and few objects where each has a mask or keypoints."""
+    if name.startswith("ssd"):
+        return {}
+    return {**SMALL, "box_detections_per_img": 30} if name.startswith(("maskrcnn", "keypointrcnn")) else SMALL

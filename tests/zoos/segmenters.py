@@ -10,6 +10,8 @@ from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 from pthserve.planning.crops import sample_images
 
+HEAVY = frozenset(("deeplabv3_resnet50", "deeplabv3_resnet101", "fcn_resnet101"))
+"""Models whose parts others have, and whose passes take long: they are left to the long tests."""
 SPREAD = 3.0
 """Standard deviation of the scores of a class over the places of an image."""
 

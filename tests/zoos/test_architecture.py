@@ -789,6 +789,7 @@ def test_keys_like_no_architectures_are_named() -> None:
         architecture.build(module.state_dict())
 
 
+@pytest.mark.slow
 def test_messages_are_short() -> None:
     state_dict = {
         f"backbone.{key}": tensor for key, tensor in weightless("resnet50").items() if "bn2" not in key
@@ -820,6 +821,7 @@ def test_a_head_that_cannot_be_rebuilt_is_told_with_what_it_needs() -> None:
         architecture.build(state_dict)
 
 
+@pytest.mark.slow
 def test_one_output_is_left_to_the_task_to_judge() -> None:
     assert architecture.build(weightless("resnet18", num_classes=1)).num_classes == 1
 
@@ -827,6 +829,7 @@ def test_one_output_is_left_to_the_task_to_judge() -> None:
 # --- a named architecture --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_overrides_inference() -> None:
     built = architecture.build(weightless("resnet18", num_classes=5), "resnet18")
     assert [(one.value, one.origin) for one in built.inferred] == [("resnet18", Origin.CARD)]

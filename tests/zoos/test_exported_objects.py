@@ -26,6 +26,8 @@ from pthserve.tasks.objects import Detections
 from . import yolo
 from .yolo import CLASSES, SIDE, Yolo, expected, exported, ultralytics
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ModelOptions(threads=1, tune_budget=0.0, precision="fp32")
 OVERLAPS = {"yolov5": 0.45, "yolov8": 0.7}
 V5 = {"stride": "32", "names": str([f"kind {number}" for number in range(CLASSES)])}
@@ -74,6 +76,8 @@ def test_a_yolo_model_is_recognised_by_its_file(
         agrees_with_yolo(model, module)
         assert model.labels == ("kind 0", "kind 1", "kind 2")
         assert model.task.name == "detection"
+        task: Any = model.task
+        assert task.query[0].schema["default"] == 0.25, "as YOLO's own predict"
         assert about(model, "outputs").origin == Origin.FILE
         assert layout in about(model, "outputs").value
         assert "letterbox" in about(model, "preprocessing").value
@@ -120,7 +124,7 @@ def test_a_model_that_was_exported_with_its_nms_gives_rows(tmp_path: Path) -> No
         ({}, r"output0 \(1, 7, 84\).*`task: detection, outputs: \{layout: yolov8\}`"),
         (ultralytics(classes=5), "layout: yolov8"),  # the names are of another model
         (ultralytics(names="__import__('os').abort()"), "layout: yolov8"),
-        (ultralytics(task="pose"), "a YOLO model for the task pose, which is not served"),
+        (ultralytics(task="pose"), "a YOLO model for the task pose, which is not supported"),
     ],
 )
 def test_what_is_not_certain_is_asked_for(tmp_path: Path, metadata: dict[str, str], reason: str) -> None:

@@ -17,7 +17,7 @@ from pthserve.options import ModelOptions
 
 from .timm_modules import LARGE, PHOTOS, SMALL, answers, draw, made, photos
 
-FEW, ALL = 6, 80
+FEW, ALL = 3, 80
 """How many architectures are drawn for the slow test, and for the long one."""
 WITHIN = 1e-4
 """Most by which an output may differ, as a share of the largest one, and a probability."""
@@ -100,6 +100,7 @@ def test_architectures_of_all_families_answer_as_timms_own_bare_and_packed(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_first_convolution_on_blocks_of_pixels_answers_as_timms_own(tmp_path: Path) -> None:
     """TResNet puts blocks of 4 x 4 pixels into 48 channels before its first convolution."""
     assert max(compared("tresnet_m", tmp_path)) < WITHIN

@@ -23,7 +23,8 @@ from pthserve.zoos import architecture
 from pthserve.zoos.base import Architecture
 from pthserve.zoos.torchvision_detection import BUILDERS
 
-from .detectors import detector, sized
+from ..shared import with_long
+from .detectors import HEAVY, detector, sized
 from .test_torchvision import pictures
 
 PREFIXES = ("", "module.", "model.")
@@ -181,7 +182,7 @@ def state_dict_of_classifier(name: str, prefix: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", with_long(BUILDERS, HEAVY))
 def test_what_is_computed_is_what_torchvision_computes(name: str) -> None:
     """Of the very tensor that torchvision's transform gives: see tests/images/test_fractional.py for that."""
     model: Any = detector(name, **sized(name))

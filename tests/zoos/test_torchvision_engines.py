@@ -20,6 +20,8 @@ from pthserve.zoos import architecture, torchvision_detection, torchvision_segme
 from pthserve.zoos.base import Architecture
 
 from ..conftest import ROOT
+from ..shared import with_long
+from . import detectors, segmenters
 from .detectors import detector, sized
 from .segmenters import segmenter
 
@@ -58,7 +60,7 @@ def rows_of(found: Architecture, spec: Spec) -> list[tuple[Any, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", with_long(DETECTORS, detectors.HEAVY))
 def test_openvino_finds_the_objects_that_pytorch_finds(name: str) -> None:
     """Weights are random, and scores therefore spread by tests.zoos.detectors."""
     module = detector(name, **sized(name))
@@ -102,7 +104,7 @@ def only_pytorch_runs(found: Architecture) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", with_long(SEGMENTERS, segmenters.HEAVY))
 def test_openvino_gives_pixels_the_classes_that_pytorch_gives(name: str) -> None:
     found = architecture.build(segmenter(name).state_dict())
     assert found.task is not None
@@ -116,6 +118,7 @@ def test_openvino_gives_pixels_the_classes_that_pytorch_gives(name: str) -> None
         assert len(np.unique(one)) > 1, "a test with one class proves nothing"
 
 
+@pytest.mark.slow
 def test_a_pass_of_noise_records_no_size_of_its_image() -> None:
     """LRASPP's head resizes features to those of another layer, and scores come with their sizes."""
     found = architecture.build(segmenter("lraspp_mobilenet_v3_large").state_dict())

@@ -30,7 +30,8 @@ from pthserve.zoos import architecture
 from pthserve.zoos.base import Architecture
 from pthserve.zoos.torchvision_segmentation import BUILDERS
 
-from .segmenters import segmenter
+from ..shared import with_long
+from .segmenters import HEAVY, segmenter
 from .test_torchvision_detection import state_dict, zeros
 
 SIZES = {(640, 480): 520, (300, 500): 200, (1000, 300): 200}
@@ -179,7 +180,7 @@ def network(found: Architecture, images: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", with_long(BUILDERS, HEAVY))
 def test_what_is_computed_is_what_torchvision_computes(name: str) -> None:
     """Of photos of several sizes, from the preprocessing to the class of each pixel of the image as sent."""
     model = segmenter(name)

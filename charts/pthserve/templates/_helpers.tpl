@@ -156,8 +156,19 @@ annotations:
 {{- if .Values.apiKeys.secret -}}
 {{- $_ := set $settings "apiKeys" "/run/secrets/pthserve/keys" -}}
 {{- end -}}
+{{- if .Values.settings.feedback -}}
+{{- $_ := set $settings "feedbackPeers" (printf "http://%s-pods.%s:%s" (include "pthserve.fullname" .) .Release.Namespace (include "pthserve.httpPort" .)) -}}
+{{- end -}}
 {{- if .Values.gpu.enabled -}}
 {{- $_ := set $settings "device" "cuda" -}}
+{{- end -}}
+{{- if .Values.rollout.enabled -}}
+{{- /* The canary compares its answers with those of the stable release. The pods of that find out that they would ask themselves. */ -}}
+{{- $_ := set $settings "compareWith" (printf "http://%s.%s:%d" (include "pthserve.fullname" .) .Release.Namespace (int .Values.service.port)) -}}
+{{- $_ := set $settings "compareShare" 1 -}}
+{{- if .Values.apiKeys.secret -}}
+{{- $_ := set $settings "compareApiKey" "/run/secrets/pthserve/keys" -}}
+{{- end -}}
 {{- end -}}
 {{- $settings = mergeOverwrite $settings .Values.settings -}}
 {{- with $settings.allowedHosts -}}
@@ -166,6 +177,9 @@ annotations:
 {{- $own := list "" (printf ".%s" $.Release.Namespace) (printf ".%s.svc" $.Release.Namespace) (printf ".%s.svc.cluster.local" $.Release.Namespace) -}}
 {{- range $own -}}
 {{- $_ := set $settings "allowedHosts" (printf "%s,%s%s" $settings.allowedHosts $service .) -}}
+{{- end -}}
+{{- if $settings.feedback -}}
+{{- $_ := set $settings "allowedHosts" (printf "%s,%s-pods.%s" $settings.allowedHosts $service $.Release.Namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := $settings }}
@@ -218,4 +232,30 @@ relabelings:
 {{- with (index . 0).Values.monitoring.rules.runbookUrl -}}
 {{- printf "runbook_url: %s#pthserve%s" . $alert | nindent 12 -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* The workload that an autoscaler scales. */ -}}
+{{- define "pthserve.scaled" -}}
+apiVersion: {{ ternary "argoproj.io/v1alpha1" "apps/v1" .Values.rollout.enabled }}
+kind: {{ ternary "Rollout" "Deployment" .Values.rollout.enabled }}
+name: {{ include "pthserve.fullname" . }}
+{{- end -}}
+
+{{- /* The Services that a rollout splits the traffic between: (list $ port). What Kubernetes would fill in is there already. */ -}}
+{{- define "pthserve.split" -}}
+{{- $name := include "pthserve.fullname" (index . 0) -}}
+{{- $port := index . 1 -}}
+- {group: "", kind: Service, name: {{ $name }}, port: {{ $port }}, weight: 100}
+- {group: "", kind: Service, name: {{ $name }}-canary, port: {{ $port }}, weight: 0}
+{{- end -}}
+
+{{- /* The ports of a Service. */ -}}
+{{- define "pthserve.servicePorts" -}}
+- {name: http, port: {{ .Values.service.port }}, targetPort: http, appProtocol: http}
+{{- with .Values.settings.grpcPort }}
+- {name: grpc, port: {{ . }}, targetPort: grpc, appProtocol: kubernetes.io/h2c}
+{{- end }}
+{{- with .Values.settings.metricsPort }}
+- {name: metrics, port: {{ . }}, targetPort: metrics, appProtocol: http}
+{{- end }}
 {{- end -}}

@@ -106,6 +106,39 @@
 {{- fail "grpcRoute.enabled needs the port of gRPC in settings.grpcPort, such as 8001." -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.rollout -}}
+{{- if .enabled -}}
+{{- range $kind, $missing := dict
+  "gateway.networking.k8s.io/v1/HTTPRoute" "the Gateway API"
+  "argoproj.io/v1alpha1/Rollout" "Argo Rollouts"
+  "monitoring.coreos.com/v1/PodMonitor" "the Prometheus operator"
+-}}
+{{- if not ($.Capabilities.APIVersions.Has $kind) -}}
+{{- fail (printf "rollout.enabled needs %s, and the cluster has no %s: install it (docs/rollouts.md). Without a cluster, name what yours has: helm template --api-versions %s" $missing $kind $kind) -}}
+{{- end -}}
+{{- end -}}
+{{- if not $.Values.httpRoute.enabled -}}
+{{- fail "rollout.enabled moves the traffic of an HTTPRoute in steps: set httpRoute.enabled and httpRoute.parentRefs." -}}
+{{- end -}}
+{{- if or $.Values.httpRoute.extraBackendRefs $.Values.grpcRoute.extraBackendRefs -}}
+{{- fail "rollout.enabled sets the weights of the routes: leave out extraBackendRefs." -}}
+{{- end -}}
+{{- if not $.Values.monitoring.podMonitor.enabled -}}
+{{- fail "rollout.enabled reads its gates from Prometheus, by labels that only the PodMonitor sets: set monitoring.podMonitor.enabled." -}}
+{{- end -}}
+{{- if eq $.Values.strategy.type "Recreate" -}}
+{{- fail "rollout.enabled keeps the old pods while new ones start: leave strategy.type at RollingUpdate." -}}
+{{- end -}}
+{{- if and .gates.accuracy (not $.Values.settings.feedback) -}}
+{{- fail "rollout.gates.accuracy needs labels from clients: set settings.feedback to the number of answers that wait for one." -}}
+{{- end -}}
+{{- range $i, $weight := .steps -}}
+{{- if and $i (le (int $weight) (int (index $.Values.rollout.steps (int (sub $i 1))))) -}}
+{{- fail (printf "rollout.steps must rise: %d is not more than the step before it." (int $weight)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.gpu.enabled .Values.gpu.resourceClaims (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "gpu.resourceClaims needs Kubernetes 1.34 or newer, and this is %s: use gpu.resourceName with a device plugin." .Capabilities.KubeVersion.Version) -}}
 {{- end -}}

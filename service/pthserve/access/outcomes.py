@@ -9,6 +9,7 @@ STATUS: dict[type[errors.PthserveError], int] = {
     errors.CrossOrigin: 403,
     errors.NotFound: 404,
     errors.TooSlow: 408,
+    errors.SameProcess: 409,  # `serving.rollout` knows it by this status
     errors.ModelError: 409,  # a client requested a reload, and the new model is refused
     errors.TooLarge: 413,
     errors.UnsupportedImage: 415,

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pthserve.access.outcomes import GONE
 from pthserve.metrics import DISCONNECTS, LOG_LINES_DROPPED, REQUEST_DURATION, REQUESTS
 from pthserve.text import MESSAGE, quoted
-from pthserve.tracing import Tracer, begin
+from pthserve.tracing import REQUEST_ID, Tracer, begin
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ QUIET = frozenset(
     {"/livez", "/readyz", "/healthz", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"}
 )
 """Routes whose lines have the level debug: a cluster calls them every few seconds."""
+DIGEST_HEADER = b"x-model-digest"
+"""The response header, and gRPC's trailing metadata, that names the model that gave an answer."""
 _BACKLOG = 10_000
 """Maximum number of lines that wait to be written."""
 _PAUSE = 0.05
@@ -59,11 +61,16 @@ class Logged:
             nonlocal code, ended
             if message["type"] == "http.response.start":
                 code = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id)]
+                named = [(b"x-request-id", own_id)]
+                digest = _notes(scope).get("digest")
+                if digest is not None and code < 400:  # of the model that gave the answer
+                    named.append((DIGEST_HEADER, str(digest).encode()))
+                message["headers"] = [*message.get("headers", ()), *named]
             elif not message.get("more_body", False):
                 ended = time.perf_counter()
             await send(message)
 
+        REQUEST_ID.set(own_id.decode())
         note(scope, request_id=own_id.decode(), **trace)
         try:
             await self._app(scope, receive, send_with_id)

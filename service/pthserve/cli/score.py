@@ -11,16 +11,17 @@ from pthserve.cli.numbers import Number
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.errors import PthserveError
 from pthserve.exits import IMAGES_FAILED, leave
+from pthserve.scoring.request import MAX_BYTES, PART_ROWS, WHOLE, Request, Shard
 from pthserve.settings import Settings
 from pthserve.text import MESSAGE, quoted
 
 if TYPE_CHECKING:
     from pthserve.loading.model import Model
-    from pthserve.scoring.run import Request, Shard, Summary
+    from pthserve.scoring.run import Summary
 
 INDEX = "JOB_COMPLETION_INDEX"
 """The variable with the number of a pod in an Indexed Job of Kubernetes, from 0."""
-_STOPPED = "pthserve: stopped; run the same command again to go on"
+_STOPPED = "pthserve: stopped; run the same command again to continue"
 
 
 @click.command("score")
@@ -31,7 +32,7 @@ _STOPPED = "pthserve: stopped; run the same command again to go on"
 )
 @click.option(
     "--column",
-    help="Column of a CSV file with the images. Default: the first of path, image, url and others.",
+    help="Column of a CSV file that names the images. Default: the first of path, image, url and others.",
 )
 @click.option(
     "--max-errors",
@@ -48,14 +49,14 @@ _STOPPED = "pthserve: stopped; run the same command again to go on"
 @click.option("--shards", type=click.IntRange(1), help=f"Number of shares; {INDEX} says which to score.")
 @click.option(
     "--part-rows",
-    default=2000,
+    default=PART_ROWS,
     show_default=True,
     type=click.IntRange(1, 10**7),
-    help="Rows of a Parquet file, and the most that are scored again after a kill.",
+    help="Number of rows per Parquet file, and the most that are scored again after a kill.",
 )
 @click.option(
     "--max-bytes",
-    default=20 * 2**20,
+    default=MAX_BYTES,
     show_default=True,
     type=click.IntRange(1, 2**30),
     help="Maximum size of an image file in bytes.",
@@ -63,7 +64,7 @@ _STOPPED = "pthserve: stopped; run the same command again to go on"
 @click.option(
     "--skip-unreachable",
     is_flag=True,
-    help="Write a row with an error for an image whose web server does not respond, instead of ending.",
+    help="Write a row with an error for an image whose web server does not respond. Default: end the run.",
 )
 @click.option("--restart", is_flag=True, help="Discard the results in the output, and begin again.")
 @click.option(
@@ -87,11 +88,11 @@ def command(sources: tuple[str, ...], max_errors: int, settings: Settings, **opt
     file with one path or URL per line, or a CSV file), or the address of one of these: https://, s3://,
     gs:// or az://. There is one row per image; one that cannot be read has an error in its row.
 
-    If it is interrupted, the same command goes on where it stopped.
+    If it is interrupted, the same command continues where it stopped.
     """
     signal.signal(signal.SIGTERM, lambda *_: leave(128 + signal.SIGTERM, _STOPPED))
     shard = _shard(options.pop("shard"), options.pop("shards"))
-    if options["restart"] and shard[1] > 1:
+    if options["restart"] and shard.of > 1:
         raise click.UsageError(
             "--restart would discard what other shards write; remove the output, or name another one"
         )
@@ -103,11 +104,11 @@ def command(sources: tuple[str, ...], max_errors: int, settings: Settings, **opt
         ) from None
     from pthserve.cli.display import counting, stages
     from pthserve.loading.loader import Loader
-    from pthserve.scoring.run import Shard, score
+    from pthserve.scoring.run import score
     from pthserve.serving.memory import share_an_arena
 
     share_an_arena()
-    request = _request(sources, Shard(*shard), settings, options)
+    request = _request(sources, shard, settings, options)
     loader = Loader(settings.model, settings, None if settings.no_cache else settings.cache_size)
     try:
         with stages(settings.model) as watch:
@@ -122,8 +123,8 @@ def command(sources: tuple[str, ...], max_errors: int, settings: Settings, **opt
     leave(IMAGES_FAILED if summary.errors > max_errors else 0)
 
 
-def _shard(shard: str | None, shards: int | None) -> tuple[int, int]:
-    """Number and count, from the options and the environment."""
+def _shard(shard: str | None, shards: int | None) -> Shard:
+    """The share to score, from the options and the environment."""
     index = os.environ.get(INDEX, "")
     if shard is not None:
         if shards is not None:
@@ -131,26 +132,22 @@ def _shard(shard: str | None, shards: int | None) -> tuple[int, int]:
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
         if match is None or not int(match[1]) < int(match[2]):
             raise click.UsageError("--shard must be I/N, with I from 0 to N - 1, such as 0/8.")
-        return int(match[1]), int(match[2])
+        return Shard(int(match[1]), int(match[2]))
     if shards is not None:
         if not index.isdecimal() or int(index) >= shards:
             raise click.UsageError(
                 f"--shards {shards} needs {INDEX}, from 0 to {shards - 1}; it is {quoted(index) or 'not set'}"
                 ". Outside of an Indexed Job, use --shard."
             )
-        return int(index), shards
+        return Shard(int(index), shards)
     if index:
         raise click.UsageError(
             f"{INDEX} is set, so this is one pod of several: give their number, `completions`, as --shards."
         )
-    return 0, 1
+    return WHOLE
 
 
-def _request(
-    sources: tuple[str, ...], shard: "Shard", settings: Settings, options: dict[str, Any]
-) -> "Request":
-    from pthserve.scoring.run import Request
-
+def _request(sources: tuple[str, ...], shard: Shard, settings: Settings, options: dict[str, Any]) -> Request:
     wanted = {
         "threshold": options.pop("threshold"),
         "max": options.pop("most"),
@@ -168,7 +165,7 @@ def _check(model: "Model", settings: Settings) -> None:
     apply_golden_policy(model, settings)
 
 
-def _report(summary: "Summary", request: "Request") -> None:
+def _report(summary: "Summary", request: Request) -> None:
     new = summary.rows - summary.earlier
     rate = f", {new / summary.seconds:,.0f} per second" if new and summary.seconds > 1 else ""
     click.echo(

@@ -7,15 +7,14 @@ compiled/KEY/lock           held by whoever reads or writes in the folder
 OpenVINO uses what it finds without a check: a damaged page changes the answers, and it reports nothing.
 """
 
-import fcntl
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pthserve.files.locks import Lock
 from pthserve.files.private_folder import private
 from pthserve.files.regular_files import sha256
 
@@ -52,7 +51,7 @@ def checked(folder: Path, graph: "openvino.Model", config: Mapping[str, Any]) ->
     with ExitStack() as held:
         whole = None
         try:
-            held.callback(os.close, _lock(own))
+            held.enter_context(_lock(own))
             whole = _without_damaged(own)
         except OSError as error:
             _log.warning("%s: compiled models are not cached: %s", own, error.strerror)
@@ -62,17 +61,11 @@ def checked(folder: Path, graph: "openvino.Model", config: Mapping[str, Any]) ->
                 _sum(blob).write_text(sha256(blob), "ascii")
 
 
-def _lock(folder: Path) -> int:
-    """The lock of `folder`, which is made where it is not there; raises OSError."""
+def _lock(folder: Path) -> Lock:
+    """The lock of `folder`, which is created if it is missing; raises OSError."""
     if (trouble := private(folder)) is not None:
         raise OSError(0, trouble)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
+    return Lock(folder / "lock")
 
 
 def _without_damaged(folder: Path) -> set[Path]:

@@ -1,8 +1,9 @@
 """Object graphs: the outputs of an exported detector or segmenter as the one row of numbers that tasks read.
 
-What a graph gives for boxes is brought into the form of `Table`: left, top, right and bottom in shares of
-the model's image, a score, and a class. They are sorted and suppressed when the row is read: OpenVINO's
-TopK crashes on a static shape with two threads when it sorts all of it.
+The outputs of a graph with boxes are brought into the form of `Table`: left, top, right and bottom in shares
+of the model's image, a score, and a class. The boxes are sorted and suppressed when the row is read:
+OpenVINO's TopK crashes on a static shape with two threads when it sorts all of them. `zoos.program_objects`
+computes the same with PyTorch.
 """
 
 from dataclasses import dataclass
@@ -35,9 +36,26 @@ class BoxOutputs:
     sigmoid: bool
     size: tuple[int, int]
 
+    def widths(self, columns: int) -> list[int]:
+        """Return the number of columns of each part of a row, for an output with everything.
+
+        yolov8: the box, and a score for each class. yolov5: the box, a score of the box, and a score for each
+        class. rows: the box, its score, and its class.
+        """
+        assert self.layout is not None
+        return {"yolov8": [4, columns - 4], "yolov5": [4, 1, columns - 5], "rows": [4, 1, 1]}[self.layout]
+
+    @property
+    def shift(self) -> float | None:
+        """The point of a box that its first two numbers state, as a share of its width and height.
+
+        0 is the upper left corner, 0.5 the centre. None if the other two are not a width and a height.
+        """
+        return {"xyxy": None, "xywh": 0.0, "cxcywh": 0.5}[self.format]
+
     @property
     def scale(self) -> tuple[float, float, float, float]:
-        """What to divide the four numbers of a box by to get shares."""
+        """The divisors that make shares of the four numbers of a box."""
         if self.units == "shares":
             return 1.0, 1.0, 1.0, 1.0
         height, width = self.size
@@ -48,20 +66,18 @@ def table(graph: "openvino.Model", outputs: BoxOutputs, most: int) -> "openvino.
     """Return the graph with all boxes in the form of `Table`, (n, numbers of all boxes).
 
     Args:
-        most: How many boxes there are at most, for a graph that gives any number of them: it is then filled
-            up, and only the first of more are kept.
+        most: Number of boxes, for a graph that gives any number of them: fewer are filled up with zeros, and
+            of more only the first are kept.
     """
     from openvino import opset13 as ops
 
-    boxes, scores, classes = _parts(
-        [_float(graph.outputs[place]) for place in outputs.places], outputs.layout
-    )
+    boxes, scores, classes = _parts([_float(graph.outputs[place]) for place in outputs.places], outputs)
     if outputs.sigmoid:
         scores = ops.sigmoid(scores)
     if classes is None:
         top = ops.topk(scores, _whole(1), -1, "max", "value", index_element_type="i64")
         scores, classes = top.output(0), ops.convert(top.output(1), "f32")
-    corners = _corners(boxes, outputs.format)
+    corners = _corners(boxes, outputs.shift)
     shares = ops.divide(corners, ops.constant(np.array(outputs.scale, np.float32)))
     rows = ops.concat([shares, scores, classes], 2)
     if rows.get_output_partial_shape(0)[1].is_dynamic:
@@ -83,11 +99,11 @@ def pixel_scores(graph: "openvino.Model", place: int) -> "openvino.Model":
     return _flat(graph, scores)
 
 
-def _parts(found: list[Any], layout: Layout | None) -> tuple[Any, Any, Any]:
+def _parts(found: list[Any], outputs: BoxOutputs) -> tuple[Any, Any, Any]:
     """Return boxes, scores and classes, (n, boxes, ...); no classes if the scores have a column for each."""
     from openvino import opset13 as ops
 
-    if layout is None:
+    if outputs.layout is None:
         boxes, scores, *classes = found
         if boxes.get_partial_shape().rank.get_length() == 2:  # of one image
             boxes, scores, *classes = (
@@ -97,29 +113,28 @@ def _parts(found: list[Any], layout: Layout | None) -> tuple[Any, Any, Any]:
             scores = ops.unsqueeze(scores, _whole(2))
         return boxes, scores, ops.unsqueeze(classes[0], _whole(2)) if classes else None
     (values,) = found
-    if layout == "yolov8":
+    if outputs.layout == "yolov8":
         values = ops.transpose(values, _whole([0, 2, 1])).output(0)
-    columns = values.get_partial_shape()[2].get_length()
-    lengths = {"yolov8": [4, columns - 4], "yolov5": [4, 1, columns - 5], "rows": [4, 1, 1]}[layout]
-    boxes, scores, *rest = ops.variadic_split(values, _whole(2), _whole(lengths)).outputs()
-    if layout == "yolov5":
+    widths = outputs.widths(values.get_partial_shape()[2].get_length())
+    boxes, scores, *rest = ops.variadic_split(values, _whole(2), _whole(widths)).outputs()
+    if outputs.layout == "yolov5":
         return boxes, ops.multiply(scores, rest[0]), None
     return boxes, scores, rest[0] if rest else None
 
 
-def _corners(boxes: Any, form: BoxFormat) -> Any:
+def _corners(boxes: Any, shift: float | None) -> Any:
     from openvino import opset13 as ops
 
-    if form == "xyxy":
+    if shift is None:
         return boxes
     place, size = ops.variadic_split(boxes, _whole(2), _whole([2, 2])).outputs()
-    if form == "cxcywh":
-        place = ops.subtract(place, ops.multiply(size, _constant(0.5)))
+    if shift:
+        place = ops.subtract(place, ops.multiply(size, _constant(shift)))
     return ops.concat([place, ops.add(place, size)], 2)
 
 
 def _float(output: Any) -> Any:
-    """Return what the output is given, as float32."""
+    """Return the value of the output as float32."""
     from openvino import opset13 as ops
 
     source = output.get_node().input_value(0)

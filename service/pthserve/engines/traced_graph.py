@@ -1,7 +1,7 @@
-"""Traced graph: a module whose computation depends on the image becomes a graph by a trace.
+"""Traced graph: the graph of a module whose computation depends on the image, made from a trace.
 
-`torch.export` needs the shape of each result before there is an image, but only the image decides how many
-boxes a non-maximum suppression leaves. A trace records the operators, and the graph computes their shapes.
+`torch.export` needs the shape of each result in advance, but the number of boxes that non-maximum suppression
+leaves depends on the image. A trace records the operators, and the graph computes the shapes when it runs.
 """
 
 import warnings
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def traced(module: "nn.Module", spec: Spec) -> "openvino.Model":
     """Return the graph of `module`: float32 (n, channels, height, width), normalised, to (n, outputs).
 
-    Height and width are free if `spec` does not crop, and n is free unless `module.one_image`. The trace is
-    of noise, and of another shape than the images that engines are compared on: a size that became a constant
-    makes the answers for those wrong, so that the comparison refuses the graph.
+    Height and width are free if `spec` does not crop, and n is free unless `module.one_image`. The
+    module is traced with noise of another shape than the images on which engines are compared: if a size
+    became a constant, the answers for those images are wrong, and the comparison refuses the graph.
 
     Raises ValueError if the number of images became a constant, and whatever PyTorch and OpenVINO raise for a
     module that they cannot trace or convert.
@@ -35,7 +35,7 @@ def traced(module: "nn.Module", spec: Spec) -> "openvino.Model":
     shape = (images, channels, width, height) if spec.whole else (images, channels, height, width)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
     with torch.no_grad(), warnings.catch_warnings():
-        # Of each size that might become a constant, and that `torch.export` is to be used.
+        # About each size that might become a constant, and about `torch.export`, which replaces tracing.
         warnings.simplefilter("ignore")
         trace = torch.jit.trace(module.eval(), (noise,), check_trace=False)  # type: ignore[no-untyped-call]
         graph = graph_of_trace(trace, noise)
@@ -44,7 +44,7 @@ def traced(module: "nn.Module", spec: Spec) -> "openvino.Model":
     fold_constants(graph)
     answers = graph.output(0).partial_shape
     if answers.rank.is_static and answers[0].is_static and answers[0] != number:
-        raise ValueError(f"the trace has answers for {images} images alone")
+        raise ValueError(f"the trace answers batches of {images} images only")
     graph.input(0).set_names({"image"})
     graph.output(0).set_names({"logits"})
     return graph

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pthserve.access.bodies import Bodies, bare
 from pthserve.access.guard import Guard
 from pthserve.access.outcomes import GONE, status
-from pthserve.access.request_log import record, request_id
+from pthserve.access.request_log import DIGEST_HEADER, record, request_id
 from pthserve.errors import MalformedRequest, PthserveError, RateLimited, Unavailable
 from pthserve.grpc import message_limits
 from pthserve.grpc.arrivals import Arrivals, Context, Places
@@ -24,7 +24,7 @@ from pthserve.inference_protocol.compression import inflated, is_compressed
 from pthserve.inference_protocol.service import Service
 from pthserve.protos import inference_pb2 as pb
 from pthserve.settings import Settings
-from pthserve.tracing import Span, Tracer, begin
+from pthserve.tracing import REQUEST_ID, Span, Tracer, begin
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class Handlers:
             terms = self._terms(context, headers, trace)
             trailer = (("x-request-id", str(terms.notes["request_id"])),)
             context.set_trailing_metadata(trailer)
+            REQUEST_ID.set(str(terms.notes["request_id"]))
             http, grpc_code = 500, grpc.StatusCode.INTERNAL
             try:
                 if self._guard is not None and name not in OPEN:
@@ -112,6 +113,9 @@ class Handlers:
                     response = (await call(self._service, request_class(), terms)).SerializeToString()
                 else:
                     response = await self._answer(request_class, call, context, terms)
+                if "digest" in terms.notes:
+                    digest = (DIGEST_HEADER.decode(), str(terms.notes["digest"]))
+                    context.set_trailing_metadata((*trailer, digest))
                 http, grpc_code = 200, grpc.StatusCode.OK
             except PthserveError as error:
                 http, grpc_code = status(error), code(error)

@@ -20,7 +20,7 @@ from pthserve.access.bodies import Bodies
 from pthserve.access.guard import Guard
 from pthserve.access.request_log import Logged
 from pthserve.errors import PthserveError
-from pthserve.http import explain, predict, problems, schema, site, status, torchserve, v2
+from pthserve.http import explain, feedback, predict, problems, schema, site, status, torchserve, v2
 from pthserve.http.limits import Limits
 from pthserve.http.origins import protected
 from pthserve.inference_protocol.service import Load
@@ -60,6 +60,8 @@ def create_app(
     app.add(protocol)
     if settings.explain == "on":
         app.add(explain.router(predictor, bodies, needed))
+    if settings.feedback:
+        app.add(feedback.router(predictor, settings, needed))
     app.add(status.info(predictor, settings, needed))
     if settings.torchserve_api == "on":
         app.add(torchserve.router(predictor, settings, bodies, needed))
@@ -130,7 +132,7 @@ class Application(FastAPI):
         self._predictor = predictor
         self._routers: list[APIRouter] = []
         self._document: dict[str, Any] | None = None
-        self._schemas: dict[object, bytes] = {}
+        self._schemas: dict[tuple[str, str], bytes] = {}
         self._describing = Lock()
         if predictor is not None:
             self.add_api_route(
@@ -168,7 +170,7 @@ class Application(FastAPI):
         """Return the schema as JSON, which is made when it is first requested."""
         assert self._predictor is not None
         model, root_path = self._predictor.current, request.scope.get("root_path", "")
-        variant = (model and model.task.name, root_path)
+        variant = (repr(model and model.task), root_path)  # after a reload, other defaults may hold
         if variant not in self._schemas:
             document = await run_in_threadpool(self.openapi)
             servers = {"servers": [{"url": root_path}]} if root_path else {}

@@ -30,7 +30,7 @@ _SENT = (
     "X-Request-Timeout",
 )
 """Request headers that a page of an allowed origin may set, in addition to those that CORS always allows."""
-_READ = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
+_READ = ("Inference-Header-Content-Length", "Retry-After", "X-Model-Digest", "X-Request-Id")
 """Response headers that it may read, in addition to those that CORS always allows."""
 
 

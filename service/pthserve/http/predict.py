@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from pthserve.access.bodies import Bodies
 from pthserve.access.request_log import note
-from pthserve.errors import MalformedRequest
+from pthserve.errors import MalformedRequest, SameProcess
 from pthserve.http.images import BODY, Sent, read_images
 from pthserve.http.limits import TIMEOUT_HEADER, remaining
 from pthserve.http.problems import JSON, described
@@ -26,6 +26,7 @@ from pthserve.images.cost import total
 from pthserve.images.spec import Spec
 from pthserve.serving.prediction import Prediction
 from pthserve.serving.predictor import Predictor
+from pthserve.serving.rollout import HEADER as COMPARISON
 from pthserve.tasks.base import Answer as TaskAnswer
 from pthserve.tasks.base import Deferred, Drawn, Encoded, Selects, Task, Work
 
@@ -95,7 +96,9 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
         predictor.check(1, remaining(request.scope))  # before the body is read
         selection = _selection(request, predictor.model().task)
         sent = await read_images(request, bodies)
-        predictions = await predictor.predict_many(sent.files, deadline=remaining(request.scope))
+        predictions = await predictor.predict_many(
+            sent.files, deadline=remaining(request.scope), live=not _is_comparison(request, predictor)
+        )
         note_predictions(request, predictions)
         if draws:
             return await _picture(request, predictor, sent, predictions[0], selection)
@@ -110,6 +113,17 @@ def router(predictor: Predictor, bodies: Bodies, dependencies: Sequence[Depends]
         return Response(await asyncio.to_thread(written, top, selection), media_type=JSON)
 
     return routes
+
+
+def _is_comparison(request: Request, predictor: Predictor) -> bool:
+    """Return whether another release sends this request only to compare answers; see `serving.rollout`."""
+    sender = request.headers.get(COMPARISON)
+    if sender is None:
+        return False
+    if sender == predictor.instance:
+        raise SameProcess("this comparison request was sent by the process that received it")
+    note(request.scope, comparison=True)
+    return True
 
 
 async def _picture(

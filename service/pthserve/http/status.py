@@ -112,6 +112,9 @@ class Info(BaseModel):
     int8: Int8 | None = Field(description="which part of the model is at int8; null at another precision")
     golden: Golden | None
     last_reload: dict[str, Any] | None = Field(description="the result of the latest reload")
+    rollout: dict[str, Any] | None = Field(
+        description="agreement with another release on live images; null without the setting compare_with"
+    )
     files_changed: bool = Field(description="whether the model's files have changed since they were loaded")
     explain: bool = Field(description="whether POST /explain is available")
     planned: Planned = Field(description="what the service is planned for; see docs/sizing.md")
@@ -166,6 +169,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             int8=Int8(**asdict(model.int8)) if model.int8 is not None else None,
             golden=_golden(predictor, model),
             last_reload=dict(predictor.last_reload) if predictor.last_reload is not None else None,
+            rollout=dict(predictor.last_rollout) if predictor.last_rollout is not None else None,
             files_changed=predictor.files_changed,
             explain=settings.explain == "on" and model.task.explains,
             planned=Planned(rate=settings.planned_rate, latency=settings.planned_latency),

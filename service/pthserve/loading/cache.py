@@ -10,7 +10,6 @@ An entry appears whole: it is written beside, brought to the disk, and renamed. 
 left behind is removed by the next one that gets the lock.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from uuid import uuid4
 from pthserve.engines.cpu import cpu
 from pthserve.errors import EngineError
 from pthserve.files import regular_files
+from pthserve.files.locks import Lock
 from pthserve.files.private_folder import private
 from pthserve.options import ModelOptions
 from pthserve.planning import plan_files
@@ -89,18 +89,14 @@ class Cache:
             raise UnusableCache(f"{self.folder}: {trouble}")
 
     @contextmanager
-    def locked(self, key: str, *, shared: bool = False) -> Iterator["Lock"]:
+    def locked(self, key: str, *, shared: bool = False) -> Iterator[Lock]:
         """Wait for the lock of an entry, and hold it; `shared` with others that only read.
 
         Raises:
             UnusableCache: the folder cannot be written to, or its file system has no locks.
         """
-        lock = self._lock(key, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        assert lock is not None
-        try:
+        with self._lock(key, shared=shared) as lock:
             yield lock
-        finally:
-            lock.release()
 
     def find(self, key: str) -> Entry | None:
         """The entry, if it is whole and what it was made from has not changed. The lock is held."""
@@ -171,17 +167,16 @@ class Cache:
                 yield folder.name, used, sum(one.stat().st_size for one in folder.rglob("*"))
 
     def _remove_if_free(self, key: str, *, entry: bool) -> bool:
-        lock = self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if lock is None:
-            return False
         try:
+            lock = self._lock(key, wait=False)
+        except BlockingIOError:
+            return False
+        with lock:
             self._sweep(key)
             if entry:
                 self.remove(key)
             if not (self.folder / key).exists():
                 self._lock_file(key).unlink(missing_ok=True)
-        finally:
-            lock.release()
         return True
 
     def _sweep(self, key: str) -> None:
@@ -191,47 +186,19 @@ class Cache:
     def _lock_file(self, key: str) -> Path:
         return self.folder / f"{key}.lock"
 
-    def _lock(self, key: str, kind: int) -> "Lock | None":
-        """The lock; None where it is not free and `kind` does not wait."""
+    def _lock(self, key: str, *, shared: bool = False, wait: bool = True) -> Lock:
+        """The lock of the entry; see `Lock`. Others remove its file, but only while they hold it."""
         file = self._lock_file(key)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             try:
-                lock = Lock(os.open(file, flags, 0o600))
-            except OSError as error:
-                raise UnusableCache(f"{file}: {error.strerror}") from error
-            try:
-                fcntl.flock(lock.descriptor, kind)
-                if lock.is_of(file):
-                    return lock
+                lock = Lock(file, shared=shared, wait=wait)
             except BlockingIOError:
-                lock.release()
-                return None
+                raise
             except OSError as error:
-                lock.release()
                 raise UnusableCache(f"{file}: cannot be locked: {error.strerror}") from error
-            lock.release()  # it was removed meanwhile
-
-
-class Lock:
-    """A lock that is held, as an open file."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def share(self) -> None:
-        """Let others read, too."""
-        fcntl.flock(self.descriptor, fcntl.LOCK_SH)
-
-    def is_of(self, file: Path) -> bool:
-        """Whether `file` is the one that is locked."""
-        with suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self.descriptor), file.stat(follow_symlinks=False))
-        return False
-
-    def release(self) -> None:
-        """Give it up."""
-        os.close(self.descriptor)
+            if lock.is_in_place():
+                return lock
+            lock.release()
 
 
 def sync(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Images: in a fixed order, each read when it is needed; out of files, or out of a tar archive.
+"""Images: in a fixed order, in single files or in a tar archive; each is read when it is needed.
 
-An archive is read in any order, so it is a plain tar on this machine: another one is downloaded or unpacked
-into a temporary folder first.
+The images of an archive are read in any order, which needs an uncompressed tar on this machine. An archive at
+an address, or a compressed one, is copied to a temporary folder first.
 """
 
 import bz2
@@ -31,7 +31,7 @@ _COMPRESSED: dict[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.LZM
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
-"""The first bytes of a compressed file, and what reads it."""
+"""The first bytes of a compressed file, and the class that reads it."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -45,16 +45,16 @@ class Images(Protocol):
         ...
 
     def read(self, index: int, most: int) -> bytes:
-        """The image file, of at most so many bytes; raises as `Reader`."""
+        """Return the image file, if it has at most `most` bytes; raises the errors of `Reader`."""
         ...
 
     def close(self) -> None:
-        """Free what they need."""
+        """Free their resources."""
         ...
 
 
 class Files:
-    """Images that are files of their own."""
+    """Images in single files."""
 
     def __init__(self, entries: Sequence[Entry], reader: Reader) -> None:
         self._entries = entries
@@ -72,7 +72,7 @@ class Files:
         return self._reader(self._entries[index].place, most)
 
     def close(self) -> None:
-        """Nothing; see `Images`."""
+        """Do nothing; see `Images`."""
 
 
 class _Member(NamedTuple):
@@ -113,7 +113,7 @@ class Archive:
         return len(self._members)
 
     def key(self, index: int) -> str:
-        """The path in the archive, behind the archive's own name; see `Images`."""
+        """The path in the archive, after the key of the archive; see `Images`."""
         return f"{self._entry.key}/{self._members[index].name}"
 
     def read(self, index: int, most: int) -> bytes:
@@ -128,7 +128,7 @@ class Archive:
                 f"{shown(self._entry.place)}: cannot be read: {error.strerror or error}"
             ) from error
         if len(content) < member.size:
-            raise NotFound("the file is not whole: the archive was changed while it was read")
+            raise NotFound("the file is incomplete: the archive was changed while it was read")
         return content
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Archive:
         return Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="pthserve-score-")))
 
     def _plain(self, path: Path, most: int) -> Path:
-        """`path`, or an unpacked copy where it is compressed."""
+        """Return `path`, or an unpacked copy if the archive is compressed."""
         with regular_files.open_regular(path) as file:
             first = file.read(8)
         opening = next((one for start, one in _COMPRESSED.items() if first.startswith(start)), None)
@@ -151,14 +151,14 @@ class Archive:
                 output.write(block)
                 if output.tell() > most:
                     raise PthserveError(
-                        f"{shown(self._entry.place)}: is larger than {most} bytes when it is unpacked; raise "
+                        f"{shown(self._entry.place)}: has more than {most} bytes when unpacked; raise "
                         "--max-download if it is the right archive"
                     )
         return plain
 
 
 def _downloaded(place: str, folder: Path, most: int) -> Path:
-    """A copy of the archive at an address. No Authorization is sent: a list may name any server."""
+    """Download the archive at an address. No Authorization is sent: a list may name any server."""
     from pthserve.sources import object_stores, web
 
     reference = parse(place)
@@ -174,7 +174,7 @@ def _downloaded(place: str, folder: Path, most: int) -> Path:
 
 
 def _members(path: Path, key: str) -> list[_Member]:
-    """The images in a tar, which is checked to be whole; `tarfile` takes what is damaged for the end."""
+    """Return the images in a tar, once it is complete: `tarfile` mistakes damage for the end."""
     members = []
     with tarfile.open(path, "r:") as archive:
         while (member := archive.next()) is not None:
@@ -189,7 +189,7 @@ def _members(path: Path, key: str) -> list[_Member]:
             one.strip(b"\0") for one in chain((first,), blocks)
         ):
             raise PthserveError(
-                f"{key}: the archive is damaged, not whole, or several in one file, from byte {end} on"
+                f"{key}: from byte {end} on, the archive is damaged or incomplete, or another one follows"
             )
     return members
 

@@ -16,8 +16,8 @@ from pthserve.loading.model import Model
 from pthserve.scoring.pipeline import Row, Scored
 
 LEFT_OUT = frozenset(("task", "threshold", "units", "top", "size", "class_map"))
-"""Fields of answers that are not columns: the manifest has what is the same for all images, `probabilities`
-has what `top` repeats, `width` and `height` the size, and no picture is made."""
+"""Fields of answers that are not columns. The manifest has those that are the same for all images, `top`
+repeats some of `probabilities`, `width` and `height` are the size, and no pictures are made."""
 OWN = ("key", "width", "height", "model_digest", "error")
 """Columns of every task."""
 
@@ -29,7 +29,7 @@ class Columns:
     `error`: why there is no answer, or null.
 
     Args:
-        selected: Makes of an answer the form that is wanted; see `Selects`.
+        selected: Returns the requested form of an answer; see `Selects`.
     """
 
     def __init__(self, model: Model, selected: Callable[[Any], Any]) -> None:
@@ -42,7 +42,7 @@ class Columns:
             if name not in LEFT_OUT
         }
         if own.keys() & set(OWN):
-            raise AssertionError(f"the task {model.task.name} has a field of the name of another column")
+            raise AssertionError(f"a field of the task {model.task.name} has the name of another column")
         self._names = tuple(own)
         self._ranked = {"class_index", "probabilities"} <= own.keys()
         columns = []
@@ -109,4 +109,4 @@ def _type(annotation: Any, name: str, model: Model) -> pa.DataType:
         return pa.struct(
             [(one, _type(field.annotation, one, model)) for one, field in annotation.model_fields.items()]
         )
-    raise AssertionError(f"the field {name} has a type that no column has: {annotation}")
+    raise AssertionError(f"the field {name} has a type for which there is no column type: {annotation}")

@@ -1,8 +1,8 @@
-"""Data set: the parts that a run writes, which of them are there, and the manifest of what they are of.
+"""Data set: the parts that a run writes, which of them exist, and the manifest that describes them.
 
-The images of a run are divided into units, and those into parts of a fixed number of rows. A part is one
-Parquet file, `part-UNIT-NUMBER-of-PARTS.parquet`: which images are in it follows from its name alone. So it
-does not matter how often a process is killed, or whether two of them write the same part.
+The images of a run are divided into units, and units into parts of a fixed number of rows. A part is one
+Parquet file, `part-UNIT-NUMBER-of-PARTS.parquet`. Its name alone determines which images are in it. So it
+does not matter how often a process is killed, or whether two processes write the same part.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from pthserve.loading.model import Model
 from pthserve.scoring.output import Output
 
 MANIFEST = "_manifest.json"
-"""Readers of a folder of Parquet files pass over names that begin with an underscore."""
+"""Readers of a folder of Parquet files ignore names that begin with an underscore."""
 FORMAT = 1
-"""Of the manifest and of the names of the parts."""
+"""The version of the format of the manifest, and of the names of the parts."""
 
 _PART = re.compile(r"part-(\d{5,})-(\d{5,})-of-(\d{5,})\.parquet")
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Rows, and how many of them have an error."""
+    """Number of rows, and of those with an error."""
 
     rows: int
     errors: int
@@ -54,9 +54,9 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a data set is of. Runs that write to one data set have the same.
+    """What a data set was made from. It is equal for all runs that write to the data set.
 
-    model: what decides on its answers. listing: the images. options: what else decides on the rows, by the
+    model: what determines the answers. listing: the images. options: what else determines the rows, by the
     name of the option.
     """
 
@@ -76,7 +76,7 @@ class Manifest:
         return json.dumps(values, indent=1).encode() + b"\n"
 
     def check(self, content: bytes, place: str) -> None:
-        """Raise PthserveError if `content`, the manifest in `place`, is of another data set."""
+        """Raise PthserveError if `content`, the manifest in `place`, belongs to another data set."""
         try:
             there = json.loads(content)
             form, model, listing, options = (
@@ -95,14 +95,14 @@ class Manifest:
         if listing["digest"] != self.listing["digest"]:
             raise PthserveError(
                 f"{place}: holds results for other {self.listing['of']}: {listing['count']} there, "
-                f"{self.listing['count']} in the sources now, or others by name or order; {_WAY_OUT}"
+                f"{self.listing['count']} in the sources now, or other names or another order; {_WAY_OUT}"
             )
         ours = json.loads(json.dumps(dict(self.options)))
         for name in [*ours, *options]:
             if ours.get(name) != options.get(name):
                 raise PthserveError(
                     f"{place}: was begun with {name} = {options.get(name)}, and now it is {ours.get(name)}; "
-                    f"give the same again. Otherwise {_WAY_OUT}"
+                    f"give the same value again. Otherwise, {_WAY_OUT}"
                 )
 
 
@@ -110,7 +110,7 @@ _WAY_OUT = "name another folder, or discard these results with --restart"
 
 
 def described(model: Model) -> dict[str, Any]:
-    """What a manifest says of a model. Its fingerprint is of all that decides on answers."""
+    """Return what a manifest states about a model. The fingerprint covers all that determines answers."""
     deciding = {
         "digest": model.digest,
         "architecture": model.architecture,
@@ -132,13 +132,13 @@ def described(model: Model) -> dict[str, Any]:
 
 
 def agree(output: Output, manifest: Manifest, place: str, *, restart: bool) -> None:
-    """Make `manifest` that of the data set, if it has none yet.
+    """Write `manifest` if the data set has none yet; otherwise check that it has the same one.
 
     Args:
-        restart: Discard what is there.
+        restart: Whether to discard existing results first.
 
     Raises:
-        PthserveError: The data set is of something else.
+        PthserveError: The data set was made from something else.
     """
     names = output.names()
     if restart:
@@ -149,15 +149,15 @@ def agree(output: Output, manifest: Manifest, place: str, *, restart: bool) -> N
         manifest.check(there, place)
         return
     elif any(name.endswith(".parquet") for name in names):
-        raise PthserveError(f"{place}: holds Parquet files of something else; name another folder")
+        raise PthserveError(f"{place}: holds Parquet files that are not parts of a run; name another folder")
     with output.writing(MANIFEST) as path:
         path.write_bytes(manifest.to_json())
-    # Of shards that begin at the same time with different sources, all but one find it out here.
+    # If shards with different sources begin at the same time, all but one fail here.
     manifest.check(output.read(MANIFEST) or b"", place)
 
 
 def there(output: Output) -> dict[int, dict[int, int]]:
-    """The parts that are there: unit to number to how many the unit has."""
+    """Return the existing parts: by unit and number of the part, how many parts the unit has."""
     present: dict[int, dict[int, int]] = {}
     for name in output.names():
         if match := _PART.fullmatch(name):
@@ -167,7 +167,7 @@ def there(output: Output) -> dict[int, dict[int, int]]:
 
 
 def counted(output: Output, part: Part) -> Counts | None:
-    """The rows of a part that is there; None if it is damaged, and must be written again."""
+    """Return the counts of an existing part; None if it is damaged and must be written again."""
     try:
         with output.open(part.name) as file:
             meta = pq.ParquetFile(file).metadata
@@ -182,7 +182,7 @@ def counted(output: Output, part: Part) -> Counts | None:
 
 
 def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write a part, as the batches come."""
+    """Write a part, batch by batch."""
     with _writing(path):
         writer = pq.ParquetWriter(path, schema, compression="zstd")
     try:
@@ -205,5 +205,5 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def complete(present: Mapping[int, Mapping[int, int]], units: Sequence[int]) -> bool:
-    """Whether all parts of `units` are there."""
+    """Return whether all parts of `units` exist."""
     return all(unit in present and len(present[unit]) == next(iter(present[unit].values())) for unit in units)

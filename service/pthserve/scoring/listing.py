@@ -24,11 +24,11 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jp2", ".jxl"),
 )
-"""Of files that count as images. The last line are formats that are not supported: such a file is an image
-that cannot be read, and not one to be passed over in silence."""
+"""Ends of the names of files that count as images. Those in the last line are of formats that are not
+supported: such a file gets a row with an error, and is not silently ignored."""
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COLUMNS = ("path", "image", "url", "file", "filename", "file_name", "key")
-"""Names of the column with the images, where none is given."""
+"""Names of the column with the images, if none is given."""
 _MAX_LIST = 2**32
 """Maximum size of a list in bytes."""
 
@@ -77,7 +77,7 @@ def listed(sources: Sequence[str], column: str | None, reader: Reader) -> Listin
     for source in sources:
         named = _of_source(source, column, reader)
         skipped += named.skipped
-        if named.images:  # beside images, archives are other files
+        if named.images:  # next to images, archives count as other files
             images += named.images
             skipped += len(named.archives)
         elif named.archives:
@@ -107,7 +107,7 @@ def kind(name: str) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a relative path begins with a dot, such as what macOS adds to archives."""
+    """Whether a part of a relative path begins with a dot, as those that macOS adds to archives do."""
     return any(part.startswith(".") for part in path.split("/"))
 
 
@@ -142,7 +142,7 @@ def _below(folder: str, inside: str) -> Iterator[str]:
 
 
 def _size(folder: str, name: str = "") -> int:
-    """Bytes of an archive; 0 for other files, of which it is not needed."""
+    """Return the size of an archive in bytes; 0 for other files, whose size is not needed."""
     if kind(name or folder) != "archive":
         return 0
     path = Path(folder, name)
@@ -153,7 +153,7 @@ def _size(folder: str, name: str = "") -> int:
 
 
 def _sorted_out(files: Iterable[tuple[str, str, int]]) -> _Named:
-    """Tell images from archives and others; files: path below the folder, path or address, and bytes."""
+    """Separate images, archives and others. files: path below the folder, path or address, and size."""
     images, archives, skipped = [], [], 0
     for name, place, size in files:
         what = "other" if is_hidden(name) else kind(name)
@@ -198,7 +198,7 @@ def _at_address(reference: Reference, column: str | None, reader: Reader) -> _Na
 
 
 def _objects(reference: Reference) -> list[tuple[str, int]]:
-    """Key and bytes of the object at the key, or else of all below it."""
+    """Return key and size of the object at the key, or of all objects below it if there is none."""
     import obstore
 
     from pthserve.sources import object_stores
@@ -225,21 +225,22 @@ def _in_list(source: str, content: bytes, column: str | None) -> _Named:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PthserveError(
-            f"{shown(source)}: is not a folder, image or archive by its name, and not a list in UTF-8 either"
+            f"{shown(source)}: is neither a folder nor a list in UTF-8, and does not have the name of an "
+            "image or archive"
         ) from error
     path = urlsplit(source).path if is_address(source) else source
     if path.lower().endswith((".csv", ".tsv")):
         names = _in_column(source, text, "\t" if path.lower().endswith(".tsv") else ",", column)
     else:
         if column is not None:
-            raise PthserveError(f"{shown(source)}: --column is for lists that end in .csv or .tsv")
+            raise PthserveError(f"{shown(source)}: --column is for lists whose names end in .csv or .tsv")
         names = [name for line in text.splitlines() if (name := line.strip())]
     base = source.partition("?")[0] if is_address(source) else source
     folder = base.rpartition("/")[0]
     named = [(name, _place(name, folder, listed_at=source)) for name in names]
     archives = [kind(urlsplit(name).path if is_address(name) else name) == "archive" for name in names]
     if any(archives) and not all(archives):
-        raise PthserveError(f"{shown(source)}: names both images and archives; make a list of each")
+        raise PthserveError(f"{shown(source)}: names both images and archives; make one list for each")
     if any(archives):
         sizes = [0 if is_address(place) else _size(place) for _, place in named]
         return _Named([], [(Entry(*one), size) for one, size in zip(named, sizes, strict=True)], 0)
@@ -247,7 +248,7 @@ def _in_list(source: str, content: bytes, column: str | None) -> _Named:
 
 
 def _place(name: str, folder: str, listed_at: str) -> str:
-    """Where an entry of a list is read from. A list from elsewhere names no files of this machine."""
+    """Return where an entry is read from. A list at an address may not name files of this machine."""
     if is_address(name):
         return name
     if is_address(listed_at) and (name.startswith("/") or ".." in name.split("/")):
@@ -269,8 +270,8 @@ def _in_column(source: str, text: str, delimiter: str, column: str | None) -> li
     if at is None:
         names = quoted(", ".join(header), 300)
         raise PthserveError(
-            f"{shown(source)}: has no column {column or 'path, image or url'}; name another with --column, "
-            f"of {names}"
+            f"{shown(source)}: has no column {column or 'path, image or url'}; name one of its columns with "
+            f"--column: {names}"
         )
     for number, row in enumerate(rows[1:], 2):
         if len(row) <= at or not row[at].strip():

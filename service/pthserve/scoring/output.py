@@ -1,4 +1,4 @@
-"""Output: where the parts of a data set are written, whole or not at all: a folder, or an object store."""
+"""Output: a folder or an object store, in which a file of a data set is complete or does not exist."""
 
 import io
 import os
@@ -20,33 +20,33 @@ _LEFT = ".tmp"
 
 
 class Output(Protocol):
-    """A place for files. All methods raise PthserveError where it fails."""
+    """A place for files. All methods raise PthserveError if it cannot be read or written."""
 
     def names(self) -> set[str]:
-        """The files that are there, and whole."""
+        """Return the names of the complete files."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, or None if there is none of that name."""
+        """Return the content of a file, or None if there is no file of that name."""
         ...
 
     def open(self, name: str) -> IO[bytes]:
-        """A file, to be read in any order."""
+        """Open a file, which may be read in any order."""
         ...
 
     def writing(self, name: str) -> Any:
-        """A context with the path to write a file at, which gets its name when the block ends without error.
+        """Return a context manager with a path to write to.
 
-        A file of that name is replaced.
+        The file gets its name when the block ends without an error. It replaces any file of that name.
         """
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         ...
 
     def tidy(self, prefix: str) -> None:
-        """Remove what killed processes left of files whose names begin with `prefix`."""
+        """Remove incomplete files of killed processes, if their names begin with `prefix`."""
         ...
 
 
@@ -65,7 +65,7 @@ def output(place: str) -> Output:
 
 
 class Folder:
-    """A folder of this machine, which is created; see `Output`."""
+    """A folder of this machine, which is created if it is missing; see `Output`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -92,7 +92,7 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """See `Output`. The bytes are on the disk before the file has its name."""
+        """See `Output`. The bytes are on the disk before the file gets its name."""
         part = self._path / f".{name}.{uuid.uuid4().hex}{_LEFT}"
         try:
             yield part
@@ -131,7 +131,7 @@ class Folder:
 
 
 class _Object(io.RawIOBase):
-    """An object as a file. read: returns so many bytes from an offset on. size: its bytes."""
+    """An object as a file. read: returns bytes of it, by offset and number. size: its size in bytes."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
         self._read = read
@@ -159,7 +159,7 @@ class _Object(io.RawIOBase):
 
 
 class Bucket:
-    """The objects below a key of an object store; see `Output`. An object is there when all of it is."""
+    """The objects below a key of an object store; see `Output`. An object exists only once it is complete."""
 
     def __init__(self, reference: Reference) -> None:
         from pthserve.sources import object_stores
@@ -211,7 +211,7 @@ class Bucket:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """See `Output`. It is written to a temporary folder of this machine, and then sent."""
+        """See `Output`. The file is written to a temporary folder of this machine, and then sent."""
         import obstore
 
         with tempfile.TemporaryDirectory(prefix="pthserve-score-") as folder:
@@ -227,13 +227,13 @@ class Bucket:
             self._tried(lambda: obstore.delete(self._store, self._at(name)))
 
     def tidy(self, prefix: str) -> None:
-        """Nothing; see `Output`."""
+        """Do nothing; see `Output`."""
 
     def _at(self, name: str) -> str:
         return f"{self._key}/{name}" if self._key else name
 
     def _tried(self, attempt: Callable[[], T]) -> T:
-        """What `attempt` returns, which is repeated where the network fails."""
+        """Return the result of `attempt`, which is repeated if the network fails."""
         from pthserve.sources import object_stores
 
         def once() -> T:
@@ -243,7 +243,7 @@ class Bucket:
         try:
             return retried(once, str(self._reference))
         except WeightsError as error:
-            reason = error.__cause__ or error  # after several attempts, what the last one failed of
+            reason = error.__cause__ or error  # after several attempts, the reason of the last one
             raise PthserveError(
                 f"{self._reference}: the results cannot be read or written here: {reason}"
             ) from error

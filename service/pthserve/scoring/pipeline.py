@@ -25,7 +25,7 @@ from pthserve.serving.decoders import Decoders, Job
 from pthserve.tasks.base import Deferred, Selects, Size
 
 HELD = 256 * 2**20
-"""Bytes of image files and preprocessed images from which on no other image is read."""
+"""No further image is read while image files and preprocessed images have so many bytes in memory."""
 _CLOSING = 2.0
 """Maximum time in seconds for the threads to end."""
 
@@ -38,8 +38,8 @@ Row = Mapping[str, Any]
 class Item(NamedTuple):
     """An image to be scored.
 
-    images: What it is in; None for an item that only passes through in its turn. number: Its index there.
-    group: What its result belongs to.
+    images: The images that it is one of; None for an item that only keeps a place in the order. number: Its
+    index in them. group: What its result belongs to.
     """
 
     images: Images | None
@@ -58,7 +58,7 @@ class Scored(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """An item that is in the pipeline. number: its place in the order. bytes: what it holds in memory."""
+    """An item that is in the pipeline. number: its place in the order. bytes: the memory that it holds."""
 
     item: Item
     number: int
@@ -66,7 +66,7 @@ class _Held:
     size: Size | None = None
 
     def result(self, row: Row | None, error: str | None) -> tuple["_Held", Scored]:
-        """It, and its result."""
+        """Return the item, and its result."""
         return self, Scored(self.item, row, error, self.size)
 
 
@@ -79,11 +79,11 @@ class _Ready:
 
 
 class Pipeline:
-    """Scores items in their order, once. The iterator ends the threads when it ends.
+    """Scores items once, and returns the results in the same order. The threads end with the iterator.
 
     Args:
         model: The model.
-        row: Makes the columns of an answer.
+        row: Returns the columns of an answer.
         readers: Number of files that are read at the same time.
         max_bytes: Maximum size of an image file.
         decode_memory: Maximum memory in bytes of all images that are being decoded.
@@ -116,7 +116,7 @@ class Pipeline:
         self._error: BaseException | None = None
 
     def run(self, items: Iterator[Item]) -> Iterator[Scored]:
-        """Score `items`, which is consumed in other threads, one at a time.
+        """Score `items`. They are taken from the iterator by other threads, one thread at a time.
 
         Raises:
             EngineFailed: A forward pass failed.
@@ -161,7 +161,7 @@ class Pipeline:
         return taken
 
     def _make_room(self) -> None:
-        """Let images be read again, once there is room for a batch of them: waking a thread costs time."""
+        """Let images be read again once there is room for a whole batch: waking a thread costs time."""
         if self._inside <= self._most - self._batch and self._bytes < HELD:
             self._room.notify(self._most - self._inside)
 
@@ -231,7 +231,7 @@ class Pipeline:
         self._left(held, str(error) if isinstance(error, RequestError) else repr(error))
 
     def _infer(self) -> None:
-        """Run full batches, and what is left at the end."""
+        """Run full batches, and the rest at the end."""
         try:
             while (batch := self._collected()) is not None:
                 pixels = np.stack([one.pixels for one in batch])
@@ -256,7 +256,7 @@ class Pipeline:
             while not self._closed:
                 full = next((key for key, group in self._groups.items() if len(group) >= self._batch), None)
                 if full is None and self._groups and self._nothing_to_wait_for():
-                    full = next(iter(self._groups))  # of the group that waits for longest
+                    full = next(iter(self._groups))  # the group that has waited longest
                 if full is not None:
                     group = self._groups.pop(full)
                     if group[self._batch :]:
@@ -267,7 +267,7 @@ class Pipeline:
         return None
 
     def _nothing_to_wait_for(self) -> bool:
-        """Whether no further image comes before one of these leaves, or too many of different shapes wait."""
+        """Whether no image can come until one of these leaves, or too many of different shapes wait."""
         no_room = self._inside > self._most - self._batch or self._bytes >= HELD  # see `_make_room`
         stuck = no_room and self._next not in self._results  # otherwise a result is taken next
         if not self._before_engine and (self._exhausted or stuck):

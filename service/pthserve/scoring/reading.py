@@ -1,4 +1,4 @@
-"""Reading: the bytes of one image, from this machine or from an address; the network is given some time."""
+"""Reading: the bytes of one image, from this machine or from an address, with several attempts."""
 
 import errno
 import threading
@@ -24,15 +24,15 @@ _OF_THE_IMAGE = frozenset(
         *(errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENAMETOOLONG),
     )
 )
-"""Errors of the operating system about one file; any other, such as of the disk, ends the run."""
+"""Errors of the operating system about one file; any other, such as one of the disk, ends the run."""
 
 
 class Reader:
-    """Reads images, for a run. Any thread may call it.
+    """Reads images for a run. Any thread may call it.
 
-    folders: Local folders that must be there for as long as the run lasts.
-    skip_unreachable: Whether an image of a web server that cannot be reached, after several attempts, is one
-    that cannot be read; otherwise it ends the run.
+    folders: Local folders that must exist until the run ends.
+    skip_unreachable: Whether an image counts as unreadable if its web server cannot be reached after several
+    attempts; otherwise the run ends.
     """
 
     def __init__(self, folders: Sequence[Path] = (), *, skip_unreachable: bool = False) -> None:
@@ -71,9 +71,9 @@ class Reader:
             if of_web and (self._skip_unreachable or not failed):
                 raise NotFound(str(error)) from None
             hint = (
-                "; run the same command again to go on, or give --skip-unreachable if it is gone for good"
+                "; run the same command again to continue, or give --skip-unreachable if it is gone for good"
                 if of_web
-                else "; run the same command again to go on"
+                else "; run the same command again to continue"
             )
             raise PthserveError(f"{error}{hint if failed else ''}") from error
 
@@ -85,8 +85,8 @@ class Reader:
     def _from_web(self, reference: Reference, most: int) -> bytes:
         with self._lock:
             if self._web is None:
-                # Images are data, and their results too: nothing runs. No Authorization: a list may name
-                # any server.
+                # Images are data, of which nothing is executed. No Authorization is sent: a list may name any
+                # server.
                 self._web = web.client("https://localhost", plain=True)
             client = self._web
         with web.open_file(client.stream, reference.text, 0, None) as stream:
@@ -125,14 +125,14 @@ class Reader:
             lost = next((one for one in self._folders if not one.is_dir()), None)
             if lost is not None:
                 raise PthserveError(
-                    f"{lost}: the folder is no longer there; run the same command again when it is"
+                    f"{lost}: the folder no longer exists; run the same command again when it does"
                 ) from error
             if error.errno == errno.EFBIG:
                 raise _too_large(most) from None
             if error.errno in _OF_THE_IMAGE:
                 raise NotFound(f"the file cannot be read: {error.strerror}") from None
             raise PthserveError(
-                f"{place}: cannot be read: {error.strerror or error}; run the same command again to go on"
+                f"{place}: cannot be read: {error.strerror or error}; run the same command again to continue"
             ) from error
 
 

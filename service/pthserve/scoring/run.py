@@ -5,9 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pthserve.addresses import is_address, shown
 from pthserve.errors import PthserveError
@@ -20,59 +20,17 @@ from pthserve.scoring.listing import Listing, listed
 from pthserve.scoring.output import Output, output
 from pthserve.scoring.pipeline import Item, Pipeline, Scored
 from pthserve.scoring.reading import Reader
+from pthserve.scoring.request import Request
 from pthserve.serving.memory import give_back
 from pthserve.tasks.base import Selects
 
-MAX_BYTES = 20 * 2**20
-"""Default for the size of an image file in bytes: as a request's body."""
-PART_ROWS = 2000
-"""Default for the rows of a part: what a kill may cost, and what a file holds."""
 GROUP = 500
-"""Rows that are in memory until they are written."""
+"""Number of rows that are collected in memory before they are written."""
 NEAR, FAR = 4, 32
-"""Files that are read at the same time: of this machine, and over the network."""
+"""Number of files that are read at the same time: of this machine, and over the network."""
 
 Progress = Callable[[int, float | None, int], None]
 """Called with the number of images done and in all, or None where that is unknown, and of errors."""
-
-
-class Shard(NamedTuple):
-    """The share of one process: number `number`, from 0, of `of` shares."""
-
-    number: int
-    of: int
-
-
-WHOLE = Shard(0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a run is to do.
-
-    Attributes:
-        sources: See `listing`.
-        output: A folder, or the address of a key in an object store.
-        column: See `listed`.
-        shard: The share of this process.
-        part_rows: Rows of a part.
-        max_bytes: Maximum size of an image file.
-        decode_memory: Maximum memory in bytes of all images that are being decoded.
-        query: What of an answer is wanted; see `Selects`.
-        skip_unreachable: See `Reader`.
-        restart: Whether to discard what is there.
-    """
-
-    sources: Sequence[str]
-    output: str
-    column: str | None = None
-    shard: Shard = WHOLE
-    part_rows: int = PART_ROWS
-    max_bytes: int = MAX_BYTES
-    decode_memory: int = 768 * 2**20
-    query: Mapping[str, str] = field(default_factory=dict)
-    skip_unreachable: bool = False
-    restart: bool = False
 
 
 @dataclass(slots=True)
@@ -80,12 +38,12 @@ class Summary:
     """How a run ended.
 
     Attributes:
-        rows, errors: Of this shard, of earlier runs too.
-        earlier: Rows that earlier runs had written.
-        skipped: Files in the sources that are not images.
-        example: The key and the error of one of the images with an error, of this run.
-        seconds: That this run took.
-        complete: Whether the parts of all shards are there.
+        rows, errors: Numbers of this shard, including earlier runs.
+        earlier: Number of rows that earlier runs had written.
+        skipped: Number of files in the sources that are not images.
+        example: The key and the error of an image that failed in this run.
+        seconds: Duration of this run.
+        complete: Whether the parts of all shards exist.
     """
 
     rows: int = 0
@@ -98,10 +56,10 @@ class Summary:
 
 
 def score(model: Model, request: Request, progress: Progress) -> Summary:
-    """Score the images that `request` names, as far as no earlier run has done so.
+    """Score the images of `request` that no earlier run has scored.
 
     Raises:
-        PthserveError: The sources or the output cannot be used, failed, or are of another run.
+        PthserveError: The sources or the output cannot be used, or the output belongs to another run.
         EngineFailed: A forward pass failed.
     """
     began = time.monotonic()
@@ -169,7 +127,7 @@ class _Unit:
 
 
 class _Run:
-    """One run; see `score`. Items are made in the pipeline's threads, and results taken in the caller's."""
+    """One run; see `score`. The pipeline's threads create items, and the caller's thread consumes results."""
 
     def __init__(
         self,
@@ -223,7 +181,7 @@ class _Run:
         return self._summary
 
     def _write(self, results: Iterator[Scored]) -> None:
-        """Write the parts, as their results come."""
+        """Write the parts as their results arrive."""
         for first in results:
             unit, part = first.item.group
             with self._output.writing(part.name) as path:
@@ -286,7 +244,7 @@ class _Run:
                     yield Item(None, 0, (unit, part))
 
     def _opened(self, number: int) -> _Unit | None:
-        """The unit of this number, or None where all its parts are there."""
+        """The unit of this number, or None if all its parts exist."""
         parts = self._there.get(number, {})
         whole = self._counted(number, parts)
         if parts and whole.keys() >= set(range(next(iter(parts.values())))):
@@ -305,7 +263,7 @@ class _Run:
         return _Unit(number, images, count, missing)
 
     def _counted(self, number: int, parts: Mapping[int, int]) -> dict[int, Counts]:
-        """The parts that are there and whole. In an object store, each takes a request."""
+        """The existing parts that are not damaged. In an object store, each needs a request."""
         with ThreadPoolExecutor(FAR) as pool:
             counts = pool.map(
                 lambda part: dataset.counted(self._output, Part(number, *part)), list(parts.items())

@@ -2,9 +2,10 @@
 
 import asyncio
 import io
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from pthserve.serving.admission import Admission
 from pthserve.serving.background import in_background
 from pthserve.serving.batcher import Batcher, Entry, Inference
 from pthserve.serving.decoders import Decoders, Job
+from pthserve.serving.observers import Observers
 from pthserve.serving.prediction import Input, Prediction, prediction_of, trace
 from pthserve.settings import Settings
 from pthserve.tasks.base import Deferred, Work
@@ -46,9 +48,6 @@ CLOSING = 2.0
 """Maximum time in seconds for the threads to end, when no client waits any more."""
 
 LOADING = "the model is loading"
-
-Observer = Callable[[Sequence[Input], Sequence[Prediction]], None]
-"""Called with the images and the predictions of a request."""
 
 
 class Predictor:
@@ -64,7 +63,9 @@ class Predictor:
         golden: Result of the golden images of the current model: agreed, disagreed or unchecked.
         last_reload: Result of the last attempt to replace the model, for /info.
         files_changed: Whether the files of the current model have changed since it was loaded.
-        observer: Called with the images and predictions of each request, or None; see `observed_by`.
+        last_rollout: Agreement with another release, for /info; None if there is nothing to compare with.
+        observers: Called with the images and predictions of each live request.
+        instance: Identifies this process among all that serve the model.
         cpus: Number of CPUs that the service uses.
     """
 
@@ -75,7 +76,9 @@ class Predictor:
         self.golden = "unchecked"
         self.last_reload: Mapping[str, object] | None = None
         self.files_changed = False
-        self.observer: Observer | None = None
+        self.last_rollout: Mapping[str, object] | None = None
+        self.observers = Observers()
+        self.instance = os.urandom(8).hex()
         self.batcher = Batcher(settings.max_batch)
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
@@ -94,7 +97,7 @@ class Predictor:
         return (await self.predict_many((image,), deadline=deadline))[0]
 
     async def predict_many(
-        self, images: Sequence[Input], *, deadline: float | None = None
+        self, images: Sequence[Input], *, deadline: float | None = None, live: bool = True
     ) -> Sequence[Prediction]:
         """Return one answer per image, all from the same model.
 
@@ -102,6 +105,8 @@ class Predictor:
 
         Args:
             deadline: Seconds that the client allows; they can only shorten the service's deadline.
+            live: False for a copy of a request that is answered elsewhere: its answer is not counted in the
+                metrics of predictions, and observers are not called.
 
         Raises:
             RequestError: An image is invalid.
@@ -111,12 +116,13 @@ class Predictor:
         """
         seconds = self._settings.deadline if deadline is None else min(deadline, self._settings.deadline)
         model = self.model()
-        with timed_inference(), self.admission.admit(len(images), seconds):
+        failing = self.observers.of_failures(images) if live else nullcontext()
+        with failing, timed_inference(), self.admission.admit(len(images), seconds):
             predictions = await self._answer(model, images, seconds)
-        for prediction in predictions:
-            model.task.count(prediction.answer)
-        if self.observer is not None:
-            self.observer(images, predictions)
+        if live:
+            for prediction in predictions:
+                model.task.count(prediction.answer)
+            self.observers.notify(images, predictions)
         if (span := SPAN.get()) is not None:
             trace(span, predictions)
         return predictions
@@ -204,19 +210,14 @@ class Predictor:
         """Set the outcome of the last attempt to replace the model."""
         self.last_reload = outcome
 
+    def record_rollout(self, agreement: Mapping[str, object]) -> None:
+        """Set the agreement with another release."""
+        self.last_rollout = agreement
+
     def record_files_changed(self, changed: bool) -> None:
         """Set whether the files of the current model differ from those that it was loaded from."""
         self.files_changed = changed
         MODEL_FILES_CHANGED.set(changed)
-
-    @contextmanager
-    def observed_by(self, observer: Observer) -> Iterator[None]:
-        """Pass the images and predictions of each request to `observer` until the block ends."""
-        self.observer = observer
-        try:
-            yield
-        finally:
-            self.observer = None
 
     async def decoded(self, image: Input, spec: Spec, seconds: float) -> NDArray[Any]:
         """Return `image` decoded and preprocessed as `spec` states; see `preprocess.Prepared`.

@@ -127,8 +127,10 @@ class Reload:
         interval, before = self._settings.reload_interval, self._tried
         while True:
             await asyncio.sleep(interval or LOOK)
+            served = self._served
             now = await in_background(self._look)
-            self._report(now)
+            if self._served is served:  # otherwise a reload has looked at the files since
+                self._report(now)
             if interval and now == before and now != self._tried:
                 with suppress(ModelError):  # `_replace` has logged it
                     await self.again()

@@ -52,7 +52,7 @@ class Shadow:
         """Compare until IMAGES have been compared or SECONDS have passed. No live answer waits for it."""
         loop = asyncio.get_running_loop()
         end = loop.time() + SECONDS
-        with self._predictor.observed_by(self._offer), suppress(TimeoutError):
+        with self._predictor.observers.during(self._offer), suppress(TimeoutError):
             while self.images < IMAGES:
                 async with asyncio.timeout_at(end):
                     image, answer = await self._waiting.get()
@@ -62,7 +62,9 @@ class Shadow:
                 self.agreed += agrees
                 SHADOW_IMAGES.labels("agreed" if agrees else "disagreed").inc()
 
-    def _offer(self, images: Sequence[Input], predictions: Sequence[Prediction]) -> None:
+    def _offer(self, images: Sequence[Input], predictions: Sequence[Prediction] | None) -> None:
+        if predictions is None:
+            return
         for image, prediction in zip(images, predictions, strict=True):
             if random.random() < self._share:  # noqa: S311
                 with suppress(asyncio.QueueFull):

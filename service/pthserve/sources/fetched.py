@@ -9,13 +9,11 @@ record.json        the last model of the address, and the version of each of its
 The previous model of the address is kept, since a service may still use it; older ones are removed.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from pthserve.addresses import shown
 from pthserve.errors import WeightsError
 from pthserve.files import regular_files
+from pthserve.files.locks import Lock
 from pthserve.files.private_folder import private
 from pthserve.options import ModelOptions, user_cache
 from pthserve.sources import signatures
@@ -69,7 +68,7 @@ def fetched(
         if options.require_signature is not None:
             _check_private(folder, source)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with Lock(folder / "lock", mode=0o666):  # several pods may share the folder
             store = _Store(folder, reference.name if reference else Path(source).resolve().name)
             if reference is None:
                 found = _copied(Path(source), store, options)
@@ -103,14 +102,6 @@ def _check_private(folder: Path, source: str) -> None:
                 f"{shown(source)}: its signature would not protect it in {one}: {trouble}; or name another "
                 "folder with --cache-dir"
             )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock `folder`, which several pods may share, until the block ends."""
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True, slots=True)

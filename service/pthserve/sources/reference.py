@@ -9,7 +9,7 @@ oci://registry/name[:tag][@sha256:...]  an artefact or an image in an OCI regist
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pthserve.addresses import is_address, printable
 from pthserve.errors import WeightsError
@@ -90,18 +90,24 @@ def parse(source: str) -> Reference | None:
     return _hub(source, rest) if scheme == "hf" else _oci(source, rest)
 
 
-def _web(source: str, scheme: str) -> Reference:
+def _parts(source: str) -> SplitResult | None:
+    """The parts of an address; None if it cannot be divided, or its port is not a number up to 65535."""
     try:
         parts = urlsplit(source)
-        host = parts.hostname
+        _ = parts.port
     except ValueError:
-        host = None
-    if not host or any(character.isspace() for character in source):
+        return None
+    return parts
+
+
+def _web(source: str, scheme: str) -> Reference:
+    parts = _parts(source)
+    if parts is None or not parts.hostname or any(character.isspace() for character in source):
         raise WeightsError(f"{printable(source)} is not a valid address")
     path = unquote(parts.path).strip("/")
     if not path:
         raise WeightsError(f"{printable(source)}: names a server, but no file on it")
-    return Reference(scheme, source, host, path)
+    return Reference(scheme, source, parts.hostname, path)
 
 
 def _hub(source: str, rest: str) -> Reference:
@@ -117,7 +123,7 @@ def _hub(source: str, rest: str) -> Reference:
 
 def _oci(source: str, rest: str) -> Reference:
     found = _OCI.fullmatch(rest)
-    if found is None:
+    if found is None or _parts(source) is None:
         raise WeightsError(
             f"{printable(source)}: is not the name of an artefact; write oci://registry/name:tag or "
             "oci://registry/name@sha256:DIGEST, in lower case"

@@ -80,6 +80,17 @@ class Comparison(NamedTuple):
     kept: NDArray[np.bool_] | None = None
 
 
+class Compared(NamedTuple):
+    """How the answers of two releases for one image compare.
+
+    agrees: whether they are the same for whoever uses them. difference: the largest difference of a
+    probability, or what the task compares in its place, as a share.
+    """
+
+    agrees: bool
+    difference: float
+
+
 class GoldenResult(NamedTuple):
     """How one golden image did. difference: see `Agreement`; reason: why it disagrees, or ""."""
 
@@ -270,6 +281,17 @@ class Task(Protocol):
     def same(self, answer: Any, other: Any) -> bool:
         """Whether two models' answers for an image are the same for whoever uses them."""
 
+    comparison_query: str
+    """The query of a request to `/predict` whose JSON `compare` can read; "" for none."""
+
+    def compare(self, answer: Any, fields: Mapping[str, Any]) -> Compared:
+        """How an answer compares with the JSON that another release's `/predict` gave for the same image.
+
+        Labels and indices must both be the same: clients use either. As `same` for the rest.
+
+        Raises KeyError, TypeError or ValueError where `fields` are not an answer of this task.
+        """
+
     def target(self, class_index: int) -> Target:
         """What a heat map of this class explains; only where the task `explains`."""
 
@@ -337,6 +359,14 @@ def finite_or_infinite(differences: NDArray[np.floating[Any]]) -> NDArray[np.flo
     """`differences` as float32, with infinity in place of what is not a number."""
     found: NDArray[np.float32] = np.nan_to_num(differences, nan=np.inf, posinf=np.inf).astype(np.float32)
     return found
+
+
+def largest_difference(values: NDArray[np.float32], others: Sequence[float]) -> float:
+    """The largest difference of two lists of numbers; 1 if lengths differ, or where there is no number."""
+    found = np.asarray(others, np.float32)
+    if found.shape != values.shape or not values.size:
+        return 1.0
+    return float(np.nan_to_num(np.abs(values - found).max(), nan=1.0, posinf=1.0))
 
 
 def number(

@@ -18,16 +18,16 @@ from pthserve.tasks.masks import Runs
 _HEADER = 4
 """Numbers before the scores in a row: their rows and columns, and height and width of the network's image."""
 _AT_ONCE = 2**18
-"""Scores, or pixels, that are held at once."""
+"""Number of scores, or of pixels, that are in memory at the same time."""
 _NANOSECONDS = 40.0
-"""CPU that a score takes at most, of those that a column of the network's image has, for each column of the
-image, on one core of a server of 2023: where the classes of neighbours differ everywhere, as in noise."""
+"""Maximum CPU time in nanoseconds per score in a column of the network's image and per column of the image,
+on one core of a server of 2023: if the classes of neighbours differ everywhere, as in noise."""
 _PER_SCORE, _PER_RUN = 64, 32
-"""Bytes that a score takes while it is held, and a run at most, with what both are computed from."""
+"""Maximum bytes per score in memory, and per run, with the values that both are computed from."""
 
 
 class Scores(NamedTuple):
-    """What a network computes of an image, before it resizes that to its own image.
+    """What a network computes for an image, before it resizes the scores to its own image.
 
     values: float32 (classes, rows, columns), spread evenly over the image. height, width: of the network's
     image, to which its scores are resized first, as torchvision's segmentation models do it themselves.
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
         return float((1 / exponents.sum(0)).mean())
 
     def cost(self, size: tuple[int, int]) -> Cost:
-        """What `class_map` takes at most for an image of `size`, (width, height)."""
+        """Maximum cost of `class_map` for an image of `size`, (width, height)."""
         classes, rows, _ = self.values.shape
         scores = size[0] * self.height * classes
         runs = size[0] * min(size[1], 4 * rows)
@@ -81,11 +81,11 @@ class ClassMap(NamedTuple):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Pixels of each run."""
+        """Number of pixels of each run."""
         return np.diff(self.ends, prepend=0)
 
     def pixels(self, count: int) -> NDArray[np.int64]:
-        """Pixels of each of `count` classes."""
+        """Number of pixels of each of `count` classes."""
         return np.bincount(self.classes, self.lengths, count).astype(np.int64)
 
     def runs(self, class_index: int) -> Runs:
@@ -100,7 +100,7 @@ class ClassMap(NamedTuple):
         return np.ascontiguousarray(columns.T)
 
     def agreement(self, other: "ClassMap") -> float:
-        """The share of pixels that have the same class in a map of the same size; 0 where sizes differ."""
+        """The share of pixels that have the same class in a map of the same size; 0 if the sizes differ."""
         if self.size != other.size:
             return 0.0
         ends = np.union1d(self.ends, other.ends)
@@ -122,7 +122,7 @@ def class_map(scores: Scores, size: tuple[int, int]) -> ClassMap:
         ends.append(first * height + last + 1)
         classes.append(flat[last])
     all_ends, all_classes = np.concatenate(ends).astype(np.int64), np.concatenate(classes).astype(np.int32)
-    # What ends with a strip may go on in the next.
+    # A run that ends with a strip may continue in the next.
     closed = np.append(all_classes[1:] != all_classes[:-1], True)
     return ClassMap(size, all_ends[closed], all_classes[closed])
 

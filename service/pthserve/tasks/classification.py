@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pthserve.files.golden import Golden
 from pthserve.metrics import count_prediction
 from pthserve.tasks.base import (
+    Compared,
     Comparison,
     GoldenResult,
     LabelPerOutput,
@@ -21,6 +22,7 @@ from pthserve.tasks.base import (
     TensorForm,
     TensorValues,
     finite_or_infinite,
+    largest_difference,
 )
 
 Probabilities = NDArray[np.float32]
@@ -162,6 +164,13 @@ class ClassificationTask(LabelPerOutput):
     def same(self, answer: Classification, other: Classification) -> bool:
         """Whether both are of the same class; see `Task`."""
         return answer.class_index == other.class_index
+
+    comparison_query = ""
+
+    def compare(self, answer: Classification, fields: Mapping[str, Any]) -> Compared:
+        """Whether both are of the same class, by index and label; see `Task`."""
+        same = (answer.class_index, answer.label) == (fields["class_index"], fields["label"])
+        return Compared(same, largest_difference(answer.probabilities, fields["probabilities"]))
 
     def target(self, class_index: int) -> Target:
         """The class's own output; see `Task`."""

@@ -1,7 +1,7 @@
 """Detection: the objects in an image, each with a box, a label and a score; masks and keypoints."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from pthserve.files.golden import Golden, GoldenBox
 from pthserve.images.spec import Spec
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
+    Compared,
     Comparison,
     GoldenResult,
     Outputs,
@@ -28,24 +29,24 @@ from pthserve.tasks.base import (
 from pthserve.tasks.objects import NAME, DetectionAnswer, Detections, Table, closest
 
 THRESHOLD = 0.5
-"""The score from which on a detection is answered, unless the card or the request states another."""
+"""Minimum score of an object in an answer, unless the card or the request states another."""
 SAME = 0.5
-"""Two boxes are of one object from this intersection over union on; the least that COCO counts."""
+"""Minimum intersection over union of two boxes of the same object; the lowest that COCO evaluates."""
 CLOSE = 0.9
-"""An engine's box agrees with the reference's from this intersection over union on."""
+"""Minimum intersection over union at which an engine's box agrees with the reference's."""
 FLOOR = 0.1
-"""Detections of a lower score are not compared: rounding decides which of them are suppressed."""
+"""Detections with a lower score are not compared: rounding decides which of them are suppressed."""
 THIN = 1e-3
-"""Detections whose box is narrower are not compared, as a share of the image's width or height: rounding
-decides by how much they overlap. Boxes beside the image are so once they are cut to it."""
+"""Detections with a narrower box, as a share of the image's width or height, are not compared: rounding
+decides by how much they overlap. Boxes outside of the image are that narrow once they are clipped to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectionTask(Selects):
     """Objects, float32 (n, outputs): a table for each image; see `Task`.
 
-    threshold: the score from which on an object is answered, unless the request states another.
-    spec: how images are preprocessed, where boxes are not in shares of the image as sent.
+    threshold: minimum score of an object in an answer, unless the request states another.
+    spec: how images are preprocessed, if boxes are not in shares of the image as sent.
     """
 
     table: Table
@@ -69,7 +70,7 @@ class DetectionTask(Selects):
             ),
             Parameter(
                 "max",
-                "the maximum number of objects to list, highest score first",
+                f"the maximum number of objects to list, highest score first; there are at most {self.most}",
                 {"type": "integer", "minimum": 1},
             ),
             Parameter(
@@ -78,6 +79,11 @@ class DetectionTask(Selects):
                 {"type": "string", "enum": ["rle", "none"], "default": "rle"},
             ),
         )
+
+    @property
+    def most(self) -> int:
+        """Maximum number of objects that the model finds in an image."""
+        return min(self.table.most, self.table.objects or self.table.most)
 
     def parameters(self) -> dict[str, Any]:
         """The shape of the table, and the threshold; see `Task`."""
@@ -92,7 +98,7 @@ class DetectionTask(Selects):
         }
 
     def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
-        """One a class, of which there are `outputs`; of all but class 0, that is the background's."""
+        """One per class, of which there are `outputs`; class 0's may be left out, as the background's."""
         return labels_with_background(
             stated,
             outputs,
@@ -134,11 +140,11 @@ class DetectionTask(Selects):
     def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
         """How the objects of each image differ from those of the reference; see `Task`.
 
-        Objects as narrow as THIN do not count. Two match where they are of one class, with an intersection
-        over union of at least CLOSE. The difference of two that match is that of their scores, or of their
-        masks where that is larger; of an object above FLOOR that the other lacks, how far its score is above
-        FLOOR. The decision is the same where each object that is answered has a match; an object is clear
-        where its score is at least half of `margin` above the threshold.
+        Objects as narrow as THIN do not count. Two objects match if they have the same class and an
+        intersection over union of at least CLOSE. Their difference is that of their scores, or that of their
+        masks if it is larger. If an object above FLOOR has no match, the difference is its score minus FLOOR.
+        The decision is the same if each object of the answer has a match. An object is clear if its score is
+        at least half of `margin` above the threshold.
         """
         rows = [self._compared(*each, margin) for each in zip(scores, reference, strict=True)]
         differences, same, clear, kept = zip(*rows, strict=True)
@@ -169,7 +175,7 @@ class DetectionTask(Selects):
         return worst, same, clear, kept
 
     def _difference(self, these: Detections, index: int, those: Detections, match: int) -> float:
-        """By how much two objects differ: their scores, or the values of their masks on average."""
+        """By how much two objects differ: in their scores, or in the values of their masks on average."""
         difference = abs(float(these.scores[index]) - float(those.scores[match]))
         if these.small_masks is not None and those.small_masks is not None:
             apart = np.abs(these.small_masks[index] - those.small_masks[match]).mean()
@@ -186,9 +192,9 @@ class DetectionTask(Selects):
     ) -> list[GoldenResult]:
         """Whether the images have the objects that are known, and no others; see `Task`.
 
-        A known object is found by one of its class with an intersection over union of at least its `iou`,
-        and with its score where that is known. Objects within `tolerance` of the threshold may be there or
-        not.
+        A known object is found if there is an object of its class with an intersection over union of at
+        least its `iou`, and with its score if that is known. Objects within `tolerance` of the threshold may
+        be missing.
         """
         return [
             self._check(self.answer(row, labels, size), one, tolerance)
@@ -246,12 +252,39 @@ class DetectionTask(Selects):
             for box, index in zip(these.boxes, these.class_indices, strict=True)
         )
 
+    comparison_query = "masks=none"
+
+    def compare(self, answer: Detections, fields: Mapping[str, Any]) -> Compared:
+        """As `same`, with the same labels.
+
+        The difference is the largest one of the scores of two objects that match at SAME; an object without a
+        match counts with its score.
+        """
+        objects = fields["detections"]
+        other = replace(
+            answer,
+            boxes=np.array([one["box"] for one in objects], np.float32).reshape(-1, 4),
+            scores=np.array([one["score"] for one in objects], np.float32),
+            class_indices=np.array([one["class_index"] for one in objects], np.int64),
+        )
+        known = dict(zip(answer.class_indices.tolist(), answer.names, strict=True))
+        agrees = self.same(answer, other) and all(
+            known.get(one["class_index"]) == one["label"] for one in objects
+        )
+        worst = 0.0
+        for these, those in ((answer, other), (other, answer)):
+            for score, box, index in zip(these.scores, these.boxes, these.class_indices, strict=True):
+                match, overlap = closest(those, box, int(index))
+                matched = match is not None and overlap >= SAME
+                worst = max(worst, abs(float(score) - (float(those.scores[match]) if matched else 0.0)))
+        return Compared(agrees, worst)
+
     def target(self, class_index: int) -> Target:
         """None: a heat map explains one class of an image."""
         raise NotImplementedError
 
     def tensor_forms(self, classes: int) -> tuple[TensorForm, ...]:
-        """The objects of all images of a request, one after the other, and of which image each is."""
+        """The objects of all images of a request, one after the other, each with the index of its image."""
         forms = [
             TensorForm("boxes", "FP32", (-1, 4)),
             TensorForm("scores", "FP32", (-1,)),

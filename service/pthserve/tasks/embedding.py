@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pthserve.files.golden import Golden
 from pthserve.tasks.base import (
+    Compared,
     Comparison,
     GoldenResult,
     Outputs,
@@ -130,6 +131,15 @@ class EmbeddingTask:
     def same(self, answer: Embedding, other: Embedding) -> bool:
         """Whether the cosine similarity of both is at least SAME; see `Task`."""
         return _cosine(answer.vector, other.vector) >= SAME
+
+    comparison_query = ""
+
+    def compare(self, answer: Embedding, fields: Mapping[str, Any]) -> Compared:
+        """As `same`; the difference is 1 minus the cosine similarity; see `Task`."""
+        other = Embedding(np.asarray(fields["embedding"], np.float32))
+        if other.vector.shape != answer.vector.shape:
+            return Compared(False, 1.0)
+        return Compared(self.same(answer, other), 1 - _cosine(answer.vector, other.vector))
 
     def target(self, class_index: int) -> Target:
         """None: there are no classes."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pthserve.files.golden import Golden
 from pthserve.metrics import count_labels
 from pthserve.tasks.base import (
+    Compared,
     Comparison,
     GoldenResult,
     LabelPerOutput,
@@ -21,6 +22,7 @@ from pthserve.tasks.base import (
     TensorForm,
     TensorValues,
     finite_or_infinite,
+    largest_difference,
 )
 from pthserve.tasks.classification import RankedClass, best_first, ranked, ranked_rows
 
@@ -205,6 +207,14 @@ class MultiLabelTask(LabelPerOutput):
     def same(self, answer: MultiLabel, other: MultiLabel) -> bool:
         """Whether both give the same labels; see `Task`."""
         return np.array_equal(answer.applies, other.applies)
+
+    comparison_query = ""
+
+    def compare(self, answer: MultiLabel, fields: Mapping[str, Any]) -> Compared:
+        """Whether both give the same labels, by index and name; see `Task`."""
+        ours = {(index, answer.labels[index]) for index in answer.indices}
+        theirs = {(one["class_index"], one["label"]) for one in fields["labels"]}
+        return Compared(ours == theirs, largest_difference(answer.probabilities, fields["probabilities"]))
 
     def target(self, class_index: int) -> Target:
         """The label's own output; see `Task`."""

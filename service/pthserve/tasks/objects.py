@@ -36,10 +36,10 @@ class Keypoint(BaseModel):
 
     model_config = ConfigDict(defer_build=True)
 
-    name: str | None = Field(None, description="where the model's keypoints have names")
+    name: str | None = Field(None, description="if the model's keypoints have names")
     x: float
     y: float
-    score: float = Field(description="the larger, the surer; not a probability")
+    score: float = Field(description="higher is more certain; not a probability")
 
 
 class DetectedObject(BaseModel):
@@ -49,12 +49,10 @@ class DetectedObject(BaseModel):
 
     label: str
     class_index: int
-    score: float = Field(description="how sure the model is, 0 to 1")
+    score: float = Field(description="how certain the model is, 0 to 1")
     box: list[float] = Field(description="left, top, right and bottom, in pixels of the image as sent")
-    keypoints: list[Keypoint] | None = Field(None, description="where the model has them")
-    mask: Mask | None = Field(
-        None, description="where the model has masks, unless `masks=none` was asked for"
-    )
+    keypoints: list[Keypoint] | None = Field(None, description="if the model has them")
+    mask: Mask | None = Field(None, description="if the model has masks, unless the request has `masks=none`")
 
 
 class DetectionAnswer(BaseModel):
@@ -63,19 +61,19 @@ class DetectionAnswer(BaseModel):
     model_config = ConfigDict(defer_build=True, json_schema_extra={"examples": [_EXAMPLE]})
 
     task: str = Field(description="detection")
-    detections: list[DetectedObject] = Field(description="the objects, the surest first")
+    detections: list[DetectedObject] = Field(description="the objects, highest score first")
     size: list[int] = Field(description="height and width of the image, in pixels")
     threshold: float = Field(description="the minimum score of a listed object")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections(Drawn):
-    """The objects in one image, the surest first.
+    """The objects in one image, highest score first.
 
     boxes: float32 (n, 4), left, top, right, bottom in pixels of the image as sent. scores: float32 (n,), 0 to
     1. class_indices: int64 (n,). keypoints: float32 (n, keypoints, 3), x, y and score; small_masks: float32
-    (n, side, side), 0 to 1, spread over the boxes; None where the model has none. labels: one a class.
-    size: (width, height) of the image. threshold: the least score of these. table: what they were read from.
+    (n, side, side), 0 to 1, spread over the boxes; None if the model has none. labels: one per class.
+    size: (width, height) of the image. threshold: the minimum score. table: what they were read from.
     """
 
     boxes: NDArray[np.float32]
@@ -119,12 +117,12 @@ class Detections(Drawn):
     def at(
         self, threshold: float | None = None, most: int | None = None, *, masks: bool = True
     ) -> "Detections":
-        """The objects of this image from another threshold on, at most so many of them.
+        """The objects of this image for another threshold, or only some of them.
 
         Args:
-            threshold: None leaves it. The model itself gives no objects below a score of its own.
-            most: None for any number.
-            masks: False leaves masks out.
+            threshold: Minimum score; None for the present one. Most models have a minimum of their own.
+            most: Maximum number of objects; None for any number.
+            masks: Whether there are masks.
         """
         least = self.threshold if threshold is None else threshold
         return self.table.read(self._row, self.labels, self.size, least, most, masks=masks, spec=self._spec)
@@ -172,15 +170,15 @@ class Detections(Drawn):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What an engine gives for an image: so many detections, filled up with zeros.
+    """What an engine gives for an image: a fixed number of detections, filled up with zeros.
 
     Each has its box, in shares of the image's width and height, its score, the index of its class, and then,
-    where the model has them, its keypoints (x and y in shares, and a score) and its mask.
+    if the model has them, its keypoints (x and y in shares, and a score) and its mask.
 
-    most: detections. mask: side of the masks, 0 where there are none. keypoints: of each object;
-    keypoint_names: of these, where they have names. overlap: the intersection over union with a better box
-    of its class from which on a box is dropped, where the engine has not done that; 1 drops none. objects:
-    most objects of an answer, None for any number.
+    most: number of detections. mask: side of the masks, 0 if there are none. keypoints: number per object.
+    keypoint_names: their names, if they have any. overlap: a box is dropped if its intersection over union
+    with a better box of its class is larger, unless the engine has done that; 1 drops none. objects: maximum
+    number of objects in an answer; None for any number.
     """
 
     most: int
@@ -192,12 +190,12 @@ class Table:
 
     @property
     def columns(self) -> int:
-        """Numbers of each detection."""
+        """Number of values per detection."""
         return _REST + 3 * self.keypoints + self.mask**2
 
     @property
     def outputs(self) -> int:
-        """Numbers of an image."""
+        """Number of values per image."""
         return self.most * self.columns
 
     def read(
@@ -211,13 +209,14 @@ class Table:
         masks: bool = True,
         spec: Spec | None = None,
     ) -> Detections:
-        """The objects in a row, float32 (outputs,), with a score of `threshold` or more, at most so many.
+        """The objects in a row, float32 (outputs,), with a score of `threshold` or more.
 
         Args:
-            labels: one a class.
+            labels: one per class.
             size: (width, height) of the image as sent.
-            masks: whether the answer shows masks.
-            spec: how the image became the model's, where that is not the image as a whole.
+            most: maximum number of objects; None for any number.
+            masks: whether the answer has masks.
+            spec: how the image is preprocessed, if boxes are not in shares of the image as sent.
 
         Raises:
             EngineFailed: an object has a class without a label.
@@ -274,7 +273,7 @@ def intersections(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArr
 def closest(
     found: Detections, box: NDArray[np.float32], class_index: int, among: set[int] | None = None
 ) -> tuple[int | None, float]:
-    """The object of a class whose box overlaps `box` most, and by how much; of equals the surest."""
+    """The object of a class whose box overlaps `box` most, and by how much; of equals the first."""
     overlaps = np.where(found.class_indices == class_index, intersections(found.boxes, box), -1)
     if among is not None:
         overlaps[[index for index in range(len(overlaps)) if index not in among]] = -1

@@ -12,6 +12,7 @@ from pthserve.files.golden import Golden
 from pthserve.files.stated_task import NamedOutput
 from pthserve.metrics import count_value
 from pthserve.tasks.base import (
+    Compared,
     Comparison,
     GoldenResult,
     Outputs,
@@ -178,6 +179,18 @@ class RegressionTask:
         """Whether no value differs by more than SAME of its scale; see `Task`."""
         both = np.stack([answer.values, other.values])
         return bool((np.abs(both[0] - both[1]) <= SAME * self._scales(both)).all())
+
+    comparison_query = ""
+
+    def compare(self, answer: Regression, fields: Mapping[str, Any]) -> Compared:
+        """As `same`, of values with the same names and units; see `Task`."""
+        ours, values = answer.to_dict(0), fields["values"]
+        if values.keys() != ours["values"].keys() or fields["units"] != ours["units"]:
+            return Compared(False, 1.0)
+        other = Regression(np.array([values[one.name] for one in self.named], np.float32), self.named)
+        both = np.stack([answer.values, other.values])
+        apart = (np.abs(both[0] - both[1]) / self._scales(both)).max()
+        return Compared(self.same(answer, other), float(np.nan_to_num(apart, nan=1.0)))
 
     def target(self, class_index: int) -> Target:
         """None: there are no classes."""

@@ -1,5 +1,6 @@
 """Segmentation: the class of each pixel, at the size of the image as sent."""
 
+import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pthserve.files.golden import Golden
 from pthserve.metrics import count_area, count_labels
 from pthserve.tasks.base import (
     ANY,
+    Compared,
     Comparison,
     GoldenResult,
     Outputs,
@@ -32,9 +34,9 @@ from pthserve.tasks.class_maps import Scores
 from pthserve.tasks.segments import NAME, Segmentation, SegmentationAnswer
 
 SAME = 0.99
-"""Two class maps are the same for whoever uses them from this share of pixels with the same class on."""
+"""Minimum share of pixels with the same class at which two class maps count as the same."""
 UNKNOWN = 255
-"""A pixel of a golden class map that may have any class, as in Pascal VOC."""
+"""Value of a pixel in a golden class map that may have any class, as in Pascal VOC."""
 
 _MASKS = ("rle", "png", "none")
 _PICTURES = ("map", "overlay")
@@ -44,7 +46,7 @@ _PICTURES = ("map", "overlay")
 class SegmentationTask(Selects):
     """The class of each pixel, from outputs that `Scores` reads; see `Task`.
 
-    classes: how many there are. places: rows and columns of the scores, where the rows do not say it.
+    classes: number of classes. places: rows and columns of the scores, if the outputs do not state them.
     """
 
     classes: int
@@ -58,8 +60,8 @@ class SegmentationTask(Selects):
     query: tuple[Parameter, ...] = (
         Parameter(
             "masks",
-            "how the JSON has the pixels: `rle`, COCO's compressed run lengths of each class; `png`, a class "
-            "map as base64; `none`",
+            "how the JSON states the pixels: `rle`, COCO's compressed run lengths of each class; `png`, a "
+            "class map as base64; `none`",
             {"type": "string", "enum": list(_MASKS), "default": "rle"},
         ),
         Parameter(
@@ -71,19 +73,19 @@ class SegmentationTask(Selects):
     )
 
     def parameters(self) -> dict[str, Any]:
-        """How many classes there are, and the number of places; see `Task`."""
+        """Number of classes, and the number of places; see `Task`."""
         return {"classes": self.classes, **({"places": list(self.places)} if self.places else {})}
 
     def labels(self, stated: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
-        """One a class, of which there are `outputs`; one fewer where class 0 is the background's."""
+        """One per class, of which there are `outputs`; class 0's may be left out, as the background's."""
         return labels_with_background(
             stated,
             outputs,
-            f": state {outputs} labels, or {outputs - 1} where class 0 is the background",
+            f": state {outputs} labels, or {outputs - 1} if class 0 is the background",
         )
 
     def outputs(self, labels: tuple[str, ...]) -> int:
-        """As many as the network computes scores for: ANY, or those of `places`; see `Task`."""
+        """One per class and place; ANY if the number of places depends on the image; see `Task`."""
         return self.classes * self.places[0] * self.places[1] if self.places else ANY
 
     def describe(self, labels: tuple[str, ...]) -> str:
@@ -93,7 +95,7 @@ class SegmentationTask(Selects):
     def answer(
         self, output: NDArray[np.float32], labels: tuple[str, ...], size: Size = (1, 1)
     ) -> Segmentation:
-        """The classes of one image's pixels, still to be computed; see `Task`."""
+        """The classes of one image's pixels, which are computed when they are needed; see `Task`."""
         return Segmentation(labels, size, Scores.read(output, self.classes, self.places))
 
     def selection(self, query: Mapping[str, str]) -> Callable[[Segmentation], Segmentation]:
@@ -112,9 +114,9 @@ class SegmentationTask(Selects):
     def agree(self, scores: NDArray[np.float32], reference: NDArray[np.float32], margin: float) -> Comparison:
         """How the scores of each image differ from those of the reference; see `Task`.
 
-        The difference is the largest one of a probability, by softmax. The decision is the same where SAME of
-        the places have the same class. It is clear where the class of any place leads by more than `margin`,
-        and kept where SAME of those places have the same class.
+        The difference is the largest difference of a probability, by softmax. The decision is the same if
+        SAME of the places have the same class. It is clear if there are places whose most probable class
+        leads by more than `margin`, and kept if SAME of those places have the same class.
         """
         rows = [self._compared(*each, margin) for each in zip(scores, reference, strict=True)]
         differences, same, clear, kept = zip(*rows, strict=True)
@@ -144,9 +146,9 @@ class SegmentationTask(Selects):
         tolerance: float,
         sizes: Sequence[Size] = (),
     ) -> list[GoldenResult]:
-        """Whether the pixels have the classes that are known, all but a share of `tolerance`; see `Task`.
+        """Whether all pixels but a share of `tolerance` have the known classes; see `Task`.
 
-        A golden image may state its own share. Pixels that are UNKNOWN do not count, where no class has that
+        A golden image may state its own share. Pixels that are UNKNOWN do not count, unless a class has that
         index.
         """
         return [
@@ -168,7 +170,7 @@ class SegmentationTask(Selects):
                     )
                 if picture.mode not in ("P", "L", "I;16"):
                     return GoldenResult(
-                        1.0, f"{name} is not a class map: its pixels are {picture.mode}, and no class indices"
+                        1.0, f"{name} is not a class map: its pixels are {picture.mode}, not class indices"
                     )
                 known = np.asarray(picture)
         except (OSError, Image.DecompressionBombError, SyntaxError) as error:
@@ -194,8 +196,25 @@ class SegmentationTask(Selects):
         return {"class_map": answer.png()}
 
     def same(self, answer: Segmentation, other: Segmentation) -> bool:
-        """Whether SAME of the pixels have the same class; see `Task`."""
+        """Whether at least SAME of the pixels have the same class; see `Task`."""
         return answer.segments.agreement(other.segments) >= SAME
+
+    comparison_query = "masks=png"
+
+    def compare(self, answer: Segmentation, fields: Mapping[str, Any]) -> Compared:
+        """Whether SAME of the pixels have a class of the same index and label.
+
+        The difference is the share of the others.
+        """
+        with Image.open(io.BytesIO(base64.b64decode(fields["class_map"])), formats=["PNG"]) as picture:
+            if picture.size != answer.size:
+                return Compared(False, 1.0)
+            theirs = np.asarray(picture)
+        labels = {one["class_index"]: one["label"] for one in fields["classes"]}
+        ours = answer.class_map
+        alike = [index for index in answer.class_indices if labels.get(index) == answer.labels[index]]
+        share = float(((ours == theirs) & np.isin(ours, alike)).mean())
+        return Compared(share >= SAME, 1 - share)
 
     def target(self, class_index: int) -> Target:
         """None: a heat map explains one class of an image."""
@@ -212,7 +231,7 @@ class SegmentationTask(Selects):
         """One of `tensor_forms`; see `Task`.
 
         Raises:
-            MalformedRequest: class maps of images of different sizes are not one tensor.
+            MalformedRequest: class maps of images of different sizes do not fit one tensor.
         """
         if name == "pixels":
             return np.stack([answer.pixels for answer in answers])

@@ -21,11 +21,11 @@ NAME = "segmentation"
 """Of the task."""
 
 _PALETTE = 256
-"""Most classes of a picture with a palette; one with more has 16 bits a pixel, and no colours."""
+"""Maximum number of classes in a picture with a palette; one with more has 16 bits a pixel and no colours."""
 _WRITING = 4
-"""Bytes of a pixel, for each byte of its class, while all are written: as columns, as rows, and encoded."""
+"""Bytes per pixel and byte of its class while a picture is written: as columns, as rows, and encoded."""
 _NANOSECONDS = 30.0
-"""CPU that a pixel takes at most while it is written, on one core of a server of 2023."""
+"""Maximum CPU time in nanoseconds to write a pixel, on one core of a server of 2023."""
 
 _EXAMPLE: dict[str, JsonValue] = {
     "task": NAME,
@@ -46,7 +46,9 @@ class Segment(BaseModel):
     class_index: int
     pixels: int = Field(description="how many pixels of the image as sent have this class")
     share: float = Field(description="their share of the image, 0 to 1")
-    mask: Mask | None = Field(None, description="which pixels, unless `masks` asks for something else")
+    mask: Mask | None = Field(
+        None, description="the pixels of the class, unless the request has another `masks` than `rle`"
+    )
 
 
 class SegmentationAnswer(BaseModel):
@@ -58,7 +60,7 @@ class SegmentationAnswer(BaseModel):
     classes: list[Segment] = Field(description="the classes that have pixels, the largest first")
     size: list[int] = Field(description="height and width of the image, in pixels")
     class_map: str | None = Field(
-        None, description="where `masks=png`: a PNG as base64, whose pixels are class indices"
+        None, description="with `masks=png`: a PNG as base64, whose pixels are class indices"
     )
 
 
@@ -66,8 +68,8 @@ class SegmentationAnswer(BaseModel):
 class Segmentation(Drawn, Deferred, Encoded):
     """The class of each pixel of an image, at the size of the image as sent.
 
-    labels: one a class. size: (width, height) of the image. scores: what it is computed from, when it is
-    first needed. masks: how the JSON has the pixels: `rle`, `png` or `none`. overlaid: see `Encoded`.
+    labels: one per class. size: (width, height) of the image. scores: what it is computed from, when it is
+    first needed. masks: how the JSON states the pixels: `rle`, `png` or `none`. overlaid: see `Encoded`.
     """
 
     labels: tuple[str, ...]
@@ -86,12 +88,12 @@ class Segmentation(Drawn, Deferred, Encoded):
 
     @property
     def class_map(self) -> NDArray[Any]:
-        """The class of each pixel: uint8 (height, width), or uint16 where there are more than 256 classes."""
+        """The class of each pixel: uint8 (height, width), or uint16 if there are more than 256 classes."""
         return self.segments.to_array(np.uint8 if len(self.labels) <= _PALETTE else np.uint16)
 
     @property
     def pixels(self) -> NDArray[np.int64]:
-        """How many pixels each class has: int64 (classes,)."""
+        """Number of pixels of each class: int64 (classes,)."""
         return self.segments.pixels(len(self.labels))
 
     @property

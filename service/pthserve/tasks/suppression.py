@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 CANDIDATES = 4096
 """Maximum number of boxes that are compared, those with the best scores. Each box that stays is compared with
-all that are left, so the number bounds what an image can cost."""
+all that are left, so the number bounds the cost of an image."""
 
 
 def kept(

@@ -1,8 +1,8 @@
 """Exported objects: which outputs of an exported graph are boxes or classes of pixels.
 
-The card says so. Where it does not, only what Ultralytics writes into the files of its YOLO models, together
-with the shape of the output, is certain; for any other graph that looks like a detector, the error has the
-lines of a card that settle it.
+The card states it. Without that, the only certain evidence is what Ultralytics writes into the files of its
+YOLO models, together with the shape of the output. For any other graph that looks like a detector, the error
+contains the lines of a card that settle it.
 """
 
 import ast
@@ -24,13 +24,13 @@ from pthserve.zoos.exported_ends import Form
 from pthserve.zoos.layout import some
 
 SIDE = 640
-"""Side in pixels of the images of a graph of boxes that accepts any size, unless the card states another."""
+"""Width and height in pixels of the images of a graph with boxes, if neither graph nor card states a size."""
 GREY = 114
 """The grey level around an image in the letterbox of all YOLO models of Ultralytics."""
 OVERLAPS: Mapping[Layout, float] = {"yolov5": 0.45, "yolov8": 0.7}
 """The `iou` with which YOLOv5's and Ultralytics' `predict` suppress boxes."""
 YOLO_THRESHOLD = 0.25
-"""The `conf` of both."""
+"""The `conf` of both: the minimum score of an object."""
 
 _LAYOUTS: Mapping[Layout, str] = {
     "yolov5": "(n, boxes, 5 + classes)",
@@ -45,15 +45,14 @@ _LINES = (
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """What an exported graph gives for an image, if that is not a row of numbers for a task to read.
+    """The boxes or classes of pixels that an exported graph computes, and the task that reads them.
 
     Attributes:
-        outputs: Its boxes; or the number of the output with the scores of pixels.
-        task: The task that reads them.
-        classes: Number of classes, with the background if there is one.
-        labels: One a class, if the file names them.
+        outputs: Where the boxes are; or the number of the output with the scores of pixels.
+        classes: Number of classes, including the background if there is one.
+        labels: One per class, if the file names them.
         letterbox: Whether such models are trained with a letterbox.
-        inferred: What was assumed, in words.
+        inferred: What was inferred beyond what the card states.
     """
 
     outputs: BoxOutputs | int
@@ -65,18 +64,18 @@ class Objects:
 
     @property
     def most(self) -> int:
-        """How many objects the row of an image has."""
+        """Number of objects in the row of an image."""
         return self.task.table.most if isinstance(self.task, DetectionTask) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What is known of a graph.
+    """What is known about a graph.
 
     Attributes:
-        names: Of its outputs.
-        forms: Their shapes.
-        metadata: What its exporter wrote into the file.
+        names: Names of its outputs.
+        forms: Shapes of its outputs.
+        metadata: What the exporter wrote into the file.
         size: (height, width) of the model's image in pixels.
         file: Its name, for messages.
     """
@@ -107,7 +106,7 @@ def has_objects(
     """Return whether the outputs are, or look like, those of a detector or a segmenter.
 
     Args:
-        output: The output of a classifier that the card names, if it does.
+        output: The output that the card names for a classifier, if it names one.
         forms: The shapes of the outputs.
     """
     name = stated.name or (stated.implied if stated.graph else None)
@@ -169,8 +168,8 @@ def _recognised(graph: GraphOutputs, labels: Sequence[str] | None, ends: Ends) -
     task, names = _yolo_task(ends.metadata), _names(ends.metadata)
     if task not in ("", "detect"):
         raise ArchitectureError(
-            f"{ends.file}: is a YOLO model for the task {quoted(task)}, which is not served; only its models "
-            "for detect and classify are"
+            f"{ends.file}: is a YOLO model for the task {quoted(task)}, which is not supported; only detect "
+            "and classify are"
         )
     if task and len(ends.forms) == 1 and len(ends.forms[0]) == 3:
         _, rows, columns = ends.forms[0]
@@ -180,9 +179,7 @@ def _recognised(graph: GraphOutputs, labels: Sequence[str] | None, ends: Ends) -
         elif columns == 5 + len(names) and rows in _anchors(ends.size):
             found = "yolov5"
         if found is not None and names:
-            value = (
-                f"the layout {found}, as the file has the names of {len(names)} classes and the shape fits"
-            )
+            value = f"the layout {found}: the file has the names of {len(names)} classes, and the shape fits"
             inferred = Inferred("outputs", value, Origin.FILE, f"outputs: {{layout: {found}}}")
             return replace(_single(found, graph, labels, ends), inferred=(inferred,))
     raise ArchitectureError(f"{ends.file}: {_question(ends)}")
@@ -219,7 +216,7 @@ def _question(ends: Ends) -> str:
 
 
 def _single(layout: Layout, graph: GraphOutputs, labels: Sequence[str] | None, ends: Ends) -> Objects:
-    """The boxes of one output with everything."""
+    """The boxes of a single output, which also has the scores and classes."""
     place, names = _only(graph, ends, 3), _names(ends.metadata)
     form = ends.forms[place]
     rows, columns = form[1:] if len(form) == 3 else (None, None)
@@ -295,7 +292,7 @@ def _boxes(graph: GraphOutputs, labels: Sequence[str] | None, ends: Ends) -> Obj
 
 
 def _table(count: int | None, overlap: float, graph: GraphOutputs) -> Table:
-    """The rows of an image, of which there may be any number in the graph."""
+    """The table of an image. count: number of boxes in the graph; None if it varies."""
     return Table(most=CANDIDATES if count is None else count, overlap=overlap, objects=graph.objects)
 
 
@@ -314,7 +311,7 @@ def _pixels(graph: GraphOutputs, ends: Ends) -> Objects:
     names = _names(ends.metadata)
     inferred: tuple[Inferred, ...] = ()
     if classes == 1:
-        value = "one, whose sigmoid from 0.5 on is class 1, before the background's class 0"
+        value = "one, whose sigmoid is the probability of class 1; class 0 is the background"
         inferred, classes = (Inferred("classes", value, Origin.ASSUMED),), 2
     return Objects(
         place,
@@ -341,10 +338,11 @@ def _only(graph: GraphOutputs, ends: Ends, rank: int) -> int:
 
 
 def preprocessing(objects: Objects, usual: Spec, inferred: Inferred) -> tuple[Spec, Inferred]:
-    """Return the preprocessing of whole images, where the card states none, and what that rests on.
+    """Return the preprocessing of whole images, if the card states none, and what that rests on.
 
     Args:
-        usual: That of a classifier, and `inferred` what it rests on.
+        usual: The preprocessing for a classifier.
+        inferred: What that rests on.
     """
     spec = replace(usual, resize=usual.crop)
     if not objects.letterbox:

@@ -1,6 +1,6 @@
-"""Program objects: the outputs of an exported program as the row that tasks read; with PyTorch.
+"""Program objects: the outputs of an exported program as the row that tasks read, computed with PyTorch.
 
-The same as `engines.object_graphs` makes of an ONNX file; see there.
+`engines.object_graphs` computes the same for an ONNX file, and says what the row is.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ def table(found: Sequence[Tensor], outputs: BoxOutputs) -> Tensor:
     if classes is None:
         scores, index = scores.max(2, keepdim=True)
         classes = index.float()
-    if outputs.format != "xyxy":
-        place, size = boxes[..., :2], boxes[..., 2:]
-        if outputs.format == "cxcywh":
-            place = place - size * 0.5
+    if outputs.shift is not None:
+        place, size = torch.split(boxes, 2, 2)
+        if outputs.shift:
+            place = place - size * outputs.shift
         boxes = torch.cat([place, place + size], 2)
     shares = boxes / boxes.new_tensor(outputs.scale)
     return torch.cat([shares, scores, classes], 2).flatten(1)
@@ -49,10 +49,9 @@ def _parts(found: Sequence[Tensor], outputs: BoxOutputs) -> tuple[Tensor, Tensor
             scores = scores[..., None]
         return boxes, scores, classes[0][..., None] if classes else None
     (values,) = found
-    match outputs.layout:
-        case "yolov8":
-            values = values.transpose(1, 2)
-            return values[..., :4], values[..., 4:], None
-        case "yolov5":
-            return values[..., :4], values[..., 5:] * values[..., 4:5], None
-    return values[..., :4], values[..., 4:5], values[..., 5:6]
+    if outputs.layout == "yolov8":
+        values = values.transpose(1, 2)
+    boxes, scores, *rest = torch.split(values, outputs.widths(values.shape[2]), 2)
+    if outputs.layout == "yolov5":
+        return boxes, scores * rest[0], None
+    return boxes, scores, rest[0] if rest else None

@@ -222,7 +222,7 @@ def _classes(outputs: int) -> tuple[int, tuple[Inferred, ...]]:
     """How many classes a model with so many outputs has, and what of it is assumed."""
     if outputs > 1:
         return outputs, ()
-    value = "one, whose sigmoid from 0.5 on is class 1, before the background's class 0"
+    value = "one, whose sigmoid is the probability of class 1; class 0 is the background"
     return 2, (Inferred("output", value, Origin.ASSUMED),)
 
 
