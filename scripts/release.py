@@ -86,6 +86,7 @@ class Release:
 
     def __init__(self, registry: str) -> None:
         self.registry = registry
+        self.source = os.environ.get("RELEASE_SOURCE", "")
         self.version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
         self.commit = output("git", "rev-parse", "HEAD")
         if changes := output("git", "status", "--porcelain"):
@@ -123,6 +124,8 @@ class Release:
                 for name in ("values.yaml", "Chart.yaml"):
                     text = (chart / name).read_text()
                     (chart / name).write_text(text.replace("localhost/pthserve", f"{self.registry}/pthserve"))
+            if self.source:
+                self.link(chart / "Chart.yaml")
             for path in chart.rglob("*"):
                 os.utime(path, (self.time, self.time))
             run("helm", "package", chart, "-d", DIST)
@@ -135,6 +138,14 @@ class Release:
                 *("--config", f"{config}:application/vnd.cncf.helm.config.v1+json"),
             )
         self.published[tag] = "charts/pthserve"
+
+    def link(self, path: Path) -> None:
+        """State the address of the repository in a Chart.yaml, as Helm and Artifact Hub read it."""
+        chart = yaml.safe_load(path.read_text())
+        chart |= {"home": self.source, "sources": [self.source]}
+        links = [{"name": "Documentation", "url": f"{self.source}#readme"}]
+        chart["annotations"]["artifacthub.io/links"] = yaml.safe_dump(links, sort_keys=False)
+        path.write_text(yaml.safe_dump(chart, sort_keys=False))
 
     def artefact(self, tag: str, *arguments: str) -> None:
         """Put files into the layout, as one artefact."""
@@ -194,7 +205,7 @@ class Release:
 
     def predicate(self) -> dict[str, Any]:
         """How it was made: the commit, the lock files, the base image and the options."""
-        source = os.environ.get("RELEASE_SOURCE", "pthserve")
+        source = self.source or "pthserve"
         locks = sorted(ROOT.glob("requirements*.lock"))
         made_of: list[dict[str, Any]] = [
             {"uri": f"git+{source}@refs/tags/v{self.version}", "digest": {"gitCommit": self.commit}},

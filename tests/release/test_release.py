@@ -8,10 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .conftest import ROOT, Clone, listed, make_clone
 
 pytestmark = pytest.mark.slow
+
+SOURCE = "https://git.example/team/pthserve"
 
 
 def test_two_clones_give_the_same_bytes(tmp_path: Path) -> None:
@@ -32,9 +35,9 @@ def test_two_clones_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone with a release without images."""
+    """A clone with a release without images, of a repository that has an address."""
     clone = make_clone(tmp_path_factory.mktemp("plain") / "clone")
-    clone.run("scripts/release", "--images")
+    clone.run("env", f"RELEASE_SOURCE={SOURCE}", "scripts/release", "--images")
     return clone
 
 
@@ -53,6 +56,17 @@ def test_the_files_are_of_the_commit(plain: Clone) -> None:
     assert notes.startswith("- ")
     assert notes.strip() in (clone.folder / "CHANGELOG.md").read_text()
     clone.run("sh", "-c", "cd dist && sha256sum --check SHA256SUMS")
+
+
+def test_the_chart_names_the_repository(plain: Clone) -> None:
+    shown = plain.run("helm", "show", "chart", plain.dist / "pthserve-0.1.0.tgz").stdout
+    chart = yaml.safe_load(shown)
+    assert (chart["home"], chart["sources"]) == (SOURCE, [SOURCE])
+    (link,) = yaml.safe_load(chart["annotations"]["artifacthub.io/links"])
+    assert link == {"name": "Documentation", "url": f"{SOURCE}#readme"}
+    ours = yaml.safe_load((ROOT / "charts/pthserve/Chart.yaml").read_text())
+    assert ours["annotations"].items() < chart["annotations"].items()
+    assert chart | {"annotations": {}} == ours | {"annotations": {}, "home": SOURCE, "sources": [SOURCE]}
 
 
 def refusal(clone: Clone) -> str:
@@ -103,7 +117,7 @@ def test_the_provenance_names_the_commit_and_what_was_made(plain: Clone) -> None
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
     commit = clone.run("git", "rev-parse", "HEAD").stdout.strip()
     source, *locks = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
-    assert source == {"uri": "git+pthserve@refs/tags/v0.1.0", "digest": {"gitCommit": commit}}
+    assert source == {"uri": f"git+{SOURCE}@refs/tags/v0.1.0", "digest": {"gitCommit": commit}}
     assert {each["uri"] for each in locks} == {
         f"file:{path.name}" for path in ROOT.glob("requirements*.lock")
     }

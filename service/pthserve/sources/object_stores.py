@@ -7,7 +7,7 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and so on, or a workl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -127,10 +127,12 @@ def _open(
     from obstore.exceptions import PreconditionError
 
     with errors(reference):
-        try:
-            options: Any = {"range": {"offset": offset}} if offset else {}
-            found = obstore.get(store, path, options=options | ({"if_match": version} if offset else {}))
-        except PreconditionError:
+        found = None
+        if offset:
+            options: Any = {"range": {"offset": offset}, "if_match": version}
+            with suppress(PreconditionError):
+                found = obstore.get(store, path, options=options)
+        if found is None or (offset and found.meta["e_tag"] != version):  # not every store heeds If-Match
             offset, found = 0, obstore.get(store, path)
         meta = found.meta
         yield Stream(offset, meta["size"], meta["e_tag"], map(bytes, found.stream(min_chunk_size=_CHUNK)))
