@@ -87,7 +87,7 @@ class Stage:
 def rollout(
     gateway: str, image: Callable[[str], str], models: Models, api: client.ApiClient, helm: Run
 ) -> Iterator[Rollout]:
-    """A release that serves `base`, and that Prometheus sees: a new monitor reaches it within some minutes."""
+    """A release that serves `base`, and that Prometheus sees, after some minutes."""
     image("slim")
     core = client.CoreV1Api(api)
     namespace = f"test-{uuid.uuid4().hex[:8]}"
@@ -201,5 +201,5 @@ def test_no_kind_of_sabotage_is_promoted(stage: Stage) -> None:
         print(f"{kind}: {outcome}", flush=True)
         if outcome.promoted:
             promoted.append(kind)
-            stage.rollout.upgrade(stage.traffic, stage.base)
+            break  # what comes next would be compared with it
     assert not promoted
