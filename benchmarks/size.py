@@ -20,7 +20,7 @@ import numpy as np
 from pthserve.bench.load import Point, poisson
 from pthserve.cli import demo
 from pthserve.settings import Settings
-from pthserve.sizing.measure import WARM_UP, core_counts, measured, photos_in, serving
+from pthserve.sizing.measure import WARM_UP, core_counts, curve_of, photos_in, serving
 from pthserve.sizing.prediction import Predictor
 from pthserve.sizing.queueing import replayed
 
@@ -48,8 +48,8 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
 @click.option("--cores", multiple=True, type=click.IntRange(1), help="default: two counts of this machine")
 @click.option("--limit", default=5.0, show_default=True, help="p99, as a multiple of a lone client's median")
 @click.option("--seconds", default=3.0, show_default=True, help="of each closed loop")
-@click.option("--open-seconds", default=20.0, show_default=True, help="of each open loop")
-@click.option("--tune-budget", default=5.0, show_default=True, type=click.FloatRange(0))
+@click.option("--open-seconds", default=16.0, show_default=True, help="of each open loop")
+@click.option("--tune-budget", default=0.0, show_default=True, type=click.FloatRange(0))
 def main(
     name: str,
     photos: Path | None,
@@ -59,19 +59,20 @@ def main(
     open_seconds: float,
     tune_budget: float,
 ) -> None:
-    """Print, as JSON, p99 as predicted and measured, and the ratios of both and of the boundaries."""
+    """Print p99 as predicted and measured, their ratios and that of the boundaries.
+
+    Each number of cores is one line of JSON.
+    """
     settings = demo.resolved(Settings(model=name, tune_budget=tune_budget))
     images = photos_in(photos)
-    found = []
     for count in cores or core_counts()[-2:]:
-        curve = measured(settings, images, count, seconds, lambda text: click.echo(text, err=True))
-        predictor = Predictor(curve)
-        p99 = limit * curve.lone.latency["p50"]
-        boundary = predictor.boundary(p99)
-        rates = [min(share * boundary, SHARE_OF_CAPACITY * curve.capacity) for share in RATES]
-        points = [Point(rate=rate, arrivals="poisson") for rate in rates]
         with serving(settings, count) as service:
-            service.rounds(images, [Point(8)], 1.0)  # to warm it up
+            curve = curve_of(service, images, count, seconds, lambda text: click.echo(text, err=True))
+            predictor = Predictor(curve)
+            p99 = limit * curve.lone.latency["p50"]
+            boundary = predictor.boundary(p99)
+            rates = [min(share * boundary, SHARE_OF_CAPACITY * curve.capacity) for share in RATES]
+            points = [Point(rate=rate, arrivals="poisson") for rate in rates]
             rounds = service.rounds(images, points, open_seconds)
         percentiles = [float(np.quantile(one.latencies, 0.99)) for one in rounds]
         same = [
@@ -90,22 +91,23 @@ def main(
             }
             for rate, percentile, replay, one in zip(rates, percentiles, same, rounds, strict=True)
         ]
-        found.append(
-            {
-                "model": curve.model,
-                "cores": count,
-                "capacity": round(curve.capacity, 2),
-                "loops": {loop.clients: round(loop.throughput, 2) for loop in curve.loops},
-                "lone_ms": {name: round(1000 * value, 2) for name, value in curve.lone.latency.items()},
-                "pass_ms": round(1000 * curve.image, 3),
-                "limit_ms": round(1000 * p99, 2),
-                "boundary": round(boundary, 2),
-                "boundary_ratio": round(boundary / crossing(rates, percentiles, p99), 3),
-                "rates": rows,
-                "median_error": round(median(abs(row["ratio"] - 1) for row in rows), 3),
-            }
+        click.echo(
+            json.dumps(
+                {
+                    "model": curve.model,
+                    "cores": count,
+                    "capacity": round(curve.capacity, 2),
+                    "loops": {loop.clients: round(loop.throughput, 2) for loop in curve.loops},
+                    "lone_ms": {name: round(1000 * value, 2) for name, value in curve.lone.latency.items()},
+                    "pass_ms": round(1000 * curve.image, 3),
+                    "limit_ms": round(1000 * p99, 2),
+                    "boundary": round(boundary, 2),
+                    "boundary_ratio": round(boundary / crossing(rates, percentiles, p99), 3),
+                    "rates": rows,
+                    "median_error": round(median(abs(row["ratio"] - 1) for row in rows), 3),
+                }
+            )
         )
-    click.echo(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

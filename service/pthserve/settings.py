@@ -103,7 +103,9 @@ class Settings(ModelOptions):
         0.1, gt=0, le=1, description="fraction of live images that are compared with the other release"
     )
     compare_api_key: Path | None = Field(
-        None, description="file with the API key for the other release; when unset, no key is sent"
+        None,
+        description="file like that of `api_keys`, whose first key is sent to the other release; no key is "
+        "sent when unset",
     )
     feedback: int = Field(
         0,

@@ -127,6 +127,20 @@ def test_the_service_s_own_names_are_among_the_hosts_that_are_allowed(helm: Helm
     assert "PTHSERVE_ALLOWED_HOSTS" not in helm.render().environment
 
 
+def test_with_feedback_a_pod_finds_all_others_by_a_headless_service(helm: Helm) -> None:
+    rendered = helm.render({"settings": {"port": 8080, "feedback": 100, "allowedHosts": "cats.example"}})
+    main, pods = rendered.one("Service"), rendered.one("Service", "pthserve-pods")
+    assert pods["metadata"]["name"] == "cats-pthserve-pods"
+    assert pods["spec"]["clusterIP"] == "None"
+    assert pods["spec"]["selector"] == main["spec"]["selector"]
+    # A monitor that selects the Service by its labels scrapes no pod twice.
+    assert pods["metadata"]["labels"]["app.kubernetes.io/component"] != "server"
+    host = "cats-pthserve-pods.shop"
+    assert rendered.environment["PTHSERVE_FEEDBACK_PEERS"] == f"http://{host}:8080"
+    assert host in rendered.environment["PTHSERVE_ALLOWED_HOSTS"].split(",")
+    assert "PTHSERVE_FEEDBACK_PEERS" not in helm.render().environment
+
+
 def test_no_service_links_shadow_the_settings(helm: Helm) -> None:
     assert all(pod["enableServiceLinks"] is False for pod in helm.render().pods)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Answer:
 class Load(Background):
     """`clients` that ask for IMAGE's class at `url`, each `pause` seconds after its last answer.
 
-    As it stands: many, at a rate that two cores can bear beside all else.
+    As it stands: many, at a rate that two cores can bear beside all else. `images` are sent in turn, with the
+    header Host `host` where that is another than the address has.
 
     Nothing is ever asked again: what is refused, cut off or not answered stands in `answers` as a fault. A
     connection that the service has closed, and whose end the client has seen, is opened anew for the next
@@ -55,6 +57,8 @@ class Load(Background):
     pause: float = 0.2
     timeout: float = PATIENCE
     renewed: int | None = None
+    images: Sequence[Path] = (IMAGE,)
+    host: str = ""
     answers: list[Answer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -89,10 +93,11 @@ class Load(Background):
 
     async def _run(self) -> None:
         target = Target.parse(self.url)
-        request = target.request(IMAGE)
-        await asyncio.gather(*(self._client(target, request, n) for n in range(self.clients)))
+        headers = [(b"Host", self.host.encode())] if self.host else []
+        requests = [target.request(image, headers) for image in self.images]
+        await asyncio.gather(*(self._client(target, requests, n) for n in range(self.clients)))
 
-    async def _client(self, target: Target, request: bytes, number: int) -> None:
+    async def _client(self, target: Target, requests: list[bytes], number: int) -> None:
         await asyncio.sleep(self.pause * number / self.clients)  # not all in step
         connection: Connection | None = None
         answered = 0
@@ -105,7 +110,7 @@ class Load(Background):
                     if connection is None or not connection.usable:
                         connection = await Connection.open(target)
                     doing = "cut off"
-                    status = await connection.ask(request)
+                    status = await connection.ask(requests[len(self.answers) % len(requests)])
                 body = b"".join(connection.body)
                 answered += 1
                 if self.renewed and answered % self.renewed == 0:

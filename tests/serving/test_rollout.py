@@ -238,7 +238,7 @@ def test_the_key_for_the_other_release_is_sent_to_it_and_logged_nowhere(
 ) -> None:
     keys, key, wrong = (tmp_path / name for name in ("keys", "key", "wrong"))
     keys.write_text("secret-of-the-stable-release\n")
-    key.write_text("secret-of-the-stable-release\n")
+    key.write_text("# for comparisons\n\nsecret-of-the-stable-release\nanother-secret\n")
     wrong.write_text("another-secret\n")
     with serving(model(), api_keys=keys) as stable:
         with canary_of(stable.url, compare_api_key=key, log_level="debug") as canary:
@@ -250,7 +250,7 @@ def test_the_key_for_the_other_release_is_sent_to_it_and_logged_nowhere(
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"two words\n", b"caf\xc3\xa9\n"])
+@pytest.mark.parametrize("content", [b"", b"\n# none\n", b"two words\n", b"caf\xc3\xa9\n"])
 def test_a_file_without_a_key_is_refused_at_the_start(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "key"
     file.write_bytes(content)

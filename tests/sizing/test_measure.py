@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pthserve.bench.load import Point, Round
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
 from pthserve.sizing import measure
@@ -37,6 +38,18 @@ def test_photos_are_spread_over_the_folder_and_those_below_it(tmp_path: Path) ->
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PthserveError, match="there is no image in this folder"):
         photos_in(tmp_path)
+
+
+def test_the_pass_of_a_lone_image_has_its_share_of_the_median_latency() -> None:
+    """One request of ten stalled: the mean latency is ten times the median, and so is the mean pass."""
+    lone = Round(Point(1), 1.0, 1.0, [0.01] * 9 + [0.91])
+    assert measure._image(lone, 0.06) == pytest.approx(0.6 * 0.01)
+    assert measure._image(lone, 0.2) < 0.01
+
+
+def test_few_latencies_of_a_single_client_are_mentioned() -> None:
+    assert not measure._doubts(Round(Point(1), 1.0, 1.0, [0.01] * 100))
+    assert "99 requests only" in measure._doubts(Round(Point(1), 1.0, 1.0, [0.01] * 99))[0]
 
 
 def test_more_cores_than_there_are_cannot_be_measured() -> None:

@@ -105,7 +105,9 @@ def test_values_agree_by_name_and_unit() -> None:
     near, far = (answered(REGRESSION, output, ("age", "height")) for output in ([42, 5.5], [40, 7]))
     assert compared(REGRESSION, ours, near).agrees
     assert compared(REGRESSION, ours, near).difference == pytest.approx(0.05)
-    assert tuple(compared(REGRESSION, ours, far)) == (False, pytest.approx(0.2))
+    agreement = compared(REGRESSION, ours, far)
+    assert agreement.agrees is False
+    assert agreement.difference == pytest.approx(0.2)
     fields = sent(REGRESSION, ours)
     assert not REGRESSION.compare(ours, fields | {"units": {"age": "months"}}).agrees
     assert not REGRESSION.compare(ours, fields | {"values": {"age": 40}}).agrees
@@ -115,7 +117,9 @@ def test_vectors_agree_where_they_are_similar() -> None:
     task = EmbeddingTask(3)
     ours, near, far = (answered(task, output, ()) for output in ([1, 0, 0], [0.95, 0.3, 0], [0, 1, 0]))
     assert compared(task, ours, near).agrees
-    assert tuple(compared(task, ours, far)) == (False, pytest.approx(1))
+    agreement = compared(task, ours, far)
+    assert agreement.agrees is False
+    assert agreement.difference == pytest.approx(1)
     assert task.compare(ours, {"embedding": [1.0, 0.0]}) == (False, 1.0)
 
 
@@ -136,7 +140,9 @@ def test_objects_agree_where_each_has_a_match(
     objects: tuple[tuple[float, ...], ...], agrees: bool, difference: float
 ) -> None:
     ours, theirs = (answered(DETECTION, row(*each), FOUND, SIZE) for each in ((CAT, DOG), objects))
-    assert tuple(compared(DETECTION, ours, theirs)) == (agrees, pytest.approx(difference))
+    agreement = compared(DETECTION, ours, theirs)
+    assert agreement.agrees is agrees
+    assert agreement.difference == pytest.approx(difference)
 
 
 def test_class_maps_agree_where_nearly_all_pixels_do() -> None:

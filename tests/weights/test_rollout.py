@@ -51,10 +51,10 @@ def retrained(weights: Weights, train: dict[str, Any]) -> Weights:
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
     order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(7))
-    for batch in order[: 32 * STEPS].split(32):
+    for batch in order[: 32 * STEPS].split(32):  # type: ignore[no-untyped-call]
         numbers = [chosen[number] for number in batch]
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(pictures[numbers]), classes[numbers]).backward()
+        torch.nn.functional.cross_entropy(model(pictures[numbers]), classes[numbers]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return dict(model.state_dict())
 

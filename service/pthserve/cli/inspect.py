@@ -17,6 +17,7 @@ from pthserve.text import MESSAGE, quoted
 if TYPE_CHECKING:
     from pthserve.files.card import Card
     from pthserve.files.weights import Weights
+    from pthserve.sources.attestation import Attestation
 
 
 _METADATA = 20
@@ -38,11 +39,14 @@ def command(settings: Settings, as_json: bool) -> None:
     from pthserve.cli.local import fetched
     from pthserve.loading import packed
 
+    named = settings.model
     settings = fetched(settings)
     path = Path(settings.model)
     found, in_words = (
         (_packed(path), _packed_in_words) if packed.is_packed(path) else (_inspect(settings), _in_words)
     )
+    attested = _attestations(named, path)
+    found["attestations"] = [one.model_dump() for one in attested]
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -53,7 +57,23 @@ def command(settings: Settings, as_json: bool) -> None:
     table = Table.grid("", "", padding=(0, 2))
     for name, value in in_words(found).items():
         table.add_row(name, "\n".join(quoted(line, MESSAGE) for line in value.split("\n")))
+    for attestation in attested:
+        same = attestation.digest == found["sha256"]
+        of = "" if same else f"of another model, {attestation.digest[:12]}: not of this one\n"
+        table.add_row("attestation", of + attestation.words())
     show(table)
+
+
+def _attestations(named: str, path: Path) -> "list[Attestation]":
+    """Return what the model has shown at rollouts: from its registry, or from the file beside it."""
+    from pthserve.sources import attestation
+    from pthserve.sources.reference import parse
+
+    reference = parse(named)
+    if reference is not None:
+        return attestation.pull(reference) if reference.scheme == "oci" else []
+    beside = attestation.read(path)
+    return [beside] if beside is not None else []
 
 
 def _inspect(settings: Settings) -> dict[str, Any]:

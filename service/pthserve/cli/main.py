@@ -26,6 +26,7 @@ COMMANDS = {
     "size": "Calculate how many pods a model needs for a rate and a latency.",
     "fetch": "Download a model and verify it.",
     "push": "Push a model into an OCI registry.",
+    "attest": "Write down what a release has shown at a rollout.",
     "sign": "Sign a model with a private key.",
     "verify": "Verify the signature of a model.",
 }

@@ -10,6 +10,7 @@ from pthserve.errors import (
     PthserveError,
     RateLimited,
     RequestError,
+    SameProcess,
     TooLarge,
     TooManyCalls,
     TooSlow,
@@ -23,6 +24,7 @@ CODES: dict[type[PthserveError], grpc.StatusCode] = {
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers a message over its limit
     TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
     RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SameProcess: grpc.StatusCode.FAILED_PRECONDITION,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelError: grpc.StatusCode.FAILED_PRECONDITION,
     TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,

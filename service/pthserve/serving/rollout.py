@@ -9,7 +9,7 @@ import io
 import logging
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.addresses import printable
@@ -55,8 +56,9 @@ MAX_ANSWER = 64 * 2**20
 """Maximum size in bytes of an answer of the other release."""
 MAX_PAIRS = 8
 """Maximum number of pairs of digests whose agreement is kept; the oldest is dropped."""
+MAX_KEYS = 2**20
+"""Maximum size in bytes of the file with the API key."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MAX_KEY = 4096
 
 
 class _Failed(Exception):
@@ -119,8 +121,8 @@ class Rollout:
     async def run(self) -> None:
         """Compare until cancelled."""
         try:
-            async with await in_background(partial(_client, self._deadline)) as client:
-                with self._predictor.observers.during(self._offer):
+            with self._predictor.observers.during(self._offer):
+                async with await in_background(partial(_client, self._deadline)) as client:
                     await asyncio.gather(*(self._work(client) for _ in range(CONCURRENT)))
         except Exception:  # the service goes on without comparisons, which no rollout takes for agreement
             log.exception("no answers can be compared with those of %s", self._address)
@@ -273,18 +275,18 @@ class Rollout:
 
 
 def api_key(file: Path) -> str:
-    """Return the API key in the first line of `file`.
+    """Return the first API key in `file`, which has the form of the setting api_keys.
 
     Raises:
         PthserveError: It cannot be read, or has no key that a header can carry. The message does not name it.
     """
     try:
-        lines = regular_files.read(file, _MAX_KEY).splitlines()
+        lines = map(bytes.strip, regular_files.read(file, MAX_KEYS).splitlines())
     except OSError as error:
         raise PthserveError(f"{file}: the API key cannot be read: {error.strerror}") from None
-    key = lines[0].strip() if lines else b""
+    key = next((line for line in lines if line and not line.startswith(b"#")), b"")
     if not re.fullmatch(rb"[\x21-\x7e]+", key):
-        raise PthserveError(f"{file}: its first line is not an API key of printable ASCII characters")
+        raise PthserveError(f"{file}: its first key is not one of printable ASCII characters without spaces")
     return key.decode()
 
 
@@ -305,10 +307,16 @@ def _size(answer: Any) -> int:
     """Return the bytes of the arrays in an answer; of a view, those of the batch that it keeps in memory."""
     if answer is None:
         return 0
-    values = [getattr(answer, field.name) for field in fields(answer)]
-    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
-    arrays = [part for part in parts if isinstance(part, np.ndarray)]
-    return sum((one if one.base is None else one.base).nbytes for one in arrays)
+    values = [getattr(answer, field.name) for field in fields(answer) if field.name != "labels"]
+    return sum((one.base if isinstance(one.base, np.ndarray) else one).nbytes for one in _arrays(values))
+
+
+def _arrays(value: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _arrays(part)
 
 
 def _compared(one: _Waiting, text: bytes) -> tuple[str, Compared]:

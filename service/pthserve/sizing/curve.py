@@ -93,7 +93,8 @@ def loops_of(rounds: Sequence[Mapping[str, Any]], where: str) -> Sequence[Loop]:
         where: Where they are from, for messages.
 
     Raises:
-        PthserveError: Requests failed, or there is no loop of one client or none of FEWEST or more.
+        PthserveError: Requests failed, none was answered, or there is no loop of one client or none of FEWEST
+            or more.
     """
     loops: dict[int, Loop] = {}
     for one in rounds:
@@ -104,6 +105,11 @@ def loops_of(rounds: Sequence[Mapping[str, Any]], where: str) -> Sequence[Loop]:
             raise PthserveError(
                 f"{where}: with {one['clients']} clients, {refused + sum(one['failures'].values())} requests "
                 "were not answered with 200, so this load says nothing about latency"
+            )
+        if not one["throughput"]:
+            raise PthserveError(
+                f"{where}: with {one['clients']} clients, no response came in time; measure longer "
+                "(--seconds)"
             )
         loops[one["clients"]] = Loop(
             one["clients"],

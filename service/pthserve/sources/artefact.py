@@ -228,8 +228,8 @@ def push(made: Image, reference: Reference) -> str:
     address = str(reference)
     config = {"digest": sha256(made.config), "size": len(made.config)}
     with Registry(reference, push=True) as registry:
-        retried(lambda: _upload(registry, config, lambda: iter([made.config])), address)
-        retried(lambda: _upload(registry, made.layer, made.content), address)
+        retried(lambda: upload(registry, config, lambda: iter([made.config])), address)
+        retried(lambda: upload(registry, made.layer, made.content), address)
         url = f"{registry.root}/manifests/{reference.revision or made.digest}"
         headers = {"Content-Type": MANIFESTS[0]}
         send = partial(registry.send, "PUT", url, headers=headers, content=made.manifest)
@@ -237,7 +237,8 @@ def push(made: Image, reference: Reference) -> str:
     return made.digest
 
 
-def _upload(registry: Registry, descriptor: Mapping[str, Any], content: Any) -> None:
+def upload(registry: Registry, descriptor: Mapping[str, Any], content: Any) -> None:
+    """Bring a blob to a registry, unless it is there; content: returns its bytes, in blocks."""
     there = registry.send("HEAD", f"{registry.root}/blobs/{descriptor['digest']}")
     if there.is_success:
         return
