@@ -70,7 +70,8 @@ def main(
             curve = curve_of(service, images, count, seconds, lambda text: click.echo(text, err=True))
             predictor = Predictor(curve)
             p99 = limit * curve.lone.latency["p50"]
-            boundary = predictor.boundary(p99)
+            if not (boundary := predictor.boundary(p99)):
+                raise click.ClickException(f"no load has a p99 of {1000 * p99:.1f} ms; raise --limit")
             rates = [min(share * boundary, SHARE_OF_CAPACITY * curve.capacity) for share in RATES]
             points = [Point(rate=rate, arrivals="poisson") for rate in rates]
             rounds = service.rounds(images, points, open_seconds)

@@ -25,7 +25,7 @@ def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
 ) -> None:
     command = [sys.executable, "-m", "benchmarks.size", str(digits), "--photos", str(digits / "golden")]
     done = subprocess.run(
-        [*command, "--cores", "1", "--seconds", "0.3", "--open-seconds", "0.5", "--tune-budget", "0"],
+        [*command, "--cores", "1", "--limit", "1000", "--seconds", "0.3", "--open-seconds", "0.5"],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -33,7 +33,7 @@ def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)
+    found = json.loads(done.stdout)
     assert (found["model"], found["cores"]) == ("digits", 1)
     assert len(found["rates"]) == 5
     assert all(row["predicted_ms"] > 0 and row["measured_ms"] > 0 for row in found["rates"])
