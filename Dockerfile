@@ -98,7 +98,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     find . \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.a' \) -delete && \
     rm -r numpy/distutils numpy/f2py numpy/_core/_simd.*.so numpy/_core/*_tests.*.so && \
     find pygments/lexers -name '*.py' ! -name '__init__.py' ! -name '_mapping.py' ! -name python.py ! -name special.py -delete && \
-    cd openvino && rm -r cmake libs/cache.json libs/libopenvino_c.so* tools torch frontend/jax frontend/paddle frontend/pytorch frontend/tensorflow && \
+    cd openvino && rm -f libs/cache.json && rm -r cmake libs/libopenvino_c.so* tools torch frontend/jax frontend/paddle frontend/pytorch frontend/tensorflow && \
     find libs -name '*_plugin.so' ! -name '*_cpu_plugin.so' -delete && \
     find libs -name '*_frontend.so.*' ! -name '*_ir_frontend.so.*' ! -name '*_onnx_frontend.so.*' -delete && \
     find /opt/pthserve -name '*.so*' -type f ! -path '*.libs/*' -exec strip --strip-unneeded {} + && \
