@@ -30,7 +30,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
             changed = (
                 command.replace("http://127.0.0.1:8000", address).replace("50ms", "9s").replace("80ms", "9s")
             )
-            seconds = "--seconds 0.2 --warm-up 0" if "bench" in command.split()[1] else "--seconds 0.2"
+            seconds = "--seconds 1 --warm-up 0" if "bench" in command.split()[1] else "--seconds 1"
             words = [*shlex.split(seconds), *shlex.split(changed.partition(" > ")[0])[2:]]
             done = subprocess.run(
                 ["pthserve", command.split()[1], *words],
