@@ -57,10 +57,13 @@ def test_the_golden_images_of_the_digits_agree(container: list[str | Path]) -> N
 def test_it_serves_the_digits(container: list[str | Path], digits: Path, tmp_path: Path) -> None:
     command = [*container, "pthserve", "serve", "/model", "--host", "127.0.0.1", "--port", "0"]
     command += ["--precision", "fp32", "--tune-budget", "0"]
-    log = tmp_path / "log"
-    with running(command, r"listening on (http://\S+)", log) as found:
-        client = httpx.Client(base_url=found[1], timeout=120)
-        until(lambda: client.get("/readyz").status_code == 200, "readiness")
+    with (
+        running(command, r"listening on (http://\S+)", tmp_path / "log") as found,
+        httpx.Client(base_url=found[1], timeout=120) as client,
+    ):
+        until(
+            lambda: client.get("/readyz").status_code == 200, "readiness", 600
+        )  # emulated, a minute or more
         for image in sorted((digits / "golden").iterdir()):
             answer = client.post("/predict", files={"image": image.read_bytes()})
             assert answer.json()["label"] == image.stem
