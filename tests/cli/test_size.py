@@ -129,7 +129,7 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], message: str, file
             ("--curve", "FILE", *PLANNED, "--values", "none/v.yaml"),
             "none/v.yaml: the values cannot be written",
         ),
-        (("demo", *PLANNED, "--cores", "4096"), "4096 cores cannot be measured on this machine"),
+        (("cats.pth", *PLANNED, "--cores", "4096"), "4096 cores cannot be measured on this machine"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(arguments: tuple[str, ...], message: str, file: Path) -> None:
@@ -140,7 +140,7 @@ def test_what_cannot_be_is_told_in_one_line(arguments: tuple[str, ...], message:
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("#")
-    done = called("size", "demo", *PLANNED, "--photos", tmp_path)
+    done = called("size", "cats.pth", *PLANNED, "--photos", tmp_path)
     assert done.returncode == 1
     assert "there is no image in this folder" in done.stderr
 
