@@ -43,13 +43,14 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 
 @pytest.fixture
 def _without_torch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that are started find none of ABSENT."""
+    """Processes that are started find none of ABSENT, and no packed model in the cache."""
     folder = tmp_path_factory.mktemp("without")
     for name in ABSENT:
         (folder / f"{name}.py").write_text(
             f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
         )
     monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
 
 
 @pytest.fixture(scope="module")
