@@ -1,5 +1,5 @@
-// What an answer says, by its task: a headline, a note beside it, rows, and the expression that a Python client prints;
-// `summary` says it all in a sentence where the headline and the note do not.
+// An answer by its task: a headline, a note, rows, and what a Python client prints; `summary` is a sentence, for
+// where the headline is not.
 // A row: label and text; with a probability it has a bar, with a class index what spoke for it can be shown.
 
 const SHOWN = 8; // numbers of a vector

@@ -35,7 +35,7 @@ export function show(part, { classes, size: [high, wide] }, _, changed) {
     for (let place = 0; place < map.length; place += 1) pixels[place] = values[map[place]];
   });
 
-  // The class whose entry has the focus or is under the pointer stands out.
+  // The class whose entry has focus or pointer stands out.
   let chosen = null;
   const choose = (number) => {
     chosen = number;

@@ -6,7 +6,7 @@ const count = new Intl.NumberFormat("en", { notation: "compact", compactDisplay:
 const UNCERTAIN = { default: "the architecture's default", assumed: "assumed" };
 const ENGINES = { openvino: "OpenVINO", torch: "PyTorch" };
 
-// What was found out about the model: by subject, with what it rests on, and the line that settles what is uncertain.
+// What was inferred about the model, what it rests on, and the line that settles what is uncertain.
 function found(inferred) {
   const rows = {};
   for (const { subject, value, origin, setting } of inferred) {
@@ -29,7 +29,7 @@ function agreement({ crops, mean, largest, same, clear, kept, accuracy, referenc
   ].filter(Boolean).join("; ");
 }
 
-// Up to which load the service, or each pod, is planned to keep its latency.
+// The planned load of a pod.
 const plan = ({ rate, latency }) =>
   `up to ${rate.toFixed(1)} requests per second${latency ? `, 99 % of them within ${(1000 * latency).toFixed(0)} ms` : ""}`;
 

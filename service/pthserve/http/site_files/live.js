@@ -20,7 +20,7 @@ const rate = (name) => (now, before) => more(name, now, before) / (now.at - befo
 // NaN where there was nothing of which to take the mean.
 const mean = (name) => (now, before) => more(`${name}_sum`, now, before) / more(`${name}_count`, now, before);
 const milliseconds = (value) => `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`;
-// How far the pod is planned to go, where there is a plan.
+// The planned rate of a pod.
 const planned = ({ pthserve_planned_rate: most }) => (most ? ` of ${most.toFixed(1)} planned` : "");
 const GAUGES = [
   ["Requests per second", rate("pthserve_requests_total"), (value, now) => value.toFixed(1) + planned(now)],
