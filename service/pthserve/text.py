@@ -36,6 +36,11 @@ def whole(text: str) -> str:
         raise ValueError(f"{quoted(text)} is not valid text: it contains an unpaired surrogate") from None
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words, such as "1 core" and "4 cores"."""
+    return f"{number} {noun}{'s' if number > 1 else ''}"
+
+
 def of_path(name: str) -> str:
     """Convert a file name to text; bytes that are not UTF-8 become U+FFFD."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

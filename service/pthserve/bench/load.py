@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pthserve.bench.client import ConnectionFailed, Pool, Target
 from pthserve.errors import PthserveError
+from pthserve.text import counted
 
 MOST_CONNECTIONS = 1024
 """Maximum number of connections in an open loop. A request that waits for one counts the wait."""
@@ -46,7 +47,7 @@ class Point:
     def __str__(self) -> str:
         if self.rate is not None:
             return f"{self.rate:g}/s{', random' if self.arrivals == 'poisson' else ''}"
-        return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+        return counted(self.clients, "client")
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import rich_click as click
 from pthserve.cli.numbers import Duration, Number
 from pthserve.cli.options import model_options, takes_settings
 from pthserve.settings import Settings
+from pthserve.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -189,7 +190,7 @@ def _print(found: "Sequence[Plan]", chosen: "Plan", demand: "Demand", options: d
     click.echo(f"{chosen.curve.model}: {chosen.curve.machine}")
     click.echo(_durations(chosen.curve) + "\n")
     show(_sizes(found, chosen, demand, options))
-    click.echo(f"\nOne pod with {_cores(chosen.curve.cores)}, predicted:\n")
+    click.echo(f"\nOne pod with {counted(chosen.curve.cores, 'core')}, predicted:\n")
     show(_loads(chosen))
     click.echo(f"\n{chosen.pods} pods for {demand.rate:g} requests per second:\n")
     show(_answer(chosen))
@@ -200,7 +201,7 @@ def _print(found: "Sequence[Plan]", chosen: "Plan", demand: "Demand", options: d
 
 def _durations(curve: "Curve") -> str:
     """Return how long the parts of a request take, in words."""
-    cores = _cores(curve.cores)
+    cores = counted(curve.cores, "core")
     decode = "" if curve.decode is None else f"decoding {_ms(curve.decode)}, "
     text = f"A lone request on {cores}: {decode}forward pass {_ms(curve.image)}."
     if curve.passes:
@@ -254,7 +255,7 @@ def _answer(plan: "Plan") -> "Table":
         column.justify = "left"
     table.show_header = False
     table.add_row("pods", f"{plan.pods} (at least {plan.least}, at most {plan.most})")
-    table.add_row("CPU of a pod", f"{_cores(plan.curve.cores)}, as request and as limit")
+    table.add_row("CPU of a pod", f"{counted(plan.curve.cores, 'core')}, as request and as limit")
     memory = "not measured; keep the chart's"
     if plan.memory is not None:
         request, limit = (size // MIB for size in plan.memory)
@@ -298,7 +299,3 @@ def _assumptions(plan: "Plan", demand: "Demand") -> Iterator[str]:
 
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"
-
-
-def _cores(number: int) -> str:
-    return f"{number} core{'s' if number > 1 else ''}"

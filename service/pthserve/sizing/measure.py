@@ -26,6 +26,7 @@ from pthserve.options import ModelOptions
 from pthserve.scoring.listing import IMAGE_SUFFIXES
 from pthserve.settings import VARIABLE, Settings
 from pthserve.sizing.curve import CLIENTS, Curve, from_rounds
+from pthserve.text import counted
 
 MOST_PHOTOS = 64
 """Photos that are sent in turn, spread evenly over the folder."""
@@ -137,7 +138,7 @@ def measured(
     Raises:
         PthserveError: The model cannot be served, there are too few cores, or requests fail.
     """
-    progress(f"{_cores(cores)}: starting the service")
+    progress(f"{counted(cores, 'core')}: starting the service")
     with serving(settings, cores) as service:
         return curve_of(service, photos, cores, seconds, progress)
 
@@ -155,7 +156,7 @@ def curve_of(
     Raises:
         PthserveError: Requests fail.
     """
-    where = _cores(cores)
+    where = counted(cores, "core")
     info = service.info()
     progress(f"{where}: 1 client")
     before = service.samples()
@@ -185,10 +186,6 @@ def curve_of(
         machine=f"{cpu(cores)}; {info['engine']} {info['precision']}",
         assumed=_doubts(rounds[0]),
     )
-
-
-def _cores(number: int) -> str:
-    return f"{number} core{'s' if number > 1 else ''}"
 
 
 def _image(lone: Round, mean: float) -> float:
