@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pthserve.engines.mapped_pages import release, releasing
@@ -24,6 +25,11 @@ def resident(file: Path) -> int:
         elif ours and name == "Rss:":
             kilobytes += int(value.split()[0])
     return 1024 * kilobytes
+
+
+def address(mapped: mmap.mmap) -> int:
+    """The address of a byte in the middle."""
+    return int(np.frombuffer(mapped, np.uint8)[SIZE // 2 :].ctypes.data)
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_while_graphs_are_compiled_pages_leave_again_and_again(file: Path) -> No
     with (
         file.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped,
-        releasing(".bin"),
+        releasing([address(mapped)]),
     ):
         for _ in range(2):
             assert bytes(mapped) == data
@@ -77,9 +83,23 @@ def test_while_graphs_are_compiled_pages_leave_again_and_again(file: Path) -> No
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
 def test_what_the_last_pass_has_read_leaves_at_the_end(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        with releasing(".bin"):
+        with releasing([address(mapped)]):
             assert bytes(mapped) == file.read_bytes()
         assert resident(file) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
+def test_other_files_and_other_memory_stay_while_graphs_are_compiled(file: Path) -> None:
+    array = np.arange(SIZE, dtype=np.uint8)
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
+        assert bytes(mapped) == file.read_bytes()
+        with releasing([array.ctypes.data, 0]):
+            pass
+        assert resident(file) == SIZE
+    np.testing.assert_array_equal(array, np.arange(SIZE, dtype=np.uint8))
 
 
 def test_what_was_written_stays(file: Path) -> None:

@@ -6,12 +6,16 @@ processor. Pages that were read would stay in the memory of the process, beside 
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-EVERY = 0.02
-"""Seconds between two releases while graphs are compiled; one takes about 1 ms."""
+if TYPE_CHECKING:
+    import openvino
+
+EVERY = 0.005
+"""Seconds between two releases while a graph is compiled."""
 
 _MADV_DONTNEED = 4
 """Of Linux' <asm-generic/mman-common.h>: the pages leave the process, and come back when they are touched."""
@@ -23,21 +27,35 @@ def release(*suffixes: str) -> None:
     A file that has no name any more counts by its last one. What is read again comes from the page cache, or
     from the file. Where there is no Linux, nothing happens.
     """
-    with suppress(OSError, AttributeError):
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for begin, end in _mapped(suffixes):
-            madvise(begin, end - begin, _MADV_DONTNEED)
+    with suppress(OSError):
+        _release([(begin, end) for begin, end, name in _mapped() if name.endswith(suffixes)])
+
+
+def weights(graph: "openvino.Model") -> list[int]:
+    """Return the addresses of the constants of `graph`."""
+    constants = (node for node in graph.get_ops() if node.get_type_name() == "Constant")
+    return [node.data.ctypes.data for node in constants]
 
 
 @contextmanager
-def releasing(*suffixes: str) -> Iterator[None]:
-    """Do what `release` does every EVERY seconds during the block, and at its end."""
+def releasing(addresses: Collection[int]) -> Iterator[None]:
+    """Release the pages of the mapped files that contain `addresses`, every EVERY seconds during the block.
+
+    The caller keeps these files mapped: what is mapped in their place could lose its content.
+    """
+    places: list[tuple[int, int]] = []
+    with suppress(OSError):
+        for begin, end, _ in _mapped():
+            if any(begin <= address < end for address in addresses):
+                places.append((begin, end))
+    if not places:
+        yield
+        return
     done = threading.Event()
 
     def repeat() -> None:
         while not done.wait(EVERY):
-            release(*suffixes)
+            _release(places)
 
     thread = threading.Thread(target=repeat, name="mapped pages", daemon=True)
     thread.start()
@@ -46,12 +64,21 @@ def releasing(*suffixes: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        release(*suffixes)
+        _release(places)
 
 
-def _mapped(suffixes: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+def _release(places: Collection[tuple[int, int]]) -> None:
+    with suppress(AttributeError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for begin, end in places:
+            madvise(begin, end - begin, _MADV_DONTNEED)
+
+
+def _mapped() -> Iterator[tuple[int, int, str]]:
+    """Begin, end and file of what is mapped for reading alone."""
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        where, rights, *_, name = line.split(maxsplit=5)
-        if rights in ("r--s", "r--p") and name.removesuffix(" (deleted)").endswith(suffixes):
+        where, rights, _, _, inode, *name = line.split(maxsplit=5)
+        if rights in ("r--s", "r--p") and inode != "0" and name:
             begin, _, end = where.partition("-")
-            yield int(begin, 16), int(end, 16)
+            yield int(begin, 16), int(end, 16), name[0].removesuffix(" (deleted)")

@@ -269,26 +269,24 @@ class OpenVINOEngine:
 
     def with_threads(self, threads: int) -> "OpenVINOEngine":
         """Compile the graph again, for so many threads; see `Resizable`."""
-        return OpenVINOEngine(
-            self._graph,
-            self._spec,
-            precision=self.precision,
-            threads=threads,
-            cache_dir=self._cache_dir,
-            rest=self._rest,
-        )
+        same: dict[str, Any] = {"precision": self.precision, "cache_dir": self._cache_dir, "rest": self._rest}
+        return OpenVINOEngine(self._graph, self._spec, threads=threads, **same)
 
     def complete(self) -> None:
         """Compile the graph for a single image, too, if that was left out; see `Completes`."""
-        with self._lock, self.settling():
+        with self._lock, self._releasing():
             self._sparing = False
-            for lanes, pixels in ((self._pixels, True), (self._tensors, False)):
-                if lanes is not None and lanes.one is None:
-                    lanes.one = self._for_one(self._whole(pixels=pixels))
+            if self._pixels is not None and self._pixels.one is None:
+                self._pixels.one = self._for_one(_with_normalisation(self._graph, self._spec))
+            if self._tensors is not None and self._tensors.one is None:
+                self._tensors.one = self._for_one(self._graph)
 
-    def settling(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def settling(self) -> Iterator[None]:
         """Release the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
-        return mapped_pages.releasing(".bin", ".blob")
+        with self._releasing():
+            yield
+        mapped_pages.release(".bin", ".blob")
 
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
@@ -300,24 +298,28 @@ class OpenVINOEngine:
         if made := self._pixels if pixels else self._tensors:
             return made
         with self._lock:
-            if not pixels:
-                self._tensors = self._tensors or self._compiled(self._whole(pixels=False))
-                return self._tensors
-            self._pixels = self._pixels or self._compiled(self._whole(pixels=True))
-            return self._pixels
+            if pixels:
+                self._pixels = self._pixels or self._compiled(pixels=True)
+                return self._pixels
+            self._tensors = self._tensors or self._compiled(pixels=False)
+            return self._tensors
 
-    def _whole(self, *, pixels: bool) -> "openvino.Model":
-        """The graph of an entry."""
-        if not pixels:
-            return self._graph
-        with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
-            return _with_normalisation(self._graph, self._spec)
-
-    def _compiled(self, graph: "openvino.Model") -> Lanes:
-        with self.settling():
+    def _compiled(self, *, pixels: bool) -> Lanes:
+        graph = _with_normalisation(self._graph, self._spec) if pixels else self._graph
+        with self._releasing():
             shared = self._compile(graph, self.lanes)
             one = None if self._sparing else self._for_one(graph)
-        return Lanes(one, [shared.create_infer_request() for _ in range(self.lanes)])
+            lanes = Lanes(one, [shared.create_infer_request() for _ in range(self.lanes)])
+            if self._sparing:  # the first pass reads all weights again
+                image = np.zeros((1, *self._spec.image_shape), np.uint8)
+                tensor = np.zeros((1, *self._spec.tensor_shape), np.float32)
+                with _explained("OpenVINO cannot run the model", _ANOTHER):
+                    lanes(image if pixels else tensor)
+        return lanes
+
+    def _releasing(self) -> contextlib.AbstractContextManager[None]:
+        """Release the weights that the graph has mapped, which it keeps mapped, while they are read."""
+        return mapped_pages.releasing(mapped_pages.weights(self._graph))
 
     def _for_one(self, graph: "openvino.Model") -> Any:
         """A request for one image: known to be one, a pass takes a tenth less. None if there is one lane."""
@@ -344,19 +346,20 @@ _NEEDS = {"bf16": "avx512_bf16 or amx_bf16", "fp16": "avx512_fp16"}
 def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model":
     """A copy of `graph` that takes uint8 (n, height, width, channels)."""
     ov = runtime()
-    steps = ov.preprocess.PrePostProcessor(graph.clone())
-    image = steps.input(0)
-    image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    image.model().set_layout(ov.Layout("NCHW"))
-    # (x / 255 - mean) / std, as (x - 255 mean) / (255 std): one multiply and add a value.
-    (
-        image.preprocess()
-        .convert_element_type(ov.Type.f32)
-        .mean([255 * value for value in spec.mean])
-        .scale([255 * value for value in spec.std])
-        .convert_layout(ov.Layout("NCHW"))
-    )
-    return steps.build()
+    with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
+        steps = ov.preprocess.PrePostProcessor(graph.clone())
+        image = steps.input(0)
+        image.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+        image.model().set_layout(ov.Layout("NCHW"))
+        # (x / 255 - mean) / std, as (x - 255 mean) / (255 std): one multiply and add a value.
+        (
+            image.preprocess()
+            .convert_element_type(ov.Type.f32)
+            .mean([255 * value for value in spec.mean])
+            .scale([255 * value for value in spec.std])
+            .convert_layout(ov.Layout("NCHW"))
+        )
+        return steps.build()
 
 
 _GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
