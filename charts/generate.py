@@ -112,6 +112,8 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     "rollout.minRequests": COUNT,
     "rollout.prometheus": {"pattern": "^https?://."},
     "gates.agreement": SHARE,
+    "gates.agreementSameWeights": SHARE,
+    "gates.agreementSameWeightsExpected": SHARE,
     "gates.accuracy": SHARE,
     "gates.errorRate": SHARE,
     "gates.latency": {"type": "number", "minimum": 0},
