@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,36 @@ def test_the_port_answers_while_the_model_loads() -> None:
             gate.opened.set()
         service.wait_until_ready()
         assert service.client.post("/predict", files={"image": png()}).json()["label"] == "red"
+
+
+def test_a_probe_that_waits_is_answered_once_the_service_is_ready() -> None:
+    gate = Gate()
+    with serving(lambda: (gate(None), squares())[1]) as service, ThreadPoolExecutor() as threads:
+        try:
+            assert gate.entered.wait(PATIENCE)
+            reply = service.client.get("/readyz?wait=1")
+            assert (reply.status_code, reply.json()["error"]) == (503, "the model is loading")
+            waiting = threads.submit(httpx.get, f"{service.url}/readyz?wait={PATIENCE:.0f}", timeout=PATIENCE)
+            assert service.client.get("/livez").status_code == 200
+            assert not waiting.done()
+        finally:
+            gate.opened.set()
+        assert waiting.result(PATIENCE).status_code == 200
+        assert service.client.get("/readyz?wait=1").status_code == 200
+
+
+def test_a_probe_that_waits_is_answered_when_the_service_ends() -> None:
+    gate = Gate()
+    with serving(lambda: (gate(None), squares())[1]) as service, ThreadPoolExecutor() as threads:
+        try:
+            assert gate.entered.wait(PATIENCE)
+            waiting = threads.submit(httpx.get, f"{service.url}/readyz?wait={PATIENCE:.0f}", timeout=PATIENCE)
+            until(lambda: service.client.get("/readyz").status_code == 503, "a loading service")
+            service.server.stop()
+            reply = waiting.result(PATIENCE)
+            assert (reply.status_code, reply.json()["error"]) == (503, "the service is shutting down")
+        finally:
+            gate.opened.set()
 
 
 def test_the_service_is_not_ready_before_it_is_warm() -> None:
