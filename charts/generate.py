@@ -181,6 +181,7 @@ SET_BY_THE_CHART = {
     "model": "what weights.source mounts",
     "sha256": "weights.sha256",
     "host": "0.0.0.0",  # noqa: S104
+    "listen": "early, or ready with autoscaling.minReplicas 0",
     "allowedHosts": "any; the Service's names are added to what is given",
     "device": "auto, or cuda with gpu.enabled",
     "threads": "resources.limits.cpu, also when it is changed in place",

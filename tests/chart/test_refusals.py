@@ -152,6 +152,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {**TO_ZERO, "ingress": {"enabled": True, "hosts": ["cats.example"]}},
         "leave out ingress.enabled, and service.type at ClusterIP",
     ),
+    "a pod accepts no connection before it can answer": (
+        {**TO_ZERO, "settings": {"listen": "early"}},
+        "leave out settings.listen",
+    ),
     "a rollout has pods": (
         {**ROLLOUT, **TO_ZERO},
         "rollout.enabled judges a release by its traffic, and without pods there is none",

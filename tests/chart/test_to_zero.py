@@ -52,7 +52,7 @@ def test_a_request_that_is_held_finds_the_pod_by_an_address_that_stays(rendered:
     assert held["extensionRef"]["name"] == rendered.one("Middleware")["metadata"]["name"]
     (service,) = rendered.one("TraefikService")["spec"]["weighted"]["services"]
     assert service == {
-        "name": rendered.one("Service")["metadata"]["name"],
+        "name": rendered.one("Service", "-held")["metadata"]["name"],
         "port": 80,
         "nativeLB": True,
         "serversTransport": rendered.one("ServersTransport")["metadata"]["name"],
@@ -75,8 +75,9 @@ def test_calls_over_grpc_are_held_too(helm: Helm) -> None:
     (rule,) = rendered.one("GRPCRoute")["spec"]["rules"]
     (held,) = rule["filters"]
     assert held["extensionRef"]["kind"] == "Middleware"
-    assert rule["backendRefs"] == [{"name": "cats-pthserve", "port": 8001}]
-    assert rendered.one("Service")["metadata"]["annotations"] == {"traefik.io/service.nativelb": "true"}
+    assert rule["backendRefs"] == [{"name": "cats-pthserve-held", "port": 8001}]
+    annotations = rendered.one("Service", "-held")["metadata"]["annotations"]
+    assert annotations == {"traefik.io/service.nativelb": "true"}
     requests = rendered.one("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
     assert "|grpcroute-shop-cats-pthserve-.+@kubernetesgateway" in requests
 
@@ -108,13 +109,14 @@ def test_no_pods_are_no_load_of_pods(rendered: Rendered) -> None:
     assert load["metadata"]["query"].endswith(" or vector(0)")
 
 
-def test_a_pod_is_ready_as_soon_as_its_model_is(rendered: Rendered) -> None:
-    """Probes that poll would add up to a second each."""
-    container = rendered.container
-    assert "startupProbe" not in container
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz?wait=5"
-    assert container["readinessProbe"]["timeoutSeconds"] > 5
-    assert container["livenessProbe"]["initialDelaySeconds"] == 10
+def test_a_pod_gets_the_request_before_a_probe_has_found_it_ready(rendered: Rendered) -> None:
+    """So it must refuse connections until it can answer."""
+    held, service = rendered.one("Service", "-held")["spec"], rendered.one("Service")["spec"]
+    assert held["publishNotReadyAddresses"]
+    assert held["selector"] == service["selector"]
+    assert held["ports"] == service["ports"]
+    assert "publishNotReadyAddresses" not in service
+    assert rendered.environment["PTHSERVE_LISTEN"] == "ready"
 
 
 def test_the_last_pod_may_be_drained(rendered: Rendered) -> None:
@@ -124,7 +126,7 @@ def test_the_last_pod_may_be_drained(rendered: Rendered) -> None:
 # What the query gives, by Prometheus itself.
 
 HELD = 'traefik_service_requests_total{{service="{}",code="504",method="POST"}}'
-OWN = "shop-cats-pthserve-80@kubernetescrd"
+OWN = "shop-cats-pthserve-held-80@kubernetescrd"
 RELOADS = {"series": "traefik_config_reloads_total", "values": "3x60"}
 
 
@@ -136,7 +138,7 @@ RELOADS = {"series": "traefik_config_reloads_total", "values": "3x60"}
         ([RELOADS, {"series": HELD.format(OWN), "values": "7x58 8 9"}], 1),
         ([RELOADS, {"series": HELD.format(OWN), "values": "_x58 1 2"}], 1),
         ([RELOADS, {"series": HELD.format(OWN), "values": "0+1x20 20x40"}], 0),
-        ([RELOADS, {"series": HELD.format("shop-dogs-pthserve-80@kubernetescrd"), "values": "0+1x60"}], 0),
+        ([RELOADS, {"series": HELD.format("shop-dogs-pthserve-held-80@kubernetescrd"), "values": "0+1x60"}], 0),
         ([], None),
     ],
     ids=[

@@ -60,13 +60,6 @@ def test_probes_of_a_ready_service_say_so(client: httpx.Client) -> None:
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
-@pytest.mark.parametrize("asked", ["-1", "1.5", "x", "", "²", "9" * 40])
-def test_a_wait_that_is_no_number_of_seconds_is_refused(client: httpx.Client, asked: str) -> None:
-    response = client.get("/readyz", params={"wait": asked})
-    assert response.status_code == 400
-    assert "wait" in response.json()["error"]
-
-
 def test_info_says_what_is_served_and_how(client: httpx.Client) -> None:
     info = client.get("/info").json()
     told = {"name", "version", "architecture", "num_classes", "digest", "engine", "precision"}
@@ -126,7 +119,6 @@ EXAMPLES: dict[tuple[str, str, str], Callable[[httpx.Client], httpx.Response]] =
     ("/predict", "post", "422"): lambda client: send(client, png()[:60]),
     ("/livez", "get", "200"): lambda client: client.get("/livez"),
     ("/readyz", "get", "200"): lambda client: client.get("/readyz"),
-    ("/readyz", "get", "400"): lambda client: client.get("/readyz?wait=soon"),
     ("/healthz", "get", "200"): lambda client: client.get("/healthz"),
 }
 LOADING: dict[tuple[str, str, str], Callable[[httpx.Client], httpx.Response]] = {

@@ -107,7 +107,7 @@ attempt at a service. Without any metric of Traefik there is no result, which is
 {{- define "pthserve.requested" -}}
 {{- $namespace := .Release.Namespace -}}
 {{- $name := include "pthserve.fullname" . -}}
-{{- $services := list (printf "%s-%s-%v@kubernetescrd" $namespace $name .Values.service.port) -}}
+{{- $services := list (printf "%s-%s-held-%v@kubernetescrd" $namespace $name .Values.service.port) -}}
 {{- if .Values.grpcRoute.enabled -}}
 {{- $services = append $services (printf "grpcroute-%s-%s-.+@kubernetesgateway" $namespace $name) -}}
 {{- end -}}
@@ -202,6 +202,9 @@ count(rate(traefik_service_requests_total{service=~{{ join "|" $services | quote
 {{- if .Values.apiKeys.secret -}}
 {{- $_ := set $settings "compareApiKey" "/run/secrets/pthserve/keys" -}}
 {{- end -}}
+{{- end -}}
+{{- if include "pthserve.toZero" . -}}
+{{- $_ := set $settings "listen" "ready" -}}
 {{- end -}}
 {{- $settings = mergeOverwrite $settings .Values.settings -}}
 {{- with $settings.allowedHosts -}}

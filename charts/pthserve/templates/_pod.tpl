@@ -80,18 +80,6 @@ spec:
         - name: metrics
           containerPort: {{ . }}
         {{- end }}
-      {{- if include "pthserve.toZero" . }}
-      {{- /*
-      Requests are held until the pod is ready. A probe that fails is repeated after a second at the earliest; this one waits
-      instead. A startup probe would come first, and not before the second second.
-      */}}
-      livenessProbe:
-        httpGet: {path: /livez, port: http}
-        {{- mergeOverwrite (dict "initialDelaySeconds" 10) .Values.probes.liveness | toYaml | nindent 8 }}
-      readinessProbe:
-        httpGet: {path: "/readyz?wait=5", port: http}
-        {{- mergeOverwrite (dict) .Values.probes.readiness (dict "timeoutSeconds" (max 6 .Values.probes.readiness.timeoutSeconds)) | toYaml | nindent 8 }}
-      {{- else }}
       startupProbe:
         httpGet: {path: /readyz, port: http}
         {{- toYaml .Values.probes.startup | nindent 8 }}
@@ -101,7 +89,6 @@ spec:
       readinessProbe:
         httpGet: {path: /readyz, port: http}
         {{- toYaml .Values.probes.readiness | nindent 8 }}
-      {{- end }}
       # Why it ended stands in the pod's status.
       terminationMessagePolicy: FallbackToLogsOnError
       {{- with .Values.shutdown.preStopSeconds }}

@@ -118,6 +118,9 @@
 {{- if or .Values.ingress.enabled (ne .Values.service.type "ClusterIP") -}}
 {{- fail "autoscaling.minReplicas 0 sees only requests that come through httpRoute: leave out ingress.enabled, and service.type at ClusterIP." -}}
 {{- end -}}
+{{- if eq (.Values.settings.listen | default "ready") "early" -}}
+{{- fail "autoscaling.minReplicas 0 sends requests to a pod as soon as it accepts connections: leave out settings.listen." -}}
+{{- end -}}
 {{- if .Values.rollout.enabled -}}
 {{- fail "rollout.enabled judges a release by its traffic, and without pods there is none: set autoscaling.minReplicas to 1 or more." -}}
 {{- end -}}

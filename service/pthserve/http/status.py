@@ -13,8 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pthserve.certainty import Origin
-from pthserve.errors import MalformedRequest
-from pthserve.http.limits import remaining
 from pthserve.http.problems import JSON, described, problem
 from pthserve.http.schema import new_router
 from pthserve.loading.model import Model
@@ -131,16 +129,10 @@ def probes(predictor: Predictor) -> APIRouter:
         """Whether the engine's threads run and make progress; otherwise the process should be restarted."""
         return _probe(predictor.live())
 
-    @routes.get(
-        "/readyz",
-        summary="Is it ready for traffic?",
-        responses={**_responses("send nothing yet"), 400: described("not a number of seconds", _WAITS)},
-        openapi_extra={"parameters": [_WAIT]},
-    )
-    async def readyz(request: Request) -> Response:
+    @routes.get("/readyz", summary="Is it ready for traffic?", responses=_responses("send nothing yet"))
+    async def readyz() -> Response:
         """Whether traffic should be sent: a model is loaded and warm. A full queue does not matter."""
-        seconds = min(_seconds(request), remaining(request.scope) - ANSWER)
-        return _probe(await predictor.readiness(seconds))
+        return _probe(predictor.unready)
 
     @routes.get("/healthz", summary="Is all well?", responses=_responses("not live, or not ready"))
     async def healthz() -> Response:
@@ -225,22 +217,5 @@ def _responses(description: str, reason: str = "the model is loading") -> dict[i
     return {200: ok, 503: described(description, reason)}
 
 
-def _seconds(request: Request) -> int:
-    value = request.query_params.get("wait", "0")
-    if not (value.isascii() and value.isdigit() and len(value) < 10):
-        raise MalformedRequest(_WAITS)
-    return int(value)
-
-
-ANSWER = 0.5
-"""Seconds before the deadline of a request that waits at which it is answered."""
-
-_WAITS = "`wait` must be the number of seconds to wait for the first model: an integer, 0 or greater"
-_WAIT = {
-    "name": "wait",
-    "in": "query",
-    "description": "how many seconds to wait for the first model, at most the deadline of a request",
-    "schema": {"type": "integer", "minimum": 0, "default": 0},
-}
 _DEAD = "the engine's thread has died"
 _NOT_READY = described("no model is ready yet", "the service is not ready: the model is loading")

@@ -82,7 +82,6 @@ class Predictor:
         self.batcher = Batcher(settings.max_batch)
         self.admission = Admission(settings.max_inflight, self._seconds_for)
         self._settings = settings
-        self._settled = asyncio.Event()  # it has been ready, or will not be
         self._closed = False
         self.cpus = settings.cpus
         self._decoders = Decoders(self.cpus, settings.decode_memory)
@@ -180,7 +179,6 @@ class Predictor:
         self.batcher.restart_estimates()
         if not self.draining:
             self.unready = None
-            self._settled.set()
         MODEL_INFO.info(
             {
                 "name": model.name,
@@ -192,14 +190,6 @@ class Predictor:
             }
         )
         _show(model.plan.agreement)
-
-    async def readiness(self, seconds: float) -> str | None:
-        """Return why the service is not ready for traffic, or None; wait up to `seconds` for the first model."""
-        if seconds > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._settled.wait()
-        return self.unready
 
     def record_loading(self, stage: str) -> None:
         """Set the reason for not being ready while the first model is loading.
@@ -266,7 +256,6 @@ class Predictor:
         """Report not ready, so that new traffic is sent elsewhere; requests are still answered."""
         self.draining = True
         self.unready = "the service is shutting down"
-        self._settled.set()
 
     def close(self) -> None:
         """Refuse new requests and end the threads, but wait at most CLOSING seconds for them."""
