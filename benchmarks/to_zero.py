@@ -1,8 +1,8 @@
 """`python -m benchmarks.to_zero`: from no pods to the first answer, in the local cluster, try by try.
 
-The release is one with autoscaling.minReplicas 0 (docs/scale-to-zero.md), behind the local cluster's gateway. Each
-try waits until its last pod has ended and a random pause has passed, sends one image, and waits for the answer.
-Where the time went is what a watch of the pods, and their log, have seen by then.
+The release is one with autoscaling.minReplicas 0 (docs/scale-to-zero.md), behind the local cluster's gateway.
+Each try waits until its last pod has ended and a random pause has passed, sends one image, and waits for the
+answer. Where the time went is what a watch of the pods, and their log, have seen by then.
 """
 
 import json
@@ -22,7 +22,7 @@ from kubernetes import client, config, watch
 IMAGE = Path(__file__).parents[1] / "weights/imagenet/golden/coffee.jpg"
 PATIENCE = 120
 STEPS = ("created", "scheduled", "address", "loaded", "answered")
-"""What happens, in order: the pod exists, has a node, its address is known, its model is loaded, the answer is there."""
+"""What happens, in order: the pod exists, has a node and an address, its model is loaded, the answer is there."""
 
 
 @dataclass
@@ -84,7 +84,10 @@ def tried(pods: Pods, url: str, host: str, pause: float) -> Try:
     watching.start()
     began = time.time()
     reply = httpx.post(
-        url, content=IMAGE.read_bytes(), headers={"Host": host, "Content-Type": "image/jpeg"}, timeout=PATIENCE
+        url,
+        content=IMAGE.read_bytes(),
+        headers={"Host": host, "Content-Type": "image/jpeg"},
+        timeout=PATIENCE,
     )
     seen["answered"] = time.time()
     watching.join(5)
@@ -115,7 +118,7 @@ def main(namespace: str, release: str, host: str, tries: int, pause: float) -> N
     pods = Pods(namespace, release)
     found = []
     for number in range(tries):
-        found.append(tried(pods, f"http://{gateway}/predict", host, random.uniform(0, pause)))  # noqa: S311
+        found.append(tried(pods, f"http://{gateway}/predict", host, random.uniform(0, pause)))
         moments = ", ".join(f"{step} {seconds:.2f}" for step, seconds in found[-1].moments.items())
         click.echo(f"{number + 1}: {found[-1].status}, {moments}")
     click.echo(json.dumps({"lost": sum(one.status != 200 for one in found), **summary(found)}))

@@ -191,7 +191,7 @@ class Server:
             resizing.cancel()
 
     async def _listen_once_ready(self, loading: "asyncio.Task[None]") -> None:
-        """Open the ports of HTTP when the model is loaded; return without them if it fails, or on a signal."""
+        """Open the ports of HTTP once the model is loaded, or return when that fails or on a signal."""
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()

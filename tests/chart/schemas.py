@@ -134,7 +134,7 @@ def builtin(version: str) -> None:
 
 
 def custom(name: str, path: str, *kinds: str) -> None:
-    """The versions of the CRDs in one file, or of these kinds of it, without the autoscaler's own checkpoints."""
+    """The versions of the CRDs in one file, without an autoscaler's checkpoints; of `kinds` alone, if any."""
     for document in yaml.safe_load_all((module(name) / path).read_text()):
         crd = document["spec"]
         kind = crd["names"]["kind"].lower()

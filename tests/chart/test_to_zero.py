@@ -138,7 +138,13 @@ RELOADS = {"series": "traefik_config_reloads_total", "values": "3x60"}
         ([RELOADS, {"series": HELD.format(OWN), "values": "7x58 8 9"}], 1),
         ([RELOADS, {"series": HELD.format(OWN), "values": "_x58 1 2"}], 1),
         ([RELOADS, {"series": HELD.format(OWN), "values": "0+1x20 20x40"}], 0),
-        ([RELOADS, {"series": HELD.format("shop-dogs-pthserve-held-80@kubernetescrd"), "values": "0+1x60"}], 0),
+        (
+            [
+                RELOADS,
+                {"series": HELD.format("shop-dogs-pthserve-held-80@kubernetescrd"), "values": "0+1x60"},
+            ],
+            0,
+        ),
         ([], None),
     ],
     ids=[
