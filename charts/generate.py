@@ -149,7 +149,6 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     },
     "toZero.idleSeconds": {"type": "integer", "minimum": 10},
     "toZero.holdSeconds": {"type": "integer", "minimum": 1, "maximum": 600},
-    "toZero.pollingInterval": COUNT,
     "keda.pollingInterval": COUNT,
     "keda.fallbackReplicas": COUNT,
     "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"], "minimum": 1},
