@@ -198,7 +198,7 @@ def running(command: Sequence[str | Path], pattern: str, log: Path) -> Iterator[
 
 
 @contextmanager
-def s3(folder: Path, log: Path, key: str, secret: str, *flags: str) -> Iterator[str]:
+def s3(folder: Path, log: Path, key: str, secret: str, *flags: str, host: str = "127.0.0.1") -> Iterator[str]:
     """rclone's S3 server of the folders in `folder`, each a bucket; yields its endpoint."""
     command: list[str | Path] = [
         program("rclone"),
@@ -206,12 +206,12 @@ def s3(folder: Path, log: Path, key: str, secret: str, *flags: str) -> Iterator[
         "s3",
         folder,
         "--addr",
-        "127.0.0.1:0",
+        f"{host}:0",
         "--auth-key",
         f"{key},{secret}",
     ]
     command += ["--config", "/dev/null", "-vv", *flags]
-    with running(command, r"Starting s3 server on \[(https?://127\.0\.0\.1:\d+)/\]", log) as found:
+    with running(command, r"Starting s3 server on \[(https?://[\d.]+:\d+)/\]", log) as found:
         yield found[1]
 
 
