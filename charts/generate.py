@@ -126,6 +126,7 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     "extraObjects": {"type": "array", "items": {"type": ["object", "string"]}},
     "revisionHistoryLimit": {"type": "integer", "minimum": 0},
     "minReadySeconds": {"type": "integer", "minimum": 0},
+    "unreachableSeconds": {"type": "integer", "minimum": 0},
     "progressDeadlineSeconds": COUNT,
     "verticalPodAutoscaler.updateMode": {"enum": ["Off", "Initial", "Recreate", "InPlaceOrRecreate"]},
     "verticalPodAutoscaler.controlledResources": {
