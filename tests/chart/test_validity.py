@@ -47,6 +47,7 @@ def test_every_resource_fits_its_schema(kubernetes: str, helm: Helm, programs: P
     written = [
         ROOT / "k8s" / "examples" / "hostpath-claim.yaml",
         ROOT / "k8s" / "examples" / "score.yaml",
+        ROOT / "k8s" / "examples" / "score-kueue.yaml",
         ROOT / "k8s" / "manifests" / "pthserve.yaml",
     ]
     found = subprocess.run(
