@@ -22,7 +22,7 @@ from kubernetes import client, config, watch
 IMAGE = Path(__file__).parents[1] / "weights/imagenet/golden/coffee.jpg"
 PATIENCE = 120
 STEPS = ("created", "scheduled", "address", "loaded", "answered")
-"""What happens, in order: the pod exists, has a node and an address, its model is loaded, the answer is there."""
+"""In order: the pod exists, has a node, has an address; its model is loaded; the answer is there."""
 
 
 @dataclass

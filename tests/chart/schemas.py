@@ -49,6 +49,11 @@ CUSTOM = [
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml"),
     (ROLLOUTS, "manifests/crds/rollout-crd.yaml"),
     (ROLLOUTS, "manifests/crds/analysis-template-crd.yaml"),
+    ("github.com/fluxcd/flagger@v1.41.0", "artifacts/flagger/crd.yaml"),
+    (
+        "github.com/traefik/traefik/v3@v3.7.13",
+        "docs/content/reference/dynamic-configuration/traefik.io_middlewares.yaml",
+    ),
     ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
     ("knative.dev/serving@v0.51.0", "config/core/300-resources/service.yaml"),

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from pthserve import exits
@@ -55,9 +54,8 @@ def test_every_mount_has_its_volume_and_every_volume_a_mount() -> None:
     assert {one["name"] for one in POD["volumes"]} == {one["name"] for one in CONTAINER["volumeMounts"]}
 
 
-@pytest.mark.parametrize("name", ["requirements-full.lock"])
-def test_its_image_has_what_scoring_needs(name: str) -> None:
-    assert CONTAINER["image"].endswith("-full")
-    lock = (ROOT / name).read_text()
+def test_its_image_has_what_scoring_needs() -> None:
+    assert CONTAINER["image"].endswith("-batch")
+    lock = (ROOT / "requirements-batch.lock").read_text()
     assert "\npyarrow==" in lock
     assert "\nobstore==" in lock

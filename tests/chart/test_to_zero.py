@@ -106,7 +106,7 @@ def test_where_no_one_can_see_requests_a_pod_runs(rendered: Rendered) -> None:
     requests, load = spec["triggers"]
     assert requests["metadata"]["ignoreNullValues"] == load["metadata"]["ignoreNullValues"] == "false"
     assert spec["fallback"] == {
-        "failureThreshold": 15,  # 30 seconds
+        "failureThreshold": 30,  # seconds
         "replicas": 1,
         "behavior": "currentReplicasIfHigher",
     }

@@ -25,7 +25,7 @@ class Answer:
     """What became of one request.
 
     began, seconds: when it was sent, in time.monotonic()'s seconds, and how long it took.
-    status: 0 where no answer came. digest: of the weights that answered.
+    status: 0 where no answer came. digest, version: of the weights that answered, and in their card.
     fault: why it is lost, or empty. "refused" is where there was nobody to send it to, "cut off" where
     its connection ended once it was sent.
     fresh: whether its connection was opened for it.
@@ -36,6 +36,7 @@ class Answer:
     status: int
     fault: str
     digest: str
+    version: str
     fresh: bool
 
 
@@ -102,7 +103,7 @@ class Load(Background):
         connection: Connection | None = None
         answered = 0
         while not self._stopped.is_set():
-            began, status, fault, digest = time.monotonic(), 0, "", ""
+            began, status, fault, digest, version = time.monotonic(), 0, "", "", ""
             doing = "refused"
             fresh = connection is None or not connection.usable
             try:
@@ -116,14 +117,16 @@ class Load(Background):
                 if self.renewed and answered % self.renewed == 0:
                     connection.close()
                 if status == 200:
-                    digest = json.loads(body)["model"]["digest"]
+                    model = json.loads(body)["model"]
+                    digest, version = model["digest"], model["version"]
                 else:
                     fault = f"{status} {body.decode(errors='replace')[:200]}"
             except ConnectionFailed as error:
                 fault, connection = f"{doing}: {error}", None
             except TimeoutError:
                 fault, connection = f"no answer in {self.timeout:g} s", None
-            self.answers.append(Answer(began, time.monotonic() - began, status, fault, digest, fresh))
+            seconds = time.monotonic() - began
+            self.answers.append(Answer(began, seconds, status, fault, digest, version, fresh))
             await asyncio.sleep(max(self.pause, 0.1 if fault else 0))
         if connection is not None:
             connection.close()
