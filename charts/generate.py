@@ -136,7 +136,7 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     },
     "minAllowed": QUANTITIES,
     "maxAllowed": QUANTITIES,
-    "autoscaling.provider": {"enum": ["hpa", "keda"]},
+    "autoscaling.provider": {"enum": ["hpa", "keda", "external"]},
     "autoscaling.metric": {"enum": ["cpu", "inflight", "saturation"]},
     "autoscaling.minReplicas": {"type": "integer", "minimum": 0},
     "autoscaling.maxReplicas": COUNT,
