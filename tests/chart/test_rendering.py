@@ -256,6 +256,13 @@ def test_an_address_is_fetched_before_the_service_starts(
     assert _volume(rendered.pod, "weights") == {"name": "weights", "emptyDir": {}}
 
 
+def test_a_download_has_the_files_with_its_credentials(helm: Helm) -> None:
+    fetch = helm.render(SETS["private registry"]).init("fetch")
+    files = {one["value"].removesuffix("/ca.crt") for one in fetch["env"]}
+    assert files == {"/run/registry", "/run/authority"}
+    assert files < _mounts(fetch).keys()
+
+
 def test_a_signed_download_is_verified_where_it_is_fetched(helm: Helm) -> None:
     rendered = helm.render(SETS["signed artefact"])
     fetch = rendered.init("fetch")

@@ -2,7 +2,7 @@
 {{- define "pthserve.workload" -}}
 progressDeadlineSeconds: {{ .Values.progressDeadlineSeconds }}
 revisionHistoryLimit: {{ .Values.revisionHistoryLimit }}
-{{- if not .Values.autoscaling.enabled }}
+{{- if not (include "pthserve.autoscaled" .) }}
 replicas: {{ .Values.replicas }}
 {{- end }}
 {{- with .Values.minReadySeconds }}
