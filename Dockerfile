@@ -2,6 +2,7 @@
 #   full  with torch: builds and serves any .pth, on CPUs and GPUs. The last, and so the default
 #   cuda  the same, with torch's CUDA build wherever full's is from
 #   slim  without torch, a shell and a package manager: serves packed models, and the demo that is packed into it
+#   batch slim with Parquet and the clients of object stores: scores many images with packed models
 # Arguments:
 #   BASE         Debian 12 or newer
 #   TORCH_INDEX  a package index with torch's CPU builds, for full; without it torch comes from the lock file, with CUDA
@@ -132,6 +133,25 @@ WORKDIR /
 EXPOSE 8000
 ENTRYPOINT ["pthserve"]
 CMD ["serve"]
+USER 10001:10001
+
+# What `score` needs beside what is in slim, as a layer on top of it.
+FROM build AS batch-libraries
+COPY requirements-slim.lock requirements-batch.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    awk 'NR == FNR {slim[$1]; next} /^[a-z0-9]/ {wanted = !($1 in slim)} wanted' requirements-slim.lock requirements-batch.lock >more.lock && \
+    /build/bin/pip --python /opt/pthserve/bin/python install -q --no-deps --no-compile --require-hashes --prefix /batch -r more.lock && \
+    rm -rf /batch/bin && cd /batch/lib/python3*/site-packages && \
+    find . -type d \( -name tests -o -name include \) -prune -exec rm -r {} + && \
+    find . \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -o -name '*.h' -o -name '*.a' \) -delete && \
+    (cd pyarrow && rm -rf src _flight.* libarrow_flight.* libarrow_python_flight.* _s3fs.* libarrow_s3.*) && \
+    find /batch -name '*.so*' -type f ! -path '*.libs/*' -exec strip --strip-unneeded {} + && \
+    PYTHONPATH=$(echo /batch/lib/python3*/site-packages) python3 -c 'import obstore, pyarrow.parquet' && \
+    cd /src && python3 -m compileall -qf --invalidation-mode unchecked-hash -s /batch -p /opt/pthserve /batch && \
+    cp /src/requirements-batch.lock /batch/
+
+FROM slim AS batch
+COPY --from=batch-libraries /batch /opt/pthserve
 USER 10001:10001
 
 FROM cuda-libraries AS cuda

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from benchmarks.page import table
 from pthserve.images.preprocess import Pixels, normalise
 from pthserve.images.spec import Spec
+from pthserve.intervals import wilson
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import Evidence, Reference, Rule, examine, scores
+from pthserve.planning.agreement import KEPT, Evidence, Reference, Rule, examine, scores
 from pthserve.planning.candidates import Candidate, EngineFactory
 from pthserve.planning.crops import Crops, Origin, of_package, photo
 from pthserve.planning.examiner import Examiner
@@ -165,8 +166,15 @@ def chosen(model: Trained, options: ModelOptions) -> str:
 
 
 def keeps(evidence: Evidence, rule: Rule) -> bool:
-    """Whether the promise of the rule is kept on these images: what it says, without the guard's margin."""
-    return replace(evidence, bound=evidence.mean).refusal(rule) == ""
+    """Whether the promise of the rule is kept on these images: what it says, without the guard's margin.
+
+    A share of clear crops is a sample: it breaks the promise if all of its 95 % interval lies below what is
+    promised. Of 193 crops, 2 with another class do not show that more than 1 % have one; 5 do.
+    """
+    kept = wilson(evidence.kept, evidence.clear) if evidence.clear and evidence.kept is not None else None
+    if kept is not None and kept.upper < KEPT:
+        return False
+    return replace(evidence, bound=evidence.mean, kept=evidence.clear).refusal(rule) == ""
 
 
 def markdown(found: Sequence[Finding]) -> str:

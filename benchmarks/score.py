@@ -1,7 +1,8 @@
 """`python -m benchmarks.score`: batch scoring beside the limit of this machine, as a ratio from one process.
 
 The limit is what decoding and the forward passes of the same images take, one after the other, each on all
-CPUs: no run that does both can be faster. Reading, Parquet files and Python are not part of it.
+CPUs: no run that does both can be faster. Reading, Parquet files and Python are not part of it. It is
+measured on SAMPLE of the images before and after each run.
 """
 
 import json
@@ -10,10 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,6 +30,10 @@ from pthserve.settings import Settings
 
 WARM_UP = 64
 """Images that are scored before anything is measured."""
+SAMPLE = 5000
+"""Number of images, spread over all of them, from which the limit is measured."""
+SETTLED = 0.1
+"""Share of a run after which its memory is compared with that at the end."""
 
 
 def photos(folder: Path, count: int, width: int, height: int) -> list[Path]:
@@ -68,13 +75,36 @@ def forwarded(model: Model, count: int) -> None:
         list(pool.map(lambda size: model.forward(images[:size]), sizes))
 
 
+class Memory:
+    """The resident memory of this process during a run, without pages of files, in MiB."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._process = psutil.Process()
+        self.settled = self.most = 0.0
+
+    def __call__(self, done: int, _: float | None, __: int) -> None:
+        """Look; to be called with the progress of the run."""
+        found = self._process.memory_info()
+        now = (found.rss - found.shared) / 2**20
+        if done <= SETTLED * self._images:
+            self.settled = max(self.settled, now)
+        self.most = max(self.most, now)
+
+
 @click.command()
 @click.argument("name", metavar="MODEL", default=demo.NAME)
 @click.option("--images", default=5000, show_default=True, type=click.IntRange(1))
 @click.option("--size", default="320x240", show_default=True, help="width and height of the images")
+@click.option(
+    "--photos",
+    "given",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="folder of the images, which are made there if it does not exist; default: a temporary one",
+)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--tune-budget", default=10.0, show_default=True, type=click.FloatRange(0))
-def main(name: str, images: int, size: str, rounds: int, tune_budget: float) -> None:
+def main(name: str, images: int, size: str, given: Path | None, rounds: int, tune_budget: float) -> None:
     """Print, as JSON, images per second of a run and of the limit, and the median of their ratios."""
     width, height = map(int, size.split("x"))
     settings = demo.resolved(Settings(model=name, tune_budget=tune_budget))
@@ -82,29 +112,42 @@ def main(name: str, images: int, size: str, rounds: int, tune_budget: float) -> 
         tempfile.TemporaryDirectory(prefix="pthserve-") as folder,
         Loader(settings.model, settings, settings.cache_size)() as model,
     ):
-        source = Path(folder, "photos")
-        source.mkdir()
-        files = photos(source, images, width, height)
+        source = given or Path(folder, "photos")
+        if not source.exists():
+            source.mkdir()
+            photos(source, images, width, height)
+        files = sorted(source.glob("*.jpg"))
+        if len(files) != images:
+            raise click.ClickException(f"{source} has {len(files)} images and not {images}")
+        sample = files[:: max(1, images // SAMPLE)]
+
+        def limit() -> float:
+            """Images per second."""
+            decoding, passes = (
+                seconds(lambda: decoded(model, sample)),
+                seconds(lambda: forwarded(model, len(sample))),
+            )
+            return len(sample) / (decoding + passes)
+
         warm = Request(tuple(map(str, files[:WARM_UP])), str(Path(folder, "warm-up")))
         score(model, warm, lambda *_: None)
-        limits, runs = [], []
+        runs, memory = [], Memory(images)
+        limits = [limit()]
         for number in range(rounds):
             request = Request((str(source),), str(Path(folder, f"scores-{number}")))
-            limits.append(
-                images / (seconds(lambda: decoded(model, files)) + seconds(lambda: forwarded(model, images)))
-            )
-            runs.append(images / score(model, request, lambda *_: None).seconds)
+            runs.append(images / score(model, request, memory).seconds)
+            limits.append(limit())
+        ratios = [run / statistics.mean(around) for run, around in zip(runs, pairwise(limits), strict=True)]
         found = {
             "model": model.name,
             "engine": model.forward.name,
             "precision": model.forward.precision,
             "max_batch": model.options.max_batch or model.plan.max_batch,
             "images": images,
-            "limit": round(statistics.median(limits), 1),
-            "score": round(statistics.median(runs), 1),
-            "ratio": round(
-                statistics.median(run / limit for run, limit in zip(runs, limits, strict=True)), 3
-            ),
+            "limits": [round(one, 1) for one in limits],
+            "scores": [round(one, 1) for one in runs],
+            "ratio": round(statistics.median(ratios), 3),
+            "memory_mib": {"settled": round(memory.settled), "most": round(memory.most)},
         }
     click.echo(json.dumps(found, indent=1))
 

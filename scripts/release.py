@@ -182,7 +182,7 @@ class Release:
         run("oras", "manifest", "index", "create", "--oci-layout", f"{LAYOUT}:{tag}", *parts)
         self.published[tag] = "pthserve"
         bill = f"pthserve-{self.version}-{name}.cdx.json"
-        shutil.copyfile(ROOT / f"build/sbom-{'slim' if name == 'slim' else 'full'}.json", DIST / bill)
+        shutil.copyfile(ROOT / f"build/sbom-{'full' if name == 'cuda' else name}.json", DIST / bill)
         self.attach(tag, BILL, bill)
 
     def provenance(self) -> None:
@@ -277,7 +277,7 @@ def options() -> argparse.Namespace:
     signers.add_argument(
         "--keyless", action="store_true", help="sign with the identity of the workflow that this runs in"
     )
-    images = ["slim", "full", *(["cuda"] if os.environ.get("TORCH_INDEX") else [])]
+    images = ["slim", "batch", "full", *(["cuda"] if os.environ.get("TORCH_INDEX") else [])]
     option("--images", nargs="*", metavar="NAME", default=images, help=f"(default: {' '.join(images)})")
     option(
         "--also",

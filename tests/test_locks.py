@@ -17,7 +17,9 @@ def _pins(name: str) -> dict[str, frozenset[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements-slim.lock", "requirements-full.lock"])
+@pytest.mark.parametrize(
+    "name", ["requirements-slim.lock", "requirements-batch.lock", "requirements-full.lock"]
+)
 def test_an_image_installs_what_was_tested(name: str) -> None:
     tested, installed = _pins("requirements.lock"), _pins(name)
     # A marker may be wider in a smaller set; version and hashes may not differ.
@@ -26,8 +28,9 @@ def test_an_image_installs_what_was_tested(name: str) -> None:
     assert not differing
 
 
-def test_slim_is_a_part_of_full() -> None:
-    assert _pins("requirements-slim.lock").items() <= _pins("requirements-full.lock").items()
+def test_slim_is_a_part_of_batch_and_batch_of_full() -> None:
+    slim, batch, full = (_pins(f"requirements-{name}.lock").items() for name in ("slim", "batch", "full"))
+    assert slim <= batch <= full
 
 
 def test_slim_has_no_torch() -> None:
@@ -41,6 +44,7 @@ def test_slim_has_no_torch() -> None:
     [
         "requirements.lock",
         "requirements-slim.lock",
+        "requirements-batch.lock",
         "requirements-full.lock",
         "tests/contract/kserve.lock",
     ],

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,44 @@ def test_the_port_answers_while_the_model_loads() -> None:
             gate.opened.set()
         service.wait_until_ready()
         assert service.client.post("/predict", files={"image": png()}).json()["label"] == "red"
+
+
+def test_with_listen_ready_connections_are_refused_until_there_is_an_answer() -> None:
+    gate = Gate()
+    with serving(lambda: (gate(None), squares())[1], listen="ready") as service:
+        try:
+            assert gate.entered.wait(PATIENCE)
+            assert refuses(service.port)
+        finally:
+            gate.opened.set()
+        until(lambda: not refuses(service.port), "a port")
+        assert service.client.post("/predict", files={"image": png()}).json()["label"] == "red"
+
+
+def test_with_listen_ready_a_model_that_cannot_be_loaded_ends_the_service_too() -> None:
+    def fail() -> Model:
+        raise WeightsError("model.pth: there is no such file")
+
+    server = Server(Settings(port=0, log_level="error", listen="ready"), fail)
+    with pytest.raises(WeightsError, match="no such file"):
+        server.run()
+
+
+def test_with_listen_ready_the_service_can_be_stopped_while_it_loads() -> None:
+    gate = Gate()
+    settings = Settings(port=0, drain_seconds=0, log_level="error", listen="ready")
+    server = Server(settings, lambda: (gate(None), squares())[1])
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(server.run)
+        assert gate.entered.wait(PATIENCE)
+        server.stop()
+        gate.opened.set()
+        running.result(PATIENCE)
+
+
+def test_with_listen_ready_a_port_that_is_in_use_is_an_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen on"):
+        Server(Settings(port=taken.getsockname()[1], listen="ready"), squares)
 
 
 def test_the_service_is_not_ready_before_it_is_warm() -> None:

@@ -193,8 +193,8 @@ VALUES = Summary(
 ROLLOUT_COMPARISONS = Counter(
     "pthserve_rollout_comparisons",
     "Live images whose answer was compared with that of another release, by the digests of this model and of "
-    "the other, and by result: agreed or disagreed.",
-    ["digest", "other", "result"],
+    "the other, by result (agreed or disagreed), and by weights: same if both digests are equal, or other.",
+    ["digest", "other", "weights", "result"],
     registry=REGISTRY,
 )
 ROLLOUT_FAILURES = Counter(

@@ -53,12 +53,12 @@ class Server:
     """The service on its ports, from before its model is loaded until after its last response.
 
     Args:
-        load: Loads and returns the model; called in a thread while the ports are already open, and again for
-            each reload.
+        load: Loads and returns the model; called in a thread while the ports are already open (unless the
+            setting `listen` is `ready`), and again for each reload.
         stage: Returns the current step of `load`, in words, or "".
 
     Attributes:
-        ports: The open ports: `http`, and `metrics` and `grpc` if they have their own.
+        ports: The ports: `http`, and `metrics` and `grpc` if they have their own.
 
     Raises:
         OSError: A port cannot be opened.
@@ -89,6 +89,10 @@ class Server:
                 self._rpc = self._loop.run_until_complete(listen(settings))
                 self.ports["grpc"] = self._rpc.port
             unless_all_are_free.pop_all()
+        if settings.listen == "ready":  # they are free: `_listen_once_ready` opens them again
+            for listening in self._sockets.values():
+                listening.close()
+            self._sockets.clear()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._limited = False
@@ -152,6 +156,8 @@ class Server:
         if self._settings.threads is None:
             resizing = asyncio.create_task(Resize(predictor, reload, bodies.resize).watch())
         importing = asyncio.create_task(_import_late(loading, apps["http"]))
+        if self._settings.listen == "ready":
+            await self._listen_once_ready(loading)
         self._uvicorns = [
             uvicorn.Server(
                 apps[name], connection.factory(self._settings.root_path or ""), self._settings.deadline
@@ -184,6 +190,18 @@ class Server:
         if resizing is not None:
             resizing.cancel()
 
+    async def _listen_once_ready(self, loading: "asyncio.Task[None]") -> None:
+        """Open the ports of HTTP once the model is loaded, or return when that fails or on a signal."""
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if loading.done() and not loading.cancelled() and loading.exception() is None:
+            self._sockets = {
+                name: _listen(self._settings.host, port)
+                for name, port in self.ports.items()
+                if name != "grpc"
+            }
+
     def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
         """Return the application of each port, by the name of the port.
 
@@ -199,7 +217,7 @@ class Server:
             from pthserve.http.app import create_app, create_metrics_app
 
             app = create_app(predictor, self._settings, reload.again, self._guard, self._tracer, bodies)
-            scraped = {"metrics": create_metrics_app(self._settings)} if "metrics" in self._sockets else {}
+            scraped = {"metrics": create_metrics_app(self._settings)} if "metrics" in self.ports else {}
             return {"http": app, **scraped}
 
     @contextmanager

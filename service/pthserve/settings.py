@@ -52,6 +52,11 @@ class Settings(ModelOptions):
         description="separate port for /metrics; when unset, /metrics is on the main port",
     )
     grpc_port: int | None = Field(None, ge=0, le=65535, description="port for gRPC; when unset, gRPC is off")
+    listen: Literal["early", "ready"] = Field(
+        "early",
+        description="when to accept connections: `early`, to answer probes and show progress while the model "
+        "loads, or `ready`, once requests can be answered; connections are refused until then",
+    )
     max_inflight: int = Field(
         256, ge=1, le=100_000, description="maximum number of images accepted at the same time"
     )
@@ -264,6 +269,7 @@ _ORDER = (
     "port",
     "metrics_port",
     "grpc_port",
+    "listen",
     "device",
     "engine",
     "precision",

@@ -17,10 +17,15 @@ APIS = (
     "gateway.networking.k8s.io/v1/HTTPRoute",
     "argoproj.io/v1alpha1/Rollout",
     "monitoring.coreos.com/v1/PodMonitor",
+    "keda.sh/v1alpha1/ScaledObject",
+    "traefik.io/v1alpha1/Middleware",
 )
 """What the cluster has beside Kubernetes' own kinds, as far as the chart asks."""
 
-EXTRA = {"cats-notes", "cats-pthserve-more", "pthserve-gpu"}
+EXTRA = {
+    *("cats-notes", "cats-pthserve-more", "pthserve-gpu", "retry", "cats-live", "agreement", "error-rate"),
+    *("cats-held", "cats-scaled", "cats-route"),
+}
 """Names of the extraObjects in sets.yaml and the examples."""
 
 Values = dict[str, Any]

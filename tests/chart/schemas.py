@@ -38,6 +38,8 @@ KINDS = {
 OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 OPERATOR_CRD = "example/prometheus-operator-crd/monitoring.coreos.com_{}.yaml"
 ROLLOUTS = "github.com/argoproj/argo-rollouts@v1.10.1"
+TRAEFIK = "github.com/traefik/traefik/v3@v3.7.13"
+TRAEFIK_CRDS = "docs/content/reference/dynamic-configuration/kubernetes-crd-definition-v1.yml"
 CUSTOM = [
     (OPERATOR, OPERATOR_CRD.format("podmonitors")),
     (OPERATOR, OPERATOR_CRD.format("prometheuses")),
@@ -47,8 +49,15 @@ CUSTOM = [
     ("sigs.k8s.io/gateway-api@v1.6.3", "config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml"),
     (ROLLOUTS, "manifests/crds/rollout-crd.yaml"),
     (ROLLOUTS, "manifests/crds/analysis-template-crd.yaml"),
+    ("github.com/fluxcd/flagger@v1.41.0", "artifacts/flagger/crd.yaml"),
+    (
+        "github.com/traefik/traefik/v3@v3.7.13",
+        "docs/content/reference/dynamic-configuration/traefik.io_middlewares.yaml",
+    ),
     ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
+    ("knative.dev/serving@v0.51.0", "config/core/300-resources/service.yaml"),
+    (TRAEFIK, TRAEFIK_CRDS, "middleware", "serverstransport", "traefikservice"),
 ]
 COMPOSE = "github.com/compose-spec/compose-go/v2@v2.16.2"
 SKAFFOLD = "github.com/GoogleContainerTools/skaffold/v2@v2.16.1"
@@ -130,12 +139,12 @@ def builtin(version: str) -> None:
     write(HERE / f"v{version}-standalone-strict" / "shared.json", {"definitions": json.loads(text)})
 
 
-def custom(name: str, path: str) -> None:
-    """The versions of the CRDs in one file, without the autoscaler's own checkpoints."""
+def custom(name: str, path: str, *kinds: str) -> None:
+    """The versions of the CRDs in one file, without an autoscaler's checkpoints; of `kinds` alone, if any."""
     for document in yaml.safe_load_all((module(name) / path).read_text()):
         crd = document["spec"]
         kind = crd["names"]["kind"].lower()
-        if kind.endswith("checkpoint"):
+        if kind.endswith("checkpoint") or (kinds and kind not in kinds):
             continue
         for version in crd["versions"]:
             schema = strict(version["schema"]["openAPIV3Schema"])

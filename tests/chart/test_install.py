@@ -11,6 +11,7 @@ from .conftest import APIS, KUBERNETES, ROOT, Helm, Rendered
 PAGES = [
     ROOT / "docs" / "install.md",
     ROOT / "docs" / "rollouts.md",
+    ROOT / "docs" / "scale-to-zero.md",
     *sorted((ROOT / "k8s" / "examples").glob("*.yaml")),
 ]
 INSTALLS = [

@@ -18,6 +18,10 @@ ROLLOUT: dict[str, Any] = {
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
     "monitoring": {"podMonitor": {"enabled": True}},
 }
+TO_ZERO: dict[str, Any] = {
+    "autoscaling": {"minReplicas": 0},
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+}
 
 # A specification, the values that break it, and a part of what is said.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -139,6 +143,31 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {**ROLLOUT, "rollout": {"enabled": True, "steps": [5, 50, 25]}},
         "rollout.steps must rise: 25",
     ),
+    "the gateway holds the first request": ({"autoscaling": {"minReplicas": 0}}, "set httpRoute.enabled"),
+    "requests that come another way wake nothing": (
+        {**TO_ZERO, "service": {"type": "LoadBalancer"}},
+        "leave out ingress.enabled, and service.type at ClusterIP",
+    ),
+    "an ingress wakes nothing": (
+        {**TO_ZERO, "ingress": {"enabled": True, "hosts": ["cats.example"]}},
+        "leave out ingress.enabled, and service.type at ClusterIP",
+    ),
+    "a pod accepts no connection before it can answer": (
+        {**TO_ZERO, "settings": {"listen": "early"}},
+        "leave out settings.listen",
+    ),
+    "a rollout has pods": (
+        {**ROLLOUT, **TO_ZERO},
+        "rollout.enabled judges a release by its traffic, and without pods there is none",
+    ),
+    "calls over one connection go to one pod": (
+        {
+            **TO_ZERO,
+            "settings": {"grpcPort": 8001},
+            "grpcRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+        },
+        "Set autoscaling.maxReplicas to 1",
+    ),
     "an ingress has a host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
     "a pod is scraped once": (
         {"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
@@ -176,16 +205,29 @@ def test_what_an_older_kubernetes_lacks_is_refused(case: str, helm: Helm) -> Non
     helm.render(values, having)
 
 
+NEEDED = {
+    "gateway.networking.k8s.io/v1/HTTPRoute": "the Gateway API",
+    "argoproj.io/v1alpha1/Rollout": "Argo Rollouts",
+    "monitoring.coreos.com/v1/PodMonitor": "the Prometheus operator",
+    "keda.sh/v1alpha1/ScaledObject": "KEDA",
+    "traefik.io/v1alpha1/Middleware": "Traefik, with its own kinds",
+}
+"""What brings the kinds that the chart asks for."""
+
+
 @pytest.mark.parametrize(
-    ("missing", "what"),
-    [*zip(APIS, ("the Gateway API", "Argo Rollouts", "the Prometheus operator"), strict=True)],
+    ("values", "needs", "missing"),
+    [
+        *((ROLLOUT, "rollout.enabled", api) for api in APIS[:3]),
+        *((TO_ZERO, "autoscaling.minReplicas 0", api) for api in (APIS[0], *APIS[3:])),
+    ],
 )
-def test_a_rollout_is_refused_where_the_cluster_lacks_what_it_needs(
-    missing: str, what: str, helm: Helm
+def test_it_is_refused_where_the_cluster_lacks_what_it_needs(
+    values: dict[str, Any], needs: str, missing: str, helm: Helm
 ) -> None:
-    refusal = " ".join(helm.refusal(ROLLOUT, apis=tuple(api for api in APIS if api != missing)).split())
-    assert f"rollout.enabled needs {what}, and the cluster has no {missing}: install it" in refusal
-    helm.render(ROLLOUT)
+    refusal = " ".join(helm.refusal(values, apis=tuple(api for api in APIS if api != missing)).split())
+    assert f"{needs} needs {NEEDED[missing]}, and the cluster has no {missing}: install it" in refusal
+    helm.render(values)
 
 
 def test_kubernetes_before_1_30_is_refused(helm: Helm) -> None:

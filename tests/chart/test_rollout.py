@@ -132,9 +132,17 @@ def test_metrics_tell_the_canary_from_the_stable_release(rendered: Rendered) -> 
 
 
 def test_a_gate_of_0_is_off(helm: Helm) -> None:
-    everything = {"agreement", "accuracy", "error-rate", "latency", "memory", "restarts"}
+    gates = {
+        "agreement": "agreement",
+        "agreementSameWeights": "agreement-same-weights",
+        "accuracy": "accuracy",
+        "errorRate": "error-rate",
+        "latency": "latency",
+        "memory": "memory",
+    }
+    everything = {*gates.values(), "requests", "restarts"}
     assert _gates(helm).keys() == everything
-    for gate, name in (("agreement", "agreement"), ("errorRate", "error-rate"), ("memory", "memory")):
+    for gate, name in gates.items():
         assert _gates(helm, **{gate: 0}).keys() == everything - {name}
 
 
@@ -153,7 +161,10 @@ def _bounds(part: int, whole: int) -> list[float]:
 def _verdict(gate: dict[str, Any], result: list[float]) -> str:
     """What Argo Rollouts makes of a measurement: its conditions are Python but for two words."""
     fails, passes = (
-        eval(gate[f"{name}Condition"].replace("&&", "and"), {"result": result})
+        eval(
+            gate[f"{name}Condition"].replace("&&", "and").replace("||", "or"),
+            {"result": result, "false": False},
+        )
         for name in ("failure", "success")
     )
     return "fails" if fails else "passes" if passes else "decides nothing"
@@ -188,6 +199,41 @@ def test_agreement_passes_or_fails_on_evidence_alone(
 
 
 @pytest.mark.parametrize(
+    ("weights", "agreed", "disagreed", "verdict"),
+    [
+        ("same", 19, 0, "decides nothing"),
+        ("same", 100, 0, "decides nothing"),
+        ("same", 130, 0, "passes"),
+        ("same", 98, 2, "decides nothing"),
+        # What a retrained model may do: a relabelled or wrongly preprocessed one may not.
+        ("same", 92, 8, "fails"),
+        ("same", 0, 20, "fails"),
+        ("other", 19, 0, "decides nothing"),
+        ("other", 92, 8, "passes"),
+        ("other", 0, 20, "passes"),
+    ],
+)
+def test_a_canary_with_the_same_weights_must_agree_more(
+    weights: str, agreed: int, disagreed: int, verdict: str, helm: Helm, programs: Path, tmp_path: Path
+) -> None:
+    gate = _gates(helm)["agreement-same-weights"]
+    series = [
+        _series("pthserve_rollout_comparisons_total", count, f',weights="{weights}",result="{result}"')
+        for result, count in (("agreed", agreed), ("disagreed", disagreed))
+        if count
+    ]
+    whole = agreed + disagreed
+    if whole < 20:
+        expected: dict[str, float] = {}
+    elif weights == "same":
+        expected = dict(zip(("-", "+"), _bounds(agreed, whole), strict=True))
+    else:  # one value, of which only the presence counts
+        expected = {"": whole}
+    _ask(gate, series, expected, programs, tmp_path)
+    assert _verdict(gate, list(expected.values())) == verdict
+
+
+@pytest.mark.parametrize(
     ("good", "failed", "verdict"),
     [
         (0, 0, "decides nothing"),
@@ -211,6 +257,28 @@ def test_the_error_rate_fails_where_it_surely_is_too_high(
     result = _bounds(failed, good + failed)[:1] if good + failed >= 20 else []
     _ask(gate, series, dict(zip([""], result, strict=False)), programs, tmp_path)
     assert _verdict(gate, result) == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "new", "verdict"),
+    [
+        ("_ 5", 5, "passes"),
+        ("5 9", 4, "passes"),
+        ("9 9", 0, "decides nothing"),
+        ("_ _", None, "decides nothing"),
+    ],
+)
+def test_a_step_needs_requests_of_its_own(
+    values: str, new: float | None, verdict: str, helm: Helm, programs: Path, tmp_path: Path
+) -> None:
+    """Where the gateway is away, what a canary has shown before it went does not promote it."""
+    gate = _gates(helm)["requests"]
+    series = [
+        {"series": f'pthserve_requests_total{{{CANARY},route="/predict",code="200"}}', "values": values}
+    ]
+    result = {} if new is None else {"": new}
+    _ask(gate, series, result, programs, tmp_path)
+    assert _verdict(gate, list(result.values())) == verdict
 
 
 def _ask(

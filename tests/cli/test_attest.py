@@ -3,13 +3,15 @@
 import json
 import re
 import shlex
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pthserve.cli.attest import _attestation
+from pthserve.cli.attest import _attestation, _fetch
 from pthserve.cli.push import push as push_model
 from pthserve.errors import PthserveError, WeightsError
 from pthserve.intervals import wilson
@@ -155,6 +157,32 @@ def test_an_address_that_is_no_pod_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert reason in done.stderr
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    """The address of a service that answers everything with the same JSON, which has a version."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"version": "1"}')
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_service_of_another_kind_is_refused(foreign: str) -> None:
+    with pytest.raises(PthserveError, match=f"{foreign} is not an address of pthserve"):
+        _fetch(foreign, [])
 
 
 @pytest.mark.slow

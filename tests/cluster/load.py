@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Answer:
     """What became of one request.
 
     began, seconds: when it was sent, in time.monotonic()'s seconds, and how long it took.
-    status: 0 where no answer came. digest: of the weights that answered.
+    status: 0 where no answer came. digest, version: of the weights that answered, and in their card.
     fault: why it is lost, or empty. "refused" is where there was nobody to send it to, "cut off" where
     its connection ended once it was sent.
     fresh: whether its connection was opened for it.
@@ -36,6 +37,7 @@ class Answer:
     status: int
     fault: str
     digest: str
+    version: str
     fresh: bool
 
 
@@ -43,7 +45,8 @@ class Answer:
 class Load(Background):
     """`clients` that ask for IMAGE's class at `url`, each `pause` seconds after its last answer.
 
-    As it stands: many, at a rate that two cores can bear beside all else. `images` are sent in turn, with the
+    As it stands: many, at a rate that two cores can bear beside all else. Each request has one of `images` by
+    chance, since a gateway that sends every twentieth one elsewhere would send the same few there; and the
     header Host `host` where that is another than the address has.
 
     Nothing is ever asked again: what is refused, cut off or not answered stands in `answers` as a fault. A
@@ -100,9 +103,10 @@ class Load(Background):
     async def _client(self, target: Target, requests: list[bytes], number: int) -> None:
         await asyncio.sleep(self.pause * number / self.clients)  # not all in step
         connection: Connection | None = None
+        chance = random.Random(number)
         answered = 0
         while not self._stopped.is_set():
-            began, status, fault, digest = time.monotonic(), 0, "", ""
+            began, status, fault, digest, version = time.monotonic(), 0, "", "", ""
             doing = "refused"
             fresh = connection is None or not connection.usable
             try:
@@ -110,20 +114,22 @@ class Load(Background):
                     if connection is None or not connection.usable:
                         connection = await Connection.open(target)
                     doing = "cut off"
-                    status = await connection.ask(requests[len(self.answers) % len(requests)])
+                    status = await connection.ask(chance.choice(requests))
                 body = b"".join(connection.body)
                 answered += 1
                 if self.renewed and answered % self.renewed == 0:
                     connection.close()
                 if status == 200:
-                    digest = json.loads(body)["model"]["digest"]
+                    model = json.loads(body)["model"]
+                    digest, version = model["digest"], model["version"]
                 else:
                     fault = f"{status} {body.decode(errors='replace')[:200]}"
             except ConnectionFailed as error:
                 fault, connection = f"{doing}: {error}", None
             except TimeoutError:
                 fault, connection = f"no answer in {self.timeout:g} s", None
-            self.answers.append(Answer(began, time.monotonic() - began, status, fault, digest, fresh))
+            seconds = time.monotonic() - began
+            self.answers.append(Answer(began, seconds, status, fault, digest, version, fresh))
             await asyncio.sleep(max(self.pause, 0.1 if fault else 0))
         if connection is not None:
             connection.close()

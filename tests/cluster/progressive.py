@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 from kubernetes import client
 
 from ..shared import until
@@ -16,7 +17,6 @@ from .load import Answer, Load
 from .release import Release, Values
 
 GROUP, VERSION = "argoproj.io", "v1alpha1"
-GATEWAYS = [{"name": "public", "namespace": "gateways"}]
 QUICK: Values = {
     "image": {"variant": "slim"},
     "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "700Mi"}},
@@ -29,41 +29,100 @@ QUICK: Values = {
         "interval": 3,
         "measurements": 3,
         "undecided": 60,
-        "prometheus": "http://prometheus.monitoring:9090",
-        # Two of these models that were trained apart agree on nine images of ten. Two busy cores carry both
-        # releases and the cluster.
-        "gates": {"agreement": 0.8, "latency": 5},
+        # Two busy cores carry both releases and the cluster.
+        "gates": {"latency": 5},
     },
     "monitoring": {"podMonitor": {"enabled": True, "interval": "1s"}},
 }
 """A rollout whose two steps last for about ten seconds each."""
 
 
-def routed(namespace: str) -> Values:
-    """Has a release in a namespace answer to host names that no other has."""
-    return {
-        name: {"enabled": True, "parentRefs": GATEWAYS, "hostnames": [f"{kind}.{namespace}.example"]}
-        for name, kind in (("httpRoute", "http"), ("grpcRoute", "grpc"))
-    }
+@dataclass(frozen=True)
+class Place:
+    """What releases share: a Gateway, which is the Service `service` of its namespace, and a Prometheus."""
+
+    namespace: str = "gateways"
+    gateway: str = "public"
+    service: str = "traefik"
+    prometheus: str = "http://prometheus.monitoring:9090"
+
+    def values(self, namespace: str) -> Values:
+        """Has a release in a namespace answer to host names that no other has."""
+        parents = [{"name": self.gateway, "namespace": self.namespace}]
+        routes: Values = {
+            name: {"enabled": True, "parentRefs": parents, "hostnames": [f"{kind}.{namespace}.example"]}
+            for name, kind in (("httpRoute", "http"), ("grpcRoute", "grpc"))
+        }
+        return {**routes, "rollout": {"prometheus": self.prometheus}}
+
+    def address(self, api: client.ApiClient) -> str:
+        """Of the gateway."""
+        return _address(self.service, self.namespace, api)
+
+    def sees(self, namespace: str, api: client.ApiClient) -> bool:
+        """Whether Prometheus has metrics of a release in a namespace."""
+        url = httpx.URL(self.prometheus)
+        service, _, of = url.host.partition(".")
+        query = {"query": f'pthserve_model_info{{namespace="{namespace}"}}'}
+        reply = httpx.get(url.copy_with(host=_address(service, of, api), path="/api/v1/query"), params=query)
+        return bool(reply.json()["data"]["result"])
+
+
+def _address(service: str, namespace: str, api: client.ApiClient) -> str:
+    return str(client.CoreV1Api(api).read_namespaced_service(service, namespace).spec.cluster_ip)
+
+
+RETRY: Values = {
+    "extraObjects": [
+        {
+            "apiVersion": "traefik.io/v1alpha1",
+            "kind": "Middleware",
+            "metadata": {"name": "retry"},
+            "spec": {
+                "retry": {
+                    "attempts": 4,
+                    "initialInterval": "100ms",
+                    "status": ["502", "503"],
+                    "retryNonIdempotentMethod": True,
+                    "maxRequestBodyBytes": 21_000_000,
+                }
+            },
+        }
+    ],
+    "httpRoute": {
+        "filters": [
+            {
+                "type": "ExtensionRef",
+                "extensionRef": {"group": "traefik.io", "kind": "Middleware", "name": "retry"},
+            }
+        ]
+    },
+}
+"""Has Traefik send a request again that it answers with 502 or 503, as in docs/rollouts.md."""
 
 
 @dataclass
 class Traffic:
-    """Constant load over HTTP and gRPC through the gateway, while a block runs."""
+    """Constant load over HTTP and gRPC through the gateway, while a block runs.
+
+    gateway: its address. retried: whether clients over gRPC send a call again that fails with UNAVAILABLE.
+    """
 
     gateway: str
     namespace: str
     images: Sequence[Path]
     clients: int = 8
     pause: float = 0.2
+    retried: bool = False
     loads: list[Load] = field(init=False)
 
     def __post_init__(self) -> None:
         common: dict[str, Any] = {"pause": self.pause, "images": self.images}
         half = max(1, self.clients // 2)
+        http, grpc = (f"{kind}.{self.namespace}.example" for kind in ("http", "grpc"))
         self.loads = [
-            Load(f"http://{self.gateway}:80", half, host=f"http.{self.namespace}.example", **common),
-            Calls(f"{self.gateway}:80", half, host=f"grpc.{self.namespace}.example", model="inks", **common),
+            Load(f"http://{self.gateway}:80", half, host=http, **common),
+            Calls(f"{self.gateway}:80", half, host=grpc, model="inks", retried=self.retried, **common),
         ]
 
     def __enter__(self) -> Self:
@@ -81,13 +140,12 @@ class Traffic:
         """The answers to requests that were sent since then."""
         return [answer for load in self.loads for answer in load.answers if answer.began >= began]
 
-    def digests(self, began: float = 0.0) -> Counter[str]:
-        """Good answers since then, by the digest of the model that gave them."""
-        return Counter(answer.digest for answer in self.since(began) if not answer.fault)
+    def versions(self, began: float = 0.0) -> Counter[str]:
+        """Good answers since then, by the version of the model that gave them."""
+        return Counter(answer.version for answer in self.since(began) if not answer.fault)
 
-    @property
-    def faults(self) -> Counter[str]:
-        return Counter(answer.fault for answer in self.since(0.0) if answer.fault)
+    def faults(self, began: float = 0.0) -> Counter[str]:
+        return Counter(answer.fault for answer in self.since(began) if answer.fault)
 
     def flows(self) -> bool:
         """Whether the last answers over each protocol are good."""
@@ -108,11 +166,12 @@ class Traffic:
 class Outcome:
     """What became of an upgrade.
 
-    promoted: or else it was rolled back. seconds: from the upgrade on. share: of the answers in that time
-    that the new model gave. reason: what the controller says.
+    promoted: or else it was rolled back. began: of time.monotonic(). seconds: from then on. share: of the
+    answers in that time that the new model gave. reason: what the controller says.
     """
 
     promoted: bool
+    began: float
     seconds: float
     share: float
     reason: str
@@ -181,11 +240,10 @@ class Rollout:
     def until_promoted(self, seconds: float = 180) -> None:
         until(lambda: self.promoted, seconds=seconds, what="a promotion")
 
-    def upgrade(self, traffic: Traffic, *values: Values, seconds: float = 240) -> Outcome:
-        """Upgrade the release, and wait until the controller has decided."""
+    def upgrade(self, traffic: Traffic, version: str, *values: Values, seconds: float = 240) -> Outcome:
+        """Upgrade the release to a model with this version, and wait until the controller has decided."""
         until(lambda: self.settled, seconds=60, what="the end of the last canary's pods")
         before = self.status["stableRS"]
-        known = traffic.digests().keys()
         began = time.monotonic()
         self.release.upgrade(*values, wait=False)
         until(
@@ -195,10 +253,9 @@ class Rollout:
             lambda: self.promoted or self.rolled_back, seconds=seconds, what=f"a decision, not {self.found}"
         )
         promoted, ended = self.promoted, time.monotonic()
-        answers = traffic.digests(began)
-        new = sum(count for digest, count in answers.items() if digest not in known)
+        answers = traffic.versions(began)
         reason = str(self.status.get("message", ""))
-        return Outcome(promoted, ended - began, new / max(1, answers.total()), reason)
+        return Outcome(promoted, began, ended - began, answers[version] / max(1, answers.total()), reason)
 
 
 def serving(folder: Path, model: str) -> Values:

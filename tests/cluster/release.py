@@ -62,7 +62,11 @@ class Release:
     def uninstall(self) -> None:
         """Remove it, and wait until its last pod has ended."""
         self.helm("uninstall", self.name, "--namespace", self.namespace, "--wait", "--timeout=3m")
-        until(lambda: not self._all_pods, seconds=60, what=f"the end of {self.name}'s pods")
+        self.until_none(60)
+
+    def until_none(self, seconds: float = 90) -> None:
+        """Wait until its last pod has ended."""
+        until(lambda: not self._all_pods, seconds=seconds, what=f"the end of {self.name}'s pods")
 
     @property
     def pods(self) -> list[client.V1Pod]:

@@ -2,6 +2,7 @@
 
 import fcntl
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from benchmarks import held_out
 from benchmarks.held_out import Trained
 
 from pthserve.options import ModelOptions
-from pthserve.planning.agreement import Rule
+from pthserve.planning.agreement import KEPT, Evidence, Rule
 
 from ..conftest import ROOT
 
@@ -20,6 +21,12 @@ OPTIONS = ModelOptions(threads=2, tune_budget=0.0)
 RULE = Rule.of(OPTIONS)
 FOLDER = ROOT / "build" / "held-out"
 DEMO = "demo"
+
+
+def evidence_of(clear: int, kept: int) -> Evidence:
+    """Evidence with these counts, and otherwise of answers that are equal."""
+    return Evidence("openvino", "bf16", 408, 17, "photos", *(0.0,) * 4, same=1.0, clear=clear, kept=kept)
+
 
 Make = Callable[[str], Trained]
 
@@ -63,6 +70,28 @@ def test_what_is_accepted_on_some_photos_agrees_on_others(
             assert held_out.keeps(evidence, RULE), f"{one.guard.precision}: {evidence.words()}"
     accepted = {"fp32", *(one.guard.precision for one in found if one.accepted)}
     assert held_out.chosen(make(name), OPTIONS) in accepted
+
+
+@pytest.mark.long
+def test_clear_answers_that_change_are_within_the_promise_over_all_models(
+    find: Callable[[str], Sequence[Any]],
+) -> None:
+    accepted = [
+        evidence
+        for name in (DEMO, *held_out.NAMES)
+        for one in find(name)
+        if one.accepted
+        for evidence in one.held_out
+    ]
+    assert len(accepted) > len(held_out.NAMES)
+    assert sum(one.kept for one in accepted) >= KEPT * sum(one.clear for one in accepted)
+
+
+@pytest.mark.parametrize(("kept", "keeps"), [(193, True), (191, True), (188, False)])
+def test_a_sample_breaks_the_promise_if_all_of_its_interval_is_below(kept: int, keeps: bool) -> None:
+    same = evidence_of(clear=193, kept=kept)
+    assert held_out.keeps(same, RULE) is keeps
+    assert not held_out.keeps(replace(same, mean=2 * RULE.tolerance), RULE)
 
 
 def test_the_rule_refuses_a_precision_that_changes_clear_answers(

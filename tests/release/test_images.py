@@ -35,7 +35,7 @@ def test_slim_runs_as_the_other_images_do(instruction: str) -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("name", ["slim", "full", "cuda"])
+@pytest.mark.parametrize("name", ["slim", "batch", "full", "cuda"])
 def test_no_image_runs_as_root(name: str) -> None:
     assert stage(name).rstrip().splitlines()[-1].split("  ")[0] == "USER 10001:10001"
 

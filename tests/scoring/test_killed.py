@@ -1,6 +1,6 @@
-"""Runs that are killed at random: in the end there is exactly one row for each image, and the right one.
+"""Runs that end at random, in three ways: there is exactly one row for each image, and the right one.
 
-PTHSERVE_KILLS is how often each of them is killed; the default keeps the test short.
+PTHSERVE_KILLS is how often each of them ends; the default keeps the test short.
 """
 
 import contextlib
@@ -56,16 +56,24 @@ def parts(folder: Path) -> int:
     return len(list(folder.glob("part-*.parquet")))
 
 
-def killed(model: Path, folder: Path, source: str, output: str, results: Path, more: dict[str, str]) -> int:
-    """Begin, and kill at random after the next part is there; the number of parts then."""
+FATES = ("killed", "deleted", "lost")
+"""As by `kill -9`; as a pod that is deleted; as on a node that is lost, and returns at the end."""
+
+
+def interrupted(
+    fate: str, model: Path, folder: Path, source: str, output: str, results: Path, more: dict[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Begin, and let it have this fate at random after the next part is there."""
     there = parts(results)
     arguments = (model, source, "-o", output, "--part-rows", str(PART))
-    with subprocess.Popen(command(*arguments), env=environment(folder, **more)) as process:
-        while process.poll() is None and parts(results) <= there:
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-    return parts(results)
+    process = subprocess.Popen(command(*arguments), env=environment(folder, **more))
+    while process.poll() is None and parts(results) <= there:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.15))
+    process.send_signal({"killed": signal.SIGKILL, "deleted": signal.SIGTERM, "lost": signal.SIGSTOP}[fate])
+    if fate != "lost":
+        process.wait(60)
+    return process
 
 
 def every_image_has_one_right_row(model: Path, results: Path) -> None:
@@ -78,23 +86,40 @@ def every_image_has_one_right_row(model: Path, results: Path) -> None:
             assert found[number]["probabilities"] == pytest.approx(answer.probabilities.tolist(), abs=1e-5)
 
 
-def check(kind: str, kills: int, model: Path, folder: Path) -> None:
+def check(kind: str, times: int, model: Path, folder: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     random.seed(seed)
+    fates = random.sample(FATES * times, times)
+    lost: list[subprocess.Popen[bytes]] = []
+    at: list[int] = []
     with place(kind, folder) as (source, output, results, more):
-        at = [killed(model, folder, source, output, results, more) for _ in range(kills)]
-        assert at == sorted(at), "what had been written was lost"
-        done = run(folder, model, source, "-o", output, "--part-rows", str(PART), **more)
-        assert done.returncode == 0, done.stderr
-        assert f"{IMAGES} images" in done.stdout
-        assert not list(results.glob(".*")), "what the killed ones left is still there"
+        try:
+            for fate in fates:
+                process = interrupted(fate, model, folder, source, output, results, more)
+                at.append(parts(results))
+                if fate == "lost":
+                    lost.append(process)
+            assert at == sorted(at), "what had been written was lost"
+            done = run(folder, model, source, "-o", output, "--part-rows", str(PART), **more)
+            assert done.returncode == 0, done.stderr
+            assert f"{IMAGES} images" in done.stdout
+            every_image_has_one_right_row(model, results)
+            for process in lost:  # they go on with what they have, at the same time
+                process.send_signal(signal.SIGCONT)
+            for process in lost:
+                process.wait(120)
+        finally:
+            for process in lost:
+                process.kill()
+                process.wait()
+        assert not list(results.glob(".*")), "what the interrupted ones left is still there"
         every_image_has_one_right_row(model, results)
-        print(f"killed at {at} parts")
+        print(f"parts, and how it ended then: {list(zip(at, fates, strict=True))}")
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "s3"])
-def test_a_run_that_is_killed_goes_on_without_a_lost_or_doubled_row(
+def test_a_run_that_ends_early_goes_on_without_a_lost_or_doubled_row(
     kind: str, model: Path, tmp_path: Path
 ) -> None:
     check(kind, KILLS, model, tmp_path)
@@ -102,7 +127,7 @@ def test_a_run_that_is_killed_goes_on_without_a_lost_or_doubled_row(
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["folder", "tars", "s3"])
-def test_a_run_that_is_killed_twenty_times_goes_on(kind: str, model: Path, tmp_path: Path) -> None:
+def test_a_run_that_ends_early_twenty_times_goes_on(kind: str, model: Path, tmp_path: Path) -> None:
     check(kind, 20, model, tmp_path)
 
 

@@ -108,7 +108,8 @@ def test_a_model_that_computes_the_same_agrees_on_every_image() -> None:
         assert interval is not None
         assert found | {"images": 6, "agreed": 6, "difference": 0.0} | interval._asdict() == found
         labels = f'digest="{digests[0]}",other="{digests[1]}"'
-        assert canary.metric(f'pthserve_rollout_comparisons_total{{{labels},result="agreed"}}') == 6
+        counted = f'pthserve_rollout_comparisons_total{{{labels},result="agreed",weights="other"}}'
+        assert canary.metric(counted) == 6
         shown = canary.metric(f'pthserve_rollout_agreement{{bound="lower",{labels}}}')
         assert shown == pytest.approx(interval.lower)
         assert canary.metric(f"pthserve_rollout_difference_count{{{labels}}}") == 6
@@ -127,6 +128,18 @@ def test_a_model_that_decides_otherwise_disagrees(new: dict[str, Any], share: fl
         assert found["agreed"] <= 9 * max(share, 2 / 3 if share else 0)
         assert found["upper"] < 1
         assert found["lower"] < 0.4
+
+
+@pytest.mark.slow
+def test_it_is_counted_where_only_the_card_has_changed() -> None:
+    """The weights are the same: nobody has trained anything, and each difference is a question."""
+    old = model()
+    new = squares(digest=old.digest, labels=("green", "blue", "red"))
+    with both(new, old) as (_, canary):
+        ask_one_by_one(canary, 3)
+        pair = f'digest="{old.digest}",other="{old.digest}"'
+        name = "pthserve_rollout_comparisons_total"
+        assert canary.metric(f'{name}{{{pair},result="disagreed",weights="same"}}') == 3
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A curve is read as it was written, also from figures of bench, and a file that is no curve is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from pthserve.bench.load import Point, Round
 from pthserve.errors import PthserveError
-from pthserve.sizing.curve import CLIENTS, from_rounds, read, write
+from pthserve.sizing.curve import CLIENTS, OpenLoop, from_rounds, read, write
 
 from .curves import curve
 
@@ -32,7 +33,9 @@ def file(folder: Path, content: object) -> Path:
 
 
 def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
-    written = [curve(1), curve(2, memory=None)]
+    latency = {"p50": 0.01, "p90": 0.02, "p95": 0.03, "p99": 0.04, "max": 0.05}
+    open_loops = (OpenLoop(40.0, 10.0, 0.5, latency), OpenLoop(80.0, 10.0, 0.0, latency))
+    written = [curve(1), replace(curve(2, memory=None), open_loops=open_loops)]
     write(written, tmp_path / "curve.json")
     assert read(tmp_path / "curve.json", None) == written
     assert read(tmp_path / "curve.json", 2) == written[1:]
@@ -47,17 +50,34 @@ def test_figures_of_bench_are_a_curve_of_the_cores_that_are_given(tmp_path: Path
     assert read(file(tmp_path, bench(8, 1)), 3)[0].lanes == 1
 
 
-def test_open_loops_among_the_figures_are_left_out(tmp_path: Path) -> None:
+def test_open_loops_with_even_arrivals_are_left_out(tmp_path: Path) -> None:
     figures = bench(1, 8)
-    figures["rounds"].append({**figures["rounds"][0], "clients": None, "rate": 20.0})
-    assert len(read(file(tmp_path, figures), 1)[0].loops) == 2
+    figures["rounds"].append({**figures["rounds"][0], "clients": None, "rate": 20.0, "arrivals": "even"})
+    (found,) = read(file(tmp_path, figures), 1)
+    assert len(found.loops) == 2
+    assert not found.open_loops
+
+
+def test_open_loops_with_random_arrivals_are_read_unless_requests_failed(tmp_path: Path) -> None:
+    figures = bench(1, 8)
+    one = {**figures["rounds"][0], "clients": None, "arrivals": "poisson", "seconds": 10.0, "warm_up": 1.0}
+    figures["rounds"] += [
+        {**one, "rate": 40.0},
+        {**one, "rate": 20.0},
+        {**one, "rate": 60.0, "statuses": {"200": 9, "503": 1}},
+        {**one, "rate": 70.0, "failures": {"timeout": 1}},
+    ]
+    (found,) = read(file(tmp_path, figures), 1)
+    assert [loop.rate for loop in found.open_loops] == [20.0, 40.0]
+    assert (found.open_loops[0].seconds, found.open_loops[0].warm_up) == (10.0, 1.0)
 
 
 def test_rounds_of_the_load_generator_are_loops() -> None:
     rounds = [Round(Point(clients), 1.0, 2.0, [0.01] * 100) for clients in CLIENTS]
     for one in rounds:
         one.statuses[200] = 100
-    loops = from_rounds(rounds, "here")
+    loops, open_loops = from_rounds(rounds, "here")
+    assert not open_loops
     assert [(loop.clients, loop.throughput) for loop in loops] == [(clients, 50.0) for clients in CLIENTS]
 
 

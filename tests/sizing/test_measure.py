@@ -8,7 +8,8 @@ from pthserve.bench.load import Point, Round
 from pthserve.errors import PthserveError
 from pthserve.settings import Settings
 from pthserve.sizing import measure
-from pthserve.sizing.measure import MOST_PHOTOS, core_counts, photos_in, serving
+from pthserve.sizing.measure import MOST_PHOTOS, core_counts, photos_in
+from pthserve.sizing.service import serving
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,16 @@ def test_the_pass_of_a_lone_image_has_its_share_of_the_median_latency() -> None:
 
 
 def test_few_latencies_of_a_single_client_are_mentioned() -> None:
-    assert not measure._doubts(Round(Point(1), 1.0, 1.0, [0.01] * 100))
-    assert "99 requests only" in measure._doubts(Round(Point(1), 1.0, 1.0, [0.01] * 99))[0]
+    assert not measure._doubts([Round(Point(1), 1.0, 1.0, [0.01] * 100)], 1, shared=False)
+    assert "99 requests only" in measure._doubts([Round(Point(1), 1.0, 1.0, [0.01] * 99)], 1, shared=False)[0]
+
+
+def test_a_load_generator_that_shares_the_cores_of_the_service_is_mentioned() -> None:
+    rounds = [
+        Round(Point(clients), 1.0, 1.0, [0.01] * 100, cpu=cpu) for clients, cpu in ((1, 0.1), (8, 0.25))
+    ]
+    (text,) = measure._doubts(rounds, 2, shared=True)
+    assert "shared the 2 cores and used up to 0.25 of them" in text
 
 
 def test_more_cores_than_there_are_cannot_be_measured() -> None:

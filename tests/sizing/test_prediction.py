@@ -1,12 +1,14 @@
 """A prediction follows the measured curve, and its boundary is where the limit is exceeded."""
 
+from bisect import bisect
 from dataclasses import replace
 
 import pytest
 
-from pthserve.sizing.curve import Curve, Loop
-from pthserve.sizing.prediction import PRECISION, Predictor, fitted
-from pthserve.sizing.queueing import closed_loop
+from pthserve.bench.load import poisson
+from pthserve.sizing.curve import Curve, Loop, OpenLoop
+from pthserve.sizing.prediction import PRECISION, SHARES, Predictor, fitted
+from pthserve.sizing.queueing import closed_loop, replayed
 
 from .curves import SECONDS, curve
 from .test_queueing import crommelin
@@ -39,6 +41,23 @@ def test_a_pod_that_serves_one_request_after_the_other_has_the_latencies_of_m_d_
     load = Predictor(curve(image=1e-6)).at(0.7 / SECONDS)
     assert crommelin(load.rate, SECONDS, load.p99 - SECONDS) == pytest.approx(0.99, abs=0.003)
     assert load.cpu == pytest.approx(0.7, rel=0.02)
+
+
+@pytest.mark.slow
+def test_predictions_are_corrected_by_the_open_loops_at_their_rates_and_between_them() -> None:
+    """The measured latencies were 1.5 and 2 times those of a simulation with the same arrivals."""
+    plain = Predictor(resnet18())
+    seconds, warm_up = 20.0, 0.5
+    open_loops = []
+    for rate, factor in ((40.0, 1.5), (60.0, 2.0)):
+        arrivals = list(poisson(rate, warm_up + seconds))
+        outcome = replayed(plain.pod, arrivals, first=bisect(arrivals, warm_up))
+        latency = {name: factor * outcome.quantile(share) for name, share in SHARES.items()}
+        open_loops.append(OpenLoop(rate, seconds, warm_up, latency))
+    corrected = Predictor(replace(resnet18(), open_loops=open_loops))
+    for rate, factor in ((20.0, 1.25), (40.0, 1.5), (50.0, 1.75), (60.0, 2.0), (70.0, 2.0)):
+        assert corrected.at(rate).p50 == pytest.approx(factor * plain.at(rate).p50)
+        assert corrected.at(rate).p99 == pytest.approx(factor * plain.at(rate).p99)
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ def key_pair(folder: Path, name: str, password: str | None = None) -> tuple[Path
     return private, public
 
 
-def authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """The certificate of a private authority, and the side of a server at 127.0.0.1 that it vouches for.
+def authority(folder: Path, address: str = "127.0.0.1") -> tuple[Path, ssl.SSLContext]:
+    """The certificate of a private authority, and the side of a server at `address` that it vouches for.
 
     The server's own files are `folder/server.pem`, its key and its certificate.
     """
@@ -69,7 +69,7 @@ def authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
         .add_extension(identifier, critical=False)
         .sign(own, hashes.SHA256())
     )
-    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.IPAddress(ipaddress.ip_address(address))]
     server = (
         builder(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")]), served)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)

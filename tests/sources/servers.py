@@ -198,7 +198,7 @@ def running(command: Sequence[str | Path], pattern: str, log: Path) -> Iterator[
 
 
 @contextmanager
-def s3(folder: Path, log: Path, key: str, secret: str, *flags: str) -> Iterator[str]:
+def s3(folder: Path, log: Path, key: str, secret: str, *flags: str, host: str = "127.0.0.1") -> Iterator[str]:
     """rclone's S3 server of the folders in `folder`, each a bucket; yields its endpoint."""
     command: list[str | Path] = [
         program("rclone"),
@@ -206,29 +206,35 @@ def s3(folder: Path, log: Path, key: str, secret: str, *flags: str) -> Iterator[
         "s3",
         folder,
         "--addr",
-        "127.0.0.1:0",
+        f"{host}:0",
         "--auth-key",
         f"{key},{secret}",
     ]
     command += ["--config", "/dev/null", "-vv", *flags]
-    with running(command, r"Starting s3 server on \[(https?://127\.0\.0\.1:\d+)/\]", log) as found:
+    with running(command, r"Starting s3 server on \[(https?://[\d.]+:\d+)/\]", log) as found:
         yield found[1]
 
 
 @contextmanager
-def registry(folder: Path, users: Path | None = None) -> Iterator[str]:
-    """The distribution project's registry over `folder`; yields its host and port."""
+def registry(
+    folder: Path, users: Path | None = None, address: str = "127.0.0.1", certificate: Path | None = None
+) -> Iterator[str]:
+    """The distribution project's registry over `folder`; yields its host and port.
+
+    certificate: a file with the server's key and certificate, for TLS.
+    """
+    tls = f", tls: {{certificate: {certificate}, key: {certificate}}}" if certificate else ""
     configuration = f"""
 version: 0.1
 log: {{level: info}}
 storage: {{filesystem: {{rootdirectory: {folder / "registry"}}}}}
-http: {{addr: "127.0.0.1:0"}}
+http: {{addr: "{address}:0"{tls}}}
 """
     if users:
         configuration += f"auth: {{htpasswd: {{realm: test, path: {users}}}}}\n"
     (folder / "registry.yaml").write_text(configuration)
     log = folder / "registry.log"
     with running(
-        [program("registry"), "serve", folder / "registry.yaml"], r"listening on (127\.0\.0\.1:\d+)", log
+        [program("registry"), "serve", folder / "registry.yaml"], rf"listening on ({address}:\d+)", log
     ) as found:
         yield found[1]

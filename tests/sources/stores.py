@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import shutil
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,32 +147,38 @@ def _service_account(folder: Path, name: str) -> str:
 
 
 @contextmanager
-def azure(folder: Path) -> Iterator[Store]:
-    """Azurite."""
+def azure(folder: Path, authority: Path | None = None) -> Iterator[Store]:
+    """Azurite; with the certificate of `authority`, whose server's is beside it, by TLS and with tokens."""
     key, wrong = f"{SECRET}00", f"{SECRET}11"  # base64
-    command = (
+    command: list[str | Path] = [
         *("env", f"AZURITE_ACCOUNTS=account:{key}", program("azurite").with_name("azurite-blob")),
         *("--blobPort", "0", "--inMemoryPersistence", "--disableTelemetry"),
-    )
-    with running(command, r"listens on (http://\S+)", folder / "az.log") as found:
+    ]
+    if authority:
+        own = authority.with_name("server.pem")
+        command += ["--oauth", "basic", "--cert", own, "--key", own]
+    with running(command, r"listens on (https?://\S+)", folder / "az.log") as found:
         endpoint = f"{found[1]}/account"
-        _create_container(endpoint, key)
+        _create_container(endpoint, key, authority)
         environment = {
             "AZURE_STORAGE_ENDPOINT": endpoint,
             "AZURE_STORAGE_ACCOUNT_NAME": "account",
             "AZURE_STORAGE_ACCOUNT_KEY": key,
         }
+        if authority:
+            environment["SSL_CERT_FILE"] = str(authority)
         yield Store("az", environment, {"AZURE_STORAGE_ACCOUNT_KEY": wrong})
 
 
-def _create_container(endpoint: str, key: str) -> None:
+def _create_container(endpoint: str, key: str, authority: Path | None) -> None:
     """Create the container `models`, with a request signed as Azure's "Shared Key" says."""
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
     lines = [f"{name}:{value}" for name, value in headers.items()]
     signed = "\n".join(["PUT", *[""] * 11, *lines, "/account/account/models", "restype:container"])
     digest = hmac.digest(base64.b64decode(key), signed.encode(), hashlib.sha256)
     headers["Authorization"] = f"SharedKey account:{base64.b64encode(digest).decode()}"
-    httpx.put(f"{endpoint}/models?restype=container", headers=headers).raise_for_status()
+    verify = ssl.create_default_context(cafile=authority) if authority else True
+    httpx.put(f"{endpoint}/models?restype=container", headers=headers, verify=verify).raise_for_status()
 
 
 STORES = (amazon, google, azure)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,12 @@ SIZE, RATE = 24 * 2**20, 16 * 2**20
 
 
 def _received(folder: Path) -> int:
-    """Bytes of the file that have arrived."""
-    return max((part.stat().st_size for part in folder.rglob("a.pth.part")), default=0)
+    """Bytes of the file that have arrived: of its part, or of the whole on the way to its place."""
+    sizes = []
+    for one in folder.rglob("a.pth*"):
+        with suppress(FileNotFoundError):  # it was just given another name
+            sizes.append(one.stat().st_size)
+    return max(sizes, default=0)
 
 
 def _fetch(address: str, output: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

@@ -2,7 +2,7 @@
 The gates of a rollout, as what an AnalysisTemplate specifies: (dict "root" $ "watched" false). A measurement passes, fails, or
 decides nothing: without data none passes. In a step, each gate must pass so often in a row, and a gate that decides nothing for
 too long pauses the rollout. Those that are watched are measured all the time, and can only fail. Failures add up, so the latency,
-which varies, is not among them.
+which varies, is not among them; nor are the requests, which cannot fail.
 */ -}}
 {{- define "pthserve.gates" -}}
 {{- $ := .root -}}
@@ -15,9 +15,14 @@ which varies, is not among them.
 {{- $stable := $canary | replace "args.canary" "args.stable" -}}
 {{- $answers := "route!~\"/(livez|readyz|healthz|metrics|v2/health/.*)\"" -}}
 {{- $requests := printf "sum(pthserve_requests_total{%s,%s})" $canary $answers -}}
+{{- $streak := printf "%ds" (mul $interval (max 1 (sub (int .measurements) 1))) -}}
+{{- $earlier := printf "sum(pthserve_requests_total{%s,%s} offset %s)" $canary $answers $streak -}}
 {{- $errors := printf "(sum(pthserve_requests_total{%s,%s,code=~\"5..\"}) or 0 * %s)" $canary $answers $requests -}}
 {{- $compared := printf "sum(pthserve_rollout_comparisons_total{%s})" $canary -}}
 {{- $agreed := printf "(sum(pthserve_rollout_comparisons_total{%s,result=\"agreed\"}) or 0 * %s)" $canary $compared -}}
+{{- $same := printf "sum(pthserve_rollout_comparisons_total{%s,weights=\"same\"})" $canary -}}
+{{- $sameAgreed := printf "(sum(pthserve_rollout_comparisons_total{%s,weights=\"same\",result=\"agreed\"}) or 0 * %s)" $canary $same -}}
+{{- $others := printf "sum(pthserve_rollout_comparisons_total{%s,weights=\"other\"})" $canary -}}
 {{- $labelled := printf "sum(pthserve_feedback_total{%s})" $canary -}}
 {{- $correct := printf "(sum(pthserve_feedback_total{%s,result=\"correct\"}) or 0 * %s)" $canary $labelled -}}
 {{- $slowest := printf "histogram_quantile(0.95, sum by (le) (rate(pthserve_request_duration_seconds_bucket{%%s,%s}[%s])))" $answers $window -}}
@@ -38,6 +43,24 @@ metrics:
         address: {{ $.Values.rollout.prometheus }}
         query: |
           {{- include "pthserve.bounds" (list $agreed $compared $.Values.rollout.minRequests) | nindent 10 }}
+  {{- end }}
+  {{- with .gates.agreementSameWeights }}
+  # The same where the weights are those of the stable release: the card, a setting or the image has changed. What it must
+  # reach is less than what is expected, so that few images decide. A single value means other weights: nothing is demanded.
+  - name: agreement-same-weights
+    {{- include "pthserve.measured" $mode | nindent 4 }}
+    {{- if not $watched }}
+    successCondition: len(result) == 1 || len(result) > 1 && result[0] >= {{ . }}
+    {{- end }}
+    failureCondition: len(result) > 1 && result[1] < {{ $.Values.rollout.gates.agreementSameWeightsExpected }}
+    provider:
+      prometheus:
+        address: {{ $.Values.rollout.prometheus }}
+        query: |
+          sort(
+            {{- include "pthserve.bounds" (list $sameAgreed $same $.Values.rollout.minRequests) | nindent 12 }}
+            or on () {{ $others }} >= {{ $.Values.rollout.minRequests }}
+          )
   {{- end }}
   {{- with .gates.accuracy }}
   # The same of the answers that clients sent the true class of.
@@ -99,6 +122,18 @@ metrics:
         address: {{ $.Values.rollout.prometheus }}
         query: |
           max(process_resident_memory_bytes{ {{- $canary -}} }) / max(process_resident_memory_bytes{ {{- $stable -}} })
+  {{- end }}
+  {{- if not $watched }}
+  # It has answered since the first of the measurements in a row: what it has shown before does not speak for this step.
+  - name: requests
+    {{- include "pthserve.measured" $mode | nindent 4 }}
+    successCondition: len(result) > 0 && result[0] > 0
+    failureCondition: "false"
+    provider:
+      prometheus:
+        address: {{ .prometheus }}
+        query: |
+          {{ $requests }} - ({{ $earlier }} or 0 * {{ $requests }})
   {{- end }}
   # No process of the canary has ended and started again.
   - name: restarts

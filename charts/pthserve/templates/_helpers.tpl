@@ -78,12 +78,45 @@ annotations:
 {{- ternary "metrics" "http" (not (empty .Values.settings.metricsPort)) -}}
 {{- end -}}
 
+{{- /* Whether the last pod is removed when there are no requests; empty if not. */ -}}
+{{- define "pthserve.toZero" -}}
+{{- if and (eq (int .Values.autoscaling.minReplicas) 0) (ne .Values.autoscaling.provider "external") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- /* Whether something else than `replicas` sets the number of pods; empty if not. */ -}}
+{{- define "pthserve.autoscaled" -}}
+{{- if or .Values.autoscaling.enabled (include "pthserve.toZero" .) -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- define "pthserve.minReplicas" -}}
-{{- ternary .Values.autoscaling.minReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
+{{- ternary .Values.autoscaling.minReplicas .Values.replicas (not (empty (include "pthserve.autoscaled" .))) | int -}}
 {{- end -}}
 
 {{- define "pthserve.maxReplicas" -}}
-{{- ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.replicas (not (empty (include "pthserve.autoscaled" .))) | int -}}
+{{- end -}}
+
+{{- /*
+A query: 1 if requests came through the gateway within the window, also those that it holds, else 0. Traefik counts each
+attempt at a service. Without any metric of Traefik there is no result, which is a fault and not a load of zero.
+*/ -}}
+{{- define "pthserve.requested" -}}
+{{- $namespace := .Release.Namespace -}}
+{{- $name := include "pthserve.fullname" . -}}
+{{- $services := list (printf "%s-%s-held-%v@kubernetescrd" $namespace $name .Values.service.port) -}}
+{{- if .Values.grpcRoute.enabled -}}
+{{- $services = append $services (printf "grpcroute-%s-%s-.+@kubernetesgateway" $namespace $name) -}}
+{{- end -}}
+count(rate(traefik_service_requests_total{service=~{{ join "|" $services | quote }}}[{{ include "pthserve.window" . }}s]) > 0) > bool 0 or 0 * sum(traefik_config_reloads_total)
+{{- end -}}
+
+{{- /* Seconds for which a request counts as recent. */ -}}
+{{- define "pthserve.window" -}}
+{{- min 60 (int .Values.autoscaling.toZero.idleSeconds) -}}
 {{- end -}}
 
 {{- /* The address that the weights are downloaded from; empty where they come another way. */ -}}
@@ -169,6 +202,9 @@ annotations:
 {{- if .Values.apiKeys.secret -}}
 {{- $_ := set $settings "compareApiKey" "/run/secrets/pthserve/keys" -}}
 {{- end -}}
+{{- end -}}
+{{- if include "pthserve.toZero" . -}}
+{{- $_ := set $settings "listen" "ready" -}}
 {{- end -}}
 {{- $settings = mergeOverwrite $settings .Values.settings -}}
 {{- with $settings.allowedHosts -}}
@@ -258,4 +294,16 @@ name: {{ include "pthserve.fullname" . }}
 {{- with .Values.settings.metricsPort }}
 - {name: metrics, port: {{ . }}, targetPort: metrics, appProtocol: http}
 {{- end }}
+{{- end -}}
+
+{{- /* The filters of a route: those of the values, and the one that holds requests: (list $ filters). */ -}}
+{{- define "pthserve.routeFilters" -}}
+{{- $filters := index . 1 -}}
+{{- if include "pthserve.toZero" (index . 0) -}}
+{{- $hold := dict "group" "traefik.io" "kind" "Middleware" "name" (include "pthserve.fullname" (index . 0)) -}}
+{{- $filters = append $filters (dict "type" "ExtensionRef" "extensionRef" $hold) -}}
+{{- end -}}
+{{- with $filters -}}
+{{- toYaml . -}}
+{{- end -}}
 {{- end -}}

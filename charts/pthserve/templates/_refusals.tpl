@@ -79,7 +79,7 @@
 {{- end -}}
 
 {{- with .Values.autoscaling -}}
-{{- if .enabled -}}
+{{- if include "pthserve.autoscaled" $ -}}
 {{- if gt (int .minReplicas) (int .maxReplicas) -}}
 {{- fail (printf "autoscaling.minReplicas (%d) is more than autoscaling.maxReplicas (%d)." (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
@@ -106,17 +106,35 @@
 {{- fail "grpcRoute.enabled needs the port of gRPC in settings.grpcPort, such as 8001." -}}
 {{- end -}}
 {{- end -}}
+{{- if include "pthserve.toZero" . -}}
+{{- include "pthserve.refuseMissing" (list $ "autoscaling.minReplicas 0" "docs/scale-to-zero.md" (dict
+  "gateway.networking.k8s.io/v1/HTTPRoute" "the Gateway API"
+  "keda.sh/v1alpha1/ScaledObject" "KEDA"
+  "traefik.io/v1alpha1/Middleware" "Traefik, with its own kinds"
+)) -}}
+{{- if not .Values.httpRoute.enabled -}}
+{{- fail "autoscaling.minReplicas 0 lets the gateway hold a request until there is a pod: set httpRoute.enabled and httpRoute.parentRefs." -}}
+{{- end -}}
+{{- if or .Values.ingress.enabled (ne .Values.service.type "ClusterIP") -}}
+{{- fail "autoscaling.minReplicas 0 sees only requests that come through httpRoute: leave out ingress.enabled, and service.type at ClusterIP." -}}
+{{- end -}}
+{{- if eq (.Values.settings.listen | default "ready") "early" -}}
+{{- fail "autoscaling.minReplicas 0 sends requests to a pod as soon as it accepts connections: leave out settings.listen." -}}
+{{- end -}}
+{{- if .Values.rollout.enabled -}}
+{{- fail "rollout.enabled judges a release by its traffic, and without pods there is none: set autoscaling.minReplicas to 1 or more." -}}
+{{- end -}}
+{{- if and .Values.grpcRoute.enabled (gt $most 1) -}}
+{{- fail "grpcRoute.enabled with autoscaling.minReplicas 0: all calls of a gateway go to one pod, over one connection. Set autoscaling.maxReplicas to 1, or minReplicas to 1 or more." -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.rollout -}}
 {{- if .enabled -}}
-{{- range $kind, $missing := dict
+{{- include "pthserve.refuseMissing" (list $ "rollout.enabled" "docs/rollouts.md" (dict
   "gateway.networking.k8s.io/v1/HTTPRoute" "the Gateway API"
   "argoproj.io/v1alpha1/Rollout" "Argo Rollouts"
   "monitoring.coreos.com/v1/PodMonitor" "the Prometheus operator"
--}}
-{{- if not ($.Capabilities.APIVersions.Has $kind) -}}
-{{- fail (printf "rollout.enabled needs %s, and the cluster has no %s: install it (docs/rollouts.md). Without a cluster, name what yours has: helm template --api-versions %s" $missing $kind $kind) -}}
-{{- end -}}
-{{- end -}}
+)) -}}
 {{- if not $.Values.httpRoute.enabled -}}
 {{- fail "rollout.enabled moves the traffic of an HTTPRoute in steps: set httpRoute.enabled and httpRoute.parentRefs." -}}
 {{- end -}}
@@ -146,7 +164,7 @@
 {{- fail (printf "hostUsers is false: user namespaces need Kubernetes 1.33 or newer, and this is %s." .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- with .Values.verticalPodAutoscaler -}}
-{{- if and .enabled (has "cpu" .controlledResources) $.Values.autoscaling.enabled (eq $.Values.autoscaling.metric "cpu") -}}
+{{- if and .enabled (has "cpu" .controlledResources) (include "pthserve.autoscaled" $) (eq $.Values.autoscaling.metric "cpu") -}}
 {{- fail "verticalPodAutoscaler would change the CPU request that autoscaling.metric cpu is measured against: leave cpu out of verticalPodAutoscaler.controlledResources, or choose another metric." -}}
 {{- end -}}
 {{- end -}}
@@ -168,5 +186,17 @@
 {{- $modes := ternary list $claim.accessModes (not (empty $claim.existingClaim)) -}}
 {{- if and (gt $pods 1) $modes (not (or (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes))) -}}
 {{- fail (printf "%s: a claim that is %s cannot be shared by %d pods: use ReadWriteMany or ReadOnlyMany, or run one pod." $path (join ", " $modes) $pods) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Refuses what needs kinds that the cluster does not have: (list $ what page kinds), kinds by their names with what brings them. */ -}}
+{{- define "pthserve.refuseMissing" -}}
+{{- $root := index . 0 -}}
+{{- $what := index . 1 -}}
+{{- $page := index . 2 -}}
+{{- range $kind, $missing := index . 3 -}}
+{{- if not ($root.Capabilities.APIVersions.Has $kind) -}}
+{{- fail (printf "%s needs %s, and the cluster has no %s: install it (%s). Without a cluster, name what yours has: helm template --api-versions %s" $what $missing $kind $page $kind) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

@@ -63,6 +63,10 @@ image:
     {{- if include "pthserve.publicKey" . }}
     - {name: public-key, mountPath: /run/pthserve, readOnly: true}
     {{- end }}
+    {{- /* Credentials that are files, and a private authority's certificate. */ -}}
+    {{- with .Values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end -}}
 
 {{- define "pthserve.packContainer" -}}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from pthserve.bench.client import ConnectionFailed, Pool, Target
@@ -30,19 +31,20 @@ Arrivals = Literal["even", "poisson"]
 """When an open loop sends: at equal intervals, or at random times."""
 ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
 SEED = 0
-"""Of random arrivals, so that two measurements at a rate send at the same times."""
+"""Of random arrivals by default, so that two measurements at a rate send at the same times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """One load: a closed loop of `clients`, or an open loop of `rate` requests per second if that is set.
 
-    arrivals: when an open loop sends; `poisson` is a Poisson process.
+    arrivals: when an open loop sends; `poisson` is a Poisson process. seed: of its random times.
     """
 
     clients: int = 8
     rate: float | None = None
     arrivals: Arrivals = "even"
+    seed: int = SEED
 
     def __str__(self) -> str:
         if self.rate is not None:
@@ -56,6 +58,7 @@ class Round:
 
     Attributes:
         deadline: Maximum seconds for a response to count as goodput.
+        warm_up: Seconds of the load before the measurement.
         seconds: Duration of the measurement.
         latencies: Seconds of each response with status 200.
         statuses: Number of responses by status.
@@ -70,6 +73,7 @@ class Round:
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     cpu: float = 0.0
+    warm_up: float = 0.0
 
     @property
     def throughput(self) -> float:
@@ -96,6 +100,7 @@ class Round:
             "clients": None if self.point.rate is not None else self.point.clients,
             "rate": self.point.rate,
             "arrivals": None if self.point.rate is None else self.point.arrivals,
+            "warm_up": self.warm_up,
             "seconds": round(self.seconds, 3),
             "throughput": round(self.throughput, 3),
             "goodput": round(self.goodput, 3),
@@ -129,7 +134,7 @@ async def measure(
     """
     pool = pool_of(point.clients if point.rate is None else MOST_CONNECTIONS)
     start = time.perf_counter() + warm_up
-    load = _Load(pool, Round(point, deadline), timeout, start, start + seconds)
+    load = _Load(pool, Round(point, deadline, warm_up=warm_up), timeout, start, start + seconds)
     clock = asyncio.create_task(_clock(load, progress))
     try:
         await (load.closed() if point.rate is None else load.open())
@@ -140,9 +145,48 @@ async def measure(
     return load.round
 
 
-def poisson(rate: float, seconds: float) -> Iterator[float]:
+def measure_all(
+    target: Target,
+    requests: Sequence[bytes],
+    points: Sequence[Point],
+    *,
+    seconds: float,
+    warm_up: float,
+    deadline: float,
+    timeout: float,
+    progress: Callable[[Sequence[Round]], None] | None = None,
+) -> Sequence[Round]:
+    """Send each request once, then put each of the loads on a service; see `measure`.
+
+    Args:
+        progress: Called regularly with the rounds so far.
+
+    Raises:
+        PthserveError: The service does not respond, or responds with another status than 200.
+    """
+    rounds: list[Round] = []
+
+    async def run() -> None:
+        await send_once(target, requests, timeout)
+        for point in points:
+            one = await measure(
+                lambda most: Pool(target, requests, most),
+                point,
+                seconds=seconds,
+                warm_up=warm_up,
+                deadline=deadline,
+                timeout=timeout,
+                progress=progress and (lambda now: progress([*rounds, now])),
+            )
+            rounds.append(one)
+
+    uvloop.run(run())
+    return rounds
+
+
+def poisson(rate: float, seconds: float, seed: int = SEED) -> Iterator[float]:
     """Yield the times of a Poisson process of `rate` per second, up to `seconds`; always the same ones."""
-    draw = random.Random(SEED)  # noqa: S311
+    draw = random.Random(seed)  # noqa: S311
     after = draw.expovariate(rate)
     while after < seconds:
         yield after
@@ -204,7 +248,7 @@ class _Load:
         if self.round.point.arrivals == "even":
             yield from (began + number / rate for number in range(math.ceil((self.end - began) * rate)))
             return
-        yield from (began + after for after in poisson(rate, self.end - began))
+        yield from (began + after for after in poisson(rate, self.end - began, self.round.point.seed))
 
     async def _client(self) -> None:
         while (due := time.perf_counter()) < self.end:

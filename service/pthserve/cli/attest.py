@@ -60,7 +60,7 @@ def command(
     reference = parse(address) if address else None
     if address and (reference is None or reference.scheme != "oci"):
         raise WeightsError(f"{quoted(address)}: an attestation is pushed to oci://registry/name@sha256:...")
-    made = _attestation([_asked(url, headers) for url in urls])
+    made = _attestation([_fetch(url, headers) for url in urls])
     try:
         out.write_bytes(made.to_json())
     except OSError as error:
@@ -79,7 +79,7 @@ def command(
         click.echo(line)
 
 
-def _asked(url: str, headers: Sequence[Header]) -> dict[str, Any]:
+def _fetch(url: str, headers: Sequence[Header]) -> dict[str, Any]:
     """Return /info of a pod, with the version of pthserve as `pthserve`, and reports as `feedback`."""
     import httpx
 
@@ -95,12 +95,13 @@ def _asked(url: str, headers: Sequence[Header]) -> dict[str, Any]:
         if reply.status_code != httpx.codes.OK:
             raise PthserveError(f"{shown} responds with {reply.status_code} to {reply.request.url.path}")
     try:
-        found: dict[str, Any] = {**info.json(), "pthserve": server.json()["version"]}
+        described: dict[str, Any] = {**info.json(), "pthserve": server.json()["version"]}
+        digest = str(described["digest"])
     except (ValueError, KeyError, TypeError):
         raise PthserveError(f"{shown} is not an address of pthserve") from None
     # Without them, as with metrics_port, nothing is known of reports.
-    reported = _reports(metrics.text, found["digest"]) if metrics.status_code == httpx.codes.OK else {}
-    return {**found, "feedback": reported}
+    reported = _reports(metrics.text, digest) if metrics.status_code == httpx.codes.OK else {}
+    return {**described, "feedback": reported}
 
 
 def _reports(text: str, digest: str) -> dict[str, int]:

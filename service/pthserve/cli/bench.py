@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import rich_click as click
-import uvloop
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from pthserve.bench import report
-from pthserve.bench.client import Pool, Target
-from pthserve.bench.load import ARRIVALS, Arrivals, Point, Round, measure, send_once
+from pthserve.bench.client import Target
+from pthserve.bench.load import ARRIVALS, Arrivals, Point, Round, measure_all
 from pthserve.cli.display import show as show_table
 from pthserve.cli.headers import HEADERS, Header
 from pthserve.cli.numbers import Number
@@ -110,25 +109,17 @@ def command(
         requests = [target.request(image, headers, raw=raw) for image in images]
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    rounds: list[Round] = []
-
-    async def all_points(show: Callable[[Sequence[Round]], None]) -> None:
-        await send_once(target, requests, timeout)
-        for point in points:
-            rounds.append(
-                await measure(
-                    lambda most: Pool(target, requests, most),
-                    point,
-                    seconds=seconds,
-                    warm_up=warm_up,
-                    deadline=deadline,
-                    timeout=timeout,
-                    progress=lambda one: show([*rounds, one]),
-                )
-            )
-
     with _display() as show:
-        uvloop.run(all_points(show))
+        rounds = measure_all(
+            target,
+            requests,
+            points,
+            seconds=seconds,
+            warm_up=warm_up,
+            deadline=deadline,
+            timeout=timeout,
+            progress=show,
+        )
     if page:
         page.write_text(report.render(target.url, len(images), rounds))
     if as_json:

@@ -101,6 +101,7 @@ class Info(BaseModel):
     engine: str
     precision: str
     cpus: int = Field(description="number of CPUs that the service uses; see the setting `threads`")
+    lanes: int = Field(description="number of forward passes that run at the same time")
     preprocess: dict[str, Any] = Field(
         description="how images are preprocessed; `assumed` if the model's files do not state it"
     )
@@ -162,6 +163,7 @@ def info(predictor: Predictor, settings: Settings, dependencies: Sequence[Depend
             engine=model.forward.name,
             precision=model.forward.precision,
             cpus=predictor.cpus,
+            lanes=model.forward.lanes,
             preprocess=model.spec.to_dict(),
             inferred=[Fact.model_validate(one.to_dict()) for one in model.inferred],
             plan=model.plan.to_dict(),

@@ -228,7 +228,9 @@ class Rollout:
         tally.images += 1
         tally.agreed += compared.agrees
         tally.difference += compared.difference
-        ROLLOUT_COMPARISONS.labels(*pair, "agreed" if compared.agrees else "disagreed").inc()
+        # Prometheus cannot compare two labels, and a gate asks for more where only the card has changed.
+        weights = "same" if digest == other else "other"
+        ROLLOUT_COMPARISONS.labels(*pair, weights, "agreed" if compared.agrees else "disagreed").inc()
         ROLLOUT_DIFFERENCE.labels(*pair).observe(compared.difference)
         show_interval(ROLLOUT_AGREEMENT, tally.agreement, *pair)
         self._record()

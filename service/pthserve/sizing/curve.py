@@ -1,4 +1,4 @@
-"""Curve: the service curve of one pod, as measured by closed loops, and the file that keeps it."""
+"""Curve: the service curve of one pod, as measured by closed and open loops, and the file that keeps it."""
 
 import json
 import math
@@ -14,6 +14,10 @@ FORMAT = 1
 """Of the file; a file of another format is refused."""
 CLIENTS = (1, 2, 4, 8, 16, 32)
 """Numbers of clients of the closed loops."""
+SHARES = (0.5, 0.8, 0.92)
+"""Rates of the open loops, as shares of the highest throughput of the closed ones."""
+QUANTILES = ("p50", "p90", "p95", "p99", "max")
+"""Names of the latencies of a loop."""
 FEWEST = 8
 """Clients from which a closed loop may stand for the most that a pod answers."""
 LARGEST = 2**20
@@ -42,6 +46,23 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenLoop:
+    """What an open loop with the random arrivals of `bench.load.poisson` measured.
+
+    Attributes:
+        rate: Requests per second.
+        seconds: Duration of what counts. It comes after the warm-up.
+        warm_up: Seconds of the same arrivals that do not count.
+        latency: Seconds by p50, p90, p95, p99 and max.
+    """
+
+    rate: float
+    seconds: float
+    warm_up: float
+    latency: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """The service curve of a pod with so many cores.
 
@@ -51,6 +72,7 @@ class Curve:
         lanes: Number of forward passes at the same time.
         max_batch: Maximum number of images in a pass.
         loops: The closed loops, by the number of clients.
+        open_loops: The open loops, by rate; none if there were none.
         image: Seconds of the forward pass of a lone image.
         decode: Seconds to decode and preprocess a lone image; None if unknown.
         passes: Mean seconds of a forward pass by its number of images, over all loops; empty if unknown.
@@ -67,6 +89,7 @@ class Curve:
     max_batch: int
     loops: Sequence[Loop]
     image: float
+    open_loops: Sequence[OpenLoop] = ()
     decode: float | None = None
     passes: Mapping[int, float] = field(default_factory=dict)
     ready: float | None = None
@@ -124,9 +147,28 @@ def loops_of(rounds: Sequence[Mapping[str, Any]], where: str) -> Sequence[Loop]:
     return [loops[clients] for clients in sorted(loops)]
 
 
-def from_rounds(rounds: Sequence[Round], where: str) -> Sequence[Loop]:
-    """Return the closed loops of a load generator; raises as `loops_of`."""
-    return loops_of([one.to_dict() for one in rounds], where)
+def open_loops_of(rounds: Sequence[Mapping[str, Any]]) -> Sequence[OpenLoop]:
+    """Return the open loops with random arrivals among `rounds`, by rate.
+
+    One with a request that was not answered with 200 says nothing about latency, and is left out.
+    """
+    found = (
+        OpenLoop(
+            _positive(one["rate"]),
+            _positive(one["seconds"]),
+            float(one.get("warm_up", 0.0)),
+            {name: _positive(one["latency"][name]) for name in QUANTILES},
+        )
+        for one in rounds
+        if one.get("arrivals") == "poisson" and list(one["statuses"]) == ["200"] and not one["failures"]
+    )
+    return tuple(sorted(found, key=lambda loop: loop.rate))
+
+
+def from_rounds(rounds: Sequence[Round], where: str) -> tuple[Sequence[Loop], Sequence[OpenLoop]]:
+    """Return the closed and the open loops of a load generator; raises as `loops_of`."""
+    plain = [one.to_dict() for one in rounds]
+    return loops_of(plain, where), open_loops_of(plain)
 
 
 def write(curves: Sequence[Curve], path: Path) -> None:
@@ -194,6 +236,7 @@ def _of_bench(rounds: Sequence[Mapping[str, Any]], cores: int | None, path: Path
         max_batch=DEFAULT_BATCH,
         loops=loops,
         image=LONE_PASS * loops[0].latency["p50"],
+        open_loops=open_loops_of(rounds),
         machine="measured with `pthserve bench`",
         assumed=(
             f"A lone request is in its forward pass for {100 * LONE_PASS:.0f} % of its latency.",
@@ -207,10 +250,19 @@ def _curve(values: Mapping[str, Any], path: Path) -> Curve:
         Loop(
             _whole(one["clients"]),
             _positive(one["throughput"]),
-            {name: _positive(one["latency"][name]) for name in ("p50", "p90", "p95", "p99", "max")},
+            {name: _positive(one["latency"][name]) for name in QUANTILES},
         )
         for one in values["loops"]
     ]
+    open_loops = tuple(
+        OpenLoop(
+            _positive(one["rate"]),
+            _positive(one["seconds"]),
+            0.0 if one["warm_up"] == 0 else _positive(one["warm_up"]),
+            {name: _positive(one["latency"][name]) for name in QUANTILES},
+        )
+        for one in values.get("open_loops", ())
+    )
     clients = [loop.clients for loop in loops]
     if clients != sorted(set(clients)) or clients[:1] != [1] or clients[-1] < FEWEST:
         raise PthserveError(f"{path}: the loops must have 1 client, then more each, up to {FEWEST} or more")
@@ -224,6 +276,7 @@ def _curve(values: Mapping[str, Any], path: Path) -> Curve:
         max_batch=_whole(values["max_batch"]),
         loops=loops,
         image=_positive(values["image"]),
+        open_loops=open_loops,
         decode=None if values["decode"] is None else _positive(values["decode"]),
         passes={int(size): _positive(seconds) for size, seconds in values["passes"].items()},
         ready=None if values["ready"] is None else _positive(values["ready"]),

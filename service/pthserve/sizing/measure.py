@@ -1,44 +1,22 @@
 """Measure: the service curve of this machine, from a real service on some of its cores."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import httpx
-import uvloop
-
-from pthserve.bench.client import Pool, Target
-from pthserve.bench.load import Point, Round, measure, send_once
+from pthserve.bench.load import Point, Round
 from pthserve.cpus import cpu_quota
 from pthserve.engines.cpu import cpu
 from pthserve.errors import PthserveError
-from pthserve.options import ModelOptions
 from pthserve.scoring.listing import IMAGE_SUFFIXES
-from pthserve.settings import VARIABLE, Settings
-from pthserve.sizing.curve import CLIENTS, Curve, from_rounds
+from pthserve.settings import Settings
+from pthserve.sizing.curve import CLIENTS, SHARES, Curve, from_rounds, loops_of
+from pthserve.sizing.service import Service, serving
 from pthserve.text import counted
 
 MOST_PHOTOS = 64
 """Photos that are sent in turn, spread evenly over the folder."""
-WARM_UP = 0.5
-"""Seconds of load before each measurement."""
-TIMEOUT = 600.0
-"""Seconds after which a request counts as failed. A slow model answers the last of many clients late."""
-START = 900.0
-"""Seconds within which the service must be ready; it may have to pack and tune the model."""
-STOP = 20.0
-"""Seconds within which the service must end."""
-
 LARGEST_SHARE = 0.98
 """Share of a request's latency in its pass at most: a request is also decoded."""
 ENOUGH = 100
@@ -49,65 +27,6 @@ _SIZES = rf'^{_PASS}_count{{batch_size="(\d+)"}}$'
 
 Progress = Callable[[str], None]
 """Called with what is being done, in words."""
-
-
-@dataclass(slots=True)
-class Service:
-    """A running service.
-
-    Attributes:
-        address: Its URL.
-        ready: Seconds from its start until it was ready.
-        max_batch: The setting; None for that of the plan.
-    """
-
-    address: str
-    ready: float
-    max_batch: int | None
-
-    def info(self) -> Mapping[str, Any]:
-        """The content of `/info`."""
-        values: Mapping[str, Any] = (
-            httpx.get(f"{self.address}/info", timeout=TIMEOUT).raise_for_status().json()
-        )
-        return values
-
-    def samples(self) -> Mapping[str, float]:
-        """The samples of `/metrics`: name, with its labels as they are written there, to value."""
-        text = httpx.get(f"{self.address}/metrics", timeout=TIMEOUT).raise_for_status().text
-        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, _, value in lines}
-
-    def rounds(
-        self,
-        photos: Sequence[Path],
-        points: Sequence[Point],
-        seconds: float,
-        warm_up: float = WARM_UP,
-    ) -> Sequence[Round]:
-        """Put each of the loads on the service for `seconds`, with the images `photos` in turn.
-
-        Raises:
-            PthserveError: The service does not answer the images with 200.
-        """
-        target = Target.parse(self.address)
-        requests = [target.request(photo) for photo in photos]
-
-        async def all_points() -> list[Round]:
-            await send_once(target, requests, TIMEOUT)
-            return [
-                await measure(
-                    lambda most: Pool(target, requests, most),
-                    point,
-                    seconds=seconds,
-                    warm_up=warm_up,
-                    deadline=TIMEOUT,
-                    timeout=TIMEOUT,
-                )
-                for point in points
-            ]
-
-        return uvloop.run(all_points())
 
 
 def core_counts() -> Sequence[int]:
@@ -151,7 +70,7 @@ def curve_of(
     Args:
         photos: Images that are sent in turn.
         cores: Number of cores that it has.
-        seconds: Duration of each closed loop; that of one client lasts twice as long.
+        seconds: Duration of each closed loop. That of one client lasts twice as long, and so do open loops.
 
     Raises:
         PthserveError: Requests fail.
@@ -166,25 +85,31 @@ def curve_of(
         progress(f"{where}: {clients} clients")
         rounds += service.rounds(photos, [Point(clients)], seconds)
     after = service.samples()
-    loops = from_rounds(rounds, where)
+    capacity = max(loop.throughput for loop in loops_of([one.to_dict() for one in rounds], where))
+    for share in SHARES:
+        progress(f"{where}: random arrivals at {100 * share:.0f} % of {capacity:.1f} requests per second")
+        rounds += service.rounds(photos, [Point(rate=share * capacity, arrivals="poisson")], 2 * seconds)
+    memory = int(service.samples()["process_resident_memory_bytes"])
+    loops, open_loops = from_rounds(rounds, where)
     height, width = info["preprocess"]["crop"]
     return Curve(
         model=info["name"],
         cores=cores,
-        lanes=1 if info["engine"] != "openvino" or cores % 2 else 2,
+        lanes=info["lanes"],
         max_batch=service.max_batch or info["plan"]["max_batch"],
         loops=loops,
         image=_image(rounds[0], _mean(_STAGE, 'stage="infer"', before, alone)),
+        open_loops=open_loops,
         decode=_mean(_STAGE, 'stage="decode"', before, alone),
         passes={
             size: _mean(_PASS, f'batch_size="{size}"', alone, after)
             for size in sorted(map(int, re.findall(_SIZES, "\n".join(after), re.MULTILINE)))
         },
         ready=service.ready,
-        memory=int(after["process_resident_memory_bytes"]),
+        memory=memory,
         pixels=height * width * len(info["preprocess"]["mean"]),
         machine=f"{cpu(cores)}; {info['engine']} {info['precision']}",
-        assumed=_doubts(rounds[0]),
+        assumed=_doubts(rounds, cores, shared=service.shared),
     )
 
 
@@ -198,11 +123,22 @@ def _image(lone: Round, mean: float) -> float:
     return share * float(lone.quantiles()[0])
 
 
-def _doubts(lone: Round) -> Sequence[str]:
-    """Return what makes the latencies of a single client uncertain, as sentences."""
-    if (count := len(lone.latencies)) >= ENOUGH:
-        return ()
-    return [f"The latencies of a single client are those of {count} requests only: give more --seconds."]
+def _doubts(rounds: Sequence[Round], cores: int, *, shared: bool) -> Sequence[str]:
+    """Return what makes the measurements uncertain, as sentences."""
+    doubts = []
+    if (count := len(rounds[0].latencies)) < ENOUGH:
+        doubts.append(
+            f"The latencies of a single client are those of {count} requests only: give more --seconds."
+        )
+    if shared:
+        most = max(one.cpu for one in rounds)
+        doubts.append(
+            f"The load generator shared the {counted(cores, 'core')} and used up to {most:.2f} of them; pods "
+            "have them for themselves."
+        )
+    if refused := sum(len(one.statuses) > 1 or bool(one.failures) for one in rounds):
+        doubts.append(f"Not all requests were answered at {counted(refused, 'rate')} near the capacity.")
+    return doubts
 
 
 def _mean(name: str, labels: str, before: Mapping[str, float], after: Mapping[str, float]) -> float:
@@ -212,76 +148,3 @@ def _mean(name: str, labels: str, before: Mapping[str, float], after: Mapping[st
     if not observed:
         return after[total] / after[count]
     return (after[total] - before.get(total, 0.0)) / observed
-
-
-@contextmanager
-def serving(settings: Settings, cores: int) -> Iterator[Service]:
-    """Run `pthserve serve` on `cores` cores until the block ends.
-
-    Only the options of the model are passed on: keys, limits and ports of the environment are for another
-    service.
-
-    Raises:
-        PthserveError: There are too few cores, or the service does not get ready.
-    """
-    allowed = sorted(os.sched_getaffinity(0))
-    if cores > min(cpu_quota(), len(allowed)):
-        raise PthserveError(
-            f"{cores} cores cannot be measured on this machine, which has {cpu_quota()}; measure on one that "
-            "has them, with --save-curve, and give the file as --curve"
-        )
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(VARIABLE.format(""))
-    }
-    for name in ModelOptions.model_fields:
-        value = getattr(settings, name)
-        if value != Settings.model_fields[name].default:
-            environment[VARIABLE.format(name.upper())] = str(value)
-    environment[VARIABLE.format("THREADS")] = str(cores)
-    environment[VARIABLE.format("DRAIN_SECONDS")] = "0"
-    environment[VARIABLE.format("DEADLINE")] = str(TIMEOUT)
-    command = [sys.executable, "-m", "pthserve", "serve", settings.model, "--port", "0"]
-    with tempfile.TemporaryDirectory(prefix="pthserve-size-") as folder:
-        log = Path(folder, "log")
-        began = time.monotonic()
-        with log.open("wb") as written:
-            os.sched_setaffinity(0, allowed[:cores])  # a child inherits that of the thread that starts it
-            try:
-                process = subprocess.Popen(  # noqa: S603
-                    command, stdin=subprocess.DEVNULL, stdout=written, stderr=written, env=environment
-                )
-            finally:
-                os.sched_setaffinity(0, allowed)
-        try:
-            address, ready = _ready(process, log, began)
-            yield Service(address, ready, settings.max_batch)
-        finally:
-            _stop(process)
-
-
-def _ready(process: "subprocess.Popen[bytes]", log: Path, began: float) -> tuple[str, float]:
-    """Wait until the service is ready; its address, and the seconds that it took."""
-    address = ""
-    while time.monotonic() - began < START:
-        if process.poll() is not None:
-            lines = log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
-            raise PthserveError(f"the service ended with exit code {process.returncode}: {lines[-1]}")
-        if not address and (
-            found := re.search(r"listening on (http://\S+)", log.read_text(errors="replace"))
-        ):
-            address = found[1]
-        if address:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{address}/readyz", timeout=TIMEOUT).status_code == 200:
-                    return address, time.monotonic() - began
-        time.sleep(0.02)
-    raise PthserveError(f"the service was not ready after {START:g} seconds")
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

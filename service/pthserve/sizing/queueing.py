@@ -84,10 +84,10 @@ def open_loop(pod: Pod, rate: float, requests: int = REQUESTS, seed: int = SEED)
     return _Simulation(pod, _spread(draw, requests), arrivals.tolist()).run(requests)
 
 
-def replayed(pod: Pod, arrivals: Sequence[float], seed: int = SEED) -> Outcome:
-    """Simulate requests that arrive at these times, in seconds and in order; all of them count."""
+def replayed(pod: Pod, arrivals: Sequence[float], first: int = 0, seed: int = SEED) -> Outcome:
+    """Simulate requests that arrive at these times, in seconds and in order; those from `first` on count."""
     draw = np.random.default_rng(seed)
-    return _Simulation(pod, _spread(draw, len(arrivals)), arrivals).run(len(arrivals), first=0)
+    return _Simulation(pod, _spread(draw, len(arrivals)), arrivals).run(len(arrivals), first)
 
 
 def closed_loop(pod: Pod, clients: int, requests: int = 2000, seed: int = SEED) -> Outcome:

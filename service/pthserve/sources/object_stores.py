@@ -160,6 +160,9 @@ def _store(reference: Reference, endpoint: str | None) -> "ObjectStore":
                 return GCSStore(reference.host, config=config, **options)
             case _:
                 config = {"endpoint": endpoint} if endpoint else {}
+                if authority := os.environ.get("AZURE_AUTHORITY_HOST"):
+                    # Azure's webhook ends it in a slash, and object_store adds another.
+                    config["authority_host"] = authority.rstrip("/")
                 return AzureStore(reference.host, config=config, **options)
     except (BaseError, ValueError) as error:
         raise WeightsError(
@@ -199,11 +202,10 @@ def errors(reference: Reference) -> Iterator[None]:
     except FileNotFoundError:
         raise WeightsError(f"{reference}: there is no such object") from None
     except BaseError as error:
+        reason = f"{_reason(error)}; credentials are read from {_CREDENTIALS[reference.scheme]}"
         if _REFUSED.search(str(error)):
-            raise WeightsError(f"{reference}: {_reason(error)}") from None
-        raise Interrupted(
-            f"{_reason(error)}; credentials are read from {_CREDENTIALS[reference.scheme]}"
-        ) from None
+            raise WeightsError(f"{reference}: {reason}") from None
+        raise Interrupted(reason) from None
 
 
 def _reason(error: BaseException) -> str:
