@@ -1,15 +1,17 @@
-"""k8s/examples/score.yaml: the Indexed Job of batch scoring agrees with the command that it runs."""
+"""k8s/examples/score.yaml: the Indexed Job of batch scoring agrees with its command, and with its queue."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes.utils import parse_quantity
 
 from pthserve import exits
 from pthserve.errors import GoldenError, ModelError
 
 ROOT = Path(__file__).parents[2]
-JOB: dict[str, Any] = yaml.safe_load((ROOT / "k8s" / "examples" / "score.yaml").read_text())
+TEXT = (ROOT / "k8s" / "examples" / "score.yaml").read_text()
+JOB: dict[str, Any] = yaml.safe_load(TEXT)
 SPEC = JOB["spec"]
 POD = SPEC["template"]["spec"]
 (CONTAINER,) = POD["containers"]
@@ -59,3 +61,21 @@ def test_its_image_has_what_scoring_needs() -> None:
     lock = (ROOT / "requirements-batch.lock").read_text()
     assert "\npyarrow==" in lock
     assert "\nobstore==" in lock
+
+
+def test_with_its_label_the_queue_of_kueue_has_room_for_all_its_pods() -> None:
+    """Kueue admits no Job with a request for a resource that the quota does not cover."""
+    label = "kueue.x-k8s.io/queue-name"
+    queued = yaml.safe_load(TEXT.replace(f"# {label}", label))
+    assert label not in JOB["metadata"]["labels"]
+    documents = yaml.safe_load_all((ROOT / "k8s" / "examples" / "score-kueue.yaml").read_text())
+    flavor, cluster_queue, local_queue = documents
+    assert queued["metadata"]["labels"][label] == local_queue["metadata"]["name"]
+    assert local_queue["spec"]["clusterQueue"] == cluster_queue["metadata"]["name"]
+    (group,) = cluster_queue["spec"]["resourceGroups"]
+    (quotas,) = group["flavors"]
+    assert quotas["name"] == flavor["metadata"]["name"]
+    room = {one["name"]: parse_quantity(one["nominalQuota"]) for one in quotas["resources"]}
+    assert set(room) == set(group["coveredResources"])
+    for name, request in CONTAINER["resources"]["requests"].items():
+        assert SPEC["parallelism"] * parse_quantity(request) <= room[name]
