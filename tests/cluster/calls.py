@@ -22,7 +22,7 @@ RETRIES = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "UNKNOWN"],
             },
         }
     ]
@@ -40,7 +40,7 @@ class Calls(Load):
 
     model: str = ""
     retried: bool = False
-    """Whether calls that fail with UNAVAILABLE are sent again, by a service config as clients have it."""
+    """Whether calls that a gateway fails are sent again, by a service config as clients have it."""
 
     async def _run(self) -> None:
         requests = []

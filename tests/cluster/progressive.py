@@ -105,7 +105,7 @@ RETRY: Values = {
 class Traffic:
     """Constant load over HTTP and gRPC through the gateway, while a block runs.
 
-    gateway: its address. retried: whether clients over gRPC send a call again that fails with UNAVAILABLE.
+    gateway: its address. retried: whether clients over gRPC send a call again that the gateway fails.
     """
 
     gateway: str

@@ -268,7 +268,8 @@ def main(
             after.callback(run, "buildah", "rmi", f"localhost/pthserve:{tag}")
             run(ROOT / "k8s/local/cluster", "load", f"localhost/pthserve:{tag}")
         values = merged(RETRY, {"image": {"tag": tag}})
-        place = Place(*gateway.split("/"), prometheus)
+        of, name, service = gateway.split("/")
+        place = Place(of, name, service, prometheus)
         models = Models.within(folder)
         with staged(
             models, place, namespace, api, partial(run, "helm"), clients=clients, retried=True, values=values
