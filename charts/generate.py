@@ -126,6 +126,7 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     "extraObjects": {"type": "array", "items": {"type": ["object", "string"]}},
     "revisionHistoryLimit": {"type": "integer", "minimum": 0},
     "minReadySeconds": {"type": "integer", "minimum": 0},
+    "unreachableSeconds": {"type": "integer", "minimum": 0},
     "progressDeadlineSeconds": COUNT,
     "verticalPodAutoscaler.updateMode": {"enum": ["Off", "Initial", "Recreate", "InPlaceOrRecreate"]},
     "verticalPodAutoscaler.controlledResources": {
@@ -135,7 +136,7 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
     },
     "minAllowed": QUANTITIES,
     "maxAllowed": QUANTITIES,
-    "autoscaling.provider": {"enum": ["hpa", "keda"]},
+    "autoscaling.provider": {"enum": ["hpa", "keda", "external"]},
     "autoscaling.metric": {"enum": ["cpu", "inflight", "saturation"]},
     "autoscaling.minReplicas": {"type": "integer", "minimum": 0},
     "autoscaling.maxReplicas": COUNT,

@@ -22,7 +22,10 @@ APIS = (
 )
 """What the cluster has beside Kubernetes' own kinds, as far as the chart asks."""
 
-EXTRA = {"cats-notes", "cats-pthserve-more", "pthserve-gpu", "retry", "cats-live", "agreement", "error-rate"}
+EXTRA = {
+    *("cats-notes", "cats-pthserve-more", "pthserve-gpu", "retry", "cats-live", "agreement", "error-rate"),
+    *("cats-held", "cats-scaled", "cats-route"),
+}
 """Names of the extraObjects in sets.yaml and the examples."""
 
 Values = dict[str, Any]

@@ -56,6 +56,7 @@ CUSTOM = [
     ),
     ("k8s.io/autoscaler/vertical-pod-autoscaler@v1.6.0", "deploy/vpa-v1-crd-gen.yaml"),
     ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
+    ("knative.dev/serving@v0.51.0", "config/core/300-resources/service.yaml"),
     (TRAEFIK, TRAEFIK_CRDS, "middleware", "serverstransport", "traefikservice"),
 ]
 COMPOSE = "github.com/compose-spec/compose-go/v2@v2.16.2"

@@ -344,7 +344,50 @@ def test_probes_ask_the_service_s_own_routes(helm: Helm) -> None:
 
 def test_an_upgrade_takes_no_pod_away_before_another_is_ready(helm: Helm) -> None:
     strategy = helm.render().one("Deployment")["spec"]["strategy"]
-    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
+
+
+def test_a_drain_and_a_scale_down_stop_one_of_a_few_pods_and_a_tenth_of_many(helm: Helm) -> None:
+    """Kubernetes rounds a share of a disruption budget up: of up to ten pods, a tenth is one."""
+    rendered = helm.render({"autoscaling": {"enabled": True, "minReplicas": 2}})
+    assert rendered.one("PodDisruptionBudget")["spec"]["maxUnavailable"] == "10%"
+    down = rendered.one("HorizontalPodAutoscaler")["spec"]["behavior"]["scaleDown"]
+    assert down["selectPolicy"] == "Max"
+    assert {policy["type"]: policy["value"] for policy in down["policies"]} == {"Percent": 10, "Pods": 1}
+
+
+def _unreachable(pod: Any) -> dict[str, int]:
+    """How long the pod stays on a node that stopped responding, by the taint's key."""
+    return {
+        one["key"].removeprefix("node.kubernetes.io/"): one["tolerationSeconds"]
+        for one in pod.get("tolerations", ())
+        if one.get("effect") == "NoExecute" and "tolerationSeconds" in one
+    }
+
+
+def test_pods_of_a_node_that_stopped_responding_are_replaced_after_half_a_minute(helm: Helm) -> None:
+    both = {"not-ready": 30, "unreachable": 30}
+    assert _unreachable(helm.render().pod) == both
+    assert _unreachable(helm.render({"gpu": {"enabled": True}, "image": {"variant": "cuda"}}).pod) == both
+    assert _unreachable(helm.render({"unreachableSeconds": 90}).pod) == dict.fromkeys(both, 90)
+
+
+@pytest.mark.parametrize(
+    "toleration",
+    [
+        {"operator": "Exists"},
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"},
+    ],
+)
+def test_tolerations_of_the_user_decide_how_long_a_pod_stays_on_such_a_node(
+    helm: Helm, toleration: dict[str, str]
+) -> None:
+    """Of several that match, Kubernetes obeys the shortest."""
+    assert helm.render({"tolerations": [toleration]}).pod["tolerations"] == [toleration]
+
+
+def test_without_unreachable_seconds_kubernetes_default_holds(helm: Helm) -> None:
+    assert "tolerations" not in helm.render({"unreachableSeconds": 0}).pod
 
 
 def test_recreate_has_no_rolling_update(helm: Helm) -> None:

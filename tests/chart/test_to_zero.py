@@ -32,6 +32,14 @@ def test_one_value_is_enough_beside_a_route(helm: Helm) -> None:
     assert "replicas" not in rendered.one("Deployment")["spec"]
 
 
+def test_an_external_autoscaler_is_left_alone(helm: Helm) -> None:
+    for minimum in (0, 1):
+        values = {"autoscaling": {"enabled": True, "provider": "external", "minReplicas": minimum}}
+        rendered = helm.render(values)
+        assert not rendered.kinds & {"HorizontalPodAutoscaler", "ScaledObject", "Middleware"}
+        assert "replicas" not in rendered.one("Deployment")["spec"]
+
+
 def test_nothing_of_it_is_there_with_a_pod_at_least(helm: Helm) -> None:
     for name in ("defaults", "keda", "route"):
         assert not helm.render(SETS[name]).kinds & {"Middleware", "TraefikService", "ServersTransport"}
@@ -98,7 +106,7 @@ def test_where_no_one_can_see_requests_a_pod_runs(rendered: Rendered) -> None:
     requests, load = spec["triggers"]
     assert requests["metadata"]["ignoreNullValues"] == load["metadata"]["ignoreNullValues"] == "false"
     assert spec["fallback"] == {
-        "failureThreshold": 15,  # 30 seconds
+        "failureThreshold": 30,  # seconds
         "replicas": 1,
         "behavior": "currentReplicasIfHigher",
     }

@@ -49,11 +49,13 @@ def test_every_resource_fits_its_schema(kubernetes: str, helm: Helm, programs: P
         ROOT / "k8s" / "examples" / "score.yaml",
         ROOT / "k8s" / "examples" / "score-kueue.yaml",
         ROOT / "k8s" / "manifests" / "pthserve.yaml",
+        ROOT / "k8s" / "knative" / "service.yaml",
     ]
     found = subprocess.run(
         [
             *(programs / "kubeconform", "-strict", "-summary", "-output", "json"),
             *("-kubernetes-version", kubernetes),
+            *("-skip", "InterceptorRoute"),  # of a module that is not on every Go module proxy
             "-schema-location",
             f"{SCHEMAS}/{{{{.NormalizedKubernetesVersion}}}}-standalone{{{{.StrictSuffix}}}}/"
             "{{.ResourceKind}}{{.KindSuffix}}.json",
@@ -66,7 +68,7 @@ def test_every_resource_fits_its_schema(kubernetes: str, helm: Helm, programs: P
     answer = json.loads(found.stdout)
     assert not answer["resources"]
     assert answer["summary"]["valid"] > 5 * len(rendered)
-    assert not answer["summary"]["skipped"]
+    assert answer["summary"]["skipped"] == 1
 
 
 # What kube-score calls critical and is right all the same, with the reason.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class Calls(Load):
 
     async def _calling(self, requests: list[bytes], number: int) -> None:
         await asyncio.sleep(self.pause * number / self.clients)
+        chance = random.Random(1000 + number)
         options: list[tuple[str, Any]] = [
             ("grpc.default_authority", self.host),
             ("grpc.use_local_subchannel_pool", 1),
@@ -62,7 +64,7 @@ class Calls(Load):
             infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
             while not self._stopped.is_set():
                 began, digest, version, fault = time.monotonic(), "", "", ""
-                call = infer(requests[len(self.answers) % len(requests)], timeout=self.timeout)
+                call = infer(chance.choice(requests), timeout=self.timeout)
                 try:
                     version = pb.ModelInferResponse.FromString(await call).model_version
                     digest = str(dict(await call.trailing_metadata()).get("x-model-digest", ""))

@@ -118,8 +118,11 @@ KINDS: Mapping[str, list[Candidate]] = {
             ],
         ),
         _numbered("pruned", [variants.pruned(share) for share in (0.8, 0.9, 0.95, 0.98)]),
-        _numbered("over-quantised", [variants.coarse(levels) for levels in (1, 2, 3)]),
-        _numbered("noise", [variants.noisy(seed, share) for seed, share in ((1, 0.5), (2, 0.75), (3, 1.0))]),
+        _numbered("over-quantised", [variants.coarse(levels) for levels in (1, 2)]),
+        _numbered(
+            "noise",
+            [variants.noisy(seed, share) for seed, share in ((1, 0.5), (2, 0.75), (3, 1.0), (4, 0.6))],
+        ),
         _numbered(
             "other-data",
             [_trained(seed=seed, epochs=4, shuffled=True) for seed in (101, 102)]

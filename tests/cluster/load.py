@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ class Answer:
 class Load(Background):
     """`clients` that ask for IMAGE's class at `url`, each `pause` seconds after its last answer.
 
-    As it stands: many, at a rate that two cores can bear beside all else. `images` are sent in turn, with the
+    As it stands: many, at a rate that two cores can bear beside all else. Each request has one of `images` by
+    chance, since a gateway that sends every twentieth one elsewhere would send the same few there; and the
     header Host `host` where that is another than the address has.
 
     Nothing is ever asked again: what is refused, cut off or not answered stands in `answers` as a fault. A
@@ -101,6 +103,7 @@ class Load(Background):
     async def _client(self, target: Target, requests: list[bytes], number: int) -> None:
         await asyncio.sleep(self.pause * number / self.clients)  # not all in step
         connection: Connection | None = None
+        chance = random.Random(number)
         answered = 0
         while not self._stopped.is_set():
             began, status, fault, digest, version = time.monotonic(), 0, "", "", ""
@@ -111,7 +114,7 @@ class Load(Background):
                     if connection is None or not connection.usable:
                         connection = await Connection.open(target)
                     doing = "cut off"
-                    status = await connection.ask(requests[len(self.answers) % len(requests)])
+                    status = await connection.ask(chance.choice(requests))
                 body = b"".join(connection.body)
                 answered += 1
                 if self.renewed and answered % self.renewed == 0:

@@ -145,9 +145,10 @@ def test_credentials_that_are_wrong_are_refused_and_nowhere_to_be_read(
     secret(kubectl, release.namespace, tmp_path / "wrong.json")
     said = release.upgrade(SMALL, SLIM, EGRESS, private, wait=False)
 
-    message = until(release.complaints, seconds=60, what="a pod's complaint")
+    message = until(release.complaints, seconds=120, what="a pod's complaint")
     assert "the registry refuses access (401)" in message
-    until(lambda: "BackOff" in visible(release, kubectl, helm)["events"], seconds=30, what="its event")
+    events = ("get", "events", "-n", release.namespace)
+    until(lambda: "BackOff" in kubectl(*events).stdout, seconds=60, what="its event")
     assert not release.endpoints()
     assert not leaks(visible(release, kubectl, helm) | {"helm upgrade": said, "complaint": message})
 

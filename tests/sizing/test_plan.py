@@ -69,12 +69,22 @@ def test_a_loss_is_the_share_of_a_node_or_of_a_zone(nodes: int, zones: int, pods
 
 
 def test_the_autoscaler_has_time_for_a_pod_while_the_rate_grows() -> None:
-    plan = planned()
+    alone = replace(DEMAND, nodes=1)
+    plan = planned(alone)
     assert plan.growing == planning.REACTION + 15
     assert plan.target_rate * (1 + 0.5 * plan.growing / 60) == pytest.approx(plan.boundary)
-    assert planned(replace(DEMAND, growth=0.0)).target_rate == plan.boundary
+    assert planned(replace(alone, growth=0.0)).target_rate == plan.boundary
     measured = planned(replace(DEMAND, start=None))
     assert measured.growing == planning.REACTION + planning.SCHEDULING + 2.0
+
+
+@pytest.mark.parametrize(("nodes", "zones"), [(2, 1), (3, 1), (50, 1), (9, 2), (1, 3)])
+def test_the_pods_that_the_autoscaler_wants_hold_after_a_loss(nodes: int, zones: int) -> None:
+    """It wants the fewest that have at most the target each, from the planned rate on."""
+    demand = replace(DEMAND, growth=0.0, nodes=nodes, zones=zones, most=6000.0)
+    plan = planned(demand)
+    for pods in range(plan.pods, plan.most + 1):
+        assert (pods - demand.lost(pods)) * plan.boundary >= pods * plan.target_rate * (1 - 1e-9)
 
 
 def test_the_targets_are_those_of_the_target_rate_less_the_tolerance() -> None:

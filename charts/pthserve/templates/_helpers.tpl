@@ -80,7 +80,7 @@ annotations:
 
 {{- /* Whether the last pod is removed when there are no requests; empty if not. */ -}}
 {{- define "pthserve.toZero" -}}
-{{- if eq (int .Values.autoscaling.minReplicas) 0 -}}
+{{- if and (eq (int .Values.autoscaling.minReplicas) 0) (ne .Values.autoscaling.provider "external") -}}
 true
 {{- end -}}
 {{- end -}}

@@ -186,7 +186,7 @@ spec:
   nodeSelector:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with concat .Values.tolerations (ternary .Values.gpu.tolerations list .Values.gpu.enabled) }}
+  {{- with concat .Values.tolerations (ternary .Values.gpu.tolerations list .Values.gpu.enabled) (include "pthserve.unreachable" . | fromYamlArray) }}
   tolerations:
     {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -203,4 +203,19 @@ spec:
           {{- include "pthserve.selectorLabels" $ | nindent 10 }}
     {{- end }}
   {{- end }}
+{{- end -}}
+
+{{- /* How long a pod stays on a node that stopped responding. A toleration of the user's for such nodes has precedence. */ -}}
+{{- define "pthserve.unreachable" -}}
+{{- $seconds := .Values.unreachableSeconds | int -}}
+{{- range concat .Values.tolerations (ternary .Values.gpu.tolerations list .Values.gpu.enabled) -}}
+{{- if or (not .key) (has .key (list "node.kubernetes.io/not-ready" "node.kubernetes.io/unreachable")) -}}
+{{- $seconds = 0 -}}
+{{- end -}}
+{{- end -}}
+{{- if $seconds -}}
+{{- range list "not-ready" "unreachable" }}
+- {key: node.kubernetes.io/{{ . }}, operator: Exists, effect: NoExecute, tolerationSeconds: {{ $seconds }}}
+{{- end }}
+{{- end -}}
 {{- end -}}

@@ -131,14 +131,16 @@ def _plan(predictor: Predictor, demand: Demand) -> Plan | None:
         return None
     start = demand.start if demand.start is not None else SCHEDULING + (curve.ready or READY)
     growing = REACTION + start
-    target_rate = boundary / (1 + demand.growth * growing / 60)
+    share = 1 / (1 + demand.growth * growing / 60)
 
     def pods_for(rate: float) -> int:
-        pods = max(1, math.ceil(rate / target_rate))
+        pods = max(1, math.ceil(rate / (share * boundary)))
         while (pods - demand.lost(pods)) * boundary < rate:
             pods += 1
         return pods
 
+    share = min(share, _left(demand, pods_for(demand.rate)))
+    target_rate = share * boundary
     pods = pods_for(demand.rate)
     lost = demand.lost(pods)
     return Plan(
@@ -156,6 +158,15 @@ def _plan(predictor: Predictor, demand: Demand) -> Plan | None:
         loads=[predictor.at(share * boundary) for share in (0.2, 0.4, 0.6, 0.8, 1.0)],
         memory=None if curve.memory is None else memory_of(curve),
     )
+
+
+def _left(demand: Demand, pods: int) -> float:
+    """Return the least share of the pods that a loss leaves, of so many pods and more.
+
+    An autoscaler that leaves a pod more load than this share of its limit has too few pods after a loss.
+    """
+    groups = max(demand.zones, demand.nodes)
+    return min(1 - demand.lost(count) / count for count in range(pods, pods + groups))
 
 
 def _targets(load: Load) -> dict[Metric, float]:
