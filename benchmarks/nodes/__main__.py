@@ -24,9 +24,7 @@ GPU_SHARE = 0.06
 @click.command()
 @click.option("--nodes", default=1000, show_default=True, type=click.IntRange(30, 5000))
 @click.option("--pods", default=300, show_default=True, type=click.IntRange(30, 5000), help="of a release")
-@click.option(
-    "--rate", default=5_000.0, show_default=True, help="requests per second at the peak of the day"
-)
+@click.option("--rate", default=5_000.0, show_default=True, help="requests per second at the peak of the day")
 @click.option("--minutes", default=8.0, show_default=True, help="how long the day is on the wall clock")
 @click.option("--p99", default=0.05, show_default=True, help="maximum 99th percentile in seconds")
 @click.option(
