@@ -135,8 +135,8 @@ ENTRYPOINT ["pthserve"]
 CMD ["serve"]
 USER 10001:10001
 
-# What `score` needs beside what is in slim, as a layer on top of it.
 FROM build AS batch-libraries
+# What `score` needs beside what is in slim, as a layer on top of it.
 COPY requirements-slim.lock requirements-batch.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     awk 'NR == FNR {slim[$1]; next} /^[a-z0-9]/ {wanted = !($1 in slim)} wanted' requirements-slim.lock requirements-batch.lock >more.lock && \

@@ -12,7 +12,6 @@ curve was measured with.
 
 import json
 import math
-from bisect import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -24,8 +23,7 @@ from pthserve.bench.load import Point, Round, poisson
 from pthserve.cli import demo
 from pthserve.settings import Settings
 from pthserve.sizing.measure import core_counts, curve_of, photos_in
-from pthserve.sizing.prediction import Predictor
-from pthserve.sizing.queueing import replayed
+from pthserve.sizing.prediction import Predictor, with_arrivals
 from pthserve.sizing.service import serving
 
 RATES = (0.35, 0.6, 0.8, 0.95, 1.1)
@@ -36,13 +34,12 @@ SHARE_OF_CAPACITY = 0.98
 """Of a rate at most, since there is no prediction at the capacity."""
 
 
-def with_arrivals(predictor: Predictor, one: Round) -> float:
+def with_same_arrivals(predictor: Predictor, one: Round) -> float:
     """Return the predicted p99 in seconds with the arrivals of `one`."""
     rate, seed = one.point.rate, one.point.seed
     assert rate is not None
     arrivals = list(poisson(rate, one.warm_up + one.seconds, seed))
-    outcome = replayed(predictor.pod, arrivals, first=bisect(arrivals, one.warm_up))
-    return predictor.correction.at(rate)[1] * outcome.quantile(0.99)
+    return with_arrivals(predictor.pod, arrivals, predictor.slowdown.at(rate), one.warm_up).quantile(0.99)
 
 
 def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> float:
@@ -96,7 +93,7 @@ def main(
                 )
             ]
         measured = [float(np.quantile(one.latencies, 0.99)) for one in rounds]
-        same = [with_arrivals(predictor, one) for one in rounds]
+        same = [with_same_arrivals(predictor, one) for one in rounds]
         rows = [
             {
                 "rate": round(rate, 2),
@@ -120,7 +117,7 @@ def main(
                     "pass_ms": round(1000 * curve.image, 3),
                     "limit_ms": round(1000 * most, 2),
                     "boundary": round(boundary, 2),
-                    "corrections": [round(factor, 3) for factor in predictor.correction.p99],
+                    "slowdown": [round(factor, 3) for factor in predictor.slowdown.factors],
                     "boundary_ratio": round(boundary / crossing(rates, measured, most), 3),
                     "same_arrivals_boundary_ratio": round(
                         crossing(rates, same, most) / crossing(rates, measured, most), 3

@@ -76,6 +76,12 @@ def test_info_says_what_is_served_and_how(client: httpx.Client) -> None:
     assert info["plan"]["trials"] == []
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_info_has_the_number_of_simultaneous_passes_of_the_engine(lanes: int) -> None:
+    with serving(squares(Squares(lanes=lanes))) as service:
+        assert service.client.get("/info").json()["lanes"] == lanes
+
+
 def test_info_and_metrics_have_what_the_service_is_planned_for() -> None:
     with serving(planned_rate=31.5, planned_latency=0.05) as planned:
         assert planned.client.get("/info").json()["planned"] == {"rate": 31.5, "latency": 0.05}

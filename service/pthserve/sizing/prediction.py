@@ -1,5 +1,6 @@
 """Prediction: the latency of a pod at a load, and the load at which its latency exceeds a limit."""
 
+import math
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ STEPS = 50
 """Quantiles of the work of a request that the simulation draws from."""
 PRECISION = 0.005
 """Relative error of a boundary."""
+MOST_SLOWDOWN = 2.0
+"""Factor, and its inverse, beyond which a measured open loop does not correct the simulation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,13 @@ class Load:
 class Predictor:
     """Predicts what a pod with the measured `curve` does. A rate that was simulated is kept.
 
-    The simulated latencies are corrected by what the open loops of the curve measured; see `Correction`.
+    The simulation is corrected by what the open loops of the curve measured; see `Slowdown`.
     """
 
     def __init__(self, curve: Curve) -> None:
         self.curve = curve
         self.pod = fitted(curve)
-        self.correction = Correction.of(self.pod, curve.open_loops)
+        self.slowdown = Slowdown.of(self.pod, curve.open_loops)
         self._known: dict[float, Load] = {}
 
     def at(self, rate: float) -> Load:
@@ -60,7 +63,8 @@ class Predictor:
         if not 0 < rate < self.curve.capacity:
             raise ValueError(f"{rate:g} requests per second are not between 0 and {self.curve.capacity:g}")
         if rate not in self._known:
-            self._known[rate] = _load(rate, open_loop(self.pod, rate), self.correction)
+            factor = self.slowdown.at(rate)
+            self._known[rate] = _load(rate, open_loop(self.pod, factor * rate).slower(factor))
         return self._known[rate]
 
     def boundary(self, p99: float) -> float:
@@ -81,37 +85,53 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
-    """How many times as long as simulated latencies the measured ones were, at the rates of open loops.
+class Slowdown:
+    """How many times as long as in the simulation all work took, at the rates of open loops.
 
-    The simulation of an open loop has the same arrivals as the measurement. So what is left of the difference
-    is not that of a short measurement. Between two rates, the factor is interpolated; at a rate near 0 it is
-    1, since the simulation begins with the latencies of a single client.
+    Between two rates, the factor is interpolated; at a rate near 0 it is 1, since the simulation begins with
+    the latencies of a single client.
 
     Attributes:
         rates: Requests per second, from 0.
-        p50, p99: Factors of these quantiles at the rates.
+        factors: The factor at each of them.
     """
 
     rates: Sequence[float] = (0.0,)
-    p50: Sequence[float] = (1.0,)
-    p99: Sequence[float] = (1.0,)
+    factors: Sequence[float] = (1.0,)
 
     @classmethod
-    def of(cls, pod: Pod, loops: Sequence[OpenLoop]) -> "Correction":
-        """Return the correction of what is simulated with `pod`, from open loops by rate."""
-        rates, p50, p99 = [0.0], [1.0], [1.0]
-        for loop in loops:
-            arrivals = list(poisson(loop.rate, loop.warm_up + loop.seconds))
-            outcome = replayed(pod, arrivals, first=bisect(arrivals, loop.warm_up))
-            rates.append(loop.rate)
-            p50.append(loop.latency["p50"] / outcome.quantile(0.5))
-            p99.append(loop.latency["p99"] / outcome.quantile(0.99))
-        return cls(rates, p50, p99)
+    def of(cls, pod: Pod, loops: Sequence[OpenLoop]) -> "Slowdown":
+        """Return what the open loops, by rate, say about the simulation of `pod`."""
+        return cls((0.0, *(loop.rate for loop in loops)), (1.0, *(_factor(pod, loop) for loop in loops)))
 
-    def at(self, rate: float) -> tuple[float, float]:
-        """Return the factors of p50 and p99 at `rate` requests per second."""
-        return float(np.interp(rate, self.rates, self.p50)), float(np.interp(rate, self.rates, self.p99))
+    def at(self, rate: float) -> float:
+        """Return the factor at `rate` requests per second."""
+        return float(np.interp(rate, self.rates, self.factors))
+
+
+def _factor(pod: Pod, loop: OpenLoop) -> float:
+    """Return the factor for work with which the simulated latencies are, on average, the measured ones.
+
+    The mean is that of the logarithms of p50, p90, p95 and p99. The simulation has the arrivals of the
+    measurement, so that a short measurement differs from it by little else than what the pod does.
+    """
+    arrivals = list(poisson(loop.rate, loop.warm_up + loop.seconds))
+    names = [name for name in SHARES if name != "max"]
+    low, high = 1 / MOST_SLOWDOWN, MOST_SLOWDOWN
+    while high / low > 1 + PRECISION / 2:
+        factor = math.sqrt(low * high)
+        outcome = with_arrivals(pod, arrivals, factor, loop.warm_up)
+        if sum(math.log(outcome.quantile(SHARES[name]) / loop.latency[name]) for name in names) < 0:
+            low = factor
+        else:
+            high = factor
+    return math.sqrt(low * high)
+
+
+def with_arrivals(pod: Pod, arrivals: Sequence[float], factor: float, warm_up: float = 0.0) -> Outcome:
+    """Simulate these arrivals where all work takes `factor` times as long; those after `warm_up` count."""
+    outcome = replayed(pod, [one / factor for one in arrivals], first=bisect(arrivals, warm_up))
+    return outcome.slower(factor)
 
 
 def fitted(curve: Curve) -> Pod:
@@ -139,13 +159,7 @@ def _work(lone: Loop, image: float) -> Sequence[float]:
     return work
 
 
-def _load(rate: float, outcome: Outcome, correction: Correction) -> Load:
-    p50, p99 = correction.at(rate)
+def _load(rate: float, outcome: Outcome) -> Load:
     return Load(
-        rate=rate,
-        p50=p50 * outcome.quantile(0.5),
-        p99=p99 * outcome.quantile(0.99),
-        saturation=outcome.saturation,
-        inflight=outcome.inflight,
-        cpu=outcome.cpu,
+        rate, outcome.quantile(0.5), outcome.quantile(0.99), outcome.saturation, outcome.inflight, outcome.cpu
     )

@@ -17,7 +17,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,14 @@ class Outcome:
     saturation: float
     inflight: float
     cpu: float
+
+    def slower(self, factor: float) -> "Outcome":
+        """Return the outcome with all times, of work and between arrivals, so many times as long."""
+        return replace(
+            self,
+            throughput=self.throughput / factor,
+            latencies=[factor * latency for latency in self.latencies],
+        )
 
     def quantile(self, share: float) -> float:
         """The latency in seconds that this share of the requests does not exceed."""
