@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,10 @@ GPU_SHARE = 0.06
 
 @click.command()
 @click.option("--nodes", default=1000, show_default=True, type=click.IntRange(30, 5000))
-@click.option("--pods", default=600, show_default=True, type=click.IntRange(30, 5000), help="of a release")
-@click.option(
-    "--rate", default=10_000.0, show_default=True, help="requests per second at the peak of the day"
-)
+@click.option("--pods", default=300, show_default=True, type=click.IntRange(30, 5000), help="of a release")
+@click.option("--rate", default=5_000.0, show_default=True, help="requests per second at the peak of the day")
 @click.option("--minutes", default=8.0, show_default=True, help="how long the day is on the wall clock")
-@click.option("--p99", default=0.1, show_default=True, help="maximum 99th percentile in seconds")
+@click.option("--p99", default=0.05, show_default=True, help="maximum 99th percentile in seconds")
 @click.option(
     "--curve",
     default=FOLDER / "curve.json",
@@ -49,6 +48,7 @@ def main(
     output: Path | None,
 ) -> None:
     """Run the scenarios and print what they found as JSON."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all that was started is ended then, too
     (service,) = read(curve, 1)
     demand = Demand(rate=rate, p99=p99, least=rate / 5, most=2 * rate, zones=len(ZONES))
     found: dict[str, Any] = json.loads(output.read_text()) if output and output.exists() else {}

@@ -327,7 +327,7 @@ def priority(world: World) -> dict[str, Any]:
     cluster = world.cluster
     count = max(6, world.nodes // 33)
     chosen = [node["metadata"]["name"] for node in cluster.get("nodes", "-l", "pool=cpu")["items"][:count]]
-    cluster.kubectl("label", "nodes", "pool=shared", "--overwrite", *chosen)
+    cluster.kubectl("label", "nodes", *chosen, "pool=shared", "--overwrite")
     for name, value in (("serving", 1000), ("filler", -10)):
         kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
         cluster.kubectl("create", "-f", "-", given={**kind, "metadata": {"name": name}, "value": value})
@@ -370,7 +370,7 @@ def priority(world: World) -> dict[str, Any]:
         fillers.until(lambda: len(fillers.serving()) == 8 * count, "the nodes are not full again")
         cluster.kubectl("delete", "deployment", "filler", "-n", "filler")
         fillers.until(lambda: not fillers.all(), "the fillers do not end")
-    cluster.kubectl("label", "nodes", "pool=cpu", "--overwrite", *chosen)
+    cluster.kubectl("label", "nodes", *chosen, "pool=cpu", "--overwrite")
     return {
         "nodes": count,
         "pods": wanted,
