@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 TURN = 0.0005
 """Python's switch interval in seconds while FastAPI is imported; see `_short_turns`."""
 
+BACKLOG = 2048
+"""Number of connections that the kernel accepts beyond those that the service has accepted."""
+
 END_SECONDS = 3
 """Maximum time in seconds for the process to end after the drain and the deadline of its last request."""
 
@@ -81,18 +84,16 @@ class Server:
             unless_all_are_free.callback(self._loop.close)
             for name, port in (("http", settings.port), ("metrics", settings.metrics_port)):
                 if port is not None:
-                    listening = unless_all_are_free.enter_context(_listen(settings.host, port))
-                    self._sockets[name], self.ports[name] = listening, listening.getsockname()[1]
+                    bound = unless_all_are_free.enter_context(_bound(settings.host, port))
+                    if settings.listen == "early":
+                        bound.listen(BACKLOG)
+                    self._sockets[name], self.ports[name] = bound, bound.getsockname()[1]
             if settings.grpc_port is not None:  # last: a gRPC server that was never started is hard to close
                 from pthserve.grpc.server import listen
 
                 self._rpc = self._loop.run_until_complete(listen(settings))
                 self.ports["grpc"] = self._rpc.port
             unless_all_are_free.pop_all()
-        if settings.listen == "ready":  # they are free: `_listen_once_ready` opens them again
-            for listening in self._sockets.values():
-                listening.close()
-            self._sockets.clear()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._limited = False
@@ -157,7 +158,7 @@ class Server:
             resizing = asyncio.create_task(Resize(predictor, reload, bodies.resize).watch())
         importing = asyncio.create_task(_import_late(loading, apps["http"]))
         if self._settings.listen == "ready":
-            await self._listen_once_ready(loading)
+            await self._until_loaded(loading)
         self._uvicorns = [
             uvicorn.Server(
                 apps[name], connection.factory(self._settings.root_path or ""), self._settings.deadline
@@ -190,17 +191,15 @@ class Server:
         if resizing is not None:
             resizing.cancel()
 
-    async def _listen_once_ready(self, loading: "asyncio.Task[None]") -> None:
-        """Open the ports of HTTP once the model is loaded, or return when that fails or on a signal."""
+    async def _until_loaded(self, loading: "asyncio.Task[None]") -> None:
+        """Wait until the model is loaded. If that fails, or on a signal, the ports of HTTP stay closed."""
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait([loading, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if loading.done() and not loading.cancelled() and loading.exception() is None:
-            self._sockets = {
-                name: _listen(self._settings.host, port)
-                for name, port in self.ports.items()
-                if name != "grpc"
-            }
+        if not loading.done() or loading.cancelled() or loading.exception() is not None:
+            for bound in self._sockets.values():
+                bound.close()
+            self._sockets.clear()
 
     def _apps(self, predictor: Predictor, reload: Reload, bodies: Bodies) -> dict[str, "FastAPI"]:
         """Return the application of each port, by the name of the port.
@@ -282,16 +281,22 @@ def _tracer(endpoint: str) -> Tracer:
     return Otlp(endpoint)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    dualstack = host == "::" and socket.has_dualstack_ipv6()
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound but refuses connections until `listen`.
+
+    `socket.create_server` would listen at once, and a connection that is accepted and closed loses a request.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listening = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=dualstack)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        bound.bind((host, port))
     except OSError as error:
-        reason = (error.strerror or "").partition(" (while ")[0]
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {reason}") from error
-    listening.setblocking(False)
-    return listening
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    bound.setblocking(False)
+    return bound
 
 
 @contextmanager
