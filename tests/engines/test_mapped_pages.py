@@ -2,11 +2,14 @@
 
 import mmap
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from pthserve.engines.openvino_engine import release_mapped_pages
+from pthserve.engines.mapped_pages import release, releasing
+
+from ..running import PATIENCE
 
 SIZE = 1024 * mmap.PAGESIZE
 
@@ -36,9 +39,9 @@ def test_what_is_only_read_leaves_the_memory_and_is_there_when_it_is_read_again(
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert bytes(mapped) == file.read_bytes()
         assert resident(file) == SIZE
-        release_mapped_pages(".other")
+        release(".other")
         assert resident(file) == SIZE
-        release_mapped_pages(".other", ".bin")
+        release(".other", ".bin")
         assert resident(file) == 0
         assert bytes(mapped) == file.read_bytes()
 
@@ -51,13 +54,36 @@ def test_a_file_without_a_name_counts_by_its_last_one(file: Path) -> None:
         assert bytes(mapped) == data
         gone = Path(f"{file} (deleted)")
         assert resident(gone) == SIZE
-        release_mapped_pages(".bin")
+        release(".bin")
         assert resident(gone) == 0
         assert bytes(mapped) == data
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
+def test_while_graphs_are_compiled_pages_leave_again_and_again(file: Path) -> None:
+    data = file.read_bytes()
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+        releasing(".bin"),
+    ):
+        for _ in range(2):
+            assert bytes(mapped) == data
+            end = time.monotonic() + PATIENCE
+            while resident(file):
+                assert time.monotonic() < end
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
+def test_what_the_last_pass_has_read_leaves_at_the_end(file: Path) -> None:
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        with releasing(".bin"):
+            assert bytes(mapped) == file.read_bytes()
+        assert resident(file) == 0
 
 
 def test_what_was_written_stays(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[:5] = b"mine!"
-        release_mapped_pages(".bin")
+        release(".bin")
         assert mapped[:5] == b"mine!"

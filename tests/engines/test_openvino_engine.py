@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,31 @@ def test_a_residual_network_agrees_with_torch(build: Build, pixels: Pixels) -> N
     module = build("resnet18", SMALL)
     engine = OpenVINOEngine(convert(module, SMALL), SMALL, threads=2)
     assert_agrees(engine, module, pixels(SMALL, 3), SMALL)
+
+
+@pytest.mark.slow
+def test_a_sparing_engine_gives_the_same_answers_before_and_after_it_is_complete(
+    graph: object, build: Build, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+
+    def counted(self: OpenVINOEngine, graph: Any, streams: int) -> Any:
+        compiled.append(streams)
+        return compile_(self, graph, streams)
+
+    compile_ = OpenVINOEngine._compile
+    monkeypatch.setattr(OpenVINOEngine, "_compile", counted)
+    module, images = build("tiny", TINY), pixels(TINY, 3)
+    engine = OpenVINOEngine(graph, TINY, threads=2, sparing=True)
+    assert_agrees(engine, module, images[:1], TINY)
+    assert_agrees(engine, module, images, TINY)
+    assert compiled == [2, 2]
+    engine.complete()
+    assert compiled == [2, 2, 1, 1]
+    assert_agrees(engine, module, images[:1], TINY)
+    assert_agrees(engine, module, images, TINY)
+    engine.complete()
+    assert compiled == [2, 2, 1, 1]
 
 
 @pytest.mark.slow

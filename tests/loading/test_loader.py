@@ -21,6 +21,7 @@ import torch
 import yaml
 from torch import nn
 
+from pthserve.engines.openvino_engine import OpenVINOEngine
 from pthserve.errors import (
     AmbiguousArchitecture,
     ArchitectureError,
@@ -35,6 +36,7 @@ from pthserve.loading.golden import apply_golden_policy
 from pthserve.loading.load import load
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
+from pthserve.loading.pack import pack
 from pthserve.settings import Settings
 
 from ..running import PATIENCE
@@ -158,6 +160,29 @@ def test_a_reload_runs_the_new_model_as_the_one_before_it(cache: Path, source: P
     assert second.plan.max_batch == first.plan.max_batch
     assert not second.plan.digest  # nothing was measured
     assert second.options.tune_budget == 0.5
+
+
+@pytest.mark.parametrize("packed_before", [False, True])
+def test_a_reload_makes_a_sparing_engine_and_a_start_a_whole_one(
+    cache: Path, source: Path, tmp_path: Path, packed_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def noted(self: OpenVINOEngine, *given: Any, sparing: bool = False, **named: Any) -> None:
+        made.append(sparing)
+        init(self, *given, sparing=sparing, **named)
+
+    init = OpenVINOEngine.__init__
+    if packed_before:
+        pack(str(source), tmp_path / "packed", SETTINGS)
+        source = tmp_path / "packed"
+    monkeypatch.setattr(OpenVINOEngine, "__init__", noted)
+    loader = Loader(str(source), SETTINGS, 2**30)
+    loader()
+    assert set(made) == {False}
+    made.clear()
+    loader()
+    assert set(made) == {True}
 
 
 @pytest.fixture

@@ -175,8 +175,8 @@ def test_an_engine_that_has_settled_still_computes_from_the_copy(made: Path, pac
     images, _ = packed.read(made).proof()
     model = load(str(pack), SETTINGS)
     assert isinstance(model.forward, OpenVINOEngine)
-    before = model.forward(images)
-    model.forward.settle()
+    with model.forward.settling():
+        before = model.forward(images)
     truncated(pack / "model.bin")
     tensors = normalise(images, SPEC)
     assert np.abs(model.forward(tensors) - before).max() < 0.1

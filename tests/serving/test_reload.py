@@ -130,6 +130,52 @@ async def test_requests_in_flight_are_answered_by_the_old_model_which_is_freed_w
         await until_async(lambda: engine.closed)
 
 
+class Sparing(Squares):
+    """An engine that is made without a part.
+
+    completed: of each call of `complete`, whether `before` was closed.
+    """
+
+    def __init__(self, before: Squares, error: EngineError | None = None) -> None:
+        super().__init__(lanes=2)
+        self.before = before
+        self.error = error
+        self.completed: list[bool] = []
+
+    def complete(self) -> None:
+        self.completed.append(self.before.closed)
+        if self.error is not None:
+            raise self.error
+
+
+async def test_a_sparing_engine_has_no_large_batches_and_is_completed_once_the_old_one_is_freed() -> None:
+    old = Squares()
+    async with served(old) as (predictor, reload, source):
+        assert max(old.batches) == 8
+        new = Sparing(old)
+        source.model = [squares(new, digest=NEW)].pop
+        held = await predictor.predict(png(BLUE))
+        reloading = asyncio.create_task(reload.again())
+        await until_async(lambda: digest(predictor) == NEW)
+        assert max(new.batches) == 2
+        assert held.model.digest == OLD
+        assert new.completed == []
+        del held
+        await reloading
+        assert new.completed == [True]
+
+
+async def test_an_engine_that_cannot_be_completed_is_served_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = Squares()
+    async with served(old) as (predictor, reload, source):
+        source.model = [squares(Sparing(old, EngineError("no memory")), digest=NEW)].pop
+        await reload.again()
+        assert digest(predictor) == NEW
+        assert "no memory" in caplog.text
+
+
 async def test_a_load_that_nobody_waits_for_any_more_goes_on() -> None:
     async with served() as (predictor, reload, source):
         source.model = lambda: squares(digest=NEW)

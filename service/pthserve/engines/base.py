@@ -1,5 +1,6 @@
 """Engine: the protocol of what runs the forward pass. Callers use no engine by name."""
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,9 +76,22 @@ class Resizable(Protocol):
 
 
 @runtime_checkable
-class Settles(Protocol):
-    """An engine that can free memory once it is warm."""
+class Completes(Protocol):
+    """An engine that can be made without a part that it works without, to save memory beside another one."""
 
-    def settle(self) -> None:
-        """Free that memory; the engine stays in use."""
+    def complete(self) -> None:
+        """Add that part, if it was left out; the engine stays in use.
+
+        Raises:
+            EngineError: the library cannot make it.
+        """
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """An engine that needs some memory only until it is warm."""
+
+    def settling(self) -> AbstractContextManager[None]:
+        """Free that memory during the block, in which the engine is warmed up, and at its end."""
         ...

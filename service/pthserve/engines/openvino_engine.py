@@ -7,7 +7,6 @@ the graph is for one image at a time.
 """
 
 import contextlib
-import ctypes
 import functools
 import re
 import threading
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve._compat.openvino import fold_constants, graph_of, runtime, supported_operators
-from pthserve.engines import compiled_graphs
+from pthserve.engines import compiled_graphs, mapped_pages
 from pthserve.engines.base import Explanation, Images, Logits
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.request_pool import Lanes
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 """OpenVINO's INFERENCE_PRECISION_HINT for each precision; at int8, of what is at floating point."""
-
-MADV_DONTNEED = 4
-"""Of Linux' <asm-generic/mman-common.h>: the pages leave the process, and come back when they are touched."""
 
 
 @functools.cache
@@ -196,6 +192,7 @@ class OpenVINOEngine:
     threads: how many compute. They are not pinned, since the threads that decode share the cores.
     cache_dir: folder in which compiled graphs are kept and looked for; see `compiled_graphs`.
     rest: the precision, at int8, of what the graph leaves at floating point; fp32 where the CPU lacks it.
+    sparing: leave the request for a single image, which has weights of its own, to `complete`.
 
     Raises:
         EngineError: the CPU does not compute `precision`, or OpenVINO cannot compile the graph.
@@ -212,6 +209,7 @@ class OpenVINOEngine:
         threads: int = 1,
         cache_dir: Path | None = None,
         rest: str = "fp32",
+        sparing: bool = False,
     ) -> None:
         if precision not in precisions():
             needs = f", which needs {_NEEDS[precision]}" if precision in _NEEDS else ""
@@ -220,6 +218,7 @@ class OpenVINOEngine:
         self._rest = rest
         self.threads = threads
         self.lanes = 1 if threads % 2 else 2
+        self._sparing = sparing
         self._cache_dir = cache_dir
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[
@@ -279,9 +278,17 @@ class OpenVINOEngine:
             rest=self._rest,
         )
 
-    def settle(self) -> None:
-        """Let go of the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
-        release_mapped_pages(".bin", ".blob")
+    def complete(self) -> None:
+        """Compile the graph for a single image, too, if that was left out; see `Completes`."""
+        with self._lock, self.settling():
+            self._sparing = False
+            for lanes, pixels in ((self._pixels, True), (self._tensors, False)):
+                if lanes is not None and lanes.one is None:
+                    lanes.one = self._for_one(self._whole(pixels=pixels))
+
+    def settling(self) -> contextlib.AbstractContextManager[None]:
+        """Release the mapped weights, of which the compiled graphs have what they need; see `Settles`."""
+        return mapped_pages.releasing(".bin", ".blob")
 
     def close(self) -> None:
         """Give memory back; the engine is not called again."""
@@ -294,22 +301,33 @@ class OpenVINOEngine:
             return made
         with self._lock:
             if not pixels:
-                self._tensors = self._tensors or self._compiled(self._graph)
+                self._tensors = self._tensors or self._compiled(self._whole(pixels=False))
                 return self._tensors
-            with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
-                self._pixels = self._pixels or self._compiled(_with_normalisation(self._graph, self._spec))
+            self._pixels = self._pixels or self._compiled(self._whole(pixels=True))
             return self._pixels
 
+    def _whole(self, *, pixels: bool) -> "openvino.Model":
+        """The graph of an entry."""
+        if not pixels:
+            return self._graph
+        with _explained("OpenVINO cannot put the normalisation before the model", _ANOTHER):
+            return _with_normalisation(self._graph, self._spec)
+
     def _compiled(self, graph: "openvino.Model") -> Lanes:
-        shared = self._compile(graph, self.lanes)
-        one = None
-        if self.lanes > 1:  # for one image, known to be one, a pass takes a tenth less
-            fixed = graph.clone()
-            shape = fixed.input(0).partial_shape
-            shape[0] = 1
-            fixed.reshape(shape)
-            one = self._compile(fixed, 1).create_infer_request()
+        with self.settling():
+            shared = self._compile(graph, self.lanes)
+            one = None if self._sparing else self._for_one(graph)
         return Lanes(one, [shared.create_infer_request() for _ in range(self.lanes)])
+
+    def _for_one(self, graph: "openvino.Model") -> Any:
+        """A request for one image: known to be one, a pass takes a tenth less. None if there is one lane."""
+        if self.lanes == 1:
+            return None
+        fixed = graph.clone()
+        shape = fixed.input(0).partial_shape
+        shape[0] = 1
+        fixed.reshape(shape)
+        return self._compile(fixed, 1).create_infer_request()
 
     def _compile(self, graph: "openvino.Model", streams: int) -> Any:
         with _explained("OpenVINO cannot compile the model", _ANOTHER):
@@ -374,25 +392,3 @@ def reason(error: Exception) -> str:
 
 
 _LONGEST = 300
-
-
-def release_mapped_pages(*suffixes: str) -> None:
-    """Let go of the pages of each file with one of `suffixes` that is mapped for reading alone.
-
-    A file that has no name any more counts by its last one.
-
-    What is read again comes from the page cache, or from the file. Where there is no Linux, nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for begin, end in _mapped(suffixes):
-            madvise(begin, end - begin, MADV_DONTNEED)
-
-
-def _mapped(suffixes: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        where, rights, *_, name = line.split(maxsplit=5)
-        if rights in ("r--s", "r--p") and name.removesuffix(" (deleted)").endswith(suffixes):
-            begin, _, end = where.partition("-")
-            yield int(begin, 16), int(end, 16)

@@ -21,7 +21,7 @@ class Lanes:
     """
 
     def __init__(self, one: Any, shared: list[Any]) -> None:
-        self._one = one
+        self.one = one
         self._shared = shared
         self._free = threading.Condition()
         self._calls = 0
@@ -38,8 +38,8 @@ class Lanes:
         with self._free:
             alone = not self._calls
             self._calls += 1
-            if alone and images == 1 and self._one is not None:
-                return [self._one]
+            if alone and images == 1 and self.one is not None:
+                return [self.one]
             while not self._shared:
                 self._free.wait()
             lanes = min(images, len(self._shared)) if alone else 1
@@ -48,7 +48,7 @@ class Lanes:
     def _give_back(self, taken: list[Any]) -> None:
         with self._free:
             self._calls -= 1
-            self._shared += [request for request in taken if request is not self._one]
+            self._shared += [request for request in taken if request is not self.one]
             self._free.notify(len(taken))
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 IMAGE = 64 * 2**20
 """Maximum size of an image file in bytes."""
-PIECE = 2**26
+PIECE = 2**24
 """Bytes of a file that are in memory at the same time while it is hashed."""
 
 
@@ -91,7 +92,9 @@ def hash_rest(
         limit: Stop after more than this number of bytes, for files that keep growing.
     """
     digest, done = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(max(1, min(piece, os.fstat(file.fileno()).st_size))))
+    size = max(1, min(piece, os.fstat(file.fileno()).st_size))
+    # Mapped, since what is freed of an allocation may stay in the process until it is idle.
+    buffer = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     while (limit is None or done <= limit) and (count := file.readinto(buffer)):
         digest.update(buffer[:count])
         if use is not None:

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,6 +22,7 @@ from pthserve.engines.cpu import cpu_flags
 from pthserve.files import card, weights
 from pthserve.files.card import Card
 from pthserve.files.regular_files import sha256
+from pthserve.loading import own_code
 from pthserve.options import ModelOptions
 
 FORMAT = 1
@@ -75,7 +76,7 @@ def key(source: Path, options: ModelOptions) -> Key:
         "files": sorted((_relative(file, described.folder), digest) for file, digest in files.items()),
         "options": _options(options),
         "versions": {name: _version(name) for name in LIBRARIES},
-        "code": _own_code(),
+        "code": own_code.digest(),
         "python": sys.version,
         "processor": [platform.machine(), *sorted(cpu_flags())],
         "installed": [*sys.path, *_installed()] if code else [],
@@ -144,24 +145,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
-
-
-@cache
-def _own_code() -> str:
-    """A digest of pthserve's own modules: while they are worked on, their version stays the same."""
-    folder = Path(pthserve.__file__).parent
-    return _digest(
-        part
-        for file in sorted(folder.rglob("*.py"))
-        for part in (file.relative_to(folder).as_posix().encode(), file.read_bytes())
-    )
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big") + part)
-    return whole.hexdigest()
 
 
 @cache

@@ -170,7 +170,12 @@ def with_architecture(described: "Card", name: str | None) -> "Card":
 
 
 def load(
-    source: str, settings: ModelOptions, progress: "Progress | None" = None, *, measure: bool = False
+    source: str,
+    settings: ModelOptions,
+    progress: "Progress | None" = None,
+    *,
+    measure: bool = False,
+    sparing: bool = False,
 ) -> Model:
     """The model that `source` names: a weights file, a folder with one and perhaps a card, a pack, or the
     address of one of these.
@@ -178,17 +183,18 @@ def load(
     Args:
         progress: called as the weights are read.
         measure: measure a packed model too, which else is run by a plan that fits, or by what is usual here.
+        sparing: save memory, since another model is served meanwhile; see `Completes`.
 
     Raises:
         ModelError: the message says what is wrong, where, and what to do.
     """
     path = fetched(source, settings, progress)
     if packed.is_packed(path):
-        return unpacked(packed.read(path), settings, measure=measure)
+        return unpacked(packed.read(path), settings, measure=measure, sparing=sparing)
     built = _built(path, settings, progress)
     described, found, now = built.card, built.architecture, _with_threads(settings)
     golden_images(described.golden, built.spec)  # before the rest takes its time
-    engines = EngineFactory(found.module, built.spec, now, built.task, graph=found.graph)
+    engines = EngineFactory(found.module, built.spec, now, built.task, found.graph, sparing=sparing)
     plan, engine = tune(examiner(engines, described.golden, built.labels), built.weights.digest)
     return Model(
         forward=engine,
@@ -252,12 +258,17 @@ def examiner(
 
 
 def unpacked(
-    model: Packed, settings: ModelOptions, *, measure: bool = False, known: Plan | None = None
+    model: Packed,
+    settings: ModelOptions,
+    *,
+    measure: bool = False,
+    known: Plan | None = None,
+    sparing: bool = False,
 ) -> Model:
     """The model that was packed.
 
-    measure: as for `load`. known: a plan for it, which is used where it fits; by default the pack's, where
-    nothing is to be measured.
+    measure, sparing: as for `load`. known: a plan for it, which is used where it fits; by default the pack's,
+    where nothing is to be measured.
     """
     if settings.sha256 not in (None, model.digest):
         raise WeightsError(
@@ -271,9 +282,7 @@ def unpacked(
         )
     now = _with_threads(settings)
     options = now if measure else now.model_copy(update={"tune_budget": 0.0})
-    engines = EngineFactory(
-        *(None, model.spec, options, model.task), graph=model.graph(), quantized=model.quantized()
-    )
+    engines = EngineFactory(None, model.spec, options, model.task, model.graph(), model.quantized(), sparing)
     proof = examiner(engines, model.golden, model.labels, proof=model.proof(), known=model.plan.evidence)
     if known is None and not measure:
         known = model.plan

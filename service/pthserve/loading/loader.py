@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pthserve.engines.cpu import library
 from pthserve.errors import EngineError, PackError
 from pthserve.files import onnx_files
-from pthserve.loading import packed
+from pthserve.loading import own_code, packed
 from pthserve.loading.build import BuildFailed, Result, Watch, build, log_again
 from pthserve.loading.cache import PACK, Cache, Entry, UnusableCache
 from pthserve.loading.load import load, unpacked
@@ -46,7 +46,7 @@ class Loader:
     """Loads the model that `source` names, whenever it is called: for a start, and for each reload.
 
     A model that replaces another is run as that one is, as far as its answers agree: what is measured while a
-    service is busy says nothing.
+    service is busy says nothing. Its engine is sparing with memory: both are there for a moment.
 
     size: maximum bytes of the packed models in the cache; None keeps none. stage: what is being done just
     now, in words, or "".
@@ -61,6 +61,8 @@ class Loader:
         self._path = Path(source)
         self._watching: Watch | None = None
         self._before: Plan | None = None
+        if not packed.is_packed(self._path):
+            own_code.digest()  # part of the key, read before other threads import
 
     def __call__(self, watch: Watch | None = None) -> Model:
         """The model; raises ModelError. One thread at a time calls it.
@@ -99,7 +101,8 @@ class Loader:
 
     def _here(self) -> Model:
         """The model, made in this process: read where it is packed, and built where it is not."""
-        return load(str(self._path), self._verified, partial(self._watch, "reading the weights"))
+        progress = partial(self._watch, "reading the weights")
+        return load(str(self._path), self._verified, progress, sparing=self._before is not None)
 
     def _needs_torch(self) -> bool:
         """Whether the options, or a GPU that may be there, say that PyTorch runs the model."""
@@ -205,14 +208,15 @@ class Loader:
         copied = {name: getattr(before, name) for name in ("precision", "threads", "max_batch")}
         changed = {**copied, "tune_budget": 0.0, "plan": None, "cache_dir": None}
         try:
-            return unpacked(pack, options.model_copy(update=changed))
+            return unpacked(pack, options.model_copy(update=changed), sparing=True)
         except EngineError:
-            return unpacked(pack, options)
+            return unpacked(pack, options, sparing=True)
 
     def _measured(self, pack: Packed, entry: Entry) -> Model:
         """The model, run by the plan that was kept, or else by one that is measured now and kept."""
         known = entry.plan(self._options)
-        model = unpacked(pack, self._options, measure=True, known=known)
+        sparing = self._before is not None
+        model = unpacked(pack, self._options, measure=True, known=known, sparing=sparing)
         if model.plan.digest and known is None and self._options.plan is None:
             entry.keep_plan(model.plan, self._options)
         return model

@@ -73,6 +73,7 @@ class EngineFactory:
         task: How its answers are compared.
         graph: The OpenVINO graph of the module; `prepare` makes it if it is None.
         quantized: At int8; None if the model was not quantised. `auto` selects int8 only if it is given.
+        sparing: Whether engines leave parts that they work without to `Completes.complete`.
     """
 
     module: "nn.Module | None"
@@ -81,6 +82,7 @@ class EngineFactory:
     task: Task = CLASSIFICATION
     graph: Any = None
     quantized: Quantized | None = None
+    sparing: bool = False
 
     @property
     def only_torch(self) -> str:
@@ -160,7 +162,7 @@ class EngineFactory:
             return TorchEngine(self.module, self.spec, precision=precision, threads=threads, device=device)
         from pthserve.engines.openvino_engine import OpenVINOEngine
 
-        cache, rest = self.options.cache_dir, "fp32"
+        rest = "fp32"
         graph = self.graph
         if precision == "int8":
             assert self.quantized is not None
@@ -168,7 +170,13 @@ class EngineFactory:
                 raise EngineError(_NEEDS_VNNI)
             graph, rest = self.quantized.graph, self.quantized.how.rest
         return OpenVINOEngine(
-            graph, self.spec, precision=precision, threads=threads, cache_dir=cache, rest=rest
+            graph,
+            self.spec,
+            precision=precision,
+            threads=threads,
+            cache_dir=self.options.cache_dir,
+            rest=rest,
+            sparing=self.sparing,
         )
 
     def device(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pthserve.engines.base import Settles
+from pthserve.engines.base import Completes, Settles
 from pthserve.errors import DeadlineExceeded, Draining, MalformedRequest, NotReady, RequestError, TooLarge
 from pthserve.images.cost import FREE
 from pthserve.images.preprocess import Pending, blank, pending, pending_pixels
@@ -154,19 +154,21 @@ class Predictor:
     async def warm_up(self, model: Model) -> None:
         """Run `model` for the first time: forward passes of each size, then whole requests.
 
-        The first passes, which are slow, run beside the traffic of the current model.
+        The first passes, which are slow, run beside the traffic of the current model. Its large batches need
+        much memory; so an engine that saves memory has no large ones until it has replaced the other.
         """
         if self.current is None and not self.draining:
             self.unready = "the model is warming up"
         most = self._settings.max_batch or model.plan.max_batch
+        if self.current is not None and isinstance(model.forward, Completes):
+            most = min(most, model.forward.lanes)
         images = blank(model.spec, most)
-        for batch in (images[:1], images):
-            await in_background(partial(model.forward, batch))
         photo = _photo(model.spec)
-        for photos in ([photo], [photo] * most):
-            await self._answer(model, photos, float("inf"))
-        if isinstance(model.forward, Settles):
-            model.forward.settle()
+        with model.forward.settling() if isinstance(model.forward, Settles) else nullcontext():
+            for batch in (images[:1], images):
+                await in_background(partial(model.forward, batch))
+            for photos in ([photo], [photo] * most):
+                await self._answer(model, photos, float("inf"))
 
     def adopt(self, model: Model, golden: str = "unchecked") -> None:
         """Use `model` for all new requests.

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pthserve.addresses import shown
+from pthserve.engines.base import Completes
 from pthserve.errors import EngineError, GoldenError, ModelError
 from pthserve.files.fingerprint import Fingerprint, fingerprint
 from pthserve.loading.golden import apply_golden_policy
@@ -158,6 +159,7 @@ class Reload:
                     await self._check_replaces(checked.model)
                     if self._settings.shadow:
                         outcome["shadow"] = await self._shadow(checked.model)
+                    gone = _gone(self._predictor.model())
                     self._adopt(checked)
             except Exception as error:
                 expected = isinstance(error, ModelError)
@@ -171,6 +173,18 @@ class Reload:
             outcome |= {"seconds": round(checked.seconds, 3), "digest": checked.model.digest}
             self._predictor.record_reload({"result": "ok", **outcome})
             log.info("the model was replaced", extra={"fields": _fields(checked)})
+            await self._complete(checked.model, gone)
+
+    async def _complete(self, model: Model, gone: asyncio.Event) -> None:
+        """Give the engine what it was made without to save memory, once the one before it is `gone`."""
+        if not isinstance(model.forward, Completes):
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(gone.wait(), self._settings.deadline)
+        try:
+            await in_background(model.forward.complete)
+        except EngineError as error:
+            log.warning("single images are computed slower than they could be: %s", error)
 
     async def _load_and_check(self) -> _Checked:
         """Load a model, warm it up, and check it with its golden images as the settings require."""
@@ -233,6 +247,18 @@ class Reload:
                 f"{shadow.agreement:.1%} of {shadow.images} live images; at least {least:.1%} is required"
             )
         return {"images": shadow.images, "agreement": shadow.agreement}
+
+
+def _gone(model: Model) -> asyncio.Event:
+    """Return an event that is set after the last request of `model`."""
+    gone, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def notify() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(gone.set)
+
+    weakref.finalize(model, notify).atexit = False
+    return gone
 
 
 @contextmanager
