@@ -334,7 +334,8 @@ def priority(world: World) -> dict[str, Any]:
     """Some nodes are full of pods of lower priority; a release with and without a priority class comes."""
     cluster = world.cluster
     count = max(6, world.nodes // 33)
-    chosen = [node["metadata"]["name"] for node in cluster.get("nodes", "-l", "pool=cpu")["items"][:count]]
+    names = [node["metadata"]["name"] for node in cluster.get("nodes", "-l", "pool=cpu")["items"]]
+    chosen = sorted(names, key=lambda name: name.partition("-")[2])[:count]  # from all zones in turn
     cluster.kubectl("label", "nodes", *chosen, "pool=shared", "--overwrite")
     for name, value in (("serving", 1000), ("filler", -10)):
         kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
