@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from benchmarks.nodes import day, scenarios
+from benchmarks.nodes import day, page, scenarios
 from benchmarks.nodes.cluster import ZONES, Cluster
 from benchmarks.nodes.cluster import nodes as made
 from benchmarks.nodes.control_plane import ControlPlane, programs
@@ -37,6 +37,12 @@ GPU_SHARE = 0.06
 @click.option(
     "--json", "output", type=click.Path(dir_okay=False, path_type=Path), help="where to add the figures"
 )
+@click.option(
+    "--page",
+    "written",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="where to put a table",
+)
 def main(
     nodes: int,
     pods: int,
@@ -46,13 +52,13 @@ def main(
     curve: Path,
     only: tuple[str, ...],
     output: Path | None,
+    written: Path | None,
 ) -> None:
     """Run the scenarios and print what they found as JSON."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # all that was started is ended then, too
     (service,) = read(curve, 1)
     demand = Demand(rate=rate, p99=p99, least=rate / 5, most=2 * rate, zones=len(ZONES))
     found: dict[str, Any] = json.loads(output.read_text()) if output and output.exists() else {}
-    found["nodes"] = nodes
     with (
         tempfile.TemporaryDirectory(prefix="pthserve-") as folder,
         ControlPlane(programs(), Path(folder)) as plane,
@@ -69,7 +75,7 @@ def main(
             if only and name not in only:
                 return
             click.echo(name, err=True)
-            found[name] = scenario()
+            found[name] = {"nodes": nodes, **scenario()}
             click.echo(json.dumps({name: found[name]}))
             if output:
                 output.write_text(json.dumps(found, indent=1) + "\n")
@@ -80,6 +86,8 @@ def main(
                 play(name, lambda scenario=scenario: scenario(world))  # type: ignore[misc]
         with plane.controllers(*day.CONTROLLERS):
             play("day", lambda: day.run(cluster, service, demand, minutes))
+    if written:
+        page.write(found, written)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 import contextlib
 import copy
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -61,15 +59,16 @@ def chart_behavior() -> dict[str, Any]:
 class Zone:
     """A zone whose nodes are lost, as the autoscaler and the Service see it."""
 
-    def __init__(self, kubeconfig: Path, namespace: str, pods: Pods) -> None:
-        self._core = client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
+    def __init__(self, cluster: Cluster, namespace: str, pods: Pods) -> None:
+        self._core = client.CoreV1Api(config.new_client_from_config(str(cluster.plane.kubeconfig)))
+        nodes = cluster.get("nodes", "-l", f"topology.kubernetes.io/zone={LOST_ZONE}")["items"]
+        self._nodes: list[str] = [node["metadata"]["name"] for node in nodes]
         self._namespace = namespace
         self._pods = pods
 
     def lose(self) -> None:
         """Its nodes get no more pods, and its pods are marked not ready, as by the node controller."""
-        nodes = self._core.list_node(label_selector=f"topology.kubernetes.io/zone={LOST_ZONE}").items
-        self._each([node.metadata.name for node in nodes], partial(self._cordon, True))
+        self._each(self._nodes, partial(self._cordon, True))
         ready = {"type": "Ready", "status": "False", "reason": "NodeNotReady"}
         body = {"status": {"conditions": [ready]}}
         mark = self._core.patch_namespaced_pod_status
@@ -82,8 +81,7 @@ class Zone:
 
     def restore(self) -> None:
         """Its nodes get pods again."""
-        nodes = self._core.list_node(label_selector=f"topology.kubernetes.io/zone={LOST_ZONE}").items
-        self._each([node.metadata.name for node in nodes], partial(self._cordon, False))
+        self._each(self._nodes, partial(self._cordon, False))
 
     def _cordon(self, cordoned: bool, node: str) -> None:
         self._core.patch_node(node, {"spec": {"unschedulable": cordoned}})
@@ -116,14 +114,14 @@ class Clock:
 
 
 def _samples(
-    day: Day, clock: Clock, pods: Pods, exporter: Exporter, saturation: Saturation, wanted: Callable[[], int]
+    day: Day, clock: Clock, pods: Pods, exporter: Exporter, saturation: Saturation
 ) -> Iterator[Sample]:
     """A sample each TICK: the pods that serve share the rate, and show the saturation that follows."""
     while (at := clock.now()) < day.length:
         serving = pods.serving()
         rate = day.rate(at)
         exporter.show([pod.name for pod in serving], saturation(rate / max(1, len(serving))))
-        yield Sample(at, rate, len(serving), wanted())
+        yield Sample(at, rate, len(serving))
         time.sleep(TICK)
 
 
@@ -146,38 +144,36 @@ def run(cluster: Cluster, curve: Curve, demand: Demand, minutes: float) -> dict[
         saturation = Saturation(Predictor(curve))
         exporter.show([pod.name for pod in pods.serving()], saturation(day.rate(0) / plan.least))
         with served(cluster, exporter, FACTOR):
-            zone = Zone(cluster.plane.kubeconfig, namespace, pods)
+            zone = Zone(cluster, namespace, pods)
             clock = Clock()
             begin = time.monotonic()
             samples: list[Sample] = []
 
-            def record() -> None:
-                samples.extend(_samples(day, clock, pods, exporter, saturation, lambda: len(pods.all())))
-
-            recording = threading.Thread(target=record)
-            recording.start()
-            try:
+            def upgrade() -> float:
                 clock.until(day.upgrade)
                 cluster.kubectl("rollout", "restart", "deployment", "-n", namespace)
-                cluster.kubectl(
-                    "rollout", "status", "deployment", "-n", namespace, f"--timeout={60 * minutes:.0f}s"
+                limit = f"--timeout={60 * minutes:.0f}s"
+                cluster.kubectl("rollout", "status", "deployment", "-n", namespace, limit)
+                return clock.now()
+
+            with ThreadPoolExecutor(2) as others:
+                recording = others.submit(
+                    lambda: samples.extend(_samples(day, clock, pods, exporter, saturation))
                 )
-                upgraded = clock.now()
+                upgrading = others.submit(upgrade)
                 clock.until(day.outage[0])
                 zone.lose()
                 lost = clock.now()
                 clock.until(day.outage[1])
                 zone.replace()
                 zone.restore()
-            finally:
-                recording.join()
+            recording.result()
+            upgraded = upgrading.result()
             zones = by_zone(pods.serving())
-            events = cluster.kubectl("get", "hpa", "-n", namespace, "-o", "json")
         prediction = expected(day, demand, plan, behavior["scaleDown"]["stabilizationWindowSeconds"])
         found = breaches(samples, plan.boundary, prediction)
         counts = [serving for _, serving, _ in pods.since(begin)]
         cluster.uninstall(namespace, release, pods)
-    assert events
     seconds = sum(one.end - one.begin for one in found)
     return {
         "factor": FACTOR,

@@ -125,7 +125,10 @@ scrape_configs:
             lambda: "pods/pthserve_saturation" in cluster.kubectl("get", "--raw", path, check=False),
             "prometheus-adapter serves no saturation",
         )
-        yield
+        try:
+            yield
+        finally:  # an API that does not answer would keep the garbage collector from deleting anything
+            cluster.kubectl("delete", "apiservice", "v1beta1.custom.metrics.k8s.io")
 
 
 def _api(port: int) -> str:

@@ -211,27 +211,35 @@ def outage(world: World) -> dict[str, Any]:
         there = by_zone(pods.serving())[zone]
         began = time.monotonic()
         world.kubelets[zone].__exit__(None, None, None)
-        noticed = pods.until(lambda: len(pods.serving()) < world.pods, "nobody notices")
-        unready = pods.until(lambda: not by_zone(pods.serving())[zone], "pods still count as ready")
-        unready_at = time.monotonic()
-        first = pods.until(lambda: any(pod.ending for pod in pods.all()), "no pod is evicted", 1800)
+        pods.until(lambda: len(pods.serving()) < world.pods, "nobody notices")
+        noticed = time.monotonic() - began
+        seen: dict[str, float] = {}
+
+        def both() -> bool:
+            if not by_zone(pods.serving())[zone]:
+                seen.setdefault("unready", time.monotonic() - began)
+            if any(pod.ending for pod in pods.all()):
+                seen.setdefault("evicted", time.monotonic() - began)
+            return len(seen) == 2
+
+        pods.until(both, "pods still count as ready, or none is evicted", 1800)
         pods.until(lambda: len(pods.serving()) == world.pods, "lost pods are not replaced", 1800)
-        replaced = time.monotonic() - unready_at
+        replaced = time.monotonic() - began
         left = len([pod for pod in pods.all() if pod.zone == zone])
         world.kubelets[zone] = world.running.enter_context(world.cluster.plane.kubelets(zone, world.stages))
         back = pods.until(lambda: len(pods.all()) == world.pods, "the zone does not come back")
         world.cluster.until_ready(world.nodes)
-    eviction = replaced - first
+    evicting = max(0.0, replaced - seen["evicted"] - START)
     return {
         "pods": world.pods,
         "pods_in_zone": there,
         "tolerated_seconds": tolerated,
         "first_pod_not_ready_seconds": round(noticed, 1),
-        "all_pods_not_ready_seconds": round(noticed + unready, 1),
-        "first_pod_evicted_seconds": round(noticed + unready + first, 1),
+        "all_pods_not_ready_seconds": round(seen["unready"], 1),
+        "first_pod_evicted_seconds": round(seen["evicted"], 1),
         "eviction_rate_times": EVICTION,
-        "replaced_seconds_measured": round(unready_at - began + replaced, 1),
-        "replaced_seconds_by_default": round(unready_at - began + first + EVICTION * eviction),
+        "replaced_seconds_measured": round(replaced, 1),
+        "replaced_seconds_by_default": round(seen["evicted"] + EVICTION * evicting + START),
         "pods_left_ending": left,
         "back_seconds": round(back, 1),
     }
@@ -310,7 +318,7 @@ def gpus(world: World) -> dict[str, Any]:
         seconds = time.monotonic() - began
         fewest = pods.least(began)
     return {
-        "nodes": len(pool),
+        "gpu_nodes": len(pool),
         "gpus": most,
         "pods_outside_the_pool": len(wrong),
         "pods_without_gpu_in_the_pool": len(strays),
@@ -326,7 +334,8 @@ def priority(world: World) -> dict[str, Any]:
     """Some nodes are full of pods of lower priority; a release with and without a priority class comes."""
     cluster = world.cluster
     count = max(6, world.nodes // 33)
-    chosen = [node["metadata"]["name"] for node in cluster.get("nodes", "-l", "pool=cpu")["items"][:count]]
+    names = [node["metadata"]["name"] for node in cluster.get("nodes", "-l", "pool=cpu")["items"]]
+    chosen = sorted(names, key=lambda name: name.partition("-")[2])[:count]  # from all zones in turn
     cluster.kubectl("label", "nodes", *chosen, "pool=shared", "--overwrite")
     for name, value in (("serving", 1000), ("filler", -10)):
         kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
@@ -372,7 +381,7 @@ def priority(world: World) -> dict[str, Any]:
         fillers.until(lambda: not fillers.all(), "the fillers do not end")
     cluster.kubectl("label", "nodes", *chosen, "pool=cpu", "--overwrite")
     return {
-        "nodes": count,
+        "shared_nodes": count,
         "pods": wanted,
         "cores_each": 1,
         "seconds": round(seconds, 1),

@@ -128,7 +128,6 @@ class Sample:
     at: float
     rate: float
     serving: int
-    wanted: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,22 @@
 """The simulation of many nodes: its arithmetic, and all its scenarios on a few nodes."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from benchmarks.nodes import page
+from benchmarks.nodes.__main__ import main
 from benchmarks.nodes.cluster import GPU, Pod, by_zone, nodes, skew
-from benchmarks.nodes.day import FACTOR, chart_behavior, faster
+from benchmarks.nodes.day import chart_behavior, faster
 from benchmarks.nodes.metrics import Saturation
-from benchmarks.nodes.traffic import Day, Expected, Sample, Surge, breaches, expected, typical
+from benchmarks.nodes.traffic import FACTOR, Day, Expected, Sample, Surge, breaches, expected, typical
 
-from pthserve.sizing.curve import write
+from pthserve.sizing.curve import read, write
 from pthserve.sizing.plan import Demand, Plan
 from pthserve.sizing.prediction import Load, Predictor
 
@@ -116,7 +120,7 @@ def test_pods_are_kept_while_the_load_dips_for_less_than_the_stabilization() -> 
 def test_breaches_are_joined_and_say_how_much_of_them_was_predicted() -> None:
     prediction = [Expected(at, 10, 2 <= at < 4) for at in map(float, range(10))]
     rates = [5, 5, 20, 20, 20, 20, 5, 5, 20, 5]
-    samples = [Sample(at, rate, 10, 10) for at, rate in enumerate(rates)]
+    samples = [Sample(at, rate, 10) for at, rate in enumerate(rates)]
     first, second = breaches(samples, 1.0, prediction)
     assert (first.begin, first.end, first.predicted) == (2, 6, 0.5)
     assert (second.begin, second.end, second.predicted) == (8, 9, 0)
@@ -164,7 +168,7 @@ def test_a_pod_that_ends_gets_no_requests() -> None:
     }
     pod = Pod.of(found)
     assert (pod.serving, by_zone([pod])) == (True, {"a": 0, "b": 1, "c": 0})
-    found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # type: ignore[index]
+    found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert not Pod.of(found).serving
 
 
@@ -175,14 +179,40 @@ def test_the_simulated_kubelet_starts_and_ends_pods_as_their_annotations_say() -
     assert "simulation/end" in delays["pod-delete"]["expressionFrom"]
 
 
+def test_the_command_of_the_documentation_has_these_options_and_a_measured_curve() -> None:
+    (line,) = re.findall(
+        r"^    python -m benchmarks\.nodes (--.*?)(?:  +#.*)?$",
+        (ROOT / "docs" / "performance.md").read_text(),
+        re.MULTILINE,
+    )
+    context = main.make_context("nodes", shlex.split(line))
+    assert context.params["nodes"] == 1000
+    (measured,) = read(context.params["curve"], 1)
+    assert measured.capacity > measured.lone.throughput
+
+
+def test_a_table_takes_its_place_in_the_page_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "page.md"
+    target.write_text(f"before\n{page.BEGIN}old\n{page.END}\nafter\n")
+    page.write({"removed": {"nodes": 60, "replaced_seconds": 70.5}}, target)
+    text = target.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"{page.END}\nafter\n")
+    assert "| 60 | ... all are, where the node objects are removed | 70.5 s |" in text
+    assert "old" not in text
+    target.write_text("nothing\n")
+    with pytest.raises(ValueError, match="has no line"):
+        page.write({}, target)
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_all_scenarios_run_on_a_few_nodes(tmp_path: Path) -> None:
     write([curve(1)], tmp_path / "curve.json")
     command = [sys.executable, "-m", "benchmarks.nodes", "--nodes", "60", "--pods", "30", "--rate", "2000"]
-    options = ["--minutes", "2", "--p99", "0.05", "--curve", tmp_path / "curve.json"]
+    options = ["--minutes", "2", "--p99", "0.05", "--curve", str(tmp_path / "curve.json")]
     done = subprocess.run(
-        [*command, *options, "--json", tmp_path / "run.json"],
+        [*command, *options, "--json", str(tmp_path / "run.json")],
         cwd=ROOT,
         capture_output=True,
         text=True,
