@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import httpx
@@ -64,7 +65,8 @@ class Pods:
 
     def read_logs(self, seen: dict[str, float]) -> None:
         """Write into `seen` when the pod's log says that its model is loaded."""
-        for pod in self._core.list_namespaced_pod(self._namespace, label_selector=self._selector).items:
+        pods: Any = self._core.list_namespaced_pod(self._namespace, label_selector=self._selector)
+        for pod in pods.items:
             for line in self._core.read_namespaced_pod_log(pod.metadata.name, self._namespace).splitlines():
                 record = json.loads(line)
                 if record["message"] == "ready":
@@ -114,7 +116,8 @@ def summary(tries: Iterable[Try]) -> dict[str, list[float]]:
 def main(namespace: str, release: str, host: str, tries: int, pause: float) -> None:
     """Measure a release in the cluster of $KUBECONFIG."""
     config.load_kube_config()
-    gateway = client.CoreV1Api().read_namespaced_service("traefik", "gateways").spec.cluster_ip
+    service: Any = client.CoreV1Api().read_namespaced_service("traefik", "gateways")
+    gateway = service.spec.cluster_ip
     pods = Pods(namespace, release)
     found = []
     for number in range(tries):

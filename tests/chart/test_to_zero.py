@@ -13,7 +13,7 @@ from .sets import SETS
 
 pytestmark = pytest.mark.slow
 
-ONE_VALUE = {
+ONE_VALUE: dict[str, Any] = {
     "autoscaling": {"minReplicas": 0},
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
 }

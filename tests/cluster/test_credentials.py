@@ -94,7 +94,8 @@ def visible(release: Release, kubectl: Run, helm: Run) -> dict[str, str]:
         "status": helm("status", release.name, "--namespace", release.namespace).stdout,
     }
     for pod in release.pods:
-        for container in (*pod.spec.init_containers, *pod.spec.containers):
+        spec: Any = pod.spec
+        for container in (*spec.init_containers, *spec.containers):
             for which in ("--previous=false", "--previous=true"):
                 command = ("logs", *inside, pod.metadata.name, "-c", container.name, which)
                 found[" ".join(command)] = kubectl(*command, check=False).stdout

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -144,7 +145,7 @@ def test_the_first_call_over_grpc_waits_and_is_answered(asleep: Asleep) -> None:
     tensor.contents.bytes_contents.append(IMAGE.read_bytes())
     options = [("grpc.default_authority", f"grpc.{asleep.release.namespace}.example")]
     with grpc.insecure_channel(f"{asleep.gateway}:80", options=options) as channel:
-        call = channel.unary_unary(METHOD, response_deserializer=pb.ModelInferResponse.FromString)
+        call: Any = channel.unary_unary(METHOD, response_deserializer=pb.ModelInferResponse.FromString)
         assert call(request.SerializeToString(), timeout=PATIENCE).model_name == "cats"
 
 
