@@ -14,7 +14,7 @@ from .schemas import NEWEST, OLDEST
 from .sets import SETS
 
 pytestmark = pytest.mark.slow
-NEWER = {"image volume", "dynamic resources", "gpu-dra.yaml", "everything rare"}
+NEWER = {"image volume", "dynamic resources", "gpu-dra.yaml", "everything rare", "scale-to-zero.yaml"}
 """Sets that need what Kubernetes got after the oldest version that is supported."""
 SCHEMAS = Path(__file__).parent / "schemas"
 
