@@ -72,6 +72,9 @@ def _address(service: str, namespace: str, api: client.ApiClient) -> str:
     return str(client.CoreV1Api(api).read_namespaced_service(service, namespace).spec.cluster_ip)
 
 
+_FILTERS = [
+    {"type": "ExtensionRef", "extensionRef": {"group": "traefik.io", "kind": "Middleware", "name": "retry"}}
+]
 RETRY: Values = {
     "extraObjects": [
         {
@@ -82,23 +85,17 @@ RETRY: Values = {
                 "retry": {
                     "attempts": 4,
                     "initialInterval": "100ms",
-                    "status": ["502", "503"],
+                    "status": ["500", "502", "503"],
                     "retryNonIdempotentMethod": True,
                     "maxRequestBodyBytes": 21_000_000,
                 }
             },
         }
     ],
-    "httpRoute": {
-        "filters": [
-            {
-                "type": "ExtensionRef",
-                "extensionRef": {"group": "traefik.io", "kind": "Middleware", "name": "retry"},
-            }
-        ]
-    },
+    "httpRoute": {"filters": _FILTERS},
+    "grpcRoute": {"filters": _FILTERS},
 }
-"""Has Traefik send a request again that it answers with 502 or 503, as in docs/rollouts.md."""
+"""Has Traefik send a request again that it answers with one of these, as in docs/rollouts.md."""
 
 
 @dataclass

@@ -18,4 +18,5 @@ def test_the_page_has_the_service_config_of_the_tests() -> None:
 def test_the_example_has_the_middleware_of_the_tests() -> None:
     example = yaml.safe_load((ROOT / "k8s/examples/rollout.yaml").read_text())
     assert example["extraObjects"] == RETRY["extraObjects"]
-    assert example["httpRoute"]["filters"] == RETRY["httpRoute"]["filters"]
+    for route in ("httpRoute", "grpcRoute"):
+        assert example[route]["filters"] == RETRY[route]["filters"]
