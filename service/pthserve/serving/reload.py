@@ -76,6 +76,8 @@ class Reload:
         self.turn = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._completing: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
 
     async def first(self) -> None:
         """Load the first model, and start to watch its files; raises ModelError."""
@@ -90,12 +92,13 @@ class Reload:
         self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
-        """Stop watching the files, and undo `gc.freeze`.
+        """Stop watching the files and completing an engine, and undo `gc.freeze`.
 
         Frozen objects are not freed when the interpreter ends, and libraries would then report leaks.
         """
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._completing):
+            if task is not None:
+                task.cancel()
         gc.unfreeze()
 
     async def again(self) -> None:
@@ -152,6 +155,7 @@ class Reload:
     async def _replace(self) -> None:
         async with self.turn:
             self._next = None
+            await self._completed()
             outcome: dict[str, object] = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
                 with _attempt():
@@ -159,7 +163,7 @@ class Reload:
                     await self._check_replaces(checked.model)
                     if self._settings.shadow:
                         outcome["shadow"] = await self._shadow(checked.model)
-                    gone = _gone(self._predictor.model())
+                    self._gone = _gone(self._predictor.model())
                     self._adopt(checked)
             except Exception as error:
                 expected = isinstance(error, ModelError)
@@ -173,18 +177,25 @@ class Reload:
             outcome |= {"seconds": round(checked.seconds, 3), "digest": checked.model.digest}
             self._predictor.record_reload({"result": "ok", **outcome})
             log.info("the model was replaced", extra={"fields": _fields(checked)})
-            await self._complete(checked.model, gone)
+            self._completing = asyncio.create_task(self._complete(checked.model))
 
-    async def _complete(self, model: Model, gone: asyncio.Event) -> None:
-        """Give the engine what it was made without to save memory, once the one before it is `gone`."""
+    async def _complete(self, model: Model) -> None:
+        """Give the engine what it was made without to save memory, once the model before it is gone."""
         if not isinstance(model.forward, Completes):
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(gone.wait(), self._settings.deadline)
+            await asyncio.wait_for(self._gone.wait(), self._settings.deadline)
         try:
             await in_background(model.forward.complete)
         except EngineError as error:
             log.warning("single images are computed slower than they could be: %s", error)
+
+    async def _completed(self) -> None:
+        """Complete the engine in use at once, if that is still to come: another will be made beside it."""
+        if self._completing is not None:
+            self._gone.set()
+            await asyncio.wait([self._completing])
+            self._completing = None
 
     async def _load_and_check(self) -> _Checked:
         """Load a model, warm it up, and check it with its golden images as the settings require."""
