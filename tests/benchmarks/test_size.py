@@ -36,6 +36,7 @@ def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
     found = json.loads(done.stdout)
     assert (found["model"], found["cores"]) == ("digits", 1)
     assert len(found["rates"]) == 5
-    assert all(row["predicted_ms"] > 0 and row["measured_ms"] > 0 for row in found["rates"])
+    ratios = ("steady_ratio", "same_arrivals_ratio", "p50_ratio")
+    assert all(row[figure] > 0 for row in found["rates"] for figure in ("measured_ms", *ratios))
     assert 0 < found["boundary"] < found["capacity"]
     assert not list(tmp_path.glob("pthserve*")), "nothing of it is left behind"
