@@ -305,7 +305,7 @@ def measured(data: bytes, spec: Spec) -> dict[str, object]:
 def main(format: str = "") -> None:  # noqa: A002
     """Print what this machine takes for an easy file, and a line of JSON for each file and spec."""
     warnings.simplefilter("ignore")
-    memory.share_an_arena()
+    memory.configure()
     easy = _file(_flat("RGB"), "JPEG", subsampling=0)
     print(json.dumps(min(float(str(measured(easy, Spec())["seconds"])) for _ in range(2))), flush=True)
     for kind in KINDS:

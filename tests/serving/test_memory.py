@@ -54,8 +54,7 @@ def test_what_lies_free_at_the_end_of_what_a_thread_used_is_given_back() -> None
         "import threading\n"
         "import psutil\n"
         "from pthserve.serving import memory\n"
-        "memory.share_an_arena()\n"
-        "bytes(30 * 2**20)\n"  # of what is freed after it, glibc keeps twice as much
+        "memory.configure()\n"
         "def work():\n"
         "    [b'x' * (100_000 + size) for size in range(500)]\n"
         "    memory.give_back()\n"
@@ -75,7 +74,7 @@ def test_threads_share_one_arena() -> None:
     script = (
         "import ctypes, threading\n"
         "from pthserve.serving import memory\n"
-        "memory.share_an_arena()\n"
+        "memory.configure()\n"
         "libc = ctypes.CDLL(None)\n"
         "gate = threading.Barrier(20)\n"
         "def work():\n"
@@ -90,3 +89,21 @@ def test_threads_share_one_arena() -> None:
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     assert len(re.findall(r"^Arena \d+:", said, re.MULTILINE)) == 1
+
+
+def test_the_buffers_of_one_batch_serve_the_next_without_new_pages() -> None:
+    script = (
+        "import resource\n"
+        "from pthserve.serving import memory\n"
+        "memory.configure()\n"
+        "def faults():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "piece = b'x' * 600_000\n"
+        "[bytearray(piece) for _ in range(4)]\n"
+        "before = faults()\n"
+        "for _ in range(100):\n"
+        "    [bytearray(piece) for _ in range(4)]\n"
+        "print(faults() - before)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(said) < 1000  # otherwise 588 pages for each of the 100 batches

@@ -37,7 +37,7 @@ class Picky(Squares):
 
     def __call__(self, batch: Images) -> Logits:
         logits = super().__call__(batch)
-        if len(self.batches) > 6 and logits.argmax() != 0:
+        if len(self.batches) > 11 and logits.argmax() != 0:  # after two batches and nine photos
             raise ValueError("not red")
         return logits
 

@@ -4,7 +4,6 @@ A line never contains image bytes, keys, query strings or raw paths.
 """
 
 import logging
-import os
 import re
 import sys
 import threading
@@ -13,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from random import Random
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -35,6 +35,8 @@ _BACKLOG = 10_000
 """Maximum number of lines that wait to be written."""
 _PAUSE = 0.05
 """Seconds between two writes."""
+_RANDOM = Random()  # noqa: S311 - an id is no secret
+"""The source of ids. `os.urandom` would release the lock of the interpreter, and wait for it again."""
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -135,7 +137,7 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return bytes(value)
-    return os.urandom(16).hex().encode()
+    return b"%032x" % _RANDOM.getrandbits(128)
 
 
 def _notes(scope: Scope) -> dict[str, object]:

@@ -105,9 +105,9 @@ def command(sources: tuple[str, ...], max_errors: int, settings: Settings, **opt
     from pthserve.cli.display import counting, stages
     from pthserve.loading.loader import Loader
     from pthserve.scoring.run import score
-    from pthserve.serving.memory import share_an_arena
+    from pthserve.serving import memory
 
-    share_an_arena()
+    memory.configure()
     request = _request(sources, shard, settings, options)
     loader = Loader(settings.model, settings, None if settings.no_cache else settings.cache_size)
     try:

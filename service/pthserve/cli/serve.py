@@ -26,9 +26,9 @@ def command(settings: Settings) -> None:
     """
     from pthserve.cli.display import stages
     from pthserve.loading.loader import Loader
-    from pthserve.serving.memory import share_an_arena
+    from pthserve.serving import memory
 
-    share_an_arena()
+    memory.configure()
     loader = Loader(settings.model, settings, None if settings.no_cache else settings.cache_size)
 
     def load() -> "Model":
