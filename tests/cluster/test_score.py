@@ -136,33 +136,53 @@ def seed() -> int:
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a packed model, and a bucket for photos and scores."""
+    """With a packed model."""
     folder = tmp_path_factory.mktemp("score")
     tiny_pack(folder / "models" / "model")
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     return folder
 
 
-def test_an_indexed_job_writes_one_row_per_image_though_two_of_its_pods_die(
+@pytest.fixture
+def start(
     image: Callable[[str], str],
     claim: Callable[..., str],
     namespace: str,
     kubectl: Run,
     api: client.ApiClient,
     container_process: Callable[[str, str], int],
-    folder: Path,
-    seed: int,
+) -> Callable[..., Scoring]:
+    """Start the Job: with claims for these folders, and with a bucket for what is not among them."""
+
+    def start(results: Path, endpoint: str = "", **folders: Path) -> Scoring:
+        wanted = job(image("batch"))
+        if endpoint:
+            with_bucket(wanted, endpoint)
+        with_claims(
+            wanted, {name: claim(folder, writable=name == "scores") for name, folder in folders.items()}
+        )
+        kubectl("apply", "-n", namespace, "-f", "-", input=yaml.safe_dump(wanted))
+        return Scoring(namespace, results, api, container_process)
+
+    return start
+
+
+@pytest.fixture
+def node_address(api: client.ApiClient) -> str:
+    """By which pods reach this machine."""
+    (node,) = client.CoreV1Api(api).list_node().items
+    (address,) = (one.address for one in node.status.addresses if one.type == "InternalIP")
+    return str(address)
+
+
+def test_an_indexed_job_writes_one_row_per_image_though_two_of_its_pods_die(
+    start: Callable[..., Scoring], folder: Path, seed: int
 ) -> None:
     images = 4000
     photos(folder / "photos", images)
     (folder / "scores").mkdir()
-    wanted = job(image("batch"))
-    with_claims(
-        wanted,
-        {name: claim(folder / name, writable=name == "scores") for name in ("models", "photos", "scores")},
-    )
-    kubectl("apply", "-n", namespace, "-f", "-", input=yaml.safe_dump(wanted))
-    scoring = Scoring(namespace, folder / "scores", api, container_process)
+    folders = {name: folder / name for name in ("models", "photos", "scores")}
+    scoring = start(folders["scores"], **folders)
     for index, fate in zip(random.sample(range(SHARDS), 2), ("killed", "deleted"), strict=True):
         until(lambda index=index: scoring.parts(index), seconds=600, what=f"a part of index {index}")  # type: ignore[misc]
         scoring.end(scoring.pods()[index], fate)
@@ -173,34 +193,16 @@ def test_an_indexed_job_writes_one_row_per_image_though_two_of_its_pods_die(
 
 @pytest.mark.parametrize("kind", ["claim", "s3"])
 def test_an_indexed_job_writes_one_row_per_image_though_twenty_of_its_pods_end_early(
-    kind: str,
-    image: Callable[[str], str],
-    claim: Callable[..., str],
-    namespace: str,
-    kubectl: Run,
-    api: client.ApiClient,
-    container_process: Callable[[str, str], int],
-    folder: Path,
-    seed: int,
+    kind: str, start: Callable[..., Scoring], node_address: str, folder: Path, seed: int
 ) -> None:
     """Each of them after its pod has written something, but before its index is complete."""
     images, times = 24_000, 20
     bucket = folder / "s3" / "data"
     photos(bucket / "photos", images)
     (bucket / "scores").mkdir()
-    wanted = job(image("batch"))
-    claims = {"models": claim(folder / "models")}
-    scoring = Scoring(namespace, bucket / "scores", api, container_process)
-    (node,) = scoring.core.list_node().items
-    (host,) = (one.address for one in node.status.addresses if one.type == "InternalIP")
-    with s3(bucket.parent, folder / "s3.log", "key", "secretkey", host=host) as endpoint:
-        if kind == "s3":
-            with_bucket(wanted, endpoint)
-        else:
-            claims["photos"] = claim(bucket / "photos")
-            claims["scores"] = claim(bucket / "scores", writable=True)
-        with_claims(wanted, claims)
-        kubectl("apply", "-n", namespace, "-f", "-", input=yaml.safe_dump(wanted))
+    own = {"photos": bucket / "photos", "scores": bucket / "scores"} if kind == "claim" else {}
+    with s3(bucket.parent, folder / "s3.log", "key", "secretkey", host=node_address) as endpoint:
+        scoring = start(bucket / "scores", endpoint if kind == "s3" else "", models=folder / "models", **own)
         before = dict.fromkeys(range(SHARDS), 0)
         ended: Counter[int] = Counter()
         fates: list[tuple[str, int, int]] = []
