@@ -168,7 +168,7 @@ class Predictor:
         with model.forward.settling() if isinstance(model.forward, Settles) else nullcontext():
             for batch in (images[:1], images):
                 await in_background(partial(model.forward, batch))
-            for photos in ([photo], [photo] * min(most, 8)):  # more would only be decoded
+            for photos in ([photo], [photo] * min(most, self.cpus, 8)):  # more would only take time
                 await self._answer(model, photos, float("inf"))
 
     def adopt(self, model: Model, golden: str = "unchecked") -> None:
