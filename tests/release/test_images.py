@@ -120,7 +120,8 @@ def test_the_labels_are_those_of_this_commit(slim: Image, released: Released) ->
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_build_without_a_cache_gives_the_same_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["slim", "batch", "full"])
+def test_a_build_without_a_cache_gives_the_same_image(variant: str, tmp_path: Path) -> None:
     """It has a store of its own, which sees the base image in the other."""
     store = tmp_path / "storage.conf"
     shared = subprocess.run(["buildah", "info"], check=True, capture_output=True, text=True).stdout
@@ -135,7 +136,7 @@ additionalimagestores = ["{json.loads(shared)["store"]["GraphRoot"]}"]
     )
 
     def build(*options: str, **environment: str) -> str:
-        command: list[str | Path] = [ROOT / "scripts/image", "slim", "localhost/release-test:1", *options]
+        command: list[str | Path] = [ROOT / "scripts/image", variant, "localhost/release-test:1", *options]
         done = subprocess.run(
             command, env={**os.environ, **environment}, check=True, capture_output=True, text=True
         )

@@ -27,11 +27,12 @@ SIZE, RATE = 24 * 2**20, 16 * 2**20
 
 def _received(folder: Path) -> int:
     """Bytes of the file that have arrived: of its part, or of the whole on the way to its place."""
-    sizes = []
-    for one in folder.rglob("a.pth*"):
-        with suppress(FileNotFoundError):  # it was just given another name
-            sizes.append(one.stat().st_size)
-    return max(sizes, default=0)
+    sizes = [0]
+    for inside, _, names in os.walk(folder):  # which ignores a folder that is just being removed
+        for name in names:
+            with suppress(FileNotFoundError):  # it was just given another name
+                sizes.append((Path(inside) / name).stat().st_size)
+    return max(sizes)
 
 
 def _fetch(address: str, output: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
