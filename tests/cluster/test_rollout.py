@@ -18,6 +18,7 @@ from .candidates import BASE, HONEST, KINDS, Candidate
 from .conftest import LOCAL, Cluster, Run
 from .machine import run
 from .progressive import QUICK, RETRY, Place
+from .release import Values, merged
 from .sweep import Models, Stage, judge, staged
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("reachable")]
@@ -146,9 +147,11 @@ def test_nothing_is_promoted_while_the_gateway_is_away(stage: Stage, place: Plac
     candidate = HONEST["tuned"][1]
     deployment = ("deployment", place.service, "-n", place.namespace)
     stage.models.pack(candidate)
-    stage.rollout.release.upgrade(stage.values(candidate), wait=False)
+    slower: Values = {"rollout": {"interval": 6}}  # so that the gateway is gone before the second measurement
+    stage.rollout.release.upgrade(merged(stage.values(candidate), slower), wait=False)
     until(lambda: stage.rollout.weight == QUICK["rollout"]["steps"][1], seconds=180, what="the last step")
     kubectl("scale", *deployment, "--replicas=0")
+    kubectl("delete", "pod", "-n", place.namespace, "--all", *AT_ONCE)
     try:
         gone = time.monotonic()
         until(lambda: time.monotonic() > gone + AWAY or stage.rollout.promoted, seconds=2 * AWAY)

@@ -15,7 +15,7 @@ which varies, is not among them; nor are the requests, which cannot fail.
 {{- $stable := $canary | replace "args.canary" "args.stable" -}}
 {{- $answers := "route!~\"/(livez|readyz|healthz|metrics|v2/health/.*)\"" -}}
 {{- $requests := printf "sum(pthserve_requests_total{%s,%s})" $canary $answers -}}
-{{- $streak := printf "%ds" (mul $interval (max 1 (sub (int .measurements) 1))) -}}
+{{- $streak := printf "%ds" (mul $interval (max 1 (sub (int .measurements) 2))) -}}
 {{- $earlier := printf "sum(pthserve_requests_total{%s,%s} offset %s)" $canary $answers $streak -}}
 {{- $errors := printf "(sum(pthserve_requests_total{%s,%s,code=~\"5..\"}) or 0 * %s)" $canary $answers $requests -}}
 {{- $compared := printf "sum(pthserve_rollout_comparisons_total{%s})" $canary -}}
@@ -124,7 +124,8 @@ metrics:
           max(process_resident_memory_bytes{ {{- $canary -}} }) / max(process_resident_memory_bytes{ {{- $stable -}} })
   {{- end }}
   {{- if not $watched }}
-  # It has answered since the first of the measurements in a row: what it has shown before does not speak for this step.
+  # It has answered since the second of the measurements in a row, at least an interval after the step began: what it has shown
+  # before does not speak for this step.
   - name: requests
     {{- include "pthserve.measured" $mode | nindent 4 }}
     successCondition: len(result) > 0 && result[0] > 0
