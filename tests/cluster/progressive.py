@@ -28,7 +28,7 @@ QUICK: Values = {
         "steps": [5, 50],
         "interval": 3,
         "measurements": 3,
-        "undecided": 200,  # ten minutes, as by default
+        "undecided": 200,  # ten minutes, as by default; `upgrade` waits for longer
         # Two busy cores carry both releases and the cluster.
         "gates": {"latency": 5},
     },
@@ -237,7 +237,7 @@ class Rollout:
     def until_promoted(self, seconds: float = 180) -> None:
         until(lambda: self.promoted, seconds=seconds, what="a promotion")
 
-    def upgrade(self, traffic: Traffic, version: str, *values: Values, seconds: float = 700) -> Outcome:
+    def upgrade(self, traffic: Traffic, version: str, *values: Values) -> Outcome:
         """Upgrade the release to a model with this version, and wait until the controller has decided."""
         until(lambda: self.settled, seconds=60, what="the end of the last canary's pods")
         before = self.status["stableRS"]
@@ -246,9 +246,7 @@ class Rollout:
         until(
             lambda: self.status.get("currentPodHash", before) != before, seconds=30, what="a new ReplicaSet"
         )
-        until(
-            lambda: self.promoted or self.rolled_back, seconds=seconds, what=f"a decision, not {self.found}"
-        )
+        until(lambda: self.promoted or self.rolled_back, seconds=700, what=f"a decision, not {self.found}")
         promoted, ended = self.promoted, time.monotonic()
         answers = traffic.versions(began)
         reason = str(self.status.get("message", ""))

@@ -91,10 +91,10 @@ class Stage:
         )
         return spoiling(values, name)
 
-    def upgrade(self, candidate: Candidate, seconds: float = 700) -> Outcome:
+    def upgrade(self, candidate: Candidate) -> Outcome:
         """Upgrade to a candidate, which is packed unless it is, and wait for the decision."""
         self.models.pack(candidate)
-        return self.rollout.upgrade(self.traffic, candidate.name, self.values(candidate), seconds=seconds)
+        return self.rollout.upgrade(self.traffic, candidate.name, self.values(candidate))
 
     def back(self) -> None:
         """Serve BASE again, whatever the gates say."""

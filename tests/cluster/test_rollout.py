@@ -86,7 +86,7 @@ def test_a_model_that_disagrees_is_rolled_back_and_no_request_is_lost(stage: Sta
 
 
 def test_wrong_preprocessing_of_the_same_weights_has_a_floor_of_its_own(stage: Stage) -> None:
-    """It changes one answer in 25, as a model that was trained again may."""
+    """It changes one answer in nine: too close to the floor of new weights to be decided soon."""
     result = judge(stage, chosen("no-crop"))
     print(result)
     assert not result.promoted

@@ -37,7 +37,7 @@ class Picky(Squares):
 
     def __call__(self, batch: Images) -> Logits:
         logits = super().__call__(batch)
-        if len(self.batches) > 11 and logits.argmax() != 0:  # after two batches and nine photos
+        if len(self.batches) > 11 and logits.argmax() != 0:  # at most nine photos warm it up
             raise ValueError("not red")
         return logits
 

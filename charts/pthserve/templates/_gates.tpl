@@ -124,8 +124,8 @@ metrics:
           max(process_resident_memory_bytes{ {{- $canary -}} }) / max(process_resident_memory_bytes{ {{- $stable -}} })
   {{- end }}
   {{- if not $watched }}
-  # It has answered since the second of the measurements in a row, at least an interval after the step began: what it has shown
-  # before does not speak for this step.
+  # It has answered since the second of the measurements in a row (the first, where there are two): what it has shown before the
+  # step, and in its first moments, does not speak for it.
   - name: requests
     {{- include "pthserve.measured" $mode | nindent 4 }}
     successCondition: len(result) > 0 && result[0] > 0
