@@ -22,8 +22,8 @@ from kubernetes import client, config, watch
 
 IMAGE = Path(__file__).parents[1] / "weights/imagenet/golden/coffee.jpg"
 PATIENCE = 120
-STEPS = ("created", "scheduled", "address", "loaded", "answered")
-"""In order: the pod exists, has a node, has an address; its model is loaded; the answer is there."""
+STEPS = ("created", "scheduled", "address", "endpoint", "loaded", "answered")
+"""The pod exists, has a node, has an address; the Service has it; its model is loaded; it has answered."""
 
 
 @dataclass
@@ -63,6 +63,19 @@ class Pods:
             if any(one.type == "Ready" and one.status == "True" for one in pod.status.conditions or ()):
                 break
 
+    def watch_endpoints(self, seen: dict[str, float]) -> None:
+        """Write into `seen` when a Service of the release has an address."""
+        events = watch.Watch().stream(
+            client.DiscoveryV1Api().list_namespaced_endpoint_slice,
+            self._namespace,
+            label_selector=self._selector,
+            timeout_seconds=PATIENCE,
+        )
+        for event in events:
+            if event["object"].endpoints:
+                seen["endpoint"] = time.time()
+                break
+
     def read_logs(self, seen: dict[str, float]) -> None:
         """Write into `seen` when the pod's log says that its model is loaded."""
         pods: Any = self._core.list_namespaced_pod(self._namespace, label_selector=self._selector)
@@ -82,8 +95,12 @@ def tried(pods: Pods, url: str, host: str, pause: float) -> Try:
         time.sleep(0.2)
     time.sleep(pause)
     seen: dict[str, float] = {}
-    watching = threading.Thread(target=pods.watch, args=(seen,), daemon=True)
-    watching.start()
+    watching = [
+        threading.Thread(target=watcher, args=(seen,), daemon=True)
+        for watcher in (pods.watch, pods.watch_endpoints)
+    ]
+    for watcher in watching:
+        watcher.start()
     began = time.time()
     reply = httpx.post(
         url,
@@ -92,7 +109,8 @@ def tried(pods: Pods, url: str, host: str, pause: float) -> Try:
         timeout=PATIENCE,
     )
     seen["answered"] = time.time()
-    watching.join(5)
+    for watcher in watching:
+        watcher.join(5)
     pods.read_logs(seen)
     return Try(reply.status_code, {step: seen[step] - began for step in STEPS if step in seen})
 

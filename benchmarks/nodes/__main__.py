@@ -14,6 +14,7 @@ from benchmarks.nodes import day, page, scenarios
 from benchmarks.nodes.cluster import ZONES, Cluster
 from benchmarks.nodes.cluster import nodes as made
 from benchmarks.nodes.control_plane import ControlPlane, programs
+from benchmarks.nodes.world import World
 from pthserve.sizing.curve import read
 from pthserve.sizing.plan import Demand
 
@@ -69,7 +70,7 @@ def main(
             zone: running.enter_context(plane.kubelets(zone, FOLDER / "stages.yaml")) for zone in ZONES
         }
         cluster.add_nodes(made(nodes, GPU_SHARE))
-        world = scenarios.World(cluster, kubelets, FOLDER / "stages.yaml", nodes, pods, running)
+        world = World(cluster, kubelets, FOLDER / "stages.yaml", nodes, pods, running)
 
         def play(name: str, scenario: Callable[[], dict[str, Any]]) -> None:
             if only and name not in only:

@@ -102,16 +102,17 @@ true
 
 {{- /*
 A query: 1 if requests came through the gateway within the window, also those that it holds, else 0. Traefik counts each
-attempt at a service. Without any metric of Traefik there is no result, which is a fault and not a load of zero.
+attempt at a service. Without any metric of Traefik there is no result, which is a fault and not a load of zero. KEDA asks
+for the last full second: the offset brings what came since.
 */ -}}
 {{- define "pthserve.requested" -}}
 {{- $namespace := .Release.Namespace -}}
 {{- $name := include "pthserve.fullname" . -}}
-{{- $services := list (printf "%s-%s-held-%v@kubernetescrd" $namespace $name .Values.service.port) -}}
+{{- $services := list (printf "%s-%s-%v@kubernetescrd" $namespace $name .Values.service.port) -}}
 {{- if .Values.grpcRoute.enabled -}}
 {{- $services = append $services (printf "grpcroute-%s-%s-.+@kubernetesgateway" $namespace $name) -}}
 {{- end -}}
-count(rate(traefik_service_requests_total{service=~{{ join "|" $services | quote }}}[{{ include "pthserve.window" . }}s]) > 0) > bool 0 or 0 * sum(traefik_config_reloads_total)
+count(rate(traefik_service_requests_total{service=~{{ join "|" $services | quote }}}[{{ include "pthserve.window" . }}s] offset -1s) > 0) > bool 0 or 0 * sum(traefik_config_reloads_total)
 {{- end -}}
 
 {{- /* Seconds for which a request counts as recent. */ -}}
