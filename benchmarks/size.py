@@ -2,12 +2,11 @@
 
 For each number of cores, the service curve is measured as `pthserve size` does. Then the service gets random
 arrivals at RATES, and the 99th percentile is compared with the prediction. The measured boundary is where the
-measured percentiles cross the limit.
+measured percentiles, smoothed, cross the limit.
 
-A measurement of some seconds has few requests beyond the 99th percentile, which differs by 10 to 20 %
-between random arrivals of the same rate. So the simulation is also given the very arrivals of the
-measurement: what is left of the difference then is that of the model. They are others than those that the
-curve was measured with.
+A measurement has few requests beyond the 99th percentile, which differs between random arrivals of the same
+rate. So the simulation is also given the very arrivals of the measurement: what is left of the difference
+then is that of the model. They are others than those that the curve was measured with.
 """
 
 import json
@@ -18,6 +17,7 @@ from statistics import median
 
 import click
 import numpy as np
+from numpy.polynomial import Polynomial
 
 from pthserve.bench.load import Point, Round, poisson
 from pthserve.cli import demo
@@ -43,15 +43,15 @@ def with_same_arrivals(predictor: Predictor, one: Round) -> float:
 
 
 def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> float:
-    """The rate at which `p99` reaches `limit`, between two of the rates; NaN if it does not.
+    """The lowest rate at which `p99` reaches `limit`; NaN if it does not between the first and the last.
 
-    The logarithm of the percentile is interpolated.
+    Through the logarithms of the percentiles goes the parabola of the least squares, so that one that is too
+    high by chance has less weight.
     """
-    for low, high, before, after in zip(rates, rates[1:], p99, p99[1:], strict=False):
-        if before <= limit < after:
-            share = (math.log(limit) - math.log(before)) / (math.log(after) - math.log(before))
-            return low + share * (high - low)
-    return math.nan
+    fit = Polynomial.fit(rates, np.log(p99), 2)
+    found = (fit - math.log(limit)).roots()
+    between = [float(root.real) for root in found if not root.imag and rates[0] <= root.real <= rates[-1]]
+    return min(between, default=math.nan)
 
 
 @click.command()
@@ -60,7 +60,7 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
 @click.option("--cores", multiple=True, type=click.IntRange(1), help="default: two counts of this machine")
 @click.option("--limit", default=5.0, show_default=True, help="p99, as a multiple of a lone client's median")
 @click.option("--seconds", default=3.0, show_default=True, help="of each closed loop")
-@click.option("--open-seconds", default=16.0, show_default=True, help="of each open loop")
+@click.option("--responses", default=3000, show_default=True, help="of each open loop")
 @click.option("--tune-budget", default=0.0, show_default=True, type=click.FloatRange(0))
 def main(
     name: str,
@@ -68,7 +68,7 @@ def main(
     cores: tuple[int, ...],
     limit: float,
     seconds: float,
-    open_seconds: float,
+    responses: int,
     tune_budget: float,
 ) -> None:
     """Print p99 as predicted and measured, their ratios and that of the boundaries.
@@ -89,7 +89,7 @@ def main(
                 one
                 for seed, rate in enumerate(rates, FIRST_SEED)
                 for one in service.rounds(
-                    images, [Point(rate=rate, arrivals="poisson", seed=seed)], open_seconds
+                    images, [Point(rate=rate, arrivals="poisson", seed=seed)], responses / rate
                 )
             ]
         measured = [float(np.quantile(one.latencies, 0.99)) for one in rounds]

@@ -14,7 +14,7 @@ FORMAT = 1
 """Of the file; a file of another format is refused."""
 CLIENTS = (1, 2, 4, 8, 16, 32)
 """Numbers of clients of the closed loops."""
-SHARES = (0.5, 0.8, 0.92)
+SHARES = (0.1, 0.25, 0.5, 0.8, 0.92)
 """Rates of the open loops, as shares of the highest throughput of the closed ones."""
 QUANTILES = ("p50", "p90", "p95", "p99", "max")
 """Names of the latencies of a loop."""

@@ -21,6 +21,9 @@ LARGEST_SHARE = 0.98
 """Share of a request's latency in its pass at most: a request is also decoded."""
 ENOUGH = 100
 """Responses to a single client from which their 99th percentile means anything."""
+RESPONSES = 300
+"""Responses that an open loop should have, if it does not take more than LONGEST times the usual time."""
+LONGEST = 4
 
 _STAGE, _PASS = "pthserve_stage_duration_seconds", "pthserve_forward_duration_seconds"
 _SIZES = rf'^{_PASS}_count{{batch_size="(\d+)"}}$'
@@ -70,7 +73,8 @@ def curve_of(
     Args:
         photos: Images that are sent in turn.
         cores: Number of cores that it has.
-        seconds: Duration of each closed loop. That of one client lasts twice as long, and so do open loops.
+        seconds: Duration of each closed loop. That of one client lasts twice as long, and so do open loops,
+            or longer where the rate is low.
 
     Raises:
         PthserveError: Requests fail.
@@ -88,7 +92,9 @@ def curve_of(
     capacity = max(loop.throughput for loop in loops_of([one.to_dict() for one in rounds], where))
     for share in SHARES:
         progress(f"{where}: random arrivals at {100 * share:.0f} % of {capacity:.1f} requests per second")
-        rounds += service.rounds(photos, [Point(rate=share * capacity, arrivals="poisson")], 2 * seconds)
+        rate = share * capacity
+        duration = 2 * seconds * min(LONGEST, max(1.0, RESPONSES / (rate * 2 * seconds)))
+        rounds += service.rounds(photos, [Point(rate=rate, arrivals="poisson")], duration)
     memory = int(service.samples()["process_resident_memory_bytes"])
     loops, open_loops = from_rounds(rounds, where)
     height, width = info["preprocess"]["crop"]

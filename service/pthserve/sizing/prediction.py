@@ -88,11 +88,12 @@ class Predictor:
 class Slowdown:
     """How many times as long as in the simulation all work took, at the rates of open loops.
 
-    Between two rates, the factor is interpolated; at a rate near 0 it is 1, since the simulation begins with
-    the latencies of a single client.
+    Between two rates, the factor is interpolated; beyond the first and the last, it is that of the nearest.
+    At a low rate it is not 1, although the simulation begins with the latencies of a single client: those
+    requests follow each other, and one that finds idle cores and cold caches takes longer.
 
     Attributes:
-        rates: Requests per second, from 0.
+        rates: Requests per second.
         factors: The factor at each of them.
     """
 
@@ -102,7 +103,9 @@ class Slowdown:
     @classmethod
     def of(cls, pod: Pod, loops: Sequence[OpenLoop]) -> "Slowdown":
         """Return what the open loops, by rate, say about the simulation of `pod`."""
-        return cls((0.0, *(loop.rate for loop in loops)), (1.0, *(_factor(pod, loop) for loop in loops)))
+        if not loops:
+            return cls()
+        return cls([loop.rate for loop in loops], [_factor(pod, loop) for loop in loops])
 
     def at(self, rate: float) -> float:
         """Return the factor at `rate` requests per second."""
