@@ -118,8 +118,8 @@ def test_a_killed_process_takes_with_it_what_it_had_in_flight_and_no_more(
         served.until_ready(2)
         back = time.monotonic()
 
-    # Until the Service has heard of it, a connection is refused, or the process that was started anew answers that
-    # its model is not ready: in both cases nothing was begun, and the request may be sent again.
+    # Until the Service has heard of it, a connection is refused, or the process that was started anew answers
+    # that its model is not ready: in both cases nothing was begun, and the request may be sent again.
     refused = [answer for answer in lost(sent) if answer.fault.startswith(("refused", "503 "))]
     cut = [answer for answer in lost(sent) if answer not in refused]
     heard = max((answer.began - killed for answer in refused), default=0)
