@@ -49,8 +49,8 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
     high by chance has less weight.
     """
     fit = Polynomial.fit(rates, np.log(p99), 2)
-    found = (fit - math.log(limit)).roots()
-    between = [float(root.real) for root in found if not root.imag and rates[0] <= root.real <= rates[-1]]
+    found = [complex(root) for root in (fit - math.log(limit)).roots()]
+    between = [root.real for root in found if not root.imag and rates[0] <= root.real <= rates[-1]]
     return min(between, default=math.nan)
 
 
