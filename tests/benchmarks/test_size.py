@@ -13,7 +13,7 @@ from benchmarks.size import crossing
 from ..conftest import ROOT
 
 
-def test_a_boundary_is_between_the_two_rates_whose_percentiles_enclose_the_limit() -> None:
+def test_a_boundary_is_where_the_smoothed_percentiles_reach_the_limit() -> None:
     assert crossing([10, 20, 30], [0.01, 0.04, 0.16], 0.02) == pytest.approx(15)
     assert crossing([10, 20, 30, 40], [0.01, 0.045, 0.142, 0.64], 0.02) == pytest.approx(15, rel=0.1)
     assert math.isnan(crossing([10, 20, 30], [0.01, 0.02, 0.04], 0.05))

@@ -120,7 +120,8 @@ def test_a_killed_process_takes_with_it_what_it_had_in_flight_and_no_more(
 
     # Until the Service has heard of it, a connection is refused, or the process that was started anew answers
     # that its model is not ready: in both cases nothing was begun, and the request may be sent again.
-    refused = [answer for answer in lost(sent) if answer.fault.startswith(("refused", "503 "))]
+    not_ready = '503 {"error":"the service is not ready'
+    refused = [answer for answer in lost(sent) if answer.fault.startswith(("refused", not_ready))]
     cut = [answer for answer in lost(sent) if answer not in refused]
     heard = max((answer.began - killed for answer in refused), default=0)
     print(

@@ -92,8 +92,8 @@ def curve_of(
     capacity = max(loop.throughput for loop in loops_of([one.to_dict() for one in rounds], where))
     for share in SHARES:
         progress(f"{where}: random arrivals at {100 * share:.0f} % of {capacity:.1f} requests per second")
-        rate = share * capacity
-        duration = 2 * seconds * min(LONGEST, max(1.0, RESPONSES / (rate * 2 * seconds)))
+        rate, usual = share * capacity, 2 * seconds
+        duration = min(LONGEST * usual, max(usual, RESPONSES / rate))
         rounds += service.rounds(photos, [Point(rate=rate, arrivals="poisson")], duration)
     memory = int(service.samples()["process_resident_memory_bytes"])
     loops, open_loops = from_rounds(rounds, where)
