@@ -27,11 +27,13 @@ from pthserve.sizing.prediction import Predictor, with_arrivals
 from pthserve.sizing.service import serving
 
 RATES = (0.35, 0.6, 0.8, 0.95, 1.1)
-"""Shares of the predicted boundary; the last is beyond it, so that the measured one is between two."""
+"""Shares of the predicted boundary."""
+BEYOND = (1.2, 1.3, 1.4, 1.5)
+"""More of them, one after the other while the limit is not reached."""
+NEAR = 2
+"""Number of RATES that are too far from the boundary to say where it is."""
 FIRST_SEED = 1
 """Of the arrivals at the first rate; the other rates have the next ones."""
-SHARE_OF_CAPACITY = 0.98
-"""Of a rate at most, since there is no prediction at the capacity."""
 
 
 def with_same_arrivals(predictor: Predictor, one: Round) -> float:
@@ -39,7 +41,9 @@ def with_same_arrivals(predictor: Predictor, one: Round) -> float:
     rate, seed = one.point.rate, one.point.seed
     assert rate is not None
     arrivals = list(poisson(rate, one.warm_up + one.seconds, seed))
-    return with_arrivals(predictor.pod, arrivals, predictor.slowdown.at(rate), one.warm_up).quantile(0.99)
+    correction = predictor.correction
+    outcome = with_arrivals(predictor.pod, arrivals, correction.factor(rate), one.warm_up)
+    return correction.quantile(outcome, 0.99, rate)
 
 
 def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> float:
@@ -58,7 +62,9 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
 @click.argument("name", metavar="MODEL", default=demo.NAME)
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--cores", multiple=True, type=click.IntRange(1), help="default: two counts of this machine")
-@click.option("--limit", default=5.0, show_default=True, help="p99, as a multiple of a lone client's median")
+@click.option(
+    "--limit", default=10.0, show_default=True, help="p99, as a multiple of a single client's median"
+)
 @click.option("--seconds", default=3.0, show_default=True, help="of each closed loop")
 @click.option("--responses", default=3000, show_default=True, help="of each open loop")
 @click.option("--tune-budget", default=0.0, show_default=True, type=click.FloatRange(0))
@@ -84,27 +90,30 @@ def main(
             most = limit * curve.lone.latency["p50"]
             if not (boundary := predictor.boundary(most)):
                 raise click.ClickException(f"no load has a p99 of {1000 * most:.1f} ms; raise --limit")
-            rates = [min(share * boundary, SHARE_OF_CAPACITY * curve.capacity) for share in RATES]
-            rounds = [
-                one
-                for seed, rate in enumerate(rates, FIRST_SEED)
-                for one in service.rounds(
-                    images, [Point(rate=rate, arrivals="poisson", seed=seed)], responses / rate
-                )
-            ]
-        measured = [float(np.quantile(one.latencies, 0.99)) for one in rounds]
+            rates: list[float] = []
+            rounds: list[Round] = []
+            measured: list[float] = []
+            for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
+                if share in BEYOND and measured[-1] > most:
+                    break
+                rate = share * boundary
+                point = Point(rate=rate, arrivals="poisson", seed=seed)
+                rates.append(rate)
+                rounds += service.rounds(images, [point], responses / rate)
+                measured.append(float(np.quantile(rounds[-1].latencies, 0.99)))
         same = [with_same_arrivals(predictor, one) for one in rounds]
+        ratios = [replay / p99 for replay, p99 in zip(same, measured, strict=True)]
+        reached, predicted = (crossing(rates[NEAR:], p99[NEAR:], most) for p99 in (measured, same))
         rows = [
             {
                 "rate": round(rate, 2),
                 "measured_ms": round(1000 * p99, 2),
-                "same_arrivals_ratio": round(replay / p99, 3),
-                "steady_ratio": round(predictor.at(rate).p99 / p99, 3),
-                "p50_ratio": round(predictor.at(rate).p50 / float(np.quantile(one.latencies, 0.5)), 3),
+                "same_arrivals_ratio": round(ratio, 3),
+                "steady_ratio": round(predictor.at(rate).p99 / p99, 3) if rate < curve.capacity else None,
                 "responses": len(one.latencies),
                 "client_cpu": round(one.cpu, 3),
             }
-            for rate, p99, replay, one in zip(rates, measured, same, rounds, strict=True)
+            for rate, p99, ratio, one in zip(rates, measured, ratios, rounds, strict=True)
         ]
         click.echo(
             json.dumps(
@@ -117,13 +126,12 @@ def main(
                     "pass_ms": round(1000 * curve.image, 3),
                     "limit_ms": round(1000 * most, 2),
                     "boundary": round(boundary, 2),
-                    "slowdown": [round(factor, 3) for factor in predictor.slowdown.factors],
-                    "boundary_ratio": round(boundary / crossing(rates, measured, most), 3),
-                    "same_arrivals_boundary_ratio": round(
-                        crossing(rates, same, most) / crossing(rates, measured, most), 3
-                    ),
+                    "factors": [round(factor, 3) for factor in predictor.correction.factors],
+                    "stretches": [round(stretch, 3) for stretch in predictor.correction.stretches],
+                    "boundary_ratio": round(boundary / reached, 3),
+                    "same_arrivals_boundary_ratio": round(predicted / reached, 3),
                     "rates": rows,
-                    "median_error": round(median(abs(row["same_arrivals_ratio"] - 1) for row in rows), 3),
+                    "median_error": round(median(abs(ratio - 1) for ratio in ratios[: len(RATES)]), 3),
                 }
             )
         )

@@ -36,8 +36,8 @@ def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["model"], found["cores"]) == ("digits", 1)
-    assert len(found["rates"]) == 5
-    ratios = ("steady_ratio", "same_arrivals_ratio", "p50_ratio")
-    assert all(row[figure] > 0 for row in found["rates"] for figure in ("measured_ms", *ratios))
+    assert 5 <= len(found["rates"]) <= 9
+    assert all(row[figure] > 0 for row in found["rates"] for figure in ("measured_ms", "same_arrivals_ratio"))
+    assert all(row["steady_ratio"] > 0 for row in found["rates"] if row["rate"] < found["capacity"])
     assert 0 < found["boundary"] < found["capacity"]
     assert not list(tmp_path.glob("pthserve*")), "nothing of it is left behind"

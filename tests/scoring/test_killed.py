@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("PTHSERVE_KILLS", "3"))
 IMAGES, PART = 600, 7
+MORE = 1000
+"""Images that there are for each early end, so that the last of them comes before all are scored."""
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def place(kind: str, folder: Path) -> Iterator[tuple[str, str, Path, dict[str, str]]]:
+def place(kind: str, folder: Path, images: int = IMAGES) -> Iterator[tuple[str, str, Path, dict[str, str]]]:
     """Source and output of this kind; the folder with the results; and the environment."""
     if kind == "tars":
-        for first in range(0, IMAGES, 200):
+        for first in range(0, images, 200):
             files = {f"{n:04}.png": png(noise(n, 24, 32)) for n in range(first, first + 200)}
             tar(folder / "tars" / f"{first:04}.tar.gz", files, "w:gz")
         yield str(folder / "tars"), str(folder / "out"), folder / "out", {}
         return
     bucket = folder / "s3" / "data"
-    photos(bucket / "photos", IMAGES)
+    photos(bucket / "photos", images)
     if kind == "folder":
         yield str(bucket / "photos"), str(folder / "out"), folder / "out", {}
         return
@@ -76,14 +78,16 @@ def interrupted(
     return process
 
 
-def every_image_has_one_right_row(model: Path, results: Path) -> None:
+def every_image_has_one_right_row(model: Path, results: Path, images: int = IMAGES) -> None:
     found = rows(results)
-    assert len(found) == len({row["key"] for row in found}) == IMAGES
+    by_name = {Path(row["key"]).stem: row for row in found}
+    assert len(found) == len(by_name) == images
     with loaded(model) as answering:
-        for number in random.sample(range(IMAGES), 30):
+        for number in random.sample(range(images), 30):
             answer = answering(png(noise(number, 24, 32)))
-            assert found[number]["class_index"] == answer.class_index
-            assert found[number]["probabilities"] == pytest.approx(answer.probabilities.tolist(), abs=1e-5)
+            row = by_name[f"{number:04}"]
+            assert row["class_index"] == answer.class_index
+            assert row["probabilities"] == pytest.approx(answer.probabilities.tolist(), abs=1e-5)
 
 
 def check(kind: str, times: int, model: Path, folder: Path) -> None:
@@ -93,7 +97,8 @@ def check(kind: str, times: int, model: Path, folder: Path) -> None:
     fates = random.sample(FATES * times, times)
     lost: list[subprocess.Popen[bytes]] = []
     at: list[int] = []
-    with place(kind, folder) as (source, output, results, more):
+    images = MORE * times
+    with place(kind, folder, images) as (source, output, results, more):
         try:
             for fate in fates:
                 process = interrupted(fate, model, folder, source, output, results, more)
@@ -101,10 +106,11 @@ def check(kind: str, times: int, model: Path, folder: Path) -> None:
                 if fate == "lost":
                     lost.append(process)
             assert at == sorted(at), "what had been written was lost"
+            assert at[-1] < images // PART, "all were scored before the last early end"
             done = run(folder, model, source, "-o", output, "--part-rows", str(PART), **more)
             assert done.returncode == 0, done.stderr
-            assert f"{IMAGES} images" in done.stdout
-            every_image_has_one_right_row(model, results)
+            assert f"{images} images" in done.stdout
+            every_image_has_one_right_row(model, results, images)
             for process in lost:  # they go on with what they have, at the same time
                 process.send_signal(signal.SIGCONT)
             for process in lost:
@@ -114,7 +120,7 @@ def check(kind: str, times: int, model: Path, folder: Path) -> None:
                 process.kill()
                 process.wait()
         assert not list(results.glob(".*")), "what the interrupted ones left is still there"
-        every_image_has_one_right_row(model, results)
+        every_image_has_one_right_row(model, results, images)
         print(f"parts, and how it ended then: {list(zip(at, fates, strict=True))}")
 
 

@@ -1,5 +1,6 @@
 """A prediction follows the measured curve, and its boundary is where the limit is exceeded."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -55,9 +56,34 @@ def test_predictions_follow_open_loops_of_a_pod_that_is_slower_than_its_closed_l
         open_loops.append(OpenLoop(rate, seconds, warm_up, latency))
     corrected = Predictor(replace(resnet18(), open_loops=open_loops))
     for rate, factor in ((20.0, 1.05), (40.0, 1.05), (55.0, 1.075), (70.0, 1.1), (80.0, 1.1)):
-        assert corrected.slowdown.at(rate) == pytest.approx(factor, rel=0.005)
+        assert corrected.correction.factor(rate) == pytest.approx(factor, rel=0.005)
         assert corrected.at(rate).p99 == pytest.approx(factor * plain.at(factor * rate).p99, rel=0.1)
     assert corrected.boundary(0.1) < plain.boundary(0.1) / 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stretch", [-0.15, 0.2])
+def test_predictions_follow_an_open_loop_whose_latencies_vary_less_or_more_than_the_simulated_ones(
+    stretch: float,
+) -> None:
+    plain = Predictor(resnet18())
+    rate, seconds, warm_up = 40.0, 20.0, 0.5
+    outcome = with_arrivals(plain.pod, list(poisson(rate, warm_up + seconds)), 1.0, warm_up)
+    p50, p90, p95, p99 = (-math.log10(1 - share) for share in (0.5, 0.9, 0.95, 0.99))
+    middle = (p50 + p90 + p95 + p99) / 4
+    latency = {
+        name: outcome.quantile(share) * math.exp(stretch * (-math.log10(1 - share) - middle))
+        for name, share in SHARES.items()
+        if share < 1
+    }
+    loop = OpenLoop(rate, seconds, warm_up, {**latency, "max": outcome.quantile(1.0)})
+    corrected = Predictor(replace(resnet18(), open_loops=[loop]))
+    assert corrected.correction.stretches == pytest.approx([stretch], abs=0.01)
+    for own, uncorrected, position in (
+        (corrected.at(rate).p50, plain.at(rate).p50, p50),
+        (corrected.at(rate).p99, plain.at(rate).p99, p99),
+    ):
+        assert own == pytest.approx(uncorrected * math.exp(stretch * (position - middle)), rel=0.02)
 
 
 @pytest.mark.slow

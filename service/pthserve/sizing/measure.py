@@ -21,7 +21,7 @@ LARGEST_SHARE = 0.98
 """Share of a request's latency in its pass at most: a request is also decoded."""
 ENOUGH = 100
 """Responses to a single client from which their 99th percentile means anything."""
-RESPONSES = 300
+RESPONSES = 1000
 """Responses that an open loop should have, if it does not take more than LONGEST times the usual time."""
 LONGEST = 4
 

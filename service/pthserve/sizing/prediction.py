@@ -17,8 +17,8 @@ STEPS = 50
 """Quantiles of the work of a request that the simulation draws from."""
 PRECISION = 0.005
 """Relative error of a boundary."""
-MOST_SLOWDOWN = 2.0
-"""Factor, and its inverse, beyond which a measured open loop does not correct the simulation."""
+MOST = 2.0
+"""Factor, and its inverse, beyond which a measured open loop corrects neither the work nor a latency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Load:
 class Predictor:
     """Predicts what a pod with the measured `curve` does. A rate that was simulated is kept.
 
-    The simulation is corrected by what the open loops of the curve measured; see `Slowdown`.
+    The simulation is corrected by what the open loops of the curve measured; see `Correction`.
     """
 
     def __init__(self, curve: Curve) -> None:
         self.curve = curve
         self.pod = fitted(curve)
-        self.slowdown = Slowdown.of(self.pod, curve.open_loops)
+        self.correction = Correction.of(self.pod, curve.open_loops)
         self._known: dict[float, Load] = {}
 
     def at(self, rate: float) -> Load:
@@ -63,8 +63,10 @@ class Predictor:
         if not 0 < rate < self.curve.capacity:
             raise ValueError(f"{rate:g} requests per second are not between 0 and {self.curve.capacity:g}")
         if rate not in self._known:
-            factor = self.slowdown.at(rate)
-            self._known[rate] = _load(rate, open_loop(self.pod, factor * rate).slower(factor))
+            factor = self.correction.factor(rate)
+            outcome = open_loop(self.pod, factor * rate).slower(factor)
+            p50, p99 = (self.correction.quantile(outcome, share, rate) for share in (0.5, 0.99))
+            self._known[rate] = Load(rate, p50, p99, outcome.saturation, outcome.inflight, outcome.cpu)
         return self._known[rate]
 
     def boundary(self, p99: float) -> float:
@@ -85,50 +87,82 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class Slowdown:
-    """How many times as long as in the simulation all work took, at the rates of open loops.
+class Correction:
+    """How the latencies of open loops differ from the simulated ones, at the rates of the loops.
 
-    Between two rates, the factor is interpolated; beyond the first and the last, it is that of the nearest.
-    At a low rate it is not 1, although the simulation begins with the latencies of a single client: those
-    requests follow each other, and one that finds idle cores and cold caches takes longer.
+    All work takes `factors` times as long as in the simulation. At a low rate that is not 1, although the
+    simulation begins with the latencies of a single client: those requests follow each other, and one that
+    finds idle cores and cold caches takes longer.
+
+    Then each quantile is multiplied by exp(`stretches` * (x - MIDDLE)), where x is its `_position`. With a
+    stretch above 0, the latencies of a loop vary more than the simulated ones.
+
+    Between two rates, both are interpolated; beyond the first and the last, they are those of the nearest.
 
     Attributes:
         rates: Requests per second.
         factors: The factor at each of them.
+        stretches: The stretch at each of them.
     """
 
     rates: Sequence[float] = (0.0,)
     factors: Sequence[float] = (1.0,)
+    stretches: Sequence[float] = (0.0,)
 
     @classmethod
-    def of(cls, pod: Pod, loops: Sequence[OpenLoop]) -> "Slowdown":
+    def of(cls, pod: Pod, loops: Sequence[OpenLoop]) -> "Correction":
         """Return what the open loops, by rate, say about the simulation of `pod`."""
         if not loops:
             return cls()
-        return cls([loop.rate for loop in loops], [_factor(pod, loop) for loop in loops])
+        found = [_fit(pod, loop) for loop in loops]
+        return cls([loop.rate for loop in loops], *zip(*found, strict=True))
 
-    def at(self, rate: float) -> float:
-        """Return the factor at `rate` requests per second."""
+    def factor(self, rate: float) -> float:
+        """Return the factor for all work at `rate` requests per second."""
         return float(np.interp(rate, self.rates, self.factors))
 
+    def quantile(self, outcome: Outcome, share: float, rate: float) -> float:
+        """Return a latency of `outcome`, whose work took `factor` times as long, with the stretch."""
+        stretch = float(np.interp(rate, self.rates, self.stretches))
+        return outcome.quantile(share) * math.exp(stretch * (_position(share) - MIDDLE))
 
-def _factor(pod: Pod, loop: OpenLoop) -> float:
-    """Return the factor for work with which the simulated latencies are, on average, the measured ones.
 
-    The mean is that of the logarithms of p50, p90, p95 and p99. The simulation has the arrivals of the
+def _position(share: float) -> float:
+    """Return the place of a quantile on the scale on which those of an exponential distribution are even."""
+    return -math.log10(1 - share)
+
+
+FITTED = ("p50", "p90", "p95", "p99")
+"""Quantiles by which an open loop corrects the simulation. The maximum is left to chance."""
+MIDDLE = sum(_position(SHARES[name]) for name in FITTED) / len(FITTED)
+"""Mean position of FITTED: there, the stretch changes nothing."""
+
+
+def _fit(pod: Pod, loop: OpenLoop) -> tuple[float, float]:
+    """Return the factor and the stretch with which the simulated latencies are close to the measured ones.
+
+    With the factor, the mean logarithms of the quantiles in FITTED are the same. The stretch is the slope of
+    the line of least squares through the differences that are left. The simulation has the arrivals of the
     measurement, so that a short measurement differs from it by little else than what the pod does.
     """
     arrivals = list(poisson(loop.rate, loop.warm_up + loop.seconds))
-    names = [name for name in SHARES if name != "max"]
-    low, high = 1 / MOST_SLOWDOWN, MOST_SLOWDOWN
+
+    def differences(factor: float) -> list[float]:
+        outcome = with_arrivals(pod, arrivals, factor, loop.warm_up)
+        return [math.log(loop.latency[name] / outcome.quantile(SHARES[name])) for name in FITTED]
+
+    low, high = 1 / MOST, MOST
     while high / low > 1 + PRECISION / 2:
         factor = math.sqrt(low * high)
-        outcome = with_arrivals(pod, arrivals, factor, loop.warm_up)
-        if sum(math.log(outcome.quantile(SHARES[name]) / loop.latency[name]) for name in names) < 0:
+        if sum(differences(factor)) > 0:
             low = factor
         else:
             high = factor
-    return math.sqrt(low * high)
+    factor = math.sqrt(low * high)
+    positions = [_position(SHARES[name]) for name in FITTED]
+    slope = float(np.polyfit(positions, differences(factor), 1)[0])
+    most = math.log(MOST) / (max(positions) - MIDDLE)
+    return factor, min(max(slope, -most), most)
 
 
 def with_arrivals(pod: Pod, arrivals: Sequence[float], factor: float, warm_up: float = 0.0) -> Outcome:
@@ -160,9 +194,3 @@ def _work(lone: Loop, image: float) -> Sequence[float]:
     latencies = np.interp(shares, list(SHARES.values()), [lone.latency[name] for name in SHARES])
     work: list[float] = np.maximum(latencies - image, 0.0).tolist()
     return work
-
-
-def _load(rate: float, outcome: Outcome) -> Load:
-    return Load(
-        rate, outcome.quantile(0.5), outcome.quantile(0.99), outcome.saturation, outcome.inflight, outcome.cpu
-    )
