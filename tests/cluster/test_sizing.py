@@ -25,7 +25,7 @@ from .release import SLIM, Release
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 5.0
+LIMIT = 10.0
 """Planned p99, as a multiple of the median of a single client."""
 PLANNED, BEYOND = 0.95, 1.2
 """Rates of the measurements, as shares of the rate at the limit."""
