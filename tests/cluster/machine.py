@@ -10,6 +10,8 @@ import psutil
 
 CACHE = Path(os.environ.get("PTHSERVE_CACHE", "/var/cache/pthserve"))
 """Where the local cluster and its programs are."""
+HOST = "198.18.0.1"
+"""This machine, as pods of the local cluster reach it."""
 CGROUPS = Path("/sys/fs/cgroup")
 NETWORKS = Path("/etc/cni")
 OF_BUILDAH = frozenset((NETWORKS / "net.d", NETWORKS / "net.d/cni.lock"))

@@ -23,12 +23,11 @@ from ..sources.keys import authority
 from ..sources.servers import registry
 from ..sources.stores import SECRET
 from ..sources.test_registry import PASSWORD
+from .machine import HOST
 from .release import SLIM, SMALL, Release, Values
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-HOST = "198.18.0.1"
-"""This machine, as pods of the local cluster reach it."""
 EGRESS: Values = {"networkPolicy": {"egress": [{}]}}
 
 

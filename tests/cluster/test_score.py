@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from ..packs import tiny_pack
 from ..scoring.material import photos
 from ..shared import until
 from ..sources.servers import s3
+from .machine import HOST
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SHARDS, PART = 8, 10
+IMAGES, TIMES = 24_000, 20
 TRIES = 3
 """`backoffLimitPerIndex` of the example."""
 FATES = ("killed", "deleted", "evicted", "lost")
@@ -167,61 +169,52 @@ def start(
     return start
 
 
-@pytest.fixture
-def node_address(api: client.ApiClient) -> str:
-    """By which pods reach this machine."""
-    (node,) = client.CoreV1Api(api).list_node().items
-    (address,) = (one.address for one in node.status.addresses if one.type == "InternalIP")
-    return str(address)
+def end_early(scoring: Scoring, fates: Sequence[str], images: int) -> None:
+    """End a pod for each fate, after it has written something, and before its index is complete."""
+    before = dict.fromkeys(range(SHARDS), 0)
+    ended: Counter[int] = Counter()
+
+    def progressing() -> dict[int, str]:
+        """The pods that have written, and may end: by index."""
+        return {
+            index: pod
+            for index, pod in scoring.pods().items()
+            if ended[index] < TRIES and before[index] < scoring.parts(index) < images // SHARDS // PART
+        }
+
+    for fate in fates:
+        found = until(progressing, seconds=300, what="a pod that has written a part")
+        index, pod = random.choice(list(found.items()))
+        scoring.end(pod, fate)
+        before[index] = scoring.parts(index)
+        ended[index] += 1
+        print(f"{fate}: index {index}, after {before[index]} parts")
 
 
 def test_an_indexed_job_writes_one_row_per_image_though_two_of_its_pods_die(
     start: Callable[..., Scoring], folder: Path, seed: int
 ) -> None:
-    images = 4000
-    photos(folder / "photos", images)
-    (folder / "scores").mkdir()
     folders = {name: folder / name for name in ("models", "photos", "scores")}
+    photos(folders["photos"], IMAGES)
+    folders["scores"].mkdir()
     scoring = start(folders["scores"], **folders)
-    for index, fate in zip(random.sample(range(SHARDS), 2), ("killed", "deleted"), strict=True):
-        until(lambda index=index: scoring.parts(index), seconds=600, what=f"a part of index {index}")  # type: ignore[misc]
-        scoring.end(scoring.pods()[index], fate)
+    end_early(scoring, ("killed", "deleted"), IMAGES)
     scoring.until_complete()
     assert scoring.status.failed == 2
-    scoring.has_one_row_per_image(images)
+    scoring.has_one_row_per_image(IMAGES)
 
 
 @pytest.mark.parametrize("kind", ["claim", "s3"])
 def test_an_indexed_job_writes_one_row_per_image_though_twenty_of_its_pods_end_early(
-    kind: str, start: Callable[..., Scoring], node_address: str, folder: Path, seed: int
+    kind: str, start: Callable[..., Scoring], folder: Path, seed: int
 ) -> None:
-    """Each of them after its pod has written something, but before its index is complete."""
-    images, times = 24_000, 20
     bucket = folder / "s3" / "data"
-    photos(bucket / "photos", images)
+    photos(bucket / "photos", IMAGES)
     (bucket / "scores").mkdir()
     own = {"photos": bucket / "photos", "scores": bucket / "scores"} if kind == "claim" else {}
-    with s3(bucket.parent, folder / "s3.log", "key", "secretkey", host=node_address) as endpoint:
+    with s3(bucket.parent, folder / "s3.log", "key", "secretkey", host=HOST) as endpoint:
         scoring = start(bucket / "scores", endpoint if kind == "s3" else "", models=folder / "models", **own)
-        before = dict.fromkeys(range(SHARDS), 0)
-        ended: Counter[int] = Counter()
-        fates: list[tuple[str, int, int]] = []
-
-        def progressing() -> dict[int, str]:
-            """The pods that have written, and may end: by index."""
-            return {
-                index: pod
-                for index, pod in scoring.pods().items()
-                if ended[index] < TRIES and before[index] < scoring.parts(index) < images // SHARDS // PART
-            }
-
-        for fate in random.sample(FATES * times, times):
-            until(progressing, seconds=300, what="a pod that has written a part")
-            index, pod = random.choice(list(progressing().items()))
-            scoring.end(pod, fate)
-            before[index] = scoring.parts(index)
-            ended[index] += 1
-            fates.append((fate, index, before[index]))
+        end_early(scoring, random.sample(FATES * TIMES, TIMES), IMAGES)
         scoring.until_complete()
-    print(f"ended: {fates}; failed: {scoring.status.failed}")
-    scoring.has_one_row_per_image(images)
+    print(f"failed: {scoring.status.failed}")
+    scoring.has_one_row_per_image(IMAGES)
