@@ -86,11 +86,7 @@ def _priority(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _quota(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    hpa = one["hpa"]
-    yield (
-        f"quota of {one['allowed']} pods, {one['wanted']} wanted: current; desired of the autoscaler",
-        f"{hpa['currentReplicas']}; {hpa['desiredReplicas']}",
-    )
+    yield f"quota of {one['allowed']} pods: wanted by the autoscaler", str(one["hpa"]["desiredReplicas"])
     stuck = one["upgrade_in_a_full_quota"]
     yield "... upgrade meanwhile: replaced; serving", f"{stuck['replaced']}; {stuck['serving']}"
     yield "... complete, after the quota is raised", f"{one['seconds_after_the_quota_is_raised']} s"
@@ -109,6 +105,7 @@ def _day(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "... seconds over it that the plan predicts; not predicted",
         f"{known:.0f}; {one['breach_seconds_not_predicted']}",
     )
+    yield "... pods by zone at the end, after a zone was lost", _zones(one["zones_at_the_end"])
 
 
 _SCENARIOS = {

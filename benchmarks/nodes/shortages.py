@@ -172,7 +172,7 @@ def quota(world: World) -> dict[str, Any]:
     return {
         "allowed": allowed,
         "wanted": wanted,
-        "hpa": {name: scaler.get(name) for name in ("currentReplicas", "desiredReplicas")},
+        "hpa": {"desiredReplicas": scaler["desiredReplicas"]},
         "hpa_conditions": {one["type"]: [one["status"], one["reason"]] for one in scaler["conditions"]},
         "deployment": {
             name: [one["status"], one["reason"], one["message"][:200]] for name, one in conditions.items()
