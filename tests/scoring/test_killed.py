@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("PTHSERVE_KILLS", "3"))
 IMAGES, PART = 600, 7
-MORE = 1000
+MORE = 400
 """Images that there are for each early end, so that the last of them comes before all are scored."""
 
 
@@ -109,7 +109,7 @@ def check(kind: str, times: int, model: Path, folder: Path) -> None:
             assert at[-1] < images // PART, "all were scored before the last early end"
             done = run(folder, model, source, "-o", output, "--part-rows", str(PART), **more)
             assert done.returncode == 0, done.stderr
-            assert f"{images} images" in done.stdout
+            assert f"{images:,} images" in done.stdout
             every_image_has_one_right_row(model, results, images)
             for process in lost:  # they go on with what they have, at the same time
                 process.send_signal(signal.SIGCONT)
