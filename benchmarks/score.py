@@ -24,6 +24,7 @@ from pthserve.cli import demo
 from pthserve.images.preprocess import pending
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
+from pthserve.scoring.pipeline import full_batch
 from pthserve.scoring.request import Request
 from pthserve.scoring.run import score
 from pthserve.settings import Settings
@@ -67,7 +68,7 @@ def decoded(model: Model, files: list[Path]) -> None:
 
 def forwarded(model: Model, count: int) -> None:
     """Run forward passes of full batches for so many images, in as many threads as the engine has lanes."""
-    most = model.options.max_batch or model.plan.max_batch
+    most = full_batch(model)
     shape = (most, *model.spec.image_shape)
     images: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     sizes = [min(most, count - at) for at in range(0, count, most)]
@@ -142,7 +143,7 @@ def main(name: str, images: int, size: str, given: Path | None, rounds: int, tun
             "model": model.name,
             "engine": model.forward.name,
             "precision": model.forward.precision,
-            "max_batch": model.options.max_batch or model.plan.max_batch,
+            "batch": full_batch(model),
             "images": images,
             "limits": [round(one, 1) for one in limits],
             "scores": [round(one, 1) for one in runs],

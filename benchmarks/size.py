@@ -7,13 +7,17 @@ measured percentiles, smoothed, cross the limit.
 A measurement has few requests beyond the 99th percentile, which differs between random arrivals of the same
 rate. So the simulation is also given the very arrivals of the measurement: what is left of the difference
 then is that of the model. They are others than those that the curve was measured with.
+
+On a machine whose speed changes, `throughput_at_the_end` is not near 1, and the run says little.
 """
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 import numpy as np
@@ -22,25 +26,85 @@ from numpy.polynomial import Polynomial
 from pthserve.bench.load import Point, Round, poisson
 from pthserve.cli import demo
 from pthserve.settings import Settings
+from pthserve.sizing.curve import Curve
 from pthserve.sizing.measure import core_counts, curve_of, photos_in
 from pthserve.sizing.prediction import Predictor, with_arrivals
-from pthserve.sizing.service import serving
+from pthserve.sizing.service import Service, serving
 
 RATES = (0.35, 0.6, 0.8, 0.95, 1.1)
 """Shares of the predicted boundary."""
 BEYOND = (1.2, 1.3, 1.4, 1.5)
 """More of them, one after the other while the limit is not reached."""
+BUSY = 8
+"""Clients of a closed loop that is repeated at the end: it tells whether the machine still is as fast."""
 NEAR = 2
 """Number of RATES that are too far from the boundary to say where it is."""
 FIRST_SEED = 1
 """Of the arrivals at the first rate; the other rates have the next ones."""
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was predicted for a service, and then measured.
+
+    Attributes:
+        predictor: From the service curve, which was measured first.
+        limit: Limit of the 99th percentile in seconds.
+        boundary: Predicted rate at the limit.
+        rounds: The open loops at RATES, and those at BEYOND that were needed.
+        busy: The closed loop of BUSY clients, measured again at the end.
+    """
+
+    predictor: Predictor
+    limit: float
+    boundary: float
+    rounds: Sequence[Round]
+    busy: Round
+
+    @property
+    def curve(self) -> Curve:
+        """The service curve."""
+        return self.predictor.curve
+
+
+def measured(
+    service: Service, images: Sequence[Path], cores: int, seconds: float, responses: int, times: float
+) -> Run:
+    """Measure the curve of a running service, and then open loops around the boundary that it predicts.
+
+    Raises:
+        click.ClickException: No load keeps `times` the median of a single client.
+    """
+    curve = curve_of(service, images, cores, seconds, lambda text: click.echo(text, err=True))
+    predictor = Predictor(curve)
+    limit = times * curve.lone.latency["p50"]
+    if not (boundary := predictor.boundary(limit)):
+        raise click.ClickException(f"no load has a p99 of {1000 * limit:.1f} ms; raise --limit")
+    rounds: list[Round] = []
+    for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
+        if share in BEYOND and p99(rounds[-1]) > limit:
+            break
+        point = Point(rate=share * boundary, arrivals="poisson", seed=seed)
+        rounds += service.rounds(images, [point], responses / (share * boundary))
+    (busy,) = service.rounds(images, [Point(BUSY)], seconds)
+    return Run(predictor, limit, boundary, rounds, busy)
+
+
+def p99(one: Round) -> float:
+    """In seconds."""
+    return float(np.quantile(one.latencies, 0.99))
+
+
+def rate_of(one: Round) -> float:
+    """Of an open loop, in requests per second."""
+    assert one.point.rate is not None
+    return one.point.rate
+
+
 def with_same_arrivals(predictor: Predictor, one: Round) -> float:
     """Return the predicted p99 in seconds with the arrivals of `one`."""
-    rate, seed = one.point.rate, one.point.seed
-    assert rate is not None
-    arrivals = list(poisson(rate, one.warm_up + one.seconds, seed))
+    rate = rate_of(one)
+    arrivals = list(poisson(rate, one.warm_up + one.seconds, one.point.seed))
     correction = predictor.correction
     outcome = with_arrivals(predictor.pod, arrivals, correction.factor(rate), one.warm_up)
     return correction.quantile(outcome, 0.99, rate)
@@ -58,6 +122,44 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
     return min(between, default=math.nan)
 
 
+def figures(run: Run) -> dict[str, Any]:
+    """Return predictions, measurements, their ratios and that of the boundaries."""
+    curve, predictor = run.curve, run.predictor
+    rates = [rate_of(one) for one in run.rounds]
+    found = [p99(one) for one in run.rounds]
+    same = [with_same_arrivals(predictor, one) for one in run.rounds]
+    ratios = [predicted / own for predicted, own in zip(same, found, strict=True)]
+    reached, predicted = (crossing(rates[NEAR:], near[NEAR:], run.limit) for near in (found, same))
+    before = next(loop.throughput for loop in curve.loops if loop.clients == BUSY)
+    return {
+        "model": curve.model,
+        "cores": curve.cores,
+        "capacity": round(curve.capacity, 2),
+        "loops": {loop.clients: round(loop.throughput, 2) for loop in curve.loops},
+        "throughput_at_the_end": round(run.busy.throughput / before, 3),
+        "lone_ms": {name: round(1000 * value, 2) for name, value in curve.lone.latency.items()},
+        "pass_ms": round(1000 * curve.image, 3),
+        "limit_ms": round(1000 * run.limit, 2),
+        "boundary": round(run.boundary, 2),
+        "factors": [round(factor, 3) for factor in predictor.correction.factors],
+        "stretches": [round(stretch, 3) for stretch in predictor.correction.stretches],
+        "boundary_ratio": round(run.boundary / reached, 3),
+        "same_arrivals_boundary_ratio": round(predicted / reached, 3),
+        "rates": [
+            {
+                "rate": round(rate, 2),
+                "measured_ms": round(1000 * own, 2),
+                "same_arrivals_ratio": round(ratio, 3),
+                "steady_ratio": round(predictor.at(rate).p99 / own, 3) if rate < curve.capacity else None,
+                "responses": len(one.latencies),
+                "client_cpu": round(one.cpu, 3),
+            }
+            for rate, own, ratio, one in zip(rates, found, ratios, run.rounds, strict=True)
+        ],
+        "median_error": round(median(abs(ratio - 1) for ratio in ratios[: len(RATES)]), 3),
+    }
+
+
 @click.command()
 @click.argument("name", metavar="MODEL", default=demo.NAME)
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -65,7 +167,7 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
 @click.option(
     "--limit", default=10.0, show_default=True, help="p99, as a multiple of a single client's median"
 )
-@click.option("--seconds", default=3.0, show_default=True, help="of each closed loop")
+@click.option("--seconds", default=8.0, show_default=True, help="of each closed loop")
 @click.option("--responses", default=3000, show_default=True, help="of each open loop")
 @click.option("--tune-budget", default=0.0, show_default=True, type=click.FloatRange(0))
 def main(
@@ -85,56 +187,8 @@ def main(
     images = photos_in(photos)
     for count in cores or core_counts()[-2:]:
         with serving(settings, count) as service:
-            curve = curve_of(service, images, count, seconds, lambda text: click.echo(text, err=True))
-            predictor = Predictor(curve)
-            most = limit * curve.lone.latency["p50"]
-            if not (boundary := predictor.boundary(most)):
-                raise click.ClickException(f"no load has a p99 of {1000 * most:.1f} ms; raise --limit")
-            rates: list[float] = []
-            rounds: list[Round] = []
-            measured: list[float] = []
-            for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
-                if share in BEYOND and measured[-1] > most:
-                    break
-                rate = share * boundary
-                point = Point(rate=rate, arrivals="poisson", seed=seed)
-                rates.append(rate)
-                rounds += service.rounds(images, [point], responses / rate)
-                measured.append(float(np.quantile(rounds[-1].latencies, 0.99)))
-        same = [with_same_arrivals(predictor, one) for one in rounds]
-        ratios = [replay / p99 for replay, p99 in zip(same, measured, strict=True)]
-        reached, predicted = (crossing(rates[NEAR:], p99[NEAR:], most) for p99 in (measured, same))
-        rows = [
-            {
-                "rate": round(rate, 2),
-                "measured_ms": round(1000 * p99, 2),
-                "same_arrivals_ratio": round(ratio, 3),
-                "steady_ratio": round(predictor.at(rate).p99 / p99, 3) if rate < curve.capacity else None,
-                "responses": len(one.latencies),
-                "client_cpu": round(one.cpu, 3),
-            }
-            for rate, p99, ratio, one in zip(rates, measured, ratios, rounds, strict=True)
-        ]
-        click.echo(
-            json.dumps(
-                {
-                    "model": curve.model,
-                    "cores": count,
-                    "capacity": round(curve.capacity, 2),
-                    "loops": {loop.clients: round(loop.throughput, 2) for loop in curve.loops},
-                    "lone_ms": {name: round(1000 * value, 2) for name, value in curve.lone.latency.items()},
-                    "pass_ms": round(1000 * curve.image, 3),
-                    "limit_ms": round(1000 * most, 2),
-                    "boundary": round(boundary, 2),
-                    "factors": [round(factor, 3) for factor in predictor.correction.factors],
-                    "stretches": [round(stretch, 3) for stretch in predictor.correction.stretches],
-                    "boundary_ratio": round(boundary / reached, 3),
-                    "same_arrivals_boundary_ratio": round(predicted / reached, 3),
-                    "rates": rows,
-                    "median_error": round(median(abs(ratio - 1) for ratio in ratios[: len(RATES)]), 3),
-                }
-            )
-        )
+            run = measured(service, images, count, seconds, responses, limit)
+        click.echo(json.dumps(figures(run)))
 
 
 if __name__ == "__main__":

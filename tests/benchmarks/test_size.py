@@ -36,6 +36,7 @@ def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["model"], found["cores"]) == ("digits", 1)
+    assert found["throughput_at_the_end"] > 0
     assert 5 <= len(found["rates"]) <= 9
     assert all(row[figure] > 0 for row in found["rates"] for figure in ("measured_ms", "same_arrivals_ratio"))
     assert all(row["steady_ratio"] > 0 for row in found["rates"] if row["rate"] < found["capacity"])

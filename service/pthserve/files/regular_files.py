@@ -27,7 +27,10 @@ def read(path: Path, most: int, within: Path | None = None) -> bytes:
         OSError: Its `strerror` states what is wrong with the file.
     """
     with _allowed(path, most, within) as file:
-        data = file.read(most + 1)  # one more byte, since the file may have grown
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)  # `most + 1` would allocate as much
+        if len(data) > size:  # it has grown
+            data += file.read(most + 1 - len(data))
     if len(data) > most:
         raise _too_large(most)
     return data

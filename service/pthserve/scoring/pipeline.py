@@ -26,6 +26,9 @@ from pthserve.tasks.base import Deferred, Selects, Size
 
 HELD = 256 * 2**20
 """No further image is read while image files and preprocessed images have so many bytes in memory."""
+BATCH, BATCH_BYTES = 16, 4 * 2**20
+"""Images of a full batch, and the bytes of its pixels at most: a pass needs some 40 times as many. Two passes
+at once of 16 images answer a fifth more than passes of one image (EfficientNet-Lite0 at bf16 on two cores)."""
 _CLOSING = 2.0
 """Maximum time in seconds for the threads to end."""
 
@@ -78,6 +81,18 @@ class _Ready:
     pixels: NDArray[Any]
 
 
+def full_batch(model: Model) -> int:
+    """Return how many images the pipeline collects for a pass.
+
+    The plan's batch size is that of a service, which answers a lone image as soon as it can. Here, passes run
+    at the same time on all lanes, and nobody waits.
+    """
+    if model.options.max_batch:
+        return model.options.max_batch
+    fitting = BATCH_BYTES // math.prod(model.spec.image_shape)
+    return max(model.plan.max_batch, min(BATCH, fitting))
+
+
 class Pipeline:
     """Scores items once, and returns the results in the same order. The threads end with the iterator.
 
@@ -98,7 +113,7 @@ class Pipeline:
         self._max_bytes = max_bytes
         self._decode_memory = decode_memory
         self._cpus = model.options.cpus
-        self._batch = model.options.max_batch or model.plan.max_batch
+        self._batch = full_batch(model)
         # While each lane runs one batch, another one is being collected for it.
         self._waiting = 2 * self._batch * model.forward.lanes
         self._most = 2 * self._waiting + 4 * self._cpus + readers
