@@ -183,8 +183,8 @@ def counted(output: Output, part: Part) -> Counts | None:
 
 def write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a part, batch by batch."""
-    # A dictionary of numbers that are all different costs as much time as all else that is done with them.
-    repeated = [field.name for field in schema if pa.types.is_string(field.type)]
+    # A dictionary of values that are all different costs as much time as all else that is done with them.
+    repeated = [field.name for field in schema if pa.types.is_string(field.type) and field.name != "key"]
     with _writing(path):
         writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated)
     try:
