@@ -22,7 +22,7 @@ from ..linear import SPEC, Linear, linear, noise, png
 from ..shared import until
 
 BATCH = 4
-MOST = 2 * 2 * BATCH + 4 * 2 + 3
+MOST = 2 * pipeline.AHEAD * BATCH + 4 * 2 + 3
 """Images in a pipeline with two CPUs and three readers."""
 
 
