@@ -27,8 +27,8 @@ from pthserve.tasks.base import Deferred, Selects, Size
 HELD = 256 * 2**20
 """No further image is read while image files and preprocessed images have so many bytes in memory."""
 BATCH, BATCH_BYTES = 16, 4 * 2**20
-"""Images of a full batch, and the bytes of its pixels at most: a pass needs some 40 times as many. Two passes
-at once of 16 images answer a fifth more than passes of one image (EfficientNet-Lite0 at bf16 on two cores)."""
+"""Images of a full batch, and the most bytes of its pixels: a pass needs some 40 times as many. Passes of 16
+images on all lanes answer a fifth more than those of one image (EfficientNet-Lite0 at bf16 on two cores)."""
 AHEAD = 4
 """Full batches that may wait for each lane. With 2, lanes waited for images 2 % of the time."""
 _CLOSING = 2.0
