@@ -16,6 +16,7 @@ import yaml
 
 from pthserve.bench.client import Target
 from pthserve.bench.load import Point, Round, measure_all
+from pthserve.cli import demo
 from pthserve.loading.pack import pack
 from pthserve.settings import Settings
 from pthserve.sizing.measure import photos_in
@@ -24,7 +25,6 @@ from .release import SLIM, Release
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 10.0
 """Planned p99, as a multiple of the median of a single client."""
 PLANNED, BEYOND = 0.95, 1.2
@@ -55,7 +55,8 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
 ) -> None:
     image("slim")
     folder = tmp_path_factory.mktemp("sized")
-    pack(str(ROOT / "weights/imagenet"), folder / "model", Settings(tune_budget=0))
+    settings = demo.resolved(Settings(model=demo.NAME, tune_budget=0))
+    pack(settings.model, folder / "model", settings)
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     curve, values = folder / "curve.json", folder / "values.yaml"
     sized(
