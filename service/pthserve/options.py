@@ -99,7 +99,8 @@ class ModelOptions(BaseModel):
         None,
         ge=1,
         le=1024,
-        description="maximum number of images in one batch; default: the value in the plan",
+        description="maximum number of images in one batch; default: the value in the plan, or up to 16 for "
+        "`pthserve score` if that is more",
     )
     max_pixels: int = Field(
         50_000_000, ge=1, le=1_000_000_000, description="maximum size of an image in pixels"
