@@ -37,7 +37,7 @@ BEYOND = (1.2, 1.3, 1.4, 1.5)
 """More of them, one after the other while the limit is not reached."""
 BUSY = 8
 """Clients of a closed loop that is repeated at the end: it tells whether the machine still is as fast."""
-NEAR = 2
+FAR = 2
 """Number of RATES that are too far from the boundary to say where it is."""
 FIRST_SEED = 1
 """Of the arrivals at the first rate; the other rates have the next ones."""
@@ -129,7 +129,7 @@ def figures(run: Run) -> dict[str, Any]:
     found = [p99(one) for one in run.rounds]
     same = [with_same_arrivals(predictor, one) for one in run.rounds]
     ratios = [predicted / own for predicted, own in zip(same, found, strict=True)]
-    reached, predicted = (crossing(rates[NEAR:], near[NEAR:], run.limit) for near in (found, same))
+    reached, predicted = (crossing(rates[FAR:], one[FAR:], run.limit) for one in (found, same))
     before = next(loop.throughput for loop in curve.loops if loop.clients == BUSY)
     return {
         "model": curve.model,

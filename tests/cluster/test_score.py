@@ -170,7 +170,7 @@ def start(
     return start
 
 
-def end_early(scoring: Scoring, fates: Sequence[str], images: int) -> None:
+def end_early(scoring: Scoring, fates: Sequence[str]) -> None:
     """End a pod for each fate, after it has written something, and before its index is complete."""
     before = dict.fromkeys(range(SHARDS), 0)
     ended: Counter[int] = Counter()
@@ -180,7 +180,7 @@ def end_early(scoring: Scoring, fates: Sequence[str], images: int) -> None:
         return {
             index: pod
             for index, pod in scoring.pods().items()
-            if ended[index] < TRIES and before[index] < scoring.parts(index) < images // SHARDS // PART
+            if ended[index] < TRIES and before[index] < scoring.parts(index) < IMAGES // SHARDS // PART
         }
 
     for fate in fates:
@@ -199,7 +199,7 @@ def test_an_indexed_job_writes_one_row_per_image_though_two_of_its_pods_die(
     photos(folders["photos"], IMAGES)
     folders["scores"].mkdir()
     scoring = start(folders["scores"], **folders)
-    end_early(scoring, ("killed", "deleted"), IMAGES)
+    end_early(scoring, ("killed", "deleted"))
     scoring.until_complete()
     assert scoring.status.failed == 2
     scoring.has_one_row_per_image(IMAGES)
@@ -215,7 +215,7 @@ def test_an_indexed_job_writes_one_row_per_image_though_twenty_of_its_pods_end_e
     own = {"photos": bucket / "photos", "scores": bucket / "scores"} if kind == "claim" else {}
     with s3(bucket.parent, folder / "s3.log", "key", "secretkey", host=HOST) as endpoint:
         scoring = start(bucket / "scores", endpoint if kind == "s3" else "", models=folder / "models", **own)
-        end_early(scoring, random.sample(FATES * TIMES, TIMES), IMAGES)
+        end_early(scoring, random.sample(FATES * TIMES, TIMES))
         scoring.until_complete()
     print(f"failed: {scoring.status.failed}")
     scoring.has_one_row_per_image(IMAGES)

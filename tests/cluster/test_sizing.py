@@ -1,7 +1,7 @@
-"""A release with the values of `pthserve size` keeps its latency at the planned rate, not at its capacity.
+"""A release with the values of `pthserve size` keeps its latency at the planned rate, and not far beyond it.
 
-Where it breaks between these two is not asserted: a CPU limit is a quota, so that a pod with one core answers
-on several of them for some milliseconds, and breaks later than the service on one core that was measured.
+It may fail where the kubelet's CPU manager has no static policy: there, a CPU limit is a quota, but the curve
+is that of a whole core; see docs/sizing.md.
 
 It measures, and so needs the machine to itself.
 """
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.long
 
 LIMIT = 10.0
 """Planned p99, as a multiple of the median of a single client."""
-PLANNED, BEYOND = 0.95, 1.05
-"""Rates of the measurements, as shares of the rate at the limit, and of the highest measured throughput."""
+PLANNED, BEYOND = 0.95, 1.2
+"""Rates of the measurements, as shares of the rate at the limit."""
 SECONDS = 30.0
 
 
@@ -49,7 +49,7 @@ def sized(*arguments: str | Path) -> dict[str, Any]:
     return plan
 
 
-def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_capacity(
+def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
     image: Callable[[str], str],
     claim: Callable[..., str],
     reachable: None,
@@ -66,8 +66,7 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_capacity(
         *(folder / "model", "--cores", "1", "--seconds", "4", "--save-curve", curve),
         *("--rate", "1", "--most", "1", "--p99", "10s"),
     )
-    loops = json.loads(curve.read_text())["curves"][0]["loops"]
-    lone, capacity = loops[0]["latency"]["p50"], max(loop["throughput"] for loop in loops)
+    lone = json.loads(curve.read_text())["curves"][0]["loops"][0]["latency"]["p50"]
     wanted = ("--p99", f"{1000 * LIMIT * lone:.3f}ms")
     boundary = sized("--curve", curve, "--rate", "1", *wanted)["boundary"]
     rate = f"{PLANNED * boundary:.3f}"
@@ -81,7 +80,7 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_capacity(
     rounds = measure_all(
         target,
         [target.request(photo) for photo in photos_in(None)],
-        [Point(rate=one, arrivals="poisson") for one in (PLANNED * boundary, BEYOND * capacity)],
+        [Point(rate=share * boundary, arrivals="poisson") for share in (PLANNED, BEYOND)],
         seconds=SECONDS,
         warm_up=1.0,
         deadline=60.0,

@@ -26,8 +26,8 @@ def read(path: Path, most: int, within: Path | None = None) -> bytes:
     Raises:
         OSError: Its `strerror` states what is wrong with the file.
     """
-    with _allowed(path, most, within) as file:
-        size = os.fstat(file.fileno()).st_size
+    file, size = _allowed(path, most, within)
+    with file:
         data = file.read(size + 1)  # `most + 1` would allocate as much
         if len(data) > size:  # it has grown
             data += file.read(most + 1 - len(data))
@@ -38,20 +38,23 @@ def read(path: Path, most: int, within: Path | None = None) -> bytes:
 
 def check(path: Path, most: int, within: Path | None = None) -> None:
     """Raise the same OSError as `read`, without reading the content."""
-    _allowed(path, most, within).close()
+    file, _ = _allowed(path, most, within)
+    file.close()
 
 
-def _allowed(path: Path, most: int, within: Path | None) -> io.BufferedReader:
+def _allowed(path: Path, most: int, within: Path | None) -> tuple[io.BufferedReader, int]:
+    """Open the file, and return it with its size."""
     try:
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
             raise OSError(errno.EACCES, f"lies outside of the folder {within}")
         file = open_regular(path)
     except (ValueError, RuntimeError) as error:  # a NUL in the name, a loop of links
         raise OSError(errno.EINVAL, f"cannot be the name of a file: {error}") from error
-    if os.fstat(file.fileno()).st_size > most:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
         file.close()
         raise _too_large(most)
-    return file
+    return file, size
 
 
 def _too_large(most: int) -> OSError:
