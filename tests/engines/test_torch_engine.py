@@ -168,6 +168,18 @@ def test_cuda_agrees_with_the_plain_module_at_any_batch_size(
 
 
 @cuda
+@pytest.mark.parametrize("precision", CUDA_TOLERANCE)
+def test_cuda_agrees_with_a_module_of_grouped_convolutions(
+    build: Build, pixels: Pixels, precision: str
+) -> None:
+    if precision not in precisions("cuda"):
+        pytest.skip(f"this device does not compute {precision}")
+    plain = build("mobilenet_v3_small", SMALL)
+    engine = TorchEngine(plain, SMALL, precision=precision, device="cuda")
+    assert_agrees(engine, plain, pixels(SMALL, 3), SMALL, CUDA_TOLERANCE[precision])
+
+
+@cuda
 def test_cuda_leaves_the_precision_of_other_code_as_it_was(build: Build) -> None:
     settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]
@@ -191,11 +203,54 @@ def test_engines_made_and_closed_one_after_another_leave_no_memory_on_the_gpu(
 @cuda
 def test_a_model_that_the_gpu_cannot_hold_is_refused_with_what_to_do(build: Build) -> None:
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    held = torch.empty(free - 2**26, dtype=torch.uint8, device="cuda")
-    with pytest.raises(EngineError, match=r"does not run on the GPU.*nvidia-smi"):
-        TorchEngine(build("vit_b_16", Spec()), Spec(), device="cuda")
-    del held
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**26) / total)
+    try:
+        with pytest.raises(
+            EngineError, match=r"does not run on the GPU.*out of memory.*nvidia-smi"
+        ) as refused:
+            TorchEngine(build("vit_b_16", Spec()), Spec(), device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(str(refused.value)) < 400
+
+
+class Varies(nn.Module):
+    """A network that cannot be recorded, as a detector's."""
+
+    varies = True
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(images)
+        return logits
+
+
+@cuda
+@pytest.mark.parametrize("precision", CUDA_TOLERANCE)
+def test_cuda_agrees_with_a_module_that_cannot_be_recorded(
+    build: Build, pixels: Pixels, precision: str
+) -> None:
+    if precision not in precisions("cuda"):
+        pytest.skip(f"this device does not compute {precision}")
+    plain = build("resnet18", SMALL)
+    engine = TorchEngine(Varies(plain), SMALL, precision=precision, device="cuda")
+    assert_agrees(engine, plain, pixels(SMALL, 3), SMALL, CUDA_TOLERANCE[precision])
+
+
+@cuda
+def test_cuda_explains_as_the_cpu_does(build: Build, pixels: Pixels) -> None:
+    plain = build("resnet18", SMALL)
+    expected, found = (
+        TorchEngine(copy.deepcopy(plain), SMALL, device=device).explain(pixels(SMALL, 1)[0], 3)
+        for device in ("cpu", "cuda")
+    )
+    assert expected is not None
+    assert found is not None
+    assert np.allclose(found.map, expected.map, atol=1e-3 * np.abs(expected.map).max())
 
 
 @cuda
