@@ -83,6 +83,12 @@ def test_a_curve_is_planned_for_with_the_cores_that_are_given(file: Path) -> Non
     assert found["values"]["resources"]["limits"]["cpu"] == "2"
 
 
+def test_whole_cores_are_asked_for_with_equal_requests_and_limits(file: Path) -> None:
+    found = json.loads(called("size", "--curve", file, *PLANNED, "--whole-cores", "--json").stdout)
+    assert found["values"]["resources"]["requests"] == found["values"]["resources"]["limits"]
+    assert any("static policy" in text for text in found["assumed"])
+
+
 @pytest.mark.slow
 def test_more_of_everything_needs_no_fewer_pods(file: Path) -> None:
     def pods(**changes: Any) -> int:

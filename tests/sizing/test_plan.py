@@ -132,6 +132,17 @@ def test_the_memory_is_the_sum_of_what_the_settings_allow() -> None:
     assert unmeasured.memory is None
 
 
+def test_for_whole_cores_the_requests_are_the_limits() -> None:
+    demand = replace(DEMAND, whole_cores=True)
+    (plan,) = plans([curve()], demand)
+    resources = values(plan, demand, "cpu")["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert plan.memory is not None
+    assert plan.memory[1] == memory_of(curve())[1]
+    with pytest.raises(PthserveError, match=r"--whole-cores.*how much memory"):
+        plans([curve(memory=None)], demand)
+
+
 def test_the_values_have_the_plan_and_the_service_reads_their_settings() -> None:
     plan = planned()
     found = values(plan, DEMAND, "saturation")

@@ -80,6 +80,12 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
     help="Number of zones; with more than one, a zone may be lost.",
 )
 @click.option(
+    "--whole-cores",
+    is_flag=True,
+    help="Request as much memory as the limit: a kubelet whose CPU manager has the static policy then gives "
+    "each pod cores of its own, as in the measurement.",
+)
+@click.option(
     "--metric",
     default="cpu",
     show_default=True,
@@ -143,6 +149,7 @@ def _demand(options: dict[str, Any]) -> "Demand":
         start=options["start"],
         nodes=options["nodes"],
         zones=options["zones"],
+        whole_cores=options["whole_cores"],
     )
 
 
@@ -292,6 +299,10 @@ def _assumptions(plan: "Plan", demand: "Demand") -> Iterator[str]:
         yield f"Pods are spread over {group[1]} {group[0]}s, and one {group[0]} at a time is lost."
     else:
         yield "No node may be lost: there is one."
+    if demand.whole_cores:
+        yield "The kubelet's CPU manager has the static policy, so that a pod has cores of its own."
+    else:
+        yield "A pod has cores of its own; a CPU limit that is only a quota can make the latency higher."
     if plan.curve.cores % 2 and plan.curve.cores > 1:
         yield "With an odd number of cores, there is one forward pass at a time."
     yield from plan.curve.assumed

@@ -9,7 +9,6 @@ import gzip
 import lzma
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -20,6 +19,7 @@ from typing import NamedTuple, Protocol
 from pthserve.addresses import is_address, shown
 from pthserve.errors import NotFound, PthserveError, TooLarge, WeightsError
 from pthserve.files import regular_files
+from pthserve.scoring import scratch
 from pthserve.scoring.listing import Entry, is_hidden, kind
 from pthserve.scoring.reading import Reader
 from pthserve.sources.reference import STORES, parse
@@ -136,7 +136,7 @@ class Archive:
         self._closing.close()
 
     def _folder(self) -> Path:
-        return Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="pthserve-score-")))
+        return self._closing.enter_context(scratch.folder())
 
     def _plain(self, path: Path, most: int) -> Path:
         """Return `path`, or an unpacked copy if the archive is compressed."""

@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 from pthserve.addresses import is_address
 from pthserve.errors import PthserveError, WeightsError
+from pthserve.scoring import scratch
 from pthserve.sources.reference import STORES, Reference, parse
 from pthserve.sources.transfer import retried
 
@@ -214,8 +214,8 @@ class Bucket:
         """See `Output`. The file is written to a temporary folder of this machine, and then sent."""
         import obstore
 
-        with tempfile.TemporaryDirectory(prefix="pthserve-score-") as folder:
-            path = Path(folder, name)
+        with scratch.folder() as folder:
+            path = folder / name
             yield path
             self._tried(lambda: obstore.put(self._store, self._at(name), path))
 

@@ -43,6 +43,8 @@ class Demand:
         start: Seconds from a wanted pod to a ready one; None if they are to be derived from the curve.
         nodes: Number of nodes that the pods are spread over; with one, none may be lost.
         zones: Number of zones that they are spread over; with more than one, a zone may be lost.
+        whole_cores: Whether the pods are to have cores of their own, which Kubernetes' CPU manager gives to
+            pods whose requests are their limits.
     """
 
     rate: float
@@ -53,6 +55,7 @@ class Demand:
     start: float | None = None
     nodes: int = 3
     zones: int = 1
+    whole_cores: bool = False
 
     def lost(self, pods: int) -> int:
         """Return how many of so many pods, evenly spread, are gone with a node or a zone."""
@@ -111,8 +114,13 @@ def plans(curves: Sequence[Curve], demand: Demand) -> Sequence[Plan]:
     """Return a plan for each of the curves that can keep the latency.
 
     Raises:
-        PthserveError: None can.
+        PthserveError: None can, or the memory for `whole_cores` is not known.
     """
+    if demand.whole_cores and any(curve.memory is None for curve in curves):
+        raise PthserveError(
+            "--whole-cores requests as much memory as the limit, and the file does not say how much memory "
+            "the service takes; measure with `pthserve size MODEL`, or leave out --whole-cores"
+        )
     found = [plan for curve in curves if (plan := _plan(Predictor(curve), demand)) is not None]
     if not found:
         lowest = min(curves, key=lambda curve: curve.lone.latency["p99"])
@@ -156,7 +164,7 @@ def _plan(predictor: Predictor, demand: Demand) -> Plan | None:
         planned=predictor.at(demand.rate / pods),
         after_loss=predictor.at(demand.rate / (pods - lost)),
         loads=[predictor.at(share * boundary) for share in (0.2, 0.4, 0.6, 0.8, 1.0)],
-        memory=None if curve.memory is None else memory_of(curve),
+        memory=None if curve.memory is None else memory_of(curve, whole_cores=demand.whole_cores),
     )
 
 
@@ -179,11 +187,12 @@ def _targets(load: Load) -> dict[Metric, float]:
     }
 
 
-def memory_of(curve: Curve) -> tuple[int, int]:
+def memory_of(curve: Curve, *, whole_cores: bool = False) -> tuple[int, int]:
     """Return the memory of a pod in bytes: what to request, and the limit.
 
-    The request is a fifth more than the service had under load. The limit is the sum of what the settings
-    allow, at their defaults; see docs/operations.md, "How much memory a pod needs".
+    The request is a fifth more than the service had under load, or the limit for `whole_cores`. The limit is
+    the sum of what the settings allow, at their defaults; see docs/operations.md, "How much memory a pod
+    needs".
     """
     assert curve.memory is not None
     settings = {name: field.default for name, field in Settings.model_fields.items()}
@@ -196,7 +205,8 @@ def memory_of(curve: Curve) -> tuple[int, int]:
             settings["max_inflight"] * (curve.pixels or 150_000),
         )
     )
-    return _rounded(1.2 * curve.memory, 64 * MIB), _rounded(sum(bounds), 256 * MIB)
+    limit = _rounded(sum(bounds), 256 * MIB)
+    return limit if whole_cores else _rounded(1.2 * curve.memory, 64 * MIB), limit
 
 
 def _rounded(size: float, unit: int) -> int:
