@@ -1,6 +1,7 @@
 """A release with the values of `pthserve size` keeps its latency at the planned rate, and not far beyond it.
 
-The kubelet of the local cluster gives the pod a core of its own, as the measurement did; see docs/sizing.md.
+The kubelet of the local cluster gives the pod a core of its own, as the measurement did. It fails where the
+machine becomes slower or faster between measurement and test: in two of five runs; see docs/sizing.md.
 
 It measures, and so needs the machine to itself.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -23,6 +25,7 @@ from pthserve.loading.pack import pack
 from pthserve.settings import Settings
 from pthserve.sizing.measure import photos_in
 
+from ..shared import until
 from .release import SLIM, Release
 
 pytestmark = pytest.mark.long
@@ -32,6 +35,8 @@ LIMIT = 10.0
 PLANNED, BEYOND = 0.95, 1.2
 """Rates of the measurements, as shares of the rate at the limit."""
 SECONDS = 60.0
+QUIET = 15.0
+"""Percent of the CPUs that the cluster itself may take while the curve is measured."""
 
 
 def sized(*arguments: str | Path) -> dict[str, Any]:
@@ -61,8 +66,9 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
     pack(settings.model, folder / "model", settings)
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     curve, values = folder / "curve.json", folder / "values.yaml"
+    until(lambda: psutil.cpu_percent(3.0) < QUIET, "a machine with nothing else to do", 180)
     sized(
-        *(folder / "model", "--cores", "1", "--seconds", "4", "--save-curve", curve),
+        *(folder / "model", "--cores", "1", "--seconds", "8", "--save-curve", curve),
         *("--rate", "1", "--most", "1", "--p99", "10s"),
     )
     lone = json.loads(curve.read_text())["curves"][0]["loops"][0]["latency"]["p50"]

@@ -1,7 +1,10 @@
 """What is measured: on which cores, with which photos."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pthserve.bench.load import Point, Round
@@ -10,6 +13,8 @@ from pthserve.settings import Settings
 from pthserve.sizing import measure
 from pthserve.sizing.measure import MOST_PHOTOS, core_counts, photos_in
 from pthserve.sizing.service import serving
+
+from ..shared import until
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,23 @@ def test_a_load_generator_that_shares_the_cores_of_the_service_is_mentioned() ->
     ]
     (text,) = measure._doubts(rounds, 2, shared=True)
     assert "shared the 2 cores and used up to 0.25 of them" in text
+
+
+def test_other_work_of_the_machine_is_measured_and_mentioned() -> None:
+    burning = "import time; end = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
+    others = measure._Others()
+    with subprocess.Popen([sys.executable, "-c", burning]) as process:
+        try:
+            used = until(lambda: (cpu := sum(psutil.Process(process.pid).cpu_times()[:2])) > 1 and cpu)
+            everything = others.cores(0.0)
+            assert everything > 0
+            assert others.cores(used) < everything
+        finally:
+            process.kill()
+    rounds = [Round(Point(1), 1.0, 1.0, [0.01] * 100)]
+    assert not measure._doubts(rounds, 1, shared=False, others=measure.QUIET)
+    (text,) = measure._doubts(rounds, 1, shared=False, others=0.4)
+    assert "used 0.40 cores while 1 core of this machine" in text
 
 
 def test_more_cores_than_there_are_cannot_be_measured() -> None:

@@ -1,7 +1,10 @@
 """Measure: the service curve of this machine, from a real service on some of its cores."""
 
+import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -25,8 +28,13 @@ RESPONSES = 1000
 """Responses that an open loop should have, if it does not take more than LONGEST times the usual time."""
 LONGEST = 4
 
+QUIET = 0.15
+"""Cores that other processes may use while a curve is measured without a remark."""
+
 _STAGE, _PASS = "pthserve_stage_duration_seconds", "pthserve_forward_duration_seconds"
 _SIZES = rf'^{_PASS}_count{{batch_size="(\d+)"}}$'
+
+_STAT = Path("/proc/stat")
 
 Progress = Callable[[str], None]
 """Called with what is being done, in words."""
@@ -82,7 +90,7 @@ def curve_of(
     where = counted(cores, "core")
     info = service.info()
     progress(f"{where}: 1 client")
-    before = service.samples()
+    before, others = service.samples(), _Others()
     rounds = [*service.rounds(photos, [Point(1)], 2 * seconds)]
     alone = service.samples()
     for clients in CLIENTS[1:]:
@@ -95,7 +103,8 @@ def curve_of(
         rate, usual = share * capacity, 2 * seconds
         duration = min(LONGEST * usual, max(usual, RESPONSES / rate))
         rounds += service.rounds(photos, [Point(rate=rate, arrivals="poisson")], duration)
-    memory = int(service.samples()["process_resident_memory_bytes"])
+    end = service.samples()
+    used = end["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
     loops, open_loops = from_rounds(rounds, where)
     height, width = info["preprocess"]["crop"]
     return Curve(
@@ -112,10 +121,10 @@ def curve_of(
             for size in sorted(map(int, re.findall(_SIZES, "\n".join(after), re.MULTILINE)))
         },
         ready=service.ready,
-        memory=memory,
+        memory=int(end["process_resident_memory_bytes"]),
         pixels=height * width * len(info["preprocess"]["mean"]),
         machine=f"{cpu(cores)}; {info['engine']} {info['precision']}",
-        assumed=_doubts(rounds, cores, shared=service.shared),
+        assumed=_doubts(rounds, cores, shared=service.shared, others=others.cores(used)),
     )
 
 
@@ -129,12 +138,38 @@ def _image(lone: Round, mean: float) -> float:
     return share * float(lone.quantiles()[0])
 
 
-def _doubts(rounds: Sequence[Round], cores: int, *, shared: bool) -> Sequence[str]:
-    """Return what makes the measurements uncertain, as sentences."""
+class _Others:
+    """What other processes, and the host of a virtual machine, use of the CPUs from now on."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def cores(self, service: float) -> float:
+        """Return the cores that they have used; the service has used so many seconds."""
+        elapsed, used = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        return max(0.0, (used - service) / elapsed)
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        """The time, and the seconds of CPU that all processes but this one have used; see proc_stat(5)."""
+        with suppress(OSError):
+            user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split()[1:9])
+            busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+            return time.monotonic(), busy - time.process_time()
+        return time.monotonic(), 0.0
+
+
+def _doubts(rounds: Sequence[Round], cores: int, *, shared: bool, others: float = 0.0) -> Sequence[str]:
+    """Return what makes the measurements uncertain, as sentences. others: cores that others used."""
     doubts = []
     if (count := len(rounds[0].latencies)) < ENOUGH:
         doubts.append(
             f"The latencies of a single client are those of {count} requests only: give more --seconds."
+        )
+    if others > QUIET:
+        doubts.append(
+            f"Other processes used {others:.2f} cores while {counted(cores, 'core')} of this machine were "
+            "measured; pods may be faster. Measure again with nothing else on it."
         )
     if shared:
         most = max(one.cpu for one in rounds)
