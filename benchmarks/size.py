@@ -82,17 +82,12 @@ def measured(
         raise click.ClickException(f"no load has a p99 of {1000 * limit:.1f} ms; raise --limit")
     rounds: list[Round] = []
     for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
-        if share in BEYOND and p99(rounds[-1]) > limit:
+        if share in BEYOND and rounds[-1].p99 > limit:
             break
         point = Point(rate=share * boundary, arrivals="poisson", seed=seed)
         rounds += service.rounds(images, [point], responses / (share * boundary))
     (busy,) = service.rounds(images, [Point(BUSY)], seconds)
     return Run(predictor, limit, boundary, rounds, busy)
-
-
-def p99(one: Round) -> float:
-    """In seconds."""
-    return float(np.quantile(one.latencies, 0.99))
 
 
 def rate_of(one: Round) -> float:
@@ -116,17 +111,19 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
     Through the logarithms of the percentiles goes the parabola of the least squares, so that one that is too
     high by chance has less weight.
     """
-    fit = Polynomial.fit(rates, np.log(p99), 2)
-    found = [complex(root) for root in (fit - math.log(limit)).roots()]
-    between = [root.real for root in found if not root.imag and rates[0] <= root.real <= rates[-1]]
-    return min(between, default=math.nan)
+    # Its roots would be inexact where it is almost a line.
+    between = np.linspace(rates[0], rates[-1], 1001)
+    logarithms = Polynomial.fit(rates, np.log(p99), 2)(between)
+    reached = int(np.argmax(logarithms >= math.log(limit)))  # 0 where none or the first does
+    here = slice(reached - 1, reached + 1)
+    return float(np.interp(math.log(limit), logarithms[here], between[here])) if reached else math.nan
 
 
 def figures(run: Run) -> dict[str, Any]:
     """Return predictions, measurements, their ratios and that of the boundaries."""
     curve, predictor = run.curve, run.predictor
     rates = [rate_of(one) for one in run.rounds]
-    found = [p99(one) for one in run.rounds]
+    found = [one.p99 for one in run.rounds]
     same = [with_same_arrivals(predictor, one) for one in run.rounds]
     ratios = [predicted / own for predicted, own in zip(same, found, strict=True)]
     reached, predicted = (crossing(rates[FAR:], one[FAR:], run.limit) for one in (found, same))

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import yaml
 
 from pthserve.bench.client import Target
-from pthserve.bench.load import Point, Round, measure_all
+from pthserve.bench.load import Point, measure_all
 from pthserve.cli import demo
 from pthserve.loading.pack import pack
 from pthserve.settings import Settings
@@ -96,13 +95,8 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
     limit = LIMIT * lone
     print(f"limit {1000 * limit:.1f} ms, reached at {boundary:.1f} requests per second and pod")
     for one in rounds:
-        print(f"{one.point}: p99 {1000 * p99(one):.1f} ms, statuses {dict(one.statuses)}")
+        print(f"{one.point}: p99 {1000 * one.p99:.1f} ms, statuses {dict(one.statuses)}")
     holds, breaks = rounds
     assert set(holds.statuses) == {200}
-    assert p99(holds) <= limit
-    assert p99(breaks) > limit
-
-
-def p99(one: Round) -> float:
-    """In seconds, of all that was answered with 200."""
-    return float(np.quantile(one.latencies, 0.99))
+    assert holds.p99 <= limit
+    assert breaks.p99 > limit

@@ -92,6 +92,11 @@ class Round:
         quantiles: NDArray[np.float64] = np.quantile(self.latencies, QUANTILES)
         return quantiles
 
+    @property
+    def p99(self) -> float:
+        """The 99th percentile of the latencies in seconds; NaN if there was no response."""
+        return float(self.quantiles()[QUANTILES.index(0.99)])
+
     def to_dict(self) -> dict[str, object]:
         """Return plain values, in seconds and responses per second."""
         names = ["p50", "p90", "p95", "p99", "max"]
