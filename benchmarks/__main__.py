@@ -1,9 +1,7 @@
 """`python -m benchmarks`: measure, and say what was found; nothing else is written or left behind."""
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import click
@@ -11,6 +9,7 @@ import click
 from benchmarks.findings import Findings
 from benchmarks.measure import QUICK, Durations
 from benchmarks.page import sections, write
+from benchmarks.process import scratch
 from benchmarks.run import Run
 
 
@@ -48,10 +47,8 @@ def main(quick: bool, found: Path | None, known: Path | None, page: Path | None)
 
 
 def _measured(durations: Durations) -> Findings:
-    with tempfile.TemporaryDirectory(prefix="pthserve-") as folder:
-        # Services leave things behind when they are ended, and so does PyTorch.
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        return Run(Path(folder), durations, lambda line: print(line, file=sys.stderr, flush=True))()
+    with scratch() as folder:
+        return Run(folder, durations, lambda line: print(line, file=sys.stderr, flush=True))()
 
 
 if __name__ == "__main__":

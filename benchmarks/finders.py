@@ -5,9 +5,7 @@ seed: in both services the detector finds nothing with a score of 0.05 or more, 
 and suppressed as with other weights.
 """
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +16,9 @@ import click
 from benchmarks.material import PHOTOS, SIZES
 from benchmarks.measure import QUICK, Durations, loaded, quietest
 from benchmarks.models import jpegs, pack, random_weights
-from benchmarks.process import Process, free_port
+from benchmarks.process import Process, scratch
 from benchmarks.run import throughput
-from benchmarks.subjects import Subject
+from benchmarks.subjects import Subject, ours, started
 
 MODELS = ("fasterrcnn_mobilenet_v3_large_fpn", "lraspp_mobilenet_v3_large")
 CLIENTS = 8
@@ -34,9 +32,7 @@ def subjects(model: str, folder: Path) -> Iterator[Subject]:
     packed, cache = folder / model, folder / "cache"
     pack(weights, packed, "--architecture", model, "--precision", "fp32")
     for precision in ("fp32", "auto"):
-        serve = (sys.executable, "-m", "pthserve", "serve", str(packed), "--port", "{port}")
-        options = ("--cache-dir", str(cache), "--precision", precision, "--deadline", "60")
-        yield Subject(precision, (*serve, *options), "/readyz")
+        yield ours(precision, packed, cache, "--precision", precision)
     peer = (sys.executable, "-m", "benchmarks.peers.finder", model, str(weights), "{port}")
     yield Subject(PEER, peer, "/health")
 
@@ -47,10 +43,7 @@ def rates(model: str, folder: Path, durations: Durations) -> dict[str, list[floa
     with ExitStack() as stack:
         services: dict[str, tuple[Process, int]] = {}
         for subject in subjects(model, folder):
-            port = free_port()
-            argv = [word.format(port=port) for word in subject.argv]
-            process = stack.enter_context(Process(subject.name, argv, folder / f"{subject.name}.log"))
-            process.ready(f"http://127.0.0.1:{port}{subject.ready}")
+            process, port, _ = started(subject, folder, stack)
             process.sleep()
             services[subject.name] = process, port
         found: dict[str, list[float]] = {name: [] for name in services}
@@ -74,14 +67,12 @@ def main(quick: bool, chosen: tuple[str, ...]) -> None:
     click.echo(f"| model | precision | {PEER}, images per second | pthserve | ratio |")
     click.echo("|---|---|---|---|---|")
     for model in chosen:
-        with tempfile.TemporaryDirectory(prefix="pthserve-") as folder:
-            os.environ["TMPDIR"] = tempfile.tempdir = folder
-            found = rates(model, Path(folder), QUICK if quick else DURATIONS)
-            tempfile.tempdir = None
+        with scratch() as folder:
+            found = rates(model, folder, QUICK if quick else DURATIONS)
         peer = found.pop(PEER)
-        for precision, ours in found.items():
-            ratio = median(one / other for one, other in zip(ours, peer, strict=True))
-            click.echo(f"| {model} | {precision} | {median(peer):.1f} | {median(ours):.1f} | {ratio:.2f} |")
+        for precision, rated in found.items():
+            ratio = median(one / other for one, other in zip(rated, peer, strict=True))
+            click.echo(f"| {model} | {precision} | {median(peer):.1f} | {median(rated):.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ GPU. Weights are random, from a fixed seed: what a model has learnt does not cha
 """
 
 import json
-import os
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -22,9 +19,9 @@ from benchmarks import bare
 from benchmarks.material import PHOTOS, SIZES
 from benchmarks.measure import QUICK, Durations, loaded
 from benchmarks.models import jpegs, random_weights
-from benchmarks.process import Process, free_port
-from benchmarks.run import latency, throughput
-from benchmarks.subjects import PEERS, Subject
+from benchmarks.process import Process, scratch
+from benchmarks.run import throughput
+from benchmarks.subjects import PEERS, Subject, ours, peer, started
 from pthserve.cpus import cpu_quota
 from pthserve.engines.torch_engine import GRAPH_SIZES, precisions
 from pthserve.settings import Settings
@@ -40,15 +37,13 @@ class Found:
     """What was measured of one model.
 
     forward: seconds for an image, by precision and batch. decode: seconds for a photo on one core. starts:
-    seconds until ready. latency: median seconds to one client. rates: responses per second by clients; one
-    number a repeat.
+    seconds until ready. rates: responses per second by clients; one number a repeat.
     """
 
     model: str
     decode: float = 0.0
     forward: dict[str, dict[int, float]] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
-    latency: dict[str, list[float]] = field(default_factory=dict)
     rates: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
     def limit(self, precision: str) -> float:
@@ -62,13 +57,11 @@ class Found:
 
 def subjects(model: str, weights: Path, cache: Path, device: str, chosen: Sequence[str]) -> Iterator[Subject]:
     """Ours at the chosen precisions, and the peers, which compute float32 with TF32 in convolutions."""
-    serve = (sys.executable, "-m", "pthserve", "serve", str(weights), "--engine", "torch", "--device", device)
     for precision in chosen:
-        options = ("--precision", precision, "--cache-dir", str(cache), "--deadline", "60")
-        yield Subject(precision, (*serve, *options, "--port", "{port}"), "/readyz")
-    for name, peer in PEERS.items():
-        argv = (sys.executable, "-m", f"benchmarks.peers.{peer}", model, str(weights), "{port}")
-        yield Subject(name, argv, "/health")
+        options = ("--engine", "torch", "--device", device, "--precision", precision)
+        yield ours(precision, weights, cache, *options)
+    for name in PEERS:
+        yield peer(name, name, model, weights)
 
 
 def measured(
@@ -92,16 +85,12 @@ def measured(
     with ExitStack() as stack:
         services: dict[str, tuple[Process, int]] = {}
         for subject in subjects(model, weights, cache, device, chosen):
-            port = free_port()
-            argv = [word.format(port=port) for word in subject.argv]
-            process = stack.enter_context(Process(subject.name, argv, folder / f"{subject.name}.log"))
-            found.starts[subject.name] = process.ready(f"http://127.0.0.1:{port}{subject.ready}")
-            found.latency[subject.name], found.rates[subject.name] = [], {clients: [] for clients in CLIENTS}
+            process, port, found.starts[subject.name] = started(subject, folder, stack)
+            found.rates[subject.name] = {clients: [] for clients in CLIENTS}
             process.sleep()
             services[subject.name] = process, port
         for _ in range(durations.repeats):
             for name, (process, port) in services.items():
-                found.latency[name].append(loaded(process, port, photos, 1, latency, durations).value)
                 for clients in CLIENTS:
                     sample = loaded(process, port, photos, clients, throughput, durations)
                     found.rates[name][clients].append(sample.value)
@@ -117,7 +106,7 @@ def rows(found: Found) -> Iterator[str]:
         forward = found.forward.get(name)
         of_limit = f"{rates[-1] / found.limit(name):.2f}" if forward else ""
         passes = [f"{1 / forward[batch]:,.0f}" if forward else "" for batch in (1, GRAPH_SIZES[-1])]
-        cells = [found.model, name, *passes, f"{1000 * median(found.latency[name]):.1f}"]
+        cells = [found.model, name, *passes, f"{1000 / rates[0]:.1f}"]
         yield (
             "| "
             + " | ".join([*cells, *(f"{rate:,.0f}" for rate in rates), f"{rates[-1] / best:.2f}", of_limit])
@@ -149,12 +138,9 @@ def main(
     click.echo(f"{name}, {cpu_quota()} CPUs, torch {torch.__version__}\n")
     numbers = []
     for model in models:
-        with tempfile.TemporaryDirectory(prefix="pthserve-") as folder:
-            os.environ["TMPDIR"] = tempfile.tempdir = folder
+        with scratch() as folder:
             durations = QUICK if quick else replace(DURATIONS, repeats=repeats)
-            found = measured(model, Path(folder), device, chosen or precisions(device), durations)
-            tempfile.tempdir = None
-            del os.environ["TMPDIR"]
+            found = measured(model, folder, device, chosen or precisions(device), durations)
         numbers.append(found)
         click.echo(f"decoding on all CPUs: {cpu_quota() / found.decode:,.0f} photos per second")
         passes = [f"forward, {GRAPH_SIZES[0]}", f"forward, {GRAPH_SIZES[-1]}"]

@@ -15,7 +15,7 @@ from benchmarks.machine import Machine
 from benchmarks.material import SIZES, Material
 from benchmarks.measure import QUICK, Durations, Sample, quietest
 from benchmarks.models import PRECISIONS, Packed, Precision
-from benchmarks.process import Process, free_port
+from benchmarks.process import Process
 from benchmarks.subjects import (
     DECODES,
     OURS,
@@ -24,6 +24,7 @@ from benchmarks.subjects import (
     UNPACKED,
     Subject,
     settings,
+    started,
     subjects,
 )
 from pthserve.bench.load import Round
@@ -119,11 +120,7 @@ class Run:
 
     def _start(self, subject: Subject) -> None:
         self._say(f"starting {subject.name}")
-        port = free_port()
-        argv = [word.format(port=port) for word in subject.argv]
-        log = self._folder / f"{subject.name}.log"
-        process = self._stack.enter_context(Process(subject.name, argv, log))
-        seconds = process.ready(f"http://127.0.0.1:{port}{subject.ready}")
+        process, port, seconds = started(subject, self._folder, self._stack)
         self.findings.starts[subject.name] = Start(seconds, process.memory())
         process.sleep()
         self._services[subject.name] = process, port

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from benchmarks.material import Material
 from benchmarks.models import DEMO, PRECISIONS, Packed, Precision
+from benchmarks.process import Process, free_port
 from pthserve.images.preprocess import Decode
 from pthserve.settings import Settings
 
@@ -41,31 +43,42 @@ def subjects(material: Material, precisions: Mapping[str, str]) -> Iterator[Subj
     resnet18, cache = material.resnet18, material.cache
     for precision, decode in product(PRECISIONS, DECODES):
         if precision in resnet18.packs:
-            yield _ours(
+            yield ours(
                 *(f"{precision} {decode}", resnet18.packs[precision], cache),
                 *("--precision", precision, "--decode", decode),
             )
-    yield _ours(
+    yield ours(
         *(UNPACKED, resnet18.weights, cache),
         *("--precision", precisions["auto"], "--tune-budget", "0"),
     )
     for name in PEERS:
-        yield _peer(name, name, "resnet18", resnet18.weights)
+        yield peer(name, name, "resnet18", resnet18.weights)
     for model, packed in material.others.items():
         for precision, pack in packed.packs.items():
-            yield _ours(f"{model} {precision}", pack, cache, "--precision", precision)
+            yield ours(f"{model} {precision}", pack, cache, "--precision", precision)
     for name, named in zip(PEERS, PEERS_OF_DEMO, strict=True):
-        yield _peer(named, name, "efficientnet-lite0", material.others[DEMO].weights)
+        yield peer(named, name, "efficientnet-lite0", material.others[DEMO].weights)
 
 
-def _ours(name: str, model: Path, cache: Path, *options: str) -> Subject:
+def ours(name: str, model: Path, cache: Path, *options: str) -> Subject:
     """`pthserve serve` of `model`."""
     argv = (sys.executable, "-m", "pthserve", "serve", str(model), "--port", "{port}")
     # The peers have no deadline: on a slow machine, 64 clients may wait for longer than ours by default.
     return Subject(name, (*argv, "--cache-dir", str(cache), "--deadline", "60", *options), "/readyz")
 
 
-def _peer(name: str, peer: str, architecture: str, weights: Path) -> Subject:
+def peer(name: str, peer: str, architecture: str, weights: Path) -> Subject:
     """A peer, with a model of this architecture."""
     argv = (sys.executable, "-m", f"benchmarks.peers.{PEERS[peer]}", architecture, str(weights), "{port}")
     return Subject(name, argv, "/health")
+
+
+def started(subject: Subject, folder: Path, stack: ExitStack) -> tuple[Process, int, float]:
+    """Start `subject` on a free port until `stack` is closed; its log is in `folder`.
+
+    Returns its process, its port, and the seconds until it was ready.
+    """
+    port = free_port()
+    argv = [word.format(port=port) for word in subject.argv]
+    process = stack.enter_context(Process(subject.name, argv, folder / f"{subject.name}.log"))
+    return process, port, process.ready(f"http://127.0.0.1:{port}{subject.ready}")

@@ -154,17 +154,23 @@ CUDA_TOLERANCE = {"fp32": 1e-5, "tf32": 0.01, "fp16": 0.01, "bf16": 0.1}
 """Probabilities of a ResNet-18 with random weights, whose logits reach 4."""
 
 
+def assert_cuda_agrees(
+    module: nn.Module, plain: nn.Module, images: NDArray[np.uint8], precision: str
+) -> None:
+    if precision not in precisions("cuda"):
+        pytest.skip(f"this device does not compute {precision}")
+    engine = TorchEngine(module, SMALL, precision=precision, device="cuda")
+    assert_agrees(engine, plain, images, SMALL, CUDA_TOLERANCE[precision])
+
+
 @cuda
 @pytest.mark.parametrize("precision", CUDA_TOLERANCE)
 @pytest.mark.parametrize("count", [1, 3, GRAPH_SIZES[-1], 3 * GRAPH_SIZES[-1] + 5])
 def test_cuda_agrees_with_the_plain_module_at_any_batch_size(
     build: Build, pixels: Pixels, count: int, precision: str
 ) -> None:
-    if precision not in precisions("cuda"):
-        pytest.skip(f"this device does not compute {precision}")
     plain = build("resnet18", SMALL)
-    engine = TorchEngine(plain, SMALL, precision=precision, device="cuda")
-    assert_agrees(engine, plain, pixels(SMALL, count), SMALL, CUDA_TOLERANCE[precision])
+    assert_cuda_agrees(plain, plain, pixels(SMALL, count), precision)
 
 
 @cuda
@@ -172,11 +178,8 @@ def test_cuda_agrees_with_the_plain_module_at_any_batch_size(
 def test_cuda_agrees_with_a_module_of_grouped_convolutions(
     build: Build, pixels: Pixels, precision: str
 ) -> None:
-    if precision not in precisions("cuda"):
-        pytest.skip(f"this device does not compute {precision}")
     plain = build("mobilenet_v3_small", SMALL)
-    engine = TorchEngine(plain, SMALL, precision=precision, device="cuda")
-    assert_agrees(engine, plain, pixels(SMALL, 3), SMALL, CUDA_TOLERANCE[precision])
+    assert_cuda_agrees(plain, plain, pixels(SMALL, 3), precision)
 
 
 @cuda
@@ -234,11 +237,8 @@ class Varies(nn.Module):
 def test_cuda_agrees_with_a_module_that_cannot_be_recorded(
     build: Build, pixels: Pixels, precision: str
 ) -> None:
-    if precision not in precisions("cuda"):
-        pytest.skip(f"this device does not compute {precision}")
     plain = build("resnet18", SMALL)
-    engine = TorchEngine(Varies(plain), SMALL, precision=precision, device="cuda")
-    assert_agrees(engine, plain, pixels(SMALL, 3), SMALL, CUDA_TOLERANCE[precision])
+    assert_cuda_agrees(Varies(plain), plain, pixels(SMALL, 3), precision)
 
 
 @cuda
