@@ -69,7 +69,6 @@ def _steps(heading: str) -> list[tuple[str, str]]:
     return [(module, name) for module, name in re.findall(r"`([\w.]+):(\w+)`", section)]
 
 
-@pytest.mark.slow
 def test_the_generated_parts_of_the_page_are_the_codes() -> None:
     assert STRUCTURE["page"]() == PAGE, "run `make docs`"
 
