@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pthserve.cli import demo
+from pthserve.engines.base import undivided
 from pthserve.images.preprocess import pending
 from pthserve.loading.loader import Loader
 from pthserve.loading.model import Model
-from pthserve.scoring.pipeline import full_batch
+from pthserve.scoring.batches import full_batch
 from pthserve.scoring.request import Request
 from pthserve.scoring.run import score
 from pthserve.settings import Settings
@@ -72,8 +73,9 @@ def forwarded(model: Model, count: int) -> None:
     shape = (most, *model.spec.image_shape)
     images: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     sizes = [min(most, count - at) for at in range(0, count, most)]
+    run = undivided(model.forward)
     with ThreadPoolExecutor(model.forward.lanes) as pool:
-        list(pool.map(lambda size: model.forward(images[:size]), sizes))
+        list(pool.map(lambda size: run(images[:size]), sizes))
 
 
 class Memory:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.size import crossing
+from benchmarks.size import OpenRound, crossing, steadiest
+
+from pthserve.bench.load import Point, Round
 
 from ..conftest import ROOT
 
@@ -18,6 +20,13 @@ def test_a_boundary_is_where_the_smoothed_percentiles_reach_the_limit() -> None:
     assert crossing([10, 20, 30, 40], [0.01, 0.045, 0.142, 0.64], 0.02) == pytest.approx(15, rel=0.1)
     assert math.isnan(crossing([10, 20, 30], [0.01, 0.02, 0.04], 0.05))
     assert math.isnan(crossing([10, 20, 30], [0.02, 0.04, 0.08], 0.01))
+
+
+def test_the_first_round_during_which_the_speed_did_not_change_counts_or_else_the_steadiest() -> None:
+    nothing = Round(Point(rate=1.0), 1.0)
+    faster, steady, slower, constant = (OpenRound(nothing, 1.0, after) for after in (1.2, 1.01, 0.9, 1.0))
+    assert steadiest([faster, steady, constant]) is steady
+    assert steadiest([faster, slower]) is slower
 
 
 @pytest.mark.slow
@@ -36,7 +45,7 @@ def test_a_quick_run_prints_a_prediction_and_a_measurement_for_each_rate(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["model"], found["cores"]) == ("digits", 1)
-    assert found["throughput_at_the_end"] > 0
+    assert all(row["speed"] > 0 for row in found["rates"])
     assert 5 <= len(found["rates"]) <= 9
     assert all(row[figure] > 0 for row in found["rates"] for figure in ("measured_ms", "same_arrivals_ratio"))
     assert all(row["steady_ratio"] > 0 for row in found["rates"] if row["rate"] < found["capacity"])

@@ -1,7 +1,9 @@
 """A release with the values of `pthserve size` keeps its latency at the planned rate, and not far beyond it.
 
-The kubelet of the local cluster gives the pod a core of its own, as the measurement did. It fails where the
-machine becomes slower or faster between measurement and test: in two of five runs; see docs/sizing.md.
+The kubelet of the local cluster gives the pod a core of its own, as the measurement did. A virtual machine
+becomes slower and faster by a tenth within minutes, which near the limit changes the 99th percentile by half.
+So a short closed loop before and after each rate says how fast the pod is beside the curve, and the rates are
+those that the curve predicts at this speed. A rate during which the speed changes is measured again.
 
 It measures, and so needs the machine to itself.
 """
@@ -18,7 +20,7 @@ import pytest
 import yaml
 
 from pthserve.bench.client import Target
-from pthserve.bench.load import Point, measure_all
+from pthserve.bench.load import Point, Round, measure_all
 from pthserve.cli import demo
 from pthserve.loading.pack import pack
 from pthserve.settings import Settings
@@ -34,6 +36,12 @@ LIMIT = 10.0
 PLANNED, BEYOND = 0.95, 1.2
 """Rates of the measurements, as shares of the rate at the limit."""
 SECONDS = 60.0
+BUSY, SPEED_SECONDS = 8, 6.0
+"""Clients and duration of the closed loop that tells the speed."""
+LIKE_THE_CURVE = 0.15
+"""By which share the pod may be slower or faster than the service that was measured."""
+STEADY, TRIES = 0.04, 4
+"""Largest change of the speed during a rate, and how often one is measured at most until it is smaller."""
 QUIET = 15.0
 """Percent of the CPUs that the cluster itself may take while the curve is measured."""
 
@@ -50,6 +58,11 @@ def sized(*arguments: str | Path) -> dict[str, Any]:
     (plan,) = json.loads(done.stdout)["plans"]
     assert isinstance(plan, dict)
     return plan
+
+
+def in_ms(seconds: float) -> str:
+    """For `--p99`."""
+    return f"{1000 * seconds:.3f}ms"
 
 
 def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
@@ -70,8 +83,9 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
         *(folder / "model", "--cores", "1", "--seconds", "8", "--save-curve", curve),
         *("--rate", "1", "--most", "1", "--p99", "10s"),
     )
-    lone = json.loads(curve.read_text())["curves"][0]["loops"][0]["latency"]["p50"]
-    wanted = ("--p99", f"{1000 * LIMIT * lone:.3f}ms")
+    loops = {one["clients"]: one for one in json.loads(curve.read_text())["curves"][0]["loops"]}
+    limit = LIMIT * loops[1]["latency"]["p50"]
+    wanted = ("--p99", in_ms(limit))
     boundary = sized("--curve", curve, "--rate", "1", *wanted)["boundary"]
     rate = f"{PLANNED * boundary:.3f}"
     plan = sized("--curve", curve, "--rate", rate, "--most", rate, "--values", values, *wanted)
@@ -83,20 +97,38 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
     (pod,) = release.pods
     assert pod.status.qos_class == "Guaranteed"
     target = Target.parse(release.address)
-    rounds = measure_all(
-        target,
-        [target.request(photo) for photo in photos_in(None)],
-        [Point(rate=share * boundary, arrivals="poisson") for share in (PLANNED, BEYOND)],
-        seconds=SECONDS,
-        warm_up=1.0,
-        deadline=60.0,
-        timeout=60.0,
-    )
-    limit = LIMIT * lone
-    print(f"limit {1000 * limit:.1f} ms, reached at {boundary:.1f} requests per second and pod")
-    for one in rounds:
-        print(f"{one.point}: p99 {1000 * one.p99:.1f} ms, statuses {dict(one.statuses)}")
-    holds, breaks = rounds
+    requests = [target.request(photo) for photo in photos_in(None)]
+
+    def measured(point: Point, seconds: float) -> Round:
+        arguments = {"seconds": seconds, "warm_up": 1.0, "deadline": 60.0, "timeout": 60.0}
+        (one,) = measure_all(target, requests, [point], **arguments)
+        return one
+
+    def speed() -> float:
+        return measured(Point(BUSY), SPEED_SECONDS).throughput / loops[BUSY]["throughput"]
+
+    def at(share: float) -> Round:
+        """The open loop at `share` of the rate at which this pod, as fast as it is now, reaches the limit."""
+        before = speed()
+        for _ in range(TRIES):
+            assert before == pytest.approx(1, abs=LIKE_THE_CURVE)
+            # A pod that is slower by a factor has the curve's latency times the factor at its rate divided
+            # by it.
+            scaled = (
+                before * sized("--curve", curve, "--rate", "1", "--p99", in_ms(before * limit))["boundary"]
+            )
+            one = measured(Point(rate=share * scaled, arrivals="poisson"), SECONDS)
+            after = speed()
+            print(
+                f"speed {before:.3f}, limit {in_ms(limit)} at {scaled:.1f} requests per second; "
+                f"p99 at {share} of it {in_ms(one.p99)}, {dict(one.statuses)}; then speed {after:.3f}"
+            )
+            if abs(after / before - 1) <= STEADY:
+                return one
+            before = after
+        pytest.fail(f"the speed of the machine did not stay within {STEADY} for {SECONDS} seconds")
+
+    holds = at(PLANNED)
     assert set(holds.statuses) == {200}
     assert holds.p99 <= limit
-    assert breaks.p99 > limit
+    assert at(BEYOND).p99 > limit

@@ -95,3 +95,17 @@ def test_a_pass_that_fails_gives_its_lanes_back(broken: int) -> None:
         run(images(4))
     lanes[broken].error = None
     assert run(images(4))[:, 0].tolist() == [0, 4, 8, 12]
+
+
+def test_a_batch_that_is_not_to_be_divided_leaves_the_other_lanes_to_others() -> None:
+    one, lanes = Request(), [Request(), Request()]
+    run = Lanes(one, list(lanes))
+    for lane in lanes:
+        lane.go.clear()
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(run, images(count), divided=False) for count in (8, 1)]
+        assert all(lane.inside.wait(10) for lane in lanes)
+        for lane in lanes:
+            lane.go.set()
+        assert [len(done.result(10)) for done in running] == [8, 1]
+    assert one.passes == []

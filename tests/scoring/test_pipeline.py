@@ -222,27 +222,3 @@ def test_slow_sources_are_read_by_all_readers_at_the_same_time_whenever_there_is
 
     count = 40 * readers  # several times what may be in the pipeline
     assert len(list(through(made(Linear(SPEC, 5)), Slow(count), readers=readers))) == count
-
-
-@pytest.mark.parametrize(
-    ("side", "planned", "asked", "expected"),
-    [
-        (224, 1, None, 16),
-        (512, 1, None, 5),
-        (2048, 1, None, 1),
-        (224, 32, None, 32),
-        (2048, 8, None, 8),
-        (224, 1, 3, 3),
-    ],
-)
-def test_a_full_batch_has_as_many_images_as_fit_and_at_least_those_of_the_plan(
-    side: int, planned: int, asked: int | None, expected: int
-) -> None:
-    model = linear(Linear(SPEC, 5))
-    model = replace(
-        model,
-        spec=replace(model.spec, crop=(side, side)),
-        plan=replace(model.plan, max_batch=planned),
-        options=ModelOptions(max_batch=asked),
-    )
-    assert pipeline.full_batch(model) == expected

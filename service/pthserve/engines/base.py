@@ -1,5 +1,6 @@
 """Engine: the protocol of what runs the forward pass. Callers use no engine by name."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -73,6 +74,20 @@ class Resizable(Protocol):
             EngineError: the library cannot make it.
         """
         ...
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """An engine that divides a batch among its lanes while nobody else calls it."""
+
+    def on_one_lane(self, batch: Images) -> Logits:
+        """Return the logits of `batch`, not divided: for callers that keep all lanes busy themselves."""
+        ...
+
+
+def undivided(engine: Engine) -> Callable[[Images], Logits]:
+    """Return what runs a batch on one lane of `engine`; see `Divides`."""
+    return engine.on_one_lane if isinstance(engine, Divides) else engine
 
 
 @runtime_checkable

@@ -131,9 +131,6 @@ def outputs(graph: "openvino.Model", tensors: NDArray[np.float32], threads: int)
         return np.concatenate([request.infer([batch])[0].copy() for batch in batches])
 
 
-_BATCH = 8
-
-
 def save(graph: "openvino.Model", path: Path) -> None:
     """Write `graph` to `path` (.xml) and its weights beside it (.bin); the same graph, the same bytes."""
     named = graph.clone()
@@ -238,13 +235,17 @@ class OpenVINOEngine:
         self._explaining = threading.Lock()
         self._entry(pixels=spec.rounded)
 
-    def __call__(self, batch: Images) -> Logits:
-        """Logits of `batch`; see `Engine`."""
+    def __call__(self, batch: Images, *, divided: bool = True) -> Logits:
+        """Logits of `batch`; see `Engine` and `Lanes`."""
         lanes = self._entry(pixels=batch.dtype == np.uint8)
         with _explained("OpenVINO cannot run the model", _ANOTHER):
             if self._one_image and len(batch) > 1:
-                return np.concatenate([lanes(image[None]) for image in batch])
-            return lanes(batch)
+                return np.concatenate([lanes(image[None], divided=divided) for image in batch])
+            return lanes(batch, divided=divided)
+
+    def on_one_lane(self, batch: Images) -> Logits:
+        """Logits of `batch`; see `Divides`."""
+        return self(batch, divided=False)
 
     def explain(self, image: NDArray[np.uint8], class_index: int) -> Explanation | None:
         """The class activation map of `image`; see `Explains`."""
@@ -364,6 +365,7 @@ def _with_normalisation(graph: "openvino.Model", spec: Spec) -> "openvino.Model"
 
 _GRAPH = re.compile(rb"^\s*(<\?xml[^>]*>)?\s*<net\s[^>]*\bversion=\"1[01]\"")
 _PACK_AGAIN = "pack the weights again"
+_BATCH = 8
 _ANOTHER = "try another --precision, or serve the weights with --engine torch"
 _TORCH = "use --engine torch"
 _PLACES = re.compile(r"(Exception from |Check '.*' failed at |FrontEnd API failed with ).*:\d*:?$")

@@ -26,17 +26,22 @@ class Lanes:
         self._free = threading.Condition()
         self._calls = 0
 
-    def __call__(self, batch: Images) -> Logits:
-        """Return the logits of `batch`. Any thread may call; beyond the number of lanes it waits."""
-        taken = self._take(len(batch))
+    def __call__(self, batch: Images, *, divided: bool = True) -> Logits:
+        """Return the logits of `batch`. Any thread may call; beyond the number of lanes it waits.
+
+        Args:
+            divided: Give a call that is alone more than one lane. All of them are taken until it ends, so it
+                delays a second caller.
+        """
+        taken = self._take(len(batch), divided)
         try:
             return _run(taken, batch)
         finally:
             self._give_back(taken)
 
-    def _take(self, images: int) -> list[Any]:
+    def _take(self, images: int, divided: bool) -> list[Any]:
         with self._free:
-            alone = not self._calls
+            alone = divided and not self._calls
             self._calls += 1
             if alone and images == 1 and self.one is not None:
                 return [self.one]

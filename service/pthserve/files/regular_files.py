@@ -26,11 +26,15 @@ def read(path: Path, most: int, within: Path | None = None) -> bytes:
     Raises:
         OSError: Its `strerror` states what is wrong with the file.
     """
-    file, size = _allowed(path, most, within)
-    with file:
-        data = file.read(size + 1)  # `most + 1` would allocate as much
-        if len(data) > size:  # it has grown
-            data += file.read(most + 1 - len(data))
+    descriptor, size = _allowed(path, most, within)
+    try:
+        # One call: each gives Python's lock to another thread. `most + 1` would allocate as much.
+        data = os.read(descriptor, size + 1)
+        if len(data) != size:  # it has grown, or is on a file system that gives less at once
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data += file.read(most + 1 - len(data))
+    finally:
+        os.close(descriptor)
     if len(data) > most:
         raise _too_large(most)
     return data
@@ -38,23 +42,21 @@ def read(path: Path, most: int, within: Path | None = None) -> bytes:
 
 def check(path: Path, most: int, within: Path | None = None) -> None:
     """Raise the same OSError as `read`, without reading the content."""
-    file, _ = _allowed(path, most, within)
-    file.close()
+    os.close(_allowed(path, most, within)[0])
 
 
-def _allowed(path: Path, most: int, within: Path | None) -> tuple[io.BufferedReader, int]:
-    """Open the file, and return it with its size."""
+def _allowed(path: Path, most: int, within: Path | None) -> tuple[int, int]:
+    """Open the file, and return its descriptor and its size."""
     try:
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
             raise OSError(errno.EACCES, f"lies outside of the folder {within}")
-        file = open_regular(path)
+        descriptor, size = _opened(path)
     except (ValueError, RuntimeError) as error:  # a NUL in the name, a loop of links
         raise OSError(errno.EINVAL, f"cannot be the name of a file: {error}") from error
-    size = os.fstat(file.fileno()).st_size
     if size > most:
-        file.close()
+        os.close(descriptor)
         raise _too_large(most)
-    return file, size
+    return descriptor, size
 
 
 def _too_large(most: int) -> OSError:
@@ -63,15 +65,21 @@ def _too_large(most: int) -> OSError:
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open the regular file at `path` for reading; raises OSError for anything else."""
+    return os.fdopen(_opened(path)[0], "rb")
+
+
+def _opened(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Open the regular file at `path`, and return its descriptor and its size."""
     _check(os.stat(path), path)  # before it is opened: opening a device may start it  # noqa: PTH116
     # If the file is replaced by a pipe meanwhile, opening it without O_NONBLOCK could wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        _check(os.fstat(descriptor), path)
-        return os.fdopen(descriptor, "rb")
+        status = os.fstat(descriptor)
+        _check(status, path)
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor, status.st_size
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

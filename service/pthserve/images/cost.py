@@ -11,6 +11,8 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from pthserve.errors import TooLarge
+
 NANOSECONDS = {
     "JPEG": 10,
     "JPEG progressive": 36,
@@ -54,6 +56,14 @@ class Cost(NamedTuple):
 
     memory: int
     seconds: float
+
+    def check(self, most: int) -> None:
+        """Raise TooLarge if the image needs more than `most` bytes."""
+        if self.memory > most:
+            raise TooLarge(
+                f"the image needs {self.memory >> 20} MiB to decode; "
+                f"the limit is {most >> 20} MiB (decode_memory)"
+            )
 
 
 FREE = Cost(0, 0.0)

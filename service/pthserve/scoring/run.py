@@ -26,8 +26,8 @@ from pthserve.tasks.base import Selects
 
 GROUP = 500
 """Number of rows that are collected in memory before they are written."""
-NEAR, FAR = 4, 32
-"""Number of files that are read at the same time: of this machine, and over the network."""
+FAR = 32
+"""Number of files that are read at the same time over the network. Of this machine, it is that of CPUs."""
 
 Progress = Callable[[int, float | None, int], None]
 """Called with the number of images done and in all, or None where that is unknown, and of errors."""
@@ -164,7 +164,7 @@ class _Run:
         pipeline = Pipeline(
             self._model,
             self._columns.row,
-            readers=FAR if far and not self._listing.archives else NEAR,
+            readers=FAR if far and not self._listing.archives else max(2, self._model.options.cpus),
             max_bytes=request.max_bytes,
             decode_memory=request.decode_memory,
         )

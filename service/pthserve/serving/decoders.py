@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pthserve.errors import Overloaded, RequestError, TooLarge
+from pthserve.errors import Overloaded, RequestError
 from pthserve.images.preprocess import Pending
 from pthserve.metrics import DECODE_MEMORY, STAGE_DURATION, Rejection, count_rejection
 from pthserve.serving.admission import SHARE_OF_DEADLINE
@@ -31,31 +31,28 @@ class Job:
     """One image to decode, or one answer to compute.
 
     Attributes:
-        future: Receives an error. Once it is done, even if cancelled, the job is skipped. None where nobody
-            waits in an event loop; `failed` is then called.
+        future: Receives an error. Once it is done, even if cancelled, the job is skipped.
         open: Reads the header of the image.
         decoded: Called in a decoder's thread with the pixels, the seconds that they took, and the
             (width, height) of the image.
         until: The deadline, on the clock of time.monotonic().
         stage: `decode` or `answer`, for the metrics.
-        failed: Called in a decoder's thread with an error, in place of the future.
         pending: The image after its header was read.
         spent: Seconds that reading the header took.
     """
 
-    future: asyncio.Future[Any] | None
+    future: asyncio.Future[Any]
     open: Callable[[], Pending] | None
     decoded: Callable[[NDArray[Any], float, tuple[int, int]], None]
     until: float
     stage: str = "decode"
-    failed: Callable[[Exception], None] | None = None
     pending: Pending | None = field(default=None, init=False)
     spent: float = field(default=0.0, init=False)
 
     @property
     def done(self) -> bool:
         """Whether nobody needs the result any more."""
-        return self.future is not None and self.future.done()
+        return self.future.done()
 
     def drop(self) -> None:
         """Release the image, for when the result is no longer needed."""
@@ -200,12 +197,8 @@ class Decoders:
 
     def _check(self, job: Job, pending: Pending) -> None:
         """Raise TooLarge if the image needs too much memory, Overloaded if its turn would come too late."""
-        memory, seconds = pending.cost
-        if memory > self._memory:
-            raise TooLarge(
-                f"the image needs {memory >> 20} MiB to decode; "
-                f"the limit is {self._memory >> 20} MiB (decode_memory)"
-            )
+        pending.cost.check(self._memory)
+        seconds = pending.cost.seconds
         if seconds < SLOW:
             return
         with self._changed:
@@ -258,10 +251,6 @@ class Decoders:
         return seconds
 
     def _fail(self, job: Job, error: Exception) -> None:
-        if job.failed is not None:
-            job.failed(_bare(error))
-        if job.future is None:
-            return
         with suppress(RuntimeError):  # the loop is closed: no client waits
             job.future.get_loop().call_soon_threadsafe(_set_exception, job.future, _bare(error))
 

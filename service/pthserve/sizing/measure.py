@@ -28,6 +28,8 @@ RESPONSES = 1000
 """Responses that an open loop should have, if it does not take more than LONGEST times the usual time."""
 LONGEST = 4
 
+STEADY = 0.05
+"""By which share the throughput of a loop may change while a curve is measured without a remark."""
 QUIET = 0.15
 """Cores that other processes may use while a curve is measured without a remark."""
 
@@ -97,12 +99,15 @@ def curve_of(
         progress(f"{where}: {clients} clients")
         rounds += service.rounds(photos, [Point(clients)], seconds)
     after = service.samples()
-    capacity = max(loop.throughput for loop in loops_of([one.to_dict() for one in rounds], where))
+    fastest = max(loops_of([one.to_dict() for one in rounds], where), key=lambda loop: loop.throughput)
+    capacity = fastest.throughput
     for share in SHARES:
         progress(f"{where}: random arrivals at {100 * share:.0f} % of {capacity:.1f} requests per second")
         rate, usual = share * capacity, 2 * seconds
         duration = min(LONGEST * usual, max(usual, RESPONSES / rate))
         rounds += service.rounds(photos, [Point(rate=rate, arrivals="poisson")], duration)
+    progress(f"{where}: {fastest.clients} clients once more")
+    (again,) = service.rounds(photos, [Point(fastest.clients)], seconds)
     end = service.samples()
     used = end["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
     loops, open_loops = from_rounds(rounds, where)
@@ -124,7 +129,13 @@ def curve_of(
         memory=int(end["process_resident_memory_bytes"]),
         pixels=height * width * len(info["preprocess"]["mean"]),
         machine=f"{cpu(cores)}; {info['engine']} {info['precision']}",
-        assumed=_doubts(rounds, cores, shared=service.shared, others=others.cores(used)),
+        assumed=_doubts(
+            rounds,
+            cores,
+            shared=service.shared,
+            others=others.cores(used),
+            change=again.throughput / capacity - 1,
+        ),
     )
 
 
@@ -159,8 +170,16 @@ class _Others:
         return time.monotonic(), 0.0
 
 
-def _doubts(rounds: Sequence[Round], cores: int, *, shared: bool, others: float = 0.0) -> Sequence[str]:
-    """Return what makes the measurements uncertain, as sentences. others: cores that others used."""
+def _doubts(
+    rounds: Sequence[Round], cores: int, *, shared: bool, others: float = 0.0, change: float = 0.0
+) -> Sequence[str]:
+    """Return what makes the measurements uncertain, as sentences.
+
+    Args:
+        shared: Whether the load generator had the same cores.
+        others: Cores that other processes used.
+        change: By which share the throughput of the same load rose meanwhile.
+    """
     doubts = []
     if (count := len(rounds[0].latencies)) < ENOUGH:
         doubts.append(
@@ -170,6 +189,12 @@ def _doubts(rounds: Sequence[Round], cores: int, *, shared: bool, others: float 
         doubts.append(
             f"Other processes used {others:.2f} cores while {counted(cores, 'core')} of this machine were "
             "measured; pods may be faster. Measure again with nothing else on it."
+        )
+    if abs(change) > STEADY:
+        became = f"{100 * abs(change):.0f} % {'faster' if change > 0 else 'slower'}"
+        doubts.append(
+            f"The machine became {became} while it was measured with {counted(cores, 'core')}. Near the "
+            "capacity, the latency changes many times as much: measure again."
         )
     if shared:
         most = max(one.cpu for one in rounds)
