@@ -8,17 +8,15 @@ A measurement has few requests beyond the 99th percentile, which differs between
 rate. So the simulation is also given the very arrivals of the measurement: what is left of the difference
 then is that of the model. They are others than those that the curve was measured with.
 
-The speed of a machine changes: that of the virtual machines that this was written on, by a tenth within
-minutes, which near the boundary changes the percentile by half. So a short closed loop before and after each
-rate tells the speed then, as a ratio to that while the curve was measured. A pod that is slower by a factor
-is the same as one that gets all requests faster by it, with another clock: rates and latencies are stated on
-the clock of the curve. A rate during which the speed changed is measured again.
+Rates and latencies are stated at the speed that the machine had while the curve was measured; see
+`pthserve.sizing.speed`. A rate during which the speed changed is measured again.
 """
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,53 +29,21 @@ from pthserve.bench.load import Point, Round, poisson
 from pthserve.cli import demo
 from pthserve.settings import Settings
 from pthserve.sizing.curve import Curve
-from pthserve.sizing.measure import core_counts, curve_of, photos_in
+from pthserve.sizing.measure import between, core_counts, curve_of, photos_in
 from pthserve.sizing.prediction import Predictor, with_arrivals
 from pthserve.sizing.service import Service, serving
+from pthserve.sizing.speed import Speeds, Timed
 
 RATES = (0.35, 0.6, 0.8, 0.95, 1.1)
 """Shares of the predicted boundary."""
 BEYOND = (1.2, 1.3, 1.4, 1.5)
 """More of them, one after the other while the limit is not reached."""
-BUSY = 8
-"""Clients of the closed loop that tells the speed."""
-SPEED_SECONDS = 4.0
-"""Its duration."""
 STEADY, TRIES = 0.03, 3
 """Largest change of the speed during a rate, and how often one is measured until the change is smaller."""
 FAR = 2
 """Number of RATES that are too far from the boundary to say where it is."""
 FIRST_SEED = 1
 """Of the arrivals at the first rate; the other rates have the next ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRound:
-    """An open loop, and the speed of the machine before and after it: 1 is that of the curve."""
-
-    round: Round
-    before: float
-    after: float
-
-    @property
-    def speed(self) -> float:
-        """The speed during the loop."""
-        return (self.before + self.after) / 2
-
-    @property
-    def change(self) -> float:
-        """By which share the speed changed."""
-        return abs(self.after / self.before - 1)
-
-    @property
-    def rate(self) -> float:
-        """Requests per second, on the clock of the curve."""
-        return rate_of(self.round) / self.speed
-
-    @property
-    def p99(self) -> float:
-        """Seconds, on the clock of the curve."""
-        return self.round.p99 * self.speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +54,15 @@ class Run:
         predictor: From the service curve, which was measured first.
         limit: Limit of the 99th percentile in seconds.
         boundary: Predicted rate at the limit.
+        speed: Of the curve; see `Timed`.
         rounds: The open loops at RATES, and those at BEYOND that were needed.
     """
 
     predictor: Predictor
     limit: float
     boundary: float
-    rounds: Sequence[OpenRound]
+    speed: float
+    rounds: Sequence[Timed]
 
     @property
     def curve(self) -> Curve:
@@ -115,32 +83,27 @@ def measured(
     limit = times * curve.lone.latency["p50"]
     if not (boundary := predictor.boundary(limit)):
         raise click.ClickException(f"no load has a p99 of {1000 * limit:.1f} ms; raise --limit")
-    reference = next(loop.throughput for loop in curve.loops if loop.clients == BUSY)
+    speed = curve.speed
+    assert speed is not None
+    load = partial(service.load, images)
+    speeds = Speeds(load, between(seconds))
 
-    def speed() -> float:
-        (busy,) = service.rounds(images, [Point(BUSY)], min(seconds, SPEED_SECONDS))
-        return busy.throughput / reference
-
-    def tries(share: float, seed: int) -> Iterator[OpenRound]:
-        before = speed()
+    def tries(share: float, seed: int) -> Iterator[Timed]:
         for _ in range(TRIES):
-            rate = share * boundary * before
-            point = Point(rate=rate, arrivals="poisson", seed=seed)
-            (one,) = service.rounds(images, [point], responses / rate)
-            yield OpenRound(one, before, after := speed())
-            before = after
+            rate = share * boundary * speeds.now / speed
+            yield speeds.timed(load(Point(rate=rate, arrivals="poisson", seed=seed), responses / rate))
 
-    rounds: list[OpenRound] = []
+    rounds: list[Timed] = []
     for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
-        if share in BEYOND and rounds[-1].p99 > limit:
+        if share in BEYOND and rounds[-1].at(speed).p99 > limit:
             break
         rounds.append(steadiest(tries(share, seed)))
-    return Run(predictor, limit, boundary, rounds)
+    return Run(predictor, limit, boundary, speed, rounds)
 
 
-def steadiest(tries: Iterable[OpenRound]) -> OpenRound:
-    """Return the first one with a change of at most STEADY; the one with the smallest if there is none."""
-    done: list[OpenRound] = []
+def steadiest(tries: Iterable[Timed]) -> Timed:
+    """Return the first load with a change of at most STEADY; the one with the smallest if there is none."""
+    done: list[Timed] = []
     for one in tries:
         done.append(one)
         if one.change <= STEADY:
@@ -154,12 +117,13 @@ def rate_of(one: Round) -> float:
     return one.point.rate
 
 
-def with_same_arrivals(predictor: Predictor, one: OpenRound) -> float:
-    """Return the predicted p99 in seconds with the arrivals of `one`, on the clock of the curve."""
-    loop, speed, correction = one.round, one.speed, predictor.correction
-    arrivals = [speed * at for at in poisson(rate_of(loop), loop.warm_up + loop.seconds, loop.point.seed)]
-    outcome = with_arrivals(predictor.pod, arrivals, correction.factor(one.rate), speed * loop.warm_up)
-    return correction.quantile(outcome, 0.99, one.rate)
+def with_same_arrivals(predictor: Predictor, one: Round) -> float:
+    """Return the predicted p99 in seconds with the arrivals of `one`."""
+    rate = rate_of(one)
+    arrivals = list(poisson(rate, one.warm_up + one.seconds, one.point.seed))
+    correction = predictor.correction
+    outcome = with_arrivals(predictor.pod, arrivals, correction.factor(rate), one.warm_up)
+    return correction.quantile(outcome, 0.99, rate)
 
 
 def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> float:
@@ -179,15 +143,17 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
 def figures(run: Run) -> dict[str, Any]:
     """Return predictions, measurements, their ratios and that of the boundaries."""
     curve, predictor = run.curve, run.predictor
-    rates = [one.rate for one in run.rounds]
-    found = [one.p99 for one in run.rounds]
-    same = [with_same_arrivals(predictor, one) for one in run.rounds]
+    rounds = [one.at(run.speed) for one in run.rounds]
+    rates = [rate_of(one) for one in rounds]
+    found = [one.p99 for one in rounds]
+    same = [with_same_arrivals(predictor, one) for one in rounds]
     ratios = [predicted / own for predicted, own in zip(same, found, strict=True)]
     reached, predicted = (crossing(rates[FAR:], one[FAR:], run.limit) for one in (found, same))
     return {
         "model": curve.model,
         "cores": curve.cores,
         "capacity": round(curve.capacity, 2),
+        "assumed": list(curve.assumed),
         "loops": {loop.clients: round(loop.throughput, 2) for loop in curve.loops},
         "lone_ms": {name: round(1000 * value, 2) for name, value in curve.lone.latency.items()},
         "pass_ms": round(1000 * curve.image, 3),
@@ -203,7 +169,7 @@ def figures(run: Run) -> dict[str, Any]:
                 "measured_ms": round(1000 * own, 2),
                 "same_arrivals_ratio": round(ratio, 3),
                 "steady_ratio": round(predictor.at(rate).p99 / own, 3) if rate < curve.capacity else None,
-                "speed": round(one.speed, 3),
+                "speed": round(one.speed / run.speed, 3),
                 "change": round(one.change, 3),
                 "responses": len(one.round.latencies),
                 "client_cpu": round(one.round.cpu, 3),

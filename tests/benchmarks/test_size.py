@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.size import OpenRound, crossing, steadiest
+from benchmarks.size import crossing, steadiest
 
 from pthserve.bench.load import Point, Round
+from pthserve.sizing.speed import Timed
 
 from ..conftest import ROOT
 
@@ -24,7 +25,7 @@ def test_a_boundary_is_where_the_smoothed_percentiles_reach_the_limit() -> None:
 
 def test_the_first_round_during_which_the_speed_did_not_change_counts_or_else_the_steadiest() -> None:
     nothing = Round(Point(rate=1.0), 1.0)
-    faster, steady, slower, constant = (OpenRound(nothing, 1.0, after) for after in (1.2, 1.01, 0.9, 1.0))
+    faster, steady, slower, constant = (Timed(nothing, 1.0, after) for after in (1.2, 1.01, 0.9, 1.0))
     assert steadiest([faster, steady, constant]) is steady
     assert steadiest([faster, slower]) is slower
 

@@ -24,7 +24,9 @@ from pthserve.bench.load import Point, Round, measure_all
 from pthserve.cli import demo
 from pthserve.loading.pack import pack
 from pthserve.settings import Settings
-from pthserve.sizing.measure import photos_in
+from pthserve.sizing import curve as curves
+from pthserve.sizing.measure import between, photos_in
+from pthserve.sizing.speed import Speeds
 
 from ..shared import until
 from .release import SLIM, Release
@@ -35,9 +37,8 @@ LIMIT = 10.0
 """Planned p99, as a multiple of the median of a single client."""
 PLANNED, BEYOND = 0.95, 1.2
 """Rates of the measurements, as shares of the rate at the limit."""
-SECONDS = 60.0
-BUSY, SPEED_SECONDS = 8, 6.0
-"""Clients and duration of the closed loop that tells the speed."""
+LOOPS, SECONDS = 8.0, 60.0
+"""Durations of a closed loop of the curve, and of a measurement."""
 LIKE_THE_CURVE = 0.15
 """By which share the pod may be slower or faster than the service that was measured."""
 STEADY, TRIES = 0.04, 4
@@ -80,11 +81,12 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
     curve, values = folder / "curve.json", folder / "values.yaml"
     until(lambda: psutil.cpu_percent(3.0) < QUIET, "a machine with nothing else to do", 180)
     sized(
-        *(folder / "model", "--cores", "1", "--seconds", "8", "--save-curve", curve),
+        *(folder / "model", "--cores", "1", "--seconds", str(LOOPS), "--save-curve", curve),
         *("--rate", "1", "--most", "1", "--p99", "10s"),
     )
-    loops = {one["clients"]: one for one in json.loads(curve.read_text())["curves"][0]["loops"]}
-    limit = LIMIT * loops[1]["latency"]["p50"]
+    (found,) = curves.read(curve, cores=1)
+    assert found.speed is not None
+    limit = LIMIT * found.lone.latency["p50"]
     wanted = ("--p99", in_ms(limit))
     boundary = sized("--curve", curve, "--rate", "1", *wanted)["boundary"]
     rate = f"{PLANNED * boundary:.3f}"
@@ -104,29 +106,24 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
         (one,) = measure_all(target, requests, [point], **arguments)
         return one
 
-    def speed() -> float:
-        return measured(Point(BUSY), SPEED_SECONDS).throughput / loops[BUSY]["throughput"]
+    speeds = Speeds(measured, between(LOOPS))
 
     def at(share: float) -> Round:
-        """The open loop at `share` of the rate at which this pod, as fast as it is now, reaches the limit."""
-        before = speed()
+        """The load at `share` of the rate at which this pod, as fast as it is now, reaches the limit."""
         for _ in range(TRIES):
-            assert before == pytest.approx(1, abs=LIKE_THE_CURVE)
-            # A pod that is slower by a factor has the curve's latency times the factor at its rate divided
-            # by it.
-            scaled = (
-                before * sized("--curve", curve, "--rate", "1", "--p99", in_ms(before * limit))["boundary"]
-            )
-            one = measured(Point(rate=share * scaled, arrivals="poisson"), SECONDS)
-            after = speed()
+            speed = speeds.now / found.speed
+            assert speed == pytest.approx(1, abs=LIKE_THE_CURVE)
+            plan = sized("--curve", curve, "--rate", "1", "--p99", in_ms(speed * limit))
+            rate = share * speed * plan["boundary"]
+            load = speeds.timed(measured(Point(rate=rate, arrivals="poisson"), SECONDS))
+            one = load.round
             print(
-                f"speed {before:.3f}, limit {in_ms(limit)} at {scaled:.1f} requests per second; "
-                f"p99 at {share} of it {in_ms(one.p99)}, {dict(one.statuses)}; then speed {after:.3f}"
+                f"speed {speed:.3f}; {one.point}, {share} of that at {in_ms(limit)}: p99 {in_ms(one.p99)}, "
+                f"{dict(one.statuses)}; the speed changed by {100 * load.change:.1f} %"
             )
-            if abs(after / before - 1) <= STEADY:
+            if load.change <= STEADY:
                 return one
-            before = after
-        pytest.fail(f"the speed of the machine did not stay within {STEADY} for {SECONDS} seconds")
+        pytest.fail(f"the speed of the machine did not stay the same for {SECONDS:g} seconds")
 
     holds = at(PLANNED)
     assert set(holds.statuses) == {200}

@@ -1,6 +1,5 @@
 """What is measured: on which cores, with which photos."""
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -84,12 +83,11 @@ def test_other_work_of_the_machine_is_measured_and_mentioned() -> None:
     assert "used 0.40 cores while 1 core of this machine" in text
 
 
-@pytest.mark.parametrize(("change", "word"), [(0.08, "faster"), (-0.08, "slower")])
-def test_a_machine_whose_speed_changes_meanwhile_is_mentioned(change: float, word: str) -> None:
+def test_a_machine_whose_speed_changes_meanwhile_is_mentioned() -> None:
     rounds = [Round(Point(1), 1.0, 1.0, [0.01] * 100)]
-    assert not measure._doubts(rounds, 1, shared=False, change=math.copysign(measure.STEADY, change))
-    (text,) = measure._doubts(rounds, 1, shared=False, change=change)
-    assert f"became 8 % {word} while it was measured with 1 core" in text
+    assert not measure._doubts(rounds, 1, shared=False, change=measure.STEADY)
+    (text,) = measure._doubts(rounds, 1, shared=False, change=0.3)
+    assert "changed by 30 % while 1 core" in text
 
 
 def test_more_cores_than_there_are_cannot_be_measured() -> None:

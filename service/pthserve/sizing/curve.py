@@ -81,6 +81,7 @@ class Curve:
         pixels: Bytes of a decoded image that waits for its pass; None if unknown.
         machine: The processor, the engine and the precision, in words.
         assumed: What was assumed about it, as sentences.
+        speed: For which all this holds, see `Timed`; None if unknown.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Curve:
     pixels: int | None = None
     machine: str = ""
     assumed: Sequence[str] = ()
+    speed: float | None = None
 
     @property
     def capacity(self) -> float:
@@ -284,6 +286,7 @@ def _curve(values: Mapping[str, Any], path: Path) -> Curve:
         pixels=None if values["pixels"] is None else _whole(values["pixels"]),
         machine=str(values["machine"]),
         assumed=tuple(map(str, values["assumed"])),
+        speed=None if values.get("speed") is None else _positive(values["speed"]),
     )
 
 

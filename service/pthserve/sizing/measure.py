@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pthserve.scoring.listing import IMAGE_SUFFIXES
 from pthserve.settings import Settings
 from pthserve.sizing.curve import CLIENTS, SHARES, Curve, from_rounds, loops_of
 from pthserve.sizing.service import Service, serving
+from pthserve.sizing.speed import Speeds
 from pthserve.text import counted
 
 MOST_PHOTOS = 64
@@ -28,8 +30,10 @@ RESPONSES = 1000
 """Responses that an open loop should have, if it does not take more than LONGEST times the usual time."""
 LONGEST = 4
 
-STEADY = 0.05
-"""By which share the throughput of a loop may change while a curve is measured without a remark."""
+STEADY = 0.2
+"""By which share the speed may change while a curve is measured without a remark."""
+BETWEEN, SHORTEST = 0.25, 0.5
+"""Duration of the closed loops that tell the speed: as a share of the others', at least so many seconds."""
 QUIET = 0.15
 """Cores that other processes may use while a curve is measured without a remark."""
 
@@ -92,23 +96,25 @@ def curve_of(
     where = counted(cores, "core")
     info = service.info()
     progress(f"{where}: 1 client")
+    load = partial(service.load, photos)
+    speeds = Speeds(load, between(seconds))
     before, others = service.samples(), _Others()
-    rounds = [*service.rounds(photos, [Point(1)], 2 * seconds)]
+    lone = load(Point(1), 2 * seconds)
     alone = service.samples()
+    loads = [speeds.timed(lone)]
     for clients in CLIENTS[1:]:
         progress(f"{where}: {clients} clients")
-        rounds += service.rounds(photos, [Point(clients)], seconds)
+        loads.append(speeds.timed(load(Point(clients), seconds)))
     after = service.samples()
-    fastest = max(loops_of([one.to_dict() for one in rounds], where), key=lambda loop: loop.throughput)
-    capacity = fastest.throughput
+    closed = loops_of([one.at(speeds.typical).to_dict() for one in loads], where)
+    capacity = max(loop.throughput for loop in closed)
     for share in SHARES:
         progress(f"{where}: random arrivals at {100 * share:.0f} % of {capacity:.1f} requests per second")
-        rate, usual = share * capacity, 2 * seconds
+        rate, usual = share * capacity * speeds.now / speeds.typical, 2 * seconds
         duration = min(LONGEST * usual, max(usual, RESPONSES / rate))
-        rounds += service.rounds(photos, [Point(rate=rate, arrivals="poisson")], duration)
-    progress(f"{where}: {fastest.clients} clients once more")
-    (again,) = service.rounds(photos, [Point(fastest.clients)], seconds)
+        loads.append(speeds.timed(load(Point(rate=rate, arrivals="poisson"), duration)))
     end = service.samples()
+    rounds = [one.at(speeds.typical) for one in loads]
     used = end["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
     loops, open_loops = from_rounds(rounds, where)
     height, width = info["preprocess"]["crop"]
@@ -134,9 +140,15 @@ def curve_of(
             cores,
             shared=service.shared,
             others=others.cores(used),
-            change=again.throughput / capacity - 1,
+            change=speeds.range,
         ),
+        speed=speeds.typical,
     )
+
+
+def between(seconds: float) -> float:
+    """Return the duration of the closed loops that tell the speed, from that of the others."""
+    return max(SHORTEST, BETWEEN * seconds)
 
 
 def _image(lone: Round, mean: float) -> float:
@@ -178,7 +190,7 @@ def _doubts(
     Args:
         shared: Whether the load generator had the same cores.
         others: Cores that other processes used.
-        change: By which share the throughput of the same load rose meanwhile.
+        change: By which share the highest speed exceeded the lowest.
     """
     doubts = []
     if (count := len(rounds[0].latencies)) < ENOUGH:
@@ -190,11 +202,10 @@ def _doubts(
             f"Other processes used {others:.2f} cores while {counted(cores, 'core')} of this machine were "
             "measured; pods may be faster. Measure again with nothing else on it."
         )
-    if abs(change) > STEADY:
-        became = f"{100 * abs(change):.0f} % {'faster' if change > 0 else 'slower'}"
+    if change > STEADY:
         doubts.append(
-            f"The machine became {became} while it was measured with {counted(cores, 'core')}. Near the "
-            "capacity, the latency changes many times as much: measure again."
+            f"The speed of this machine changed by {100 * change:.0f} % while {counted(cores, 'core')} of it "
+            "were measured. The figures are those of its median speed; measure again if they are to be exact."
         )
     if shared:
         most = max(one.cpu for one in rounds)

@@ -61,23 +61,18 @@ class Service:
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
 
-    def rounds(
-        self,
-        photos: Sequence[Path],
-        points: Sequence[Point],
-        seconds: float,
-        warm_up: float = WARM_UP,
-    ) -> Sequence[Round]:
-        """Put each of the loads on the service for `seconds`, with the images `photos` in turn.
+    def load(self, photos: Sequence[Path], point: Point, seconds: float) -> Round:
+        """Put a load on the service for `seconds`, with the images `photos` in turn.
 
         Raises:
             PthserveError: The service does not answer the images with 200.
         """
         target = Target.parse(self.address)
         requests = [target.request(photo) for photo in photos]
-        return measure_all(
-            target, requests, points, seconds=seconds, warm_up=warm_up, deadline=TIMEOUT, timeout=TIMEOUT
+        (found,) = measure_all(
+            target, requests, [point], seconds=seconds, warm_up=WARM_UP, deadline=TIMEOUT, timeout=TIMEOUT
         )
+        return found
 
 
 @contextmanager
