@@ -126,7 +126,7 @@ def test_inflated_bytes_are_counted_with_those_of_other_requests() -> None:
         assert service.code(INFER, bomb) is grpc.StatusCode.UNAVAILABLE
         others.close()
         assert service.code(INFER, bomb) is grpc.StatusCode.INVALID_ARGUMENT
-        until(lambda: service.bodies.held == 0)
+        service.beside(lambda: until(lambda: service.bodies.held == 0))
 
 
 def test_a_health_request_is_small_once_it_is_inflated() -> None:
