@@ -28,9 +28,9 @@ def read(path: Path, most: int, within: Path | None = None) -> bytes:
     """
     descriptor, size = _allowed(path, most, within)
     try:
-        # One call: each gives Python's lock to another thread. `most + 1` would allocate as much.
+        # One call, since each lets other threads take Python's lock. `most + 1` would allocate as much.
         data = os.read(descriptor, size + 1)
-        if len(data) != size:  # it has grown, or is on a file system that gives less at once
+        if len(data) != size:  # it has changed, or the file system returns less at once
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 data += file.read(most + 1 - len(data))
     finally:

@@ -229,7 +229,7 @@ class Pipeline:
         with self._work:
             while not self._closed:
                 if (step := self._possible()) is not None:
-                    if self._answers or self._files:
+                    if self._answers or self._batches or self._files:
                         self._work.notify()  # there may be something for another thread
                     return step
                 self._work.wait()

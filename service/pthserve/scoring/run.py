@@ -27,7 +27,7 @@ from pthserve.tasks.base import Selects
 GROUP = 500
 """Number of rows that are collected in memory before they are written."""
 FAR = 32
-"""Number of files that are read at the same time over the network. Of this machine, it is that of CPUs."""
+"""Number of files that are read at the same time over the network."""
 
 Progress = Callable[[int, float | None, int], None]
 """Called with the number of images done and in all, or None where that is unknown, and of errors."""

@@ -81,7 +81,7 @@ class Curve:
         pixels: Bytes of a decoded image that waits for its pass; None if unknown.
         machine: The processor, the engine and the precision, in words.
         assumed: What was assumed about it, as sentences.
-        speed: For which all this holds, see `Timed`; None if unknown.
+        speed: The speed of the machine for which the figures hold, as in `speed.Timed`; None if unknown.
     """
 
     model: str

@@ -33,7 +33,7 @@ LONGEST = 4
 STEADY = 0.2
 """By which share the speed may change while a curve is measured without a remark."""
 BETWEEN, SHORTEST = 0.25, 0.5
-"""Duration of the closed loops that tell the speed: as a share of the others', at least so many seconds."""
+"""Duration of the closed loops that tell the speed: this share of the others', at least these seconds."""
 QUIET = 0.15
 """Cores that other processes may use while a curve is measured without a remark."""
 
@@ -135,13 +135,7 @@ def curve_of(
         memory=int(end["process_resident_memory_bytes"]),
         pixels=height * width * len(info["preprocess"]["mean"]),
         machine=f"{cpu(cores)}; {info['engine']} {info['precision']}",
-        assumed=_doubts(
-            rounds,
-            cores,
-            shared=service.shared,
-            others=others.cores(used),
-            change=speeds.range,
-        ),
+        assumed=_doubts(rounds, cores, shared=service.shared, others=others.cores(used), change=speeds.range),
         speed=speeds.typical,
     )
 
