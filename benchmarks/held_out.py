@@ -130,7 +130,7 @@ def demo() -> Trained:
 
 def findings(name: str, model: Trained, options: ModelOptions) -> Iterator[Finding]:
     """What is found of bf16 and int8, where this machine computes them."""
-    from pthserve.engines.openvino_engine import convert
+    from pthserve.engines.openvino_graph import convert
 
     graph = convert(model.module, model.spec)
     quantized = all_layers(graph, normalise(model.calibration, model.spec))
@@ -153,7 +153,7 @@ def findings(name: str, model: Trained, options: ModelOptions) -> Iterator[Findi
 
 def chosen(model: Trained, options: ModelOptions) -> str:
     """The precision that `auto` chooses of a pack that has int8."""
-    from pthserve.engines.openvino_engine import convert
+    from pthserve.engines.openvino_graph import convert
 
     graph = convert(model.module, model.spec)
     quantized = all_layers(graph, normalise(model.calibration, model.spec))

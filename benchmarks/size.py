@@ -14,7 +14,7 @@ Rates and latencies are stated at the speed that the machine had while the curve
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,20 +54,24 @@ class Run:
         predictor: From the service curve, which was measured first.
         limit: Limit of the 99th percentile in seconds.
         boundary: Predicted rate at the limit.
-        speed: Of the curve; see `Timed`.
         rounds: The open loops at RATES, and those at BEYOND that were needed.
     """
 
     predictor: Predictor
     limit: float
     boundary: float
-    speed: float
-    rounds: Sequence[Timed]
+    rounds: list[Timed]
 
     @property
     def curve(self) -> Curve:
         """The service curve."""
         return self.predictor.curve
+
+    @property
+    def speed(self) -> float:
+        """The speed of the machine at which the curve is stated; see `Timed`."""
+        assert self.curve.speed is not None
+        return self.curve.speed
 
 
 def measured(
@@ -83,31 +87,31 @@ def measured(
     limit = times * curve.lone.latency["p50"]
     if not (boundary := predictor.boundary(limit)):
         raise click.ClickException(f"no load has a p99 of {1000 * limit:.1f} ms; raise --limit")
-    speed = curve.speed
-    assert speed is not None
     load = partial(service.load, images)
     speeds = Speeds(load, between(seconds))
+    run = Run(predictor, limit, boundary, [])
 
-    def tries(share: float, seed: int) -> Iterator[Timed]:
-        for _ in range(TRIES):
-            rate = share * boundary * speeds.now / speed
-            yield speeds.timed(load(Point(rate=rate, arrivals="poisson", seed=seed), responses / rate))
+    def measure(share: float, seed: int) -> Timed:
+        rate = share * boundary * speeds.now / run.speed
+        return speeds.timed(load(Point(rate=rate, arrivals="poisson", seed=seed), responses / rate))
 
-    rounds: list[Timed] = []
     for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
-        if share in BEYOND and rounds[-1].at(speed).p99 > limit:
+        if share in BEYOND and run.rounds[-1].at(run.speed).p99 > limit:
             break
-        rounds.append(steadiest(tries(share, seed)))
-    return Run(predictor, limit, boundary, speed, rounds)
+        run.rounds.append(steadiest(partial(measure, share, seed), STEADY, TRIES))
+    return run
 
 
-def steadiest(tries: Iterable[Timed]) -> Timed:
-    """Return the first load with a change of at most STEADY; the one with the smallest if there is none."""
+def steadiest(measure: Callable[[], Timed], change: float, tries: int) -> Timed:
+    """Return the first load during which the speed changed by no more than `change`, a share.
+
+    If none of so many tries is one, return that with the smallest change.
+    """
     done: list[Timed] = []
-    for one in tries:
-        done.append(one)
-        if one.change <= STEADY:
-            return one
+    while len(done) < tries:
+        done.append(measure())
+        if done[-1].change <= change:
+            return done[-1]
     return min(done, key=lambda one: one.change)
 
 

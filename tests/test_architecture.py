@@ -27,7 +27,7 @@ PATHS = {
 MAY_IMPORT_TORCH = {
     "engines.exported_graph",  # a type
     "engines.grad_cam",
-    "engines.openvino_engine",  # to convert a module
+    "engines.openvino_graph",  # to convert a module
     "engines.torch_engine",
     "engines.traced_graph",  # to trace a module
     "files.checkpoint",

@@ -209,7 +209,7 @@ class Server:
         interpreter.
         """
         if self._settings.engine != "torch":
-            from pthserve.engines.openvino_engine import core
+            from pthserve.engines.openvino_graph import core
 
             core()
         with _short_turns(), fastapi.validators_on_first_use():

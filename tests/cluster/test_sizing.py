@@ -12,12 +12,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from benchmarks.size import steadiest
 
 from pthserve.bench.client import Target
 from pthserve.bench.load import Point, Round, measure_all
@@ -26,7 +28,7 @@ from pthserve.loading.pack import pack
 from pthserve.settings import Settings
 from pthserve.sizing import curve as curves
 from pthserve.sizing.measure import between, photos_in
-from pthserve.sizing.speed import Speeds
+from pthserve.sizing.speed import Speeds, Timed
 
 from ..shared import until
 from .release import SLIM, Release
@@ -108,22 +110,24 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
 
     speeds = Speeds(measured, between(LOOPS))
 
+    def at_speed_now(share: float) -> Timed:
+        speed = speeds.now / found.speed
+        assert speed == pytest.approx(1, abs=LIKE_THE_CURVE)
+        plan = sized("--curve", curve, "--rate", "1", "--p99", in_ms(speed * limit))
+        rate = share * speed * plan["boundary"]
+        load = speeds.timed(measured(Point(rate=rate, arrivals="poisson"), SECONDS))
+        one = load.round
+        print(
+            f"speed {speed:.3f}; {one.point}, {share} of that at {in_ms(limit)}: p99 {in_ms(one.p99)}, "
+            f"{dict(one.statuses)}; the speed changed by {100 * load.change:.1f} %"
+        )
+        return load
+
     def at(share: float) -> Round:
         """The load at `share` of the rate at which this pod, as fast as it is now, reaches the limit."""
-        for _ in range(TRIES):
-            speed = speeds.now / found.speed
-            assert speed == pytest.approx(1, abs=LIKE_THE_CURVE)
-            plan = sized("--curve", curve, "--rate", "1", "--p99", in_ms(speed * limit))
-            rate = share * speed * plan["boundary"]
-            load = speeds.timed(measured(Point(rate=rate, arrivals="poisson"), SECONDS))
-            one = load.round
-            print(
-                f"speed {speed:.3f}; {one.point}, {share} of that at {in_ms(limit)}: p99 {in_ms(one.p99)}, "
-                f"{dict(one.statuses)}; the speed changed by {100 * load.change:.1f} %"
-            )
-            if load.change <= STEADY:
-                return one
-        pytest.fail(f"the speed of the machine did not stay the same for {SECONDS:g} seconds")
+        load = steadiest(partial(at_speed_now, share), STEADY, TRIES)
+        assert load.change <= STEADY, f"the speed of the machine did not stay the same for {SECONDS:g} s"
+        return load.round
 
     holds = at(PLANNED)
     assert set(holds.statuses) == {200}

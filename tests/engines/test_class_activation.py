@@ -12,7 +12,8 @@ from torch import nn
 from pthserve.engines.base import Explains, Explanation
 from pthserve.engines.class_activation import class_activation, consistent
 from pthserve.engines.grad_cam import GradCam
-from pthserve.engines.openvino_engine import OpenVINOEngine, convert, read, save
+from pthserve.engines.openvino_engine import OpenVINOEngine
+from pthserve.engines.openvino_graph import convert, read, save
 from pthserve.engines.quantized_graph import quantize
 from pthserve.engines.torch_engine import TorchEngine
 from pthserve.images.preprocess import normalise

@@ -112,7 +112,8 @@ def demo(imagenet: Path) -> Any:
 
 @pytest.fixture(scope="module", params=["torch", "openvino", "occlusion"])
 def engine(request: pytest.FixtureRequest, demo: Any) -> Any:
-    from pthserve.engines.openvino_engine import OpenVINOEngine, convert
+    from pthserve.engines.openvino_engine import OpenVINOEngine
+    from pthserve.engines.openvino_graph import convert
     from pthserve.engines.torch_engine import TorchEngine
 
     module, spec, _ = demo

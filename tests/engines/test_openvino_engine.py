@@ -1,12 +1,10 @@
 """OpenVINO answers as PyTorch does, from bytes or from tensors, and needs no torch to do so."""
 
 import copy
-import gc
 import logging
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,15 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pthserve.engines.compiled_graphs import COMPILED
-from pthserve.engines.openvino_engine import (
-    OpenVINOEngine,
-    convert,
-    outputs,
-    precisions,
-    read,
-    reason,
-    save,
-)
+from pthserve.engines.openvino_engine import OpenVINOEngine, precisions
+from pthserve.engines.openvino_graph import convert, read, save
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
@@ -206,96 +197,11 @@ def test_an_unknown_precision_is_refused(graph: object) -> None:
         OpenVINOEngine(graph, TINY, precision="fp8")
 
 
-def test_a_module_that_cannot_be_expressed_is_refused() -> None:
-    class Fickle(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
-
-    with pytest.raises(EngineError, match=r"Fickle.*--engine torch"):
-        convert(Fickle(), TINY)
-
-
-class Keeping(nn.Module):
-    """Keeps what it computed from its weights for the next call, as LeViT and EfficientViT do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
-        self.kept: dict[str, torch.Tensor] = {}
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        device = str(images.device)
-        if device not in self.kept:
-            self.kept[device] = self.scale * 2
-        return images.mean((2, 3)) * self.kept[device]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("called", [False, True])
-def test_a_module_that_keeps_tensors_for_the_next_call_is_converted_and_left_as_it_was(
-    called: bool, tmp_path: Path
-) -> None:
-    module = Keeping().eval()
-    images = torch.rand(2, *SMALL.tensor_shape)
-    with torch.no_grad():
-        if called:
-            module(images)
-        save(convert(module, SMALL), tmp_path / "model.xml")
-        expected = module(images)
-    assert type(module.kept["cpu"]) is torch.Tensor
-    found = outputs(read(tmp_path / "model.xml"), images.numpy(), 1)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
-
-
-class Embedding(nn.Module):
-    """Resizes its position embeddings to the image, as vision transformers for any size do."""
-
-    def __init__(self, mode: str) -> None:
-        super().__init__()
-        self.mode = mode
-        self.position = nn.Parameter(torch.rand(1, 3, 5, 5))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        position = nn.functional.interpolate(
-            self.position * 2, images.shape[2:], mode=self.mode, antialias=True
-        )
-        return (images * position).flatten(2).mean(2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-def test_position_embeddings_are_resized_as_by_torch(mode: str) -> None:
-    module = Embedding(mode).eval()
-    images = torch.rand(3, *SMALL.tensor_shape)
-    with torch.no_grad():
-        expected = module(images)
-    found = outputs(convert(module, SMALL), images.numpy(), 1)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
-
-
 def test_a_saved_graph_answers_the_same(graph: object, pixels: Pixels, tmp_path: Path) -> None:
     save(graph, tmp_path / "model.xml")
     images = pixels(TINY, 2)
     again = OpenVINOEngine(read(tmp_path / "model.xml"), TINY)(images)
     assert np.array_equal(again, OpenVINOEngine(graph, TINY)(images))
-
-
-@pytest.mark.slow
-def test_the_same_module_is_saved_as_the_same_bytes(build: Build, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        save(convert(build("tiny", TINY), TINY), tmp_path / f"{name}.xml")
-    for suffix in (".xml", ".bin"):
-        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("content", [None, "<net>", ""])
-def test_what_is_no_graph_is_refused(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "model.xml"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(EngineError, match=r"model\.xml"):
-        read(path)
 
 
 def test_compiled_graphs_are_kept_where_a_folder_is_given(
@@ -425,41 +331,10 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(
     assert "compiled models are not cached: Not a directory" in caplog.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("Exception from src/inference/src/cpp/core.cpp:84:\nCheck 'false' failed at src/a.cpp:47:\nLoading\n"
-         "Can not open file x.\n\n", "Can not open file x"),
-        ("Exception from src/inference/src/cpp/core.cpp:84:\n\n", "no reason given"),
-        ("first\nsecond", "first"),
-        ("", "no reason given"),
-    ],
-)  # fmt: skip
-def test_the_reason_of_an_error_is_what_is_left_without_the_places_in_openvino_s_source(
-    message: str, expected: str
-) -> None:
-    assert reason(RuntimeError(message)) == expected
-
-
 def test_a_batch_of_the_wrong_shape_is_said_in_words(graph: object) -> None:
     with pytest.raises(EngineError, match=r"^OpenVINO cannot run the model: Can't set the input") as caught:
         OpenVINOEngine(graph, TINY)(np.zeros((1, 5, 5, 3), np.uint8))
     assert ".cpp" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_the_module_may_be_released_after_conversion(pixels: Pixels) -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 20, 5))
-    images = pixels(TINY, 2)
-    with torch.no_grad():
-        expected = probabilities(module(torch.from_numpy(normalise(images, TINY))))
-    graph = convert(module, TINY)
-    seen = weakref.ref(module)
-    del module
-    gc.collect()
-    assert seen() is None
-    assert np.abs(probabilities(OpenVINOEngine(graph, TINY)(images)) - expected).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -472,7 +347,8 @@ import sys
 sys.modules["torch"] = sys.modules["nncf"] = None
 import logging, numpy as np
 from pathlib import Path
-from pthserve.engines.openvino_engine import OpenVINOEngine, read
+from pthserve.engines.openvino_engine import OpenVINOEngine
+from pthserve.engines.openvino_graph import read
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
 spec = {TINY!r}
@@ -552,25 +428,3 @@ def test_every_family_converts_and_computes_as_exactly_as_torch(
     for count in (1, 3, 8):
         for batch in (images[:count], tensors[:count]):
             assert np.abs(engine(batch) - exact[:count]).max() < tolerance
-
-
-@pytest.mark.slow
-def test_another_process_saves_the_same_bytes(tmp_path: Path) -> None:
-    script = """
-import sys, torch, torchvision
-from pathlib import Path
-from pthserve.engines.openvino_engine import convert, save
-from pthserve.images.preprocess import normalise
-from pthserve.images.spec import Spec
-torch.manual_seed(0)
-save(convert(torchvision.models.shufflenet_v2_x0_5(), Spec()), Path(sys.argv[1]))
-"""
-    for name in ("one", "two"):
-        subprocess.run(
-            [sys.executable, "-c", script, tmp_path / f"{name}.xml"],
-            check=True,
-            timeout=300,
-            env={"PATH": "", "PYTHONHASHSEED": str(len(name) + ord(name[0]))},
-        )
-    for suffix in (".xml", ".bin"):
-        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()

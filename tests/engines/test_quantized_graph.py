@@ -17,7 +17,8 @@ from torch import nn
 from torchvision import models
 
 from pthserve.engines import quantized_graph
-from pthserve.engines.openvino_engine import convert, outputs, save
+from pthserve.engines.openvino_engine import outputs
+from pthserve.engines.openvino_graph import convert, save
 from pthserve.engines.quantized_graph import QuantizedGraph, quantize, weight_bits
 from pthserve.images.preprocess import normalise
 from pthserve.images.spec import Spec
@@ -201,7 +202,8 @@ def test_eight_bits_are_for_processors_whose_sums_do_not_saturate(
 SATURATES = """
 import sys
 import numpy as np
-from pthserve.engines.openvino_engine import outputs, read
+from pthserve.engines.openvino_engine import outputs
+from pthserve.engines.openvino_graph import read
 np.save(sys.argv[2], outputs(read(__import__("pathlib").Path(sys.argv[1])), np.load(sys.argv[3]), 1))
 """
 

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pthserve.engines.openvino_engine import OpenVINOEngine, convert
+from pthserve.engines.openvino_engine import OpenVINOEngine
+from pthserve.engines.openvino_graph import convert
 from pthserve.engines.torch_engine import GRAPH_SIZES, TorchEngine, precisions
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import normalise

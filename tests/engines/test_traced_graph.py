@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from pthserve.engines.openvino_engine import OpenVINOEngine, check, convert
+from pthserve.engines.openvino_engine import OpenVINOEngine
+from pthserve.engines.openvino_graph import check, convert
 from pthserve.errors import EngineError
 from pthserve.images.spec import Spec
 from pthserve.tasks.base import ANY

@@ -228,7 +228,8 @@ def test_a_transformer_is_explained_by_occlusion(engine: str) -> None:
     import torch
     from torchvision.models import VisionTransformer
 
-    from pthserve.engines.openvino_engine import OpenVINOEngine, convert
+    from pthserve.engines.openvino_engine import OpenVINOEngine
+    from pthserve.engines.openvino_graph import convert
     from pthserve.engines.torch_engine import TorchEngine
 
     torch.manual_seed(0)

@@ -42,6 +42,14 @@ def test_an_engine_agrees_with_itself_and_not_with_another() -> None:
     assert other.mean < other.p95 < other.largest
 
 
+def test_a_refusal_at_fp32_says_what_else_to_use() -> None:
+    different = replace(GOOD, bound=0.03)
+    assert different.refusal(RULE).endswith("the tolerance is 0.02")
+    assert (
+        replace(different, precision="fp32").refusal(RULE).endswith("serve the weights with --engine torch")
+    )
+
+
 def test_the_figures_are_those_of_the_differences() -> None:
     expected = rows(*np.linspace(0.5, 1, 200))
     found = expected + np.array([[-1, 1]], np.float32) * np.linspace(0, 0.04, 200, dtype=np.float32)[:, None]

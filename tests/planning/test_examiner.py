@@ -10,7 +10,7 @@ from torch import nn
 
 from pthserve.engines.base import Engine
 from pthserve.engines.cpu import instruction_sets, library
-from pthserve.engines.openvino_engine import convert
+from pthserve.engines.openvino_graph import convert
 from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import Pixels

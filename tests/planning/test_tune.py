@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 from pthserve.engines.base import Engine
-from pthserve.engines.openvino_engine import convert, precisions
+from pthserve.engines.openvino_engine import precisions
+from pthserve.engines.openvino_graph import convert
 from pthserve.engines.quantized_graph import Quantization
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import normalise

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pthserve.engines.openvino_engine import OpenVINOEngine, convert
+from pthserve.engines.openvino_engine import OpenVINOEngine
+from pthserve.engines.openvino_graph import convert
 from pthserve.engines.torch_engine import TorchEngine
 from pthserve.errors import EngineError
 from pthserve.images.preprocess import crop

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import five_crop, resize
 
 from pthserve.zoos.timm import TIMM
 
@@ -22,6 +23,8 @@ PHOTOS = [
 CLASSES = 7
 SMALL, LARGE = 1e7, 3e7
 """Most parameters of an architecture that is drawn: for a quick test, and for the sweep of all families."""
+IN_ATTENTION = 0.5
+"""Scale of the weights of attention, beside norms over batches, as a share of that of the others."""
 WIDE = 260
 """Most pixels a side of one that is drawn."""
 
@@ -54,8 +57,12 @@ def photos(module: nn.Module, count: int) -> Tensor:
 def settled(module: nn.Module) -> nn.Module:
     """The module with the statistics of photos in its norms over batches, so that no activation explodes.
 
-    Those of noise are much too small for photos in some channels: GhostNetV3 then turns a difference of one
-    in a million into one in ten, and in float32 its own answers are as far from those in float64.
+    Those of noise are much too small for photos in some channels, and those of a few photos for others:
+    GhostNetV3 and HaloNet then turn a difference of one in a million into one in ten, and in float32 their
+    own answers are as far from those in float64.
+
+    Nor do norms over batches bound the keys and queries of a single photo, of which attention takes the
+    products: LeViT does the same for the most unusual photo, unless its attention has smaller weights.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -63,8 +70,18 @@ def settled(module: nn.Module) -> nn.Module:
         norm.train()
     if norms:
         with torch.no_grad():
-            module(photos(module, len(PHOTOS)))
+            for name, parameter in module.named_parameters():
+                if "attn" in name:
+                    parameter.mul_(IN_ATTENTION)
+            module(with_parts(photos(module, len(PHOTOS))))
     return module.eval()
+
+
+def with_parts(images: Tensor) -> Tensor:
+    """The images, and the corners and the centre of each at their size."""
+    size = list(images.shape[2:])
+    parts = five_crop(images, [side // 2 for side in size])
+    return torch.cat([images, *(resize(part, size) for part in parts)])
 
 
 def made(name: str, **arguments: Any) -> nn.Module:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pthserve._compat.openvino import runtime
-from pthserve.engines.openvino_engine import converted, core, reason
+from pthserve.engines.openvino_graph import converted, core, reason
 from pthserve.errors import ArchitectureError, EngineError
 from pthserve.text import quoted
 

@@ -96,7 +96,7 @@ class Packed:
         return None if self.int8 is None else Quantized(self._graph(INT8), self.int8)
 
     def _graph(self, name: str) -> "openvino.Model":
-        from pthserve.engines.openvino_engine import check, read
+        from pthserve.engines.openvino_graph import check, read
 
         file = self.folder / name
         graph = read(self.copies[name].path, self.copies[_weights(name)].path, name=file)
@@ -231,7 +231,7 @@ def write(
 
     graph, quantized: at fp32, and at int8 where there is one. images, expected: see `Packed.proof`.
     """
-    from pthserve.engines.openvino_engine import save
+    from pthserve.engines.openvino_graph import save
 
     folder = model.folder
     save(graph, folder / GRAPH)

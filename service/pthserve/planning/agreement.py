@@ -114,7 +114,7 @@ class Evidence:
         if self.bound > rule.tolerance:
             return (
                 f"on {self.crops} crops a difference is {self.mean:.4f} on average, and may be up to "
-                f"{self.bound:.4f} on others; the tolerance is {rule.tolerance:g}"
+                f"{self.bound:.4f} on others; the tolerance is {rule.tolerance:g}{self._advice()}"
             )
         if self.clear and self.kept is not None and self.kept < KEPT * self.clear:
             return (
@@ -122,6 +122,11 @@ class Evidence:
                 f"clear; {KEPT:.0%} must be the same"
             )
         return ""
+
+    def _advice(self) -> str:
+        if self.precision != "fp32" or self.engine == "torch":
+            return ""
+        return ". At fp32 only rounding should differ: serve the weights with --engine torch"
 
     def _accuracy_refusal(self, limit: float) -> str:
         if self.accuracy is None and self.largest <= ROUNDING:

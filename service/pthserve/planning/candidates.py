@@ -147,7 +147,7 @@ class EngineFactory:
         if self.heavy and any(candidate.precision == "int8" for candidate in candidates):
             raise EngineError(NO_INT8)
         if self.graph is None and any(candidate.engine == "openvino" for candidate in candidates):
-            from pthserve.engines.openvino_engine import convert
+            from pthserve.engines.openvino_graph import convert
 
             assert self.module is not None
             self.graph = convert(self.module, self.spec)
