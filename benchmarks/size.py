@@ -9,14 +9,17 @@ rate. So the simulation is also given the very arrivals of the measurement: what
 then is that of the model. They are others than those that the curve was measured with.
 
 Rates and latencies are stated at the speed that the machine had while the curve was measured; see
-`pthserve.sizing.speed`. A rate during which the speed changed is measured again.
+`pthserve.sizing.speed`. Even so, the 99th percentile of the same arrivals differs by half between one minute
+and the next on a virtual machine, so each rate is measured several times, in turn, and the median counts.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
+from operator import truediv
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,12 +41,10 @@ RATES = (0.35, 0.6, 0.8, 0.95, 1.1)
 """Shares of the predicted boundary."""
 BEYOND = (1.2, 1.3, 1.4, 1.5)
 """More of them, one after the other while the limit is not reached."""
-STEADY, TRIES = 0.03, 3
-"""Largest change of the speed during a rate, and how often one is measured until the change is smaller."""
 FAR = 2
 """Number of RATES that are too far from the boundary to say where it is."""
 FIRST_SEED = 1
-"""Of the arrivals at the first rate; the other rates have the next ones."""
+"""Of the arrivals of the first open loop; the other ones have the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,13 @@ class Run:
         predictor: From the service curve, which was measured first.
         limit: Limit of the 99th percentile in seconds.
         boundary: Predicted rate at the limit.
-        rounds: The open loops at RATES, and those at BEYOND that were needed.
+        loops: The open loops at each of RATES, and at those of BEYOND that were needed.
     """
 
     predictor: Predictor
     limit: float
     boundary: float
-    rounds: list[Timed]
+    loops: list[list[Timed]]
 
     @property
     def curve(self) -> Curve:
@@ -75,7 +76,13 @@ class Run:
 
 
 def measured(
-    service: Service, images: Sequence[Path], cores: int, seconds: float, responses: int, times: float
+    service: Service,
+    images: Sequence[Path],
+    cores: int,
+    seconds: float,
+    responses: int,
+    repeats: int,
+    times: float,
 ) -> Run:
     """Measure the curve of a running service, and then open loops around the boundary that it predicts.
 
@@ -89,30 +96,22 @@ def measured(
         raise click.ClickException(f"no load has a p99 of {1000 * limit:.1f} ms; raise --limit")
     load = partial(service.load, images)
     speeds = Speeds(load, between(seconds))
-    run = Run(predictor, limit, boundary, [])
+    run = Run(predictor, limit, boundary, [[] for _ in RATES])
+    seeds = count(FIRST_SEED)
 
-    def measure(share: float, seed: int) -> Timed:
+    def measure(share: float) -> Timed:
         rate = share * boundary * speeds.now / run.speed
-        return speeds.timed(load(Point(rate=rate, arrivals="poisson", seed=seed), responses / rate))
+        point = Point(rate=rate, arrivals="poisson", seed=next(seeds))
+        return speeds.timed(load(point, responses / rate))
 
-    for seed, share in enumerate((*RATES, *BEYOND), FIRST_SEED):
-        if share in BEYOND and run.rounds[-1].at(run.speed).p99 > limit:
+    for _ in range(repeats):
+        for share, loops in zip(RATES, run.loops, strict=True):
+            loops.append(measure(share))
+    for share in BEYOND:
+        if median(one.at(run.speed).p99 for one in run.loops[-1]) > limit:
             break
-        run.rounds.append(steadiest(partial(measure, share, seed), STEADY, TRIES))
+        run.loops.append([measure(share) for _ in range(repeats)])
     return run
-
-
-def steadiest(measure: Callable[[], Timed], change: float, tries: int) -> Timed:
-    """Return the first load during which the speed changed by no more than `change`, a share.
-
-    If none of so many tries is one, return that with the smallest change.
-    """
-    done: list[Timed] = []
-    while len(done) < tries:
-        done.append(measure())
-        if done[-1].change <= change:
-            return done[-1]
-    return min(done, key=lambda one: one.change)
 
 
 def rate_of(one: Round) -> float:
@@ -127,7 +126,7 @@ def with_same_arrivals(predictor: Predictor, one: Round) -> float:
     arrivals = list(poisson(rate, one.warm_up + one.seconds, one.point.seed))
     correction = predictor.correction
     outcome = with_arrivals(predictor.pod, arrivals, correction.factor(rate), one.warm_up)
-    return correction.quantile(outcome, 0.99, rate)
+    return correction.quantile(outcome, 0.99)
 
 
 def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> float:
@@ -147,12 +146,29 @@ def crossing(rates: Sequence[float], p99: Sequence[float], limit: float) -> floa
 def figures(run: Run) -> dict[str, Any]:
     """Return predictions, measurements, their ratios and that of the boundaries."""
     curve, predictor = run.curve, run.predictor
-    rounds = [one.at(run.speed) for one in run.rounds]
-    rates = [rate_of(one) for one in rounds]
-    found = [one.p99 for one in rounds]
-    same = [with_same_arrivals(predictor, one) for one in rounds]
-    ratios = [predicted / own for predicted, own in zip(same, found, strict=True)]
-    reached, predicted = (crossing(rates[FAR:], one[FAR:], run.limit) for one in (found, same))
+    rates, found, same, rows = [], [], [], []
+    for loops in run.loops:
+        rounds = [one.at(run.speed) for one in loops]
+        own = [one.p99 for one in rounds]
+        predicted = [with_same_arrivals(predictor, one) for one in rounds]
+        rates.append(rate := median(map(rate_of, rounds)))
+        found.append(median(own))
+        same.append(median(predicted))
+        rows.append(
+            {
+                "rate": round(rate, 2),
+                "measured_ms": round(1000 * median(own), 2),
+                "each_ms": [round(1000 * one, 2) for one in own],
+                "same_arrivals_ratio": round(median(map(truediv, predicted, own)), 3),
+                "steady_ratio": (
+                    round(predictor.at(rate).p99 / median(own), 3) if rate < curve.capacity else None
+                ),
+                "speeds": [round(one.speed / run.speed, 3) for one in loops],
+                "responses": sum(len(one.latencies) for one in rounds),
+                "client_cpu": round(median(one.cpu for one in rounds), 3),
+            }
+        )
+    reached, boundary = (crossing(rates[FAR:], one[FAR:], run.limit) for one in (found, same))
     return {
         "model": curve.model,
         "cores": curve.cores,
@@ -164,23 +180,11 @@ def figures(run: Run) -> dict[str, Any]:
         "limit_ms": round(1000 * run.limit, 2),
         "boundary": round(run.boundary, 2),
         "factors": [round(factor, 3) for factor in predictor.correction.factors],
-        "stretches": [round(stretch, 3) for stretch in predictor.correction.stretches],
+        "stretch": round(predictor.correction.stretch, 3),
         "boundary_ratio": round(run.boundary / reached, 3),
-        "same_arrivals_boundary_ratio": round(predicted / reached, 3),
-        "rates": [
-            {
-                "rate": round(rate, 2),
-                "measured_ms": round(1000 * own, 2),
-                "same_arrivals_ratio": round(ratio, 3),
-                "steady_ratio": round(predictor.at(rate).p99 / own, 3) if rate < curve.capacity else None,
-                "speed": round(one.speed / run.speed, 3),
-                "change": round(one.change, 3),
-                "responses": len(one.round.latencies),
-                "client_cpu": round(one.round.cpu, 3),
-            }
-            for rate, own, ratio, one in zip(rates, found, ratios, run.rounds, strict=True)
-        ],
-        "median_error": round(median(abs(ratio - 1) for ratio in ratios[: len(RATES)]), 3),
+        "same_arrivals_boundary_ratio": round(boundary / reached, 3),
+        "rates": rows,
+        "median_error": round(median(abs(row["same_arrivals_ratio"] - 1) for row in rows[: len(RATES)]), 3),
     }
 
 
@@ -192,7 +196,8 @@ def figures(run: Run) -> dict[str, Any]:
     "--limit", default=10.0, show_default=True, help="p99, as a multiple of a single client's median"
 )
 @click.option("--seconds", default=8.0, show_default=True, help="of each closed loop")
-@click.option("--responses", default=3000, show_default=True, help="of each open loop")
+@click.option("--responses", default=2000, show_default=True, help="of each open loop")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="of each rate")
 @click.option("--tune-budget", default=0.0, show_default=True, type=click.FloatRange(0))
 def main(
     name: str,
@@ -201,6 +206,7 @@ def main(
     limit: float,
     seconds: float,
     responses: int,
+    repeats: int,
     tune_budget: float,
 ) -> None:
     """Print p99 as predicted and measured, their ratios and that of the boundaries.
@@ -209,9 +215,9 @@ def main(
     """
     settings = demo.resolved(Settings(model=name, tune_budget=tune_budget))
     images = photos_in(photos)
-    for count in cores or core_counts()[-2:]:
-        with serving(settings, count) as service:
-            run = measured(service, images, count, seconds, responses, limit)
+    for number in cores or core_counts()[-2:]:
+        with serving(settings, number) as service:
+            run = measured(service, images, number, seconds, responses, repeats, limit)
         click.echo(json.dumps(figures(run)))
 
 

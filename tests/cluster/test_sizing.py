@@ -3,7 +3,7 @@
 The kubelet of the local cluster gives the pod a core of its own, as the measurement did. A virtual machine
 becomes slower and faster by a tenth within minutes, which near the limit changes the 99th percentile by half.
 So a short closed loop before and after each rate says how fast the pod is beside the curve, and the rates are
-those that the curve predicts at this speed. A rate during which the speed changes is measured again.
+those that the curve predicts at this speed.
 
 It measures, and so needs the machine to itself.
 """
@@ -11,15 +11,14 @@ It measures, and so needs the machine to itself.
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from benchmarks.size import steadiest
 
 from pthserve.bench.client import Target
 from pthserve.bench.load import Point, Round, measure_all
@@ -28,7 +27,7 @@ from pthserve.loading.pack import pack
 from pthserve.settings import Settings
 from pthserve.sizing import curve as curves
 from pthserve.sizing.measure import between, photos_in
-from pthserve.sizing.speed import Speeds, Timed
+from pthserve.sizing.speed import Speeds
 
 from ..shared import until
 from .release import SLIM, Release
@@ -39,12 +38,12 @@ LIMIT = 10.0
 """Planned p99, as a multiple of the median of a single client."""
 PLANNED, BEYOND = 0.9, 1.1
 """Rates of the measurements, as shares of the rate at the limit, which is exact to a tenth."""
-LOOPS, SECONDS = 8.0, 60.0
+LOOPS, SECONDS = 8.0, 40.0
 """Durations of a closed loop of the curve, and of a measurement."""
 LIKE_THE_CURVE = 0.15
 """By which share the pod may be slower or faster than the service that was measured."""
-STEADY, TRIES = 0.04, 4
-"""Largest change of the speed during a rate, and how often one is measured at most until it is smaller."""
+REPEATS = 3
+"""Measurements of each rate, of which the median counts: that of the same arrivals differs by half."""
 QUIET = 15.0
 """Percent of the CPUs that the cluster itself may take while the curve is measured."""
 
@@ -110,26 +109,23 @@ def test_the_latency_holds_at_the_planned_rate_and_not_beyond_the_limit(
 
     speeds = Speeds(measured, between(LOOPS))
 
-    def at_speed_now(share: float) -> Timed:
-        speed = speeds.now / found.speed
-        assert speed == pytest.approx(1, abs=LIKE_THE_CURVE)
-        plan = sized("--curve", curve, "--rate", "1", "--p99", in_ms(speed * limit))
-        rate = share * speed * plan["boundary"]
-        load = speeds.timed(measured(Point(rate=rate, arrivals="poisson"), SECONDS))
-        one = load.round
-        print(
-            f"speed {speed:.3f}; {one.point}, {share} of that at {in_ms(limit)}: p99 {in_ms(one.p99)}, "
-            f"{dict(one.statuses)}; the speed changed by {100 * load.change:.1f} %"
-        )
-        return load
-
-    def at(share: float) -> Round:
-        """The load at `share` of the rate at which this pod, as fast as it is now, reaches the limit."""
-        load = steadiest(partial(at_speed_now, share), STEADY, TRIES)
-        assert load.change <= STEADY, f"the speed of the machine did not stay the same for {SECONDS:g} s"
-        return load.round
+    def at(share: float) -> Sequence[Round]:
+        """Loads at `share` of the rate at which this pod, as fast as it is then, reaches the limit."""
+        rounds = []
+        for _ in range(REPEATS):
+            speed = speeds.now / found.speed
+            assert speed == pytest.approx(1, abs=LIKE_THE_CURVE)
+            plan = sized("--curve", curve, "--rate", "1", "--p99", in_ms(speed * limit))
+            rate = share * speed * plan["boundary"]
+            one = speeds.timed(measured(Point(rate=rate, arrivals="poisson"), SECONDS)).round
+            rounds.append(one)
+            print(
+                f"speed {speed:.3f}; {one.point}, {share} of that at {in_ms(limit)}: p99 {in_ms(one.p99)}, "
+                f"{dict(one.statuses)}"
+            )
+        return rounds
 
     holds = at(PLANNED)
-    assert set(holds.statuses) == {200}
-    assert holds.p99 <= limit
-    assert at(BEYOND).p99 > limit
+    assert all(set(one.statuses) == {200} for one in holds)
+    assert median(one.p99 for one in holds) <= limit
+    assert median(one.p99 for one in at(BEYOND)) > limit

@@ -1,6 +1,7 @@
 """A prediction follows the measured curve, and its boundary is where the limit is exceeded."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -43,22 +44,32 @@ def test_a_pod_that_serves_one_request_after_the_other_has_the_latencies_of_m_d_
     assert load.cpu == pytest.approx(0.7, rel=0.02)
 
 
+def slower(plain: Predictor, factors: Mapping[float, float]) -> list[OpenLoop]:
+    """Open loops at these rates, at which all work takes so many times as long as in the simulation."""
+    seconds, warm_up = 20.0, 0.5
+    loops = []
+    for rate, factor in factors.items():
+        outcome = with_arrivals(plain.pod, list(poisson(rate, warm_up + seconds)), factor, warm_up)
+        latency = {name: outcome.quantile(share) for name, share in SHARES.items()}
+        loops.append(OpenLoop(rate, seconds, warm_up, latency))
+    return loops
+
+
 @pytest.mark.slow
 def test_predictions_follow_open_loops_of_a_pod_that_is_slower_than_its_closed_loops() -> None:
-    """All its work takes 5 % longer at 40, and 10 % longer at 70 requests per second."""
     plain = Predictor(resnet18())
-    seconds, warm_up = 20.0, 0.5
-    open_loops = []
-    for rate, factor in ((40.0, 1.05), (70.0, 1.1)):
-        arrivals = list(poisson(rate, warm_up + seconds))
-        outcome = with_arrivals(plain.pod, arrivals, factor, warm_up)
-        latency = {name: outcome.quantile(share) for name, share in SHARES.items()}
-        open_loops.append(OpenLoop(rate, seconds, warm_up, latency))
-    corrected = Predictor(replace(resnet18(), open_loops=open_loops))
+    corrected = Predictor(replace(resnet18(), open_loops=slower(plain, {40.0: 1.05, 70.0: 1.1})))
     for rate, factor in ((20.0, 1.05), (40.0, 1.05), (55.0, 1.075), (70.0, 1.1), (80.0, 1.1)):
         assert corrected.correction.factor(rate) == pytest.approx(factor, rel=0.005)
         assert corrected.at(rate).p99 == pytest.approx(factor * plain.at(factor * rate).p99, rel=0.1)
     assert corrected.boundary(0.1) < plain.boundary(0.1) / 1.05
+
+
+@pytest.mark.slow
+def test_a_loop_during_which_the_machine_was_faster_than_in_the_others_has_less_weight() -> None:
+    plain = Predictor(resnet18())
+    loops = slower(plain, {10.0: 1.2, 25.0: 1.18, 40.0: 0.95, 55.0: 1.1, 70.0: 1.08})
+    assert Predictor(replace(resnet18(), open_loops=loops)).correction.factor(40.0) > 1.08
 
 
 @pytest.mark.slow
@@ -78,7 +89,7 @@ def test_predictions_follow_an_open_loop_whose_latencies_vary_less_or_more_than_
     }
     loop = OpenLoop(rate, seconds, warm_up, {**latency, "max": outcome.quantile(1.0)})
     corrected = Predictor(replace(resnet18(), open_loops=[loop]))
-    assert corrected.correction.stretches == pytest.approx([stretch], abs=0.01)
+    assert corrected.correction.stretch == pytest.approx(stretch, abs=0.01)
     for own, uncorrected, position in (
         (corrected.at(rate).p50, plain.at(rate).p50, p50),
         (corrected.at(rate).p99, plain.at(rate).p99, p99),

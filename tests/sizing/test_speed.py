@@ -52,7 +52,6 @@ def test_each_load_is_between_two_measurements_of_the_speed() -> None:
     speeds = of(100, 80, 120)
     first, second = speeds.timed(loop(1)), speeds.timed(loop(2))
     assert (first.before, first.after, second.before, second.after) == (100, 80, 80, 120)
-    assert first.change == pytest.approx(0.2)
     assert (speeds.now, speeds.typical) == (120, 100)
     assert speeds.range == pytest.approx(0.5)
 

@@ -4,6 +4,7 @@ import math
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Predictor:
         if rate not in self._known:
             factor = self.correction.factor(rate)
             outcome = open_loop(self.pod, factor * rate).slower(factor)
-            p50, p99 = (self.correction.quantile(outcome, share, rate) for share in (0.5, 0.99))
+            p50, p99 = (self.correction.quantile(outcome, share) for share in (0.5, 0.99))
             self._known[rate] = Load(rate, p50, p99, outcome.saturation, outcome.inflight, outcome.cpu)
         return self._known[rate]
 
@@ -92,39 +93,43 @@ class Correction:
 
     All work takes `factors` times as long as in the simulation. At a low rate that is not 1, although the
     simulation begins with the latencies of a single client: those requests follow each other, and one that
-    finds idle cores and cold caches takes longer.
+    finds idle cores and cold caches takes longer. Between two rates, the factor is interpolated; beyond the
+    first and the last, it is that of the nearest.
 
-    Then each quantile is multiplied by exp(`stretches` * (x - MIDDLE)), where x is its `_position`. With a
-    stretch above 0, the latencies of a loop vary more than the simulated ones.
+    Then each quantile is multiplied by exp(`stretch` * (x - MIDDLE)), where x is its `_position`. With a
+    stretch above 0, the latencies of the loops vary more than the simulated ones.
 
-    Between two rates, both are interpolated; beyond the first and the last, they are those of the nearest.
+    What a single loop says depends on what the machine did in those seconds, by a tenth and more. So the
+    logarithms of the factors are on the line of least squares through those of the loops, and the stretch is
+    the mean of theirs.
 
     Attributes:
         rates: Requests per second.
         factors: The factor at each of them.
-        stretches: The stretch at each of them.
+        stretch: The stretch at all rates.
     """
 
     rates: Sequence[float] = (0.0,)
     factors: Sequence[float] = (1.0,)
-    stretches: Sequence[float] = (0.0,)
+    stretch: float = 0.0
 
     @classmethod
     def of(cls, pod: Pod, loops: Sequence[OpenLoop]) -> "Correction":
         """Return what the open loops, by rate, say about the simulation of `pod`."""
         if not loops:
             return cls()
-        found = [_fit(pod, loop) for loop in loops]
-        return cls([loop.rate for loop in loops], *zip(*found, strict=True))
+        rates = [loop.rate for loop in loops]
+        factors, stretches = zip(*(_fit(pod, loop) for loop in loops), strict=True)
+        line = np.polyfit(rates, np.log(factors), min(1, len(rates) - 1))
+        return cls(rates, np.exp(np.polyval(line, rates)).tolist(), fmean(stretches))
 
     def factor(self, rate: float) -> float:
         """Return the factor for all work at `rate` requests per second."""
         return float(np.interp(rate, self.rates, self.factors))
 
-    def quantile(self, outcome: Outcome, share: float, rate: float) -> float:
+    def quantile(self, outcome: Outcome, share: float) -> float:
         """Return a latency of `outcome`, whose work took `factor` times as long, with the stretch."""
-        stretch = float(np.interp(rate, self.rates, self.stretches))
-        return outcome.quantile(share) * math.exp(stretch * (_position(share) - MIDDLE))
+        return outcome.quantile(share) * math.exp(self.stretch * (_position(share) - MIDDLE))
 
 
 def _position(share: float) -> float:

@@ -32,11 +32,6 @@ class Timed:
         """The speed during the load."""
         return (self.before + self.after) / 2
 
-    @property
-    def change(self) -> float:
-        """By which share the speed changed."""
-        return abs(self.after / self.before - 1)
-
     def at(self, speed: float) -> Round:
         """Return what would have been measured at another speed."""
         factor, one = self.speed / speed, self.round
