@@ -73,6 +73,14 @@ def test_a_loop_during_which_the_machine_was_faster_than_in_the_others_has_less_
 
 
 @pytest.mark.slow
+def test_of_two_loops_at_one_rate_the_mean_counts() -> None:
+    plain = Predictor(resnet18())
+    loops = [*slower(plain, {40.0: 1.0}), *slower(plain, {40.0: 1.1})]
+    corrected = Predictor(replace(resnet18(), open_loops=loops))
+    assert corrected.correction.factor(40.0) == pytest.approx(math.sqrt(1.1), rel=0.005)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stretch", [-0.15, 0.2])
 def test_predictions_follow_an_open_loop_whose_latencies_vary_less_or_more_than_the_simulated_ones(
     stretch: float,

@@ -120,7 +120,7 @@ class Correction:
             return cls()
         rates = [loop.rate for loop in loops]
         factors, stretches = zip(*(_fit(pod, loop) for loop in loops), strict=True)
-        line = np.polyfit(rates, np.log(factors), min(1, len(rates) - 1))
+        line = np.polyfit(rates, np.log(factors), min(1, len(set(rates)) - 1))
         return cls(rates, np.exp(np.polyval(line, rates)).tolist(), fmean(stretches))
 
     def factor(self, rate: float) -> float:
