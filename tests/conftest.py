@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ def pytest_runtest_setup() -> None:
 def pytest_sessionfinish() -> None:
     """Let the last collection look at everything, so that nothing unclosed goes unreported."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """pytest's own, with pthserve's warnings: services of other tests have levels of their own."""
+    logger = logging.getLogger("pthserve")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    yield caplog
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="session")

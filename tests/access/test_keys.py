@@ -184,7 +184,6 @@ ODD = (_pipe, _folder, _too_large, _socket)
 def test_what_is_no_file_of_a_sensible_size_holds_no_keys_and_nobody_up(
     make: type, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("WARNING", "pthserve")  # services of other tests have set another
     with make(tmp_path / "odd"), pytest.raises(PthserveError, match=r"regular file|larger than|is a folder"):
         Keys(tmp_path / "odd")
     (tmp_path / "keys").write_bytes(KEYS)

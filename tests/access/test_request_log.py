@@ -275,3 +275,11 @@ def test_a_name_cannot_make_a_line_of_its_own_nor_reach_the_terminal(form: Liter
     assert "\x1b" not in written
     assert not [line for line in written.splitlines() if line.startswith("12:00")]
     assert "forged" in written
+
+
+def test_a_service_that_has_ended_leaves_the_levels_of_loggers_as_they_were() -> None:
+    loggers = [logging.getLogger(name) for name in ("root", "pthserve", "uvicorn.error", "PIL")]
+    before = [logger.level for logger in loggers]
+    with serving(squares(), log_level="debug"):
+        assert logging.getLogger("pthserve").level == logging.DEBUG
+    assert [logger.level for logger in loggers] == before

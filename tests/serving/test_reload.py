@@ -82,7 +82,6 @@ async def test_what_is_uncertain_about_a_model_is_a_warning_with_the_line_that_s
         Inferred("activation", "ReLU", Origin.ASSUMED, "head: {activation: relu}"),
     )
     async with served() as (_, reload, source):
-        caplog.set_level(logging.WARNING, "pthserve")  # whatever level other tests left
         source.model = lambda: replace(squares(digest=NEW), inferred=told)
         await reload.again()
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
@@ -450,7 +449,6 @@ async def test_a_change_is_reported_once_where_nothing_reloads_by_itself_and_no_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pthserve.serving.reload.LOOK", 0.01)
-    caplog.set_level(logging.WARNING, "pthserve")  # whatever level other tests left
 
     def warnings() -> int:
         return sum("have changed" in record.message for record in caplog.records)

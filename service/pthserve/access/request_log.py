@@ -112,23 +112,24 @@ def written(form: Literal["json", "text"], level: str, stream: TextIO | None = N
     """
     lines = _Lines(_Json() if form == "json" else _Text(), stream or sys.stderr)
     root = logging.getLogger()
-    before = root.level
     levels = {
+        root.name: "WARNING",
         "pthserve": level.upper(),
         # Their warnings are about bad requests, which are answered and counted anyway.
         "uvicorn.error": "ERROR",
         "PIL": "CRITICAL",
         "opentelemetry": "CRITICAL",  # it would log an error per batch of spans; `otlp` logs one in total
     }
+    before = {name: logging.getLogger(name).level for name in levels}
     for name, least in levels.items():
         logging.getLogger(name).setLevel(least)
-    root.setLevel("WARNING")
     root.addHandler(lines)
     try:
         yield
     finally:
         root.removeHandler(lines)
-        root.setLevel(before)
+        for name, own in before.items():
+            logging.getLogger(name).setLevel(own)
         lines.close()
 
 
