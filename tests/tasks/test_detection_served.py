@@ -278,7 +278,7 @@ def test_a_service_packs_it_once_and_then_starts_without_pytorch(
     settings = SETTINGS.model_copy(update={"cache_dir": tmp_path, "precision": "fp32"})
     for words in ("packing", ""):
         caplog.clear()
-        with caplog.at_level("INFO"), Loader(str(folder), settings, size=10**9)() as model:
+        with caplog.at_level("INFO", "pthserve"), Loader(str(folder), settings, size=10**9)() as model:
             assert (model.forward.name, model.forward.precision) == ("openvino", "fp32")
             check(model(PHOTO).boxes, expected)
         assert ("packing" in caplog.text) == bool(words)

@@ -342,7 +342,7 @@ def test_a_service_packs_it_once_and_then_starts_without_pytorch(
     settings = SETTINGS.model_copy(update={"cache_dir": tmp_path})
     for words in ("packing", ""):
         caplog.clear()
-        with caplog.at_level("INFO"), Loader(str(folder), settings, size=10**9)() as model:
+        with caplog.at_level("INFO", "pthserve"), Loader(str(folder), settings, size=10**9)() as model:
             assert model.forward.name == "openvino"
             check(model(PHOTO).class_map, expected)
             assert {one.crops for one in model.plan.evidence} == {12}
