@@ -152,17 +152,15 @@ def figures(run: Run) -> dict[str, Any]:
         own = [one.p99 for one in rounds]
         predicted = [with_same_arrivals(predictor, one) for one in rounds]
         rates.append(rate := median(map(rate_of, rounds)))
-        found.append(median(own))
+        found.append(p99 := median(own))
         same.append(median(predicted))
         rows.append(
             {
                 "rate": round(rate, 2),
-                "measured_ms": round(1000 * median(own), 2),
+                "measured_ms": round(1000 * p99, 2),
                 "each_ms": [round(1000 * one, 2) for one in own],
                 "same_arrivals_ratio": round(median(map(truediv, predicted, own)), 3),
-                "steady_ratio": (
-                    round(predictor.at(rate).p99 / median(own), 3) if rate < curve.capacity else None
-                ),
+                "steady_ratio": (round(predictor.at(rate).p99 / p99, 3) if rate < curve.capacity else None),
                 "speeds": [round(one.speed / run.speed, 3) for one in loops],
                 "responses": sum(len(one.latencies) for one in rounds),
                 "client_cpu": round(median(one.cpu for one in rounds), 3),

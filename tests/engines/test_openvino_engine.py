@@ -1,10 +1,12 @@
 """OpenVINO answers as PyTorch does, from bytes or from tensors, and needs no torch to do so."""
 
 import copy
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -335,6 +337,20 @@ def test_a_batch_of_the_wrong_shape_is_said_in_words(graph: object) -> None:
     with pytest.raises(EngineError, match=r"^OpenVINO cannot run the model: Can't set the input") as caught:
         OpenVINOEngine(graph, TINY)(np.zeros((1, 5, 5, 3), np.uint8))
     assert ".cpp" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_module_may_be_released_after_conversion(pixels: Pixels) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 20, 5))
+    images = pixels(TINY, 2)
+    with torch.no_grad():
+        expected = probabilities(module(torch.from_numpy(normalise(images, TINY))))
+    graph = convert(module, TINY)
+    seen = weakref.ref(module)
+    del module
+    gc.collect()
+    assert seen() is None
+    assert np.abs(probabilities(OpenVINOEngine(graph, TINY)(images)) - expected).max() < 1e-5
 
 
 @pytest.mark.slow

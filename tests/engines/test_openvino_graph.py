@@ -1,9 +1,7 @@
 """OpenVINO's graphs: modules become some, which are saved and read, and what is none is refused."""
 
-import gc
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,20 +86,6 @@ def test_position_embeddings_are_resized_as_by_torch(mode: str) -> None:
         expected = module(images)
     found = outputs(convert(module, SMALL), images.numpy(), 1)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_module_may_be_released_after_conversion() -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 20, 5))
-    images = torch.rand(2, *TINY.tensor_shape)
-    with torch.no_grad():
-        expected = module(images)
-    graph = convert(module, TINY)
-    seen = weakref.ref(module)
-    del module
-    gc.collect()
-    assert seen() is None
-    np.testing.assert_allclose(outputs(graph, images.numpy(), 1), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
